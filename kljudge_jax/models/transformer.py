@@ -1,0 +1,205 @@
+"""One decoder for every family: the same forward serves prefill, draft steps and verification."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from kljudge_jax.models.cache import KVCache, write_rows
+from kljudge_jax.models.config import Rope, TransformerConfig
+from kljudge_jax.models.linear import Embedding, Linear
+
+# Finite, so that a query that sees nothing (a padding row) gets a mean of stale values and not a NaN.
+_MASKED = -1e30
+
+_ACTIVATIONS = {
+    "silu": jax.nn.silu,
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+}
+
+
+def _softcap(x: jax.Array, cap: float) -> jax.Array:
+    return cap * jnp.tanh(x / cap) if cap else x
+
+
+class RMSNorm(nnx.Module):
+    """`x / rms(x) * scale` over the last axis, in float32. `scale` stays float32 whatever the model's dtype."""
+
+    def __init__(self, size: int, eps: float):
+        self.scale = nnx.Param(jnp.ones((size,), jnp.float32))
+        self.eps = eps
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        wide = x.astype(jnp.float32)
+        wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
+        return (wide * self.scale[...]).astype(x.dtype)
+
+
+def rotate(x: jax.Array, positions: jax.Array, rope: Rope) -> jax.Array:
+    """Applies rope to x `[B, T, heads, D]` at int32 positions `[B, T]`; dimension i turns with i + D/2."""
+    frequencies = jnp.asarray(rope.frequencies(x.shape[-1]))
+    angles = positions.astype(jnp.float32)[:, :, None, None] * frequencies
+    cos, sin = jnp.cos(angles) * rope.attention_factor, jnp.sin(angles) * rope.attention_factor
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+
+
+class Attention(nnx.Module):
+    """Grouped-query attention of one layer."""
+
+    def __init__(self, key: jax.Array, config: TransformerConfig, layer: int, dtype):
+        keys = jax.random.split(key, 4)
+        inner, shared = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+        self.query = Linear(keys[0], config.hidden_size, inner, config.qkv_bias, dtype)
+        self.key = Linear(keys[1], config.hidden_size, shared, config.qkv_bias, dtype)
+        self.value = Linear(keys[2], config.hidden_size, shared, config.qkv_bias, dtype)
+        self.out = Linear(keys[3], inner, config.hidden_size, config.out_bias, dtype)
+        self.query_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else None
+        self.key_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else None
+        self.config = config
+        self.layer = layer
+
+    def __call__(self, x, positions, stored):
+        """x `[B, T, H]`, positions `[B, T]`, stored (keys, values) `[B, G, S, D]` or None: `[B, T, H]` and stored."""
+        config, (batch, length, _) = self.config, x.shape
+        heads, groups, dim = config.num_heads, config.num_kv_heads, config.head_dim
+        query = self.query(x).reshape(batch, length, heads, dim)
+        key = self.key(x).reshape(batch, length, groups, dim)
+        value = self.value(x).reshape(batch, length, groups, dim)
+        if self.query_norm is not None:
+            query, key = self.query_norm(query), self.key_norm(key)
+        rope = config.layer_rope(self.layer)
+        query, key = rotate(query, positions, rope), rotate(key, positions, rope)
+        scale = config.query_scale if config.query_scale is not None else dim**-0.5
+        query = query * jnp.asarray(scale, query.dtype)
+
+        key, value = key.swapaxes(1, 2), value.swapaxes(1, 2)  # [B, G, T, D]
+        if stored is not None:
+            start = positions[:, 0]
+            key, value = write_rows(stored[0], key, start), write_rows(stored[1], value, start)
+            stored = (key, value)
+        slots = jnp.arange(key.shape[2]) if stored is not None else positions[:, None, :]
+        distance = positions[:, :, None] - slots  # [B, T, S]
+        visible = distance >= 0
+        if config.window(self.layer):
+            visible &= distance < config.window(self.layer)
+
+        # The query heads of a group are rows of one product: [B, G, T * N/G, D] by [B, G, S, D].
+        query = query.reshape(batch, length, groups, heads // groups, dim).transpose(0, 2, 3, 1, 4)
+        scores = jnp.einsum("bgrtd,bgsd->bgrts", query, key, preferred_element_type=jnp.float32)
+        scores = jnp.where(visible[:, None, None], _softcap(scores, config.attention_softcap), _MASKED)
+        weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
+        mixed = jnp.einsum("bgrts,bgsd->bgrtd", weights, value, preferred_element_type=jnp.float32)
+        mixed = mixed.transpose(0, 3, 1, 2, 4).reshape(batch, length, heads * dim).astype(x.dtype)
+        return self.out(mixed), stored
+
+
+class MLP(nnx.Module):
+    """The gated feed-forward of one layer: `down(activation(gate(x)) * up(x))`."""
+
+    def __init__(self, key: jax.Array, config: TransformerConfig, dtype):
+        keys = jax.random.split(key, 3)
+        self.gate = Linear(keys[0], config.hidden_size, config.intermediate_size, config.mlp_bias, dtype)
+        self.up = Linear(keys[1], config.hidden_size, config.intermediate_size, config.mlp_bias, dtype)
+        self.down = Linear(keys[2], config.intermediate_size, config.hidden_size, config.mlp_bias, dtype)
+        self.activation = config.activation
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.down(_ACTIVATIONS[self.activation](self.gate(x)) * self.up(x))
+
+
+class Block(nnx.Module):
+    """One layer: attention and MLP, each normed before and, in Gemma 2 and 3, after."""
+
+    def __init__(self, key: jax.Array, config: TransformerConfig, layer: int, dtype):
+        attention_key, mlp_key = jax.random.split(key)
+
+        def norm():
+            return RMSNorm(config.hidden_size, config.norm_eps)
+
+        self.attention_norm = norm()
+        self.attention = Attention(attention_key, config, layer, dtype)
+        self.mlp_norm = norm()
+        self.mlp = MLP(mlp_key, config, dtype)
+        self.post_attention_norm = norm() if config.post_norms else None
+        self.post_mlp_norm = norm() if config.post_norms else None
+
+    def __call__(self, x, positions, stored):
+        attended, stored = self.attention(self.attention_norm(x), positions, stored)
+        x = x + (self.post_attention_norm(attended) if self.post_attention_norm is not None else attended)
+        fed = self.mlp(self.mlp_norm(x))
+        return x + (self.post_mlp_norm(fed) if self.post_mlp_norm is not None else fed), stored
+
+
+class Transformer(nnx.Module):
+    """A decoder-only transformer with random weights; `models.weights` fills it with real ones.
+
+    A pytree whose leaves are its parameters and whose structure carries `config`: pass it through `jax.jit` as an
+    argument like any other.
+    """
+
+    def __init__(self, config: TransformerConfig, key: jax.Array, dtype=jnp.float32):
+        keys = jax.random.split(key, config.num_layers + 2)
+        self.config = config
+        self.embedding = Embedding(keys[0], config.vocab_size, config.hidden_size, dtype)
+        self.layers = nnx.List([Block(keys[i + 1], config, i, dtype) for i in range(config.num_layers)])
+        self.final_norm = RMSNorm(config.hidden_size, config.norm_eps)
+        self.head = None if config.tied_head else Linear(keys[-1], config.hidden_size, config.vocab_size, dtype=dtype)
+
+    @property
+    def dtype(self):
+        return self.embedding.table[...].dtype
+
+    def __call__(self, tokens: jax.Array, cache: KVCache | None = None) -> tuple[jax.Array, KVCache | None]:
+        """Consumes tokens after what the cache holds.
+
+        Args:
+          tokens: int32 `[B, T]`; row b's first one stands at position `cache.length[b]` (0 without a cache).
+          cache: keys and values of what came before; `cache.length + T` may not pass its capacity.
+
+        Returns:
+          hidden: final-norm states `[B, T, H]`; `hidden[:, t]` has consumed `tokens[:, :t + 1]`.
+          cache: with T more tokens in every row; None if none was given.
+        """
+        start = cache.length if cache is not None else jnp.zeros((tokens.shape[0],), jnp.int32)
+        positions = start[:, None] + jnp.arange(tokens.shape[1], dtype=jnp.int32)
+        x = self.embedding(tokens)
+        x = x * jnp.asarray(self.config.embedding_scale, x.dtype)
+        keys, values = [], []
+        for i, block in enumerate(self.layers):
+            x, stored = block(x, positions, None if cache is None else (cache.keys[i], cache.values[i]))
+            if stored is not None:
+                keys.append(stored[0])
+                values.append(stored[1])
+        if cache is not None:
+            cache = KVCache(tuple(keys), tuple(values), start + tokens.shape[1])
+        return self.final_norm(x), cache
+
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        """Next-token logits of final-norm states `[..., H]`: f32 `[..., V]`."""
+        raw = self.embedding.attend(hidden) if self.head is None else self.head.in_float32(hidden)
+        return _softcap(raw, self.config.final_softcap)
+
+
+def parameters(model: Transformer) -> dict[str, jax.Array]:
+    """The parameters by dotted name ("layers.0.attention.query.kernel"), in a fixed order."""
+    flat, _ = jax.tree_util.tree_flatten_with_path(model)
+    return {_dotted(path): leaf for path, leaf in flat}
+
+
+def abstract(config: TransformerConfig, dtype=jnp.float32) -> Transformer:
+    """The model with a `ShapeDtypeStruct` in place of each parameter: what a loader has to fill."""
+    return jax.eval_shape(lambda: Transformer(config, jax.random.key(0), dtype))
+
+
+def assemble(config: TransformerConfig, values: dict[str, jax.Array]) -> Transformer:
+    """A model of the given parameters, named as `parameters` names them; shapes are the caller's promise."""
+    flat, structure = jax.tree_util.tree_flatten_with_path(abstract(config))
+    return jax.tree_util.tree_unflatten(structure, [values[_dotted(path)] for path, _ in flat])
+
+
+def _dotted(path) -> str:
+    parts = [str(getattr(step, "name", getattr(step, "key", getattr(step, "idx", None)))) for step in path]
+    return ".".join(parts[:-1] if parts[-1] == "value" else parts)  # an nnx.Param holds its array under "value"

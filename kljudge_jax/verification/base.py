@@ -1,0 +1,71 @@
+"""What a verification rule sees and what it answers: one sequence, one cycle."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar, Protocol, runtime_checkable
+
+import jax
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class VerifyInputs:
+    """One sequence in one cycle. K draft length, V vocabulary, Hd and Ht hidden sizes of draft and target.
+
+    Row i of the draft's and of the target's logits predict draft token i after the same prefix; the target's last row
+    predicts the token after the whole draft. Rows from `draft_count` on (and the target's after it) are garbage, NaN
+    included: a rule masks them before it reads them. K = 0 is valid: plain decoding.
+
+    Attributes:
+      draft_tokens: int32 `[K]`.
+      draft_count: int32 `[]`, how many of the K are real.
+      draft_logits: f32 `[K, V]`, processed exactly as the token was sampled: temperature, then top-k, then top-p; what
+        was cut off holds -inf. A drafter without probabilities gives 0 at its token and -inf elsewhere.
+      target_logits: f32 `[K + 1, V]`, processed the same way.
+      raw_draft_logits, raw_target_logits: before any processing; the same arrays when greedy.
+      draft_hidden: `[K, Hd]`, the draft's final-norm state after consuming draft token i; None unless the rule
+        names it in `needs`.
+      target_hidden: `[K, Ht]`, the target's; None unless the rule names it in `needs`.
+      greedy: bool `[]`, temperature 0: corrections and bonus tokens are the target's argmax.
+    """
+
+    draft_tokens: jax.Array
+    draft_count: jax.Array
+    draft_logits: jax.Array
+    target_logits: jax.Array
+    raw_draft_logits: jax.Array
+    raw_target_logits: jax.Array
+    draft_hidden: jax.Array | None
+    target_hidden: jax.Array | None
+    greedy: jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """What a rule decides.
+
+    Attributes:
+      num_accepted: int32 `[]`, 0 to `draft_count`: the leading draft tokens that are kept.
+      next_token: int32 `[]`, the token after them: the correction, or the bonus when all were accepted.
+      relaxed: bool `[K]`, accepted here though the strict rule with the same coin would not have; False from
+        `num_accepted` on.
+    """
+
+    num_accepted: jax.Array
+    next_token: jax.Array
+    relaxed: jax.Array
+
+
+@runtime_checkable
+class Verifier(Protocol):
+    """A verification rule: a pure function of one sequence, which the decoding loop vmaps over the batch.
+
+    Implementations are frozen dataclasses registered as pytrees, so that a threshold is data and sweeping it compiles
+    nothing. `needs` names the inputs that cost extra: "draft_hidden", "target_hidden".
+    """
+
+    needs: ClassVar[frozenset[str]]
+
+    def __call__(self, key: jax.Array, inputs: VerifyInputs) -> Verdict: ...
