@@ -1,0 +1,46 @@
+"""Rules that judge nothing: the controls that every judge has to beat."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from kljudge_jax.verification.base import VerifyInputs
+from kljudge_jax.verification.parameters import probability
+from kljudge_jax.verification.rule import Odds, TokenRule, register
+
+
+@register
+@dataclasses.dataclass(frozen=True)
+class AcceptAll(TokenRule):
+    """Accept every draft token: the speed that no rule can pass, and the draft's own quality."""
+
+    word = "all"
+    source = "a control of ours"
+
+    def acceptance(self, inputs: VerifyInputs, odds: Odds) -> jax.Array:
+        return jnp.ones_like(odds.log_target)
+
+
+@register
+@dataclasses.dataclass(frozen=True)
+class RandomAcceptance(TokenRule):
+    """Accept what the strict rule accepts, and a mismatch with probability `rate`.
+
+    What a judge gains at equal acceptance over this one is what its judgement is worth. A rate of 0 is the strict rule.
+    The correction is the strict rule's.
+
+    Attributes:
+      rate: probability that a token which the strict rule rejects is kept.
+    """
+
+    rate: float = probability()
+
+    word = "random"
+    source = "a control of ours"
+
+    def acceptance(self, inputs: VerifyInputs, odds: Odds) -> jax.Array:
+        strict = odds.strict()
+        return strict + (1.0 - strict) * self.rate

@@ -1,0 +1,43 @@
+"""The headline rule: a judge that needs no training."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+
+from kljudge_jax.verification.base import VerifyInputs
+from kljudge_jax.verification.distributions import kl_divergence
+from kljudge_jax.verification.parameters import number, probability
+from kljudge_jax.verification.rule import ThresholdRule, register
+
+
+@register
+@dataclasses.dataclass(frozen=True)
+class KLJudge(ThresholdRule):
+    """Accept what the strict rule accepts, and a mismatch where the target is unsure and agrees with the draft.
+
+    accept = strict or (max p <= confidence and KL(p || q) < threshold), p and q the softmax of the raw logits over the
+    full vocabulary. The token d itself is not looked at. A threshold of -1 (or 0) is the strict rule; so is a
+    confidence of 0.
+
+    Greedy: strict is d = argmax p, as published. Sampling, which the paper leaves open: strict is speculative
+    sampling's coin, with its correction, on the processed logits.
+
+    Source: JuDi, arXiv 2601.04766, paper and code. Published thresholds: 0.1 to 1.4, about 0.4 to 0.5 for word
+    problems; the confidence is its constant 0.9.
+
+    Attributes:
+      threshold: tau, in nats; KL has to be below it.
+      confidence: the largest top probability of the target at which a mismatch may pass; 1.0 is no mask.
+    """
+
+    threshold: float = number()
+    confidence: float = probability(0.9)
+
+    word = "kl"
+    source = "JuDi, arXiv 2601.04766 (paper and code); its form when sampling is ours"
+
+    def passes(self, inputs: VerifyInputs) -> jax.Array:
+        count = inputs.draft_tokens.shape[0]
+        return kl_divergence(inputs.raw_target_logits[:count], inputs.raw_draft_logits) < self.threshold

@@ -1,0 +1,95 @@
+"""A rule's parameters: what each may be, said once for its constructor, the command line and the table of rules."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import numbers
+
+from kljudge_jax.errors import InputError
+
+_INFINITY = math.inf
+
+
+@dataclasses.dataclass(frozen=True)
+class Parameter:
+    """What a value may be.
+
+    Attributes:
+      choices: the words it is one of; empty for a number.
+      integer: whether the number is whole.
+      minimum, maximum: the range of a number, both ends included.
+      open_below: `minimum` itself is refused.
+    """
+
+    choices: tuple[str, ...] = ()
+    integer: bool = False
+    minimum: float = -_INFINITY
+    maximum: float = _INFINITY
+    open_below: bool = False
+
+    def __str__(self) -> str:
+        if self.choices:
+            return f"one of {', '.join(self.choices)}"
+        kind = "a whole number" if self.integer else "a number"
+        low = f" above {self.minimum:g}" if self.open_below else f" from {self.minimum:g}"
+        if self.minimum == -_INFINITY:
+            low = ""
+        return kind + low + (f" up to {self.maximum:g}" if self.maximum != _INFINITY else "")
+
+    def check(self, owner: str, name: str, value: object) -> None:
+        """Refuses a concrete value that is out of range; lets every tracer, array and placeholder pass.
+
+        A pytree is rebuilt through its constructor with whatever a transformation puts in place of the leaves, so
+        only values that a person can have written are looked at.
+        """
+        if self.choices:
+            wrong = value not in self.choices
+        elif isinstance(value, numbers.Real):
+            too_low = value <= self.minimum if self.open_below else value < self.minimum
+            wrong = math.isnan(value) or too_low or value > self.maximum
+            wrong |= self.integer and not wrong and value != math.floor(value)
+        else:
+            wrong = value is None or isinstance(value, str | bytes)
+        if wrong:
+            raise InputError(f"give {owner} {self} as its {name}, not {value!r}.")
+
+    def parse(self, owner: str, name: str, text: str) -> float | int | str:
+        """The value that `text` spells, checked."""
+        value: float | int | str = text
+        if not self.choices:
+            try:
+                value = int(text) if self.integer else float(text)
+            except ValueError:
+                raise InputError(f"give {owner} {self} as its {name}, not {text!r}.") from None
+        self.check(owner, name, value)
+        return value
+
+
+def number(default=dataclasses.MISSING, *, minimum=-_INFINITY, maximum=_INFINITY, open_below=False):
+    """A dataclass field that holds a number: data, so that changing it compiles nothing."""
+    return _field(default, Parameter(minimum=minimum, maximum=maximum, open_below=open_below))
+
+
+def integer(default=dataclasses.MISSING, *, minimum=-_INFINITY, maximum=_INFINITY):
+    """A dataclass field that holds a whole number: data as well."""
+    return _field(default, Parameter(integer=True, minimum=minimum, maximum=maximum))
+
+
+def choice(*choices: str, default=dataclasses.MISSING):
+    """A dataclass field that holds one of some words: part of the compiled program."""
+    return _field(default, Parameter(choices=choices), static=True)
+
+
+def probability(default=dataclasses.MISSING):
+    """A number from 0 to 1."""
+    return number(default, minimum=0.0, maximum=1.0)
+
+
+def parameters_of(rule: type) -> dict[str, tuple[Parameter, object]]:
+    """A rule's parameters by name, in order, each with its default (`dataclasses.MISSING` if it has none)."""
+    return {field.name: (field.metadata["parameter"], field.default) for field in dataclasses.fields(rule)}
+
+
+def _field(default, parameter: Parameter, static: bool = False):
+    return dataclasses.field(default=default, metadata={"parameter": parameter, "static": static})

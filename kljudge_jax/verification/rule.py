@@ -1,0 +1,185 @@
+"""What every rule of this room shares: how a verdict is drawn, and the test of one draft token at a time."""
+
+from __future__ import annotations
+
+from typing import ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from kljudge_jax.verification.base import Verdict, VerifyInputs
+from kljudge_jax.verification.distributions import Normaliser, excess, token_log_probability
+from kljudge_jax.verification.parameters import parameters_of
+
+
+class Odds(NamedTuple):
+    """Log-probabilities of the draft tokens under target and draft, processed logits, f32 `[K]` each.
+
+    When greedy both distributions are point masses: the draft's at its token, the target's at its argmax.
+    """
+
+    log_target: jax.Array
+    log_draft: jax.Array
+
+    @classmethod
+    def of(cls, inputs: VerifyInputs) -> Odds:
+        count = inputs.draft_tokens.shape[0]
+
+        def greedy():
+            match = jnp.argmax(inputs.target_logits[:count], axis=-1) == inputs.draft_tokens
+            return cls(jnp.where(match, 0.0, -jnp.inf), jnp.zeros((count,)))
+
+        def sampled():
+            return cls(
+                token_log_probability(inputs.target_logits[:count], inputs.draft_tokens),
+                token_log_probability(inputs.draft_logits, inputs.draft_tokens),
+            )
+
+        return jax.lax.cond(inputs.greedy, greedy, sampled)
+
+    def ratio(self) -> jax.Array:
+        """p(d) / q(d), f32 `[K]`: 0 where p(d) is 0 whatever q(d), infinite where only q(d) is."""
+        return jnp.where(self.log_target == -jnp.inf, 0.0, jnp.exp(self.log_target - self.log_draft))
+
+    def strict(self) -> jax.Array:
+        """The strict rule's acceptance probability, min(1, p(d) / q(d)), f32 `[K]`: 0 or 1 when greedy."""
+        return jnp.minimum(1.0, self.ratio())
+
+
+class Rule:
+    """A rule as two pure functions, `law` and `correction`; calling it draws from the two.
+
+    Attributes:
+      word: what the command line calls it.
+      source: the paper or code that defines it, and how well that is known.
+      lossless: it keeps the target's distribution, and when greedy the target's own tokens.
+      greedy_only: it has no meaning at a temperature above 0.
+      needs: the inputs that cost extra, "draft_hidden" and "target_hidden".
+    """
+
+    word: ClassVar[str]
+    source: ClassVar[str]
+    lossless: ClassVar[bool] = False
+    greedy_only: ClassVar[bool] = False
+    needs: ClassVar[frozenset[str]] = frozenset()
+
+    def __post_init__(self):
+        for name, (parameter, _) in parameters_of(type(self)).items():
+            parameter.check(type(self).__name__, name, getattr(self, name))
+
+    def law(self, inputs: VerifyInputs) -> jax.Array:
+        """Distribution of the accepted length, given the draft: f32 `[K + 1]`, zero past `draft_count`."""
+        raise NotImplementedError
+
+    def accept(self, coins: jax.Array, inputs: VerifyInputs) -> tuple[jax.Array, jax.Array]:
+        """The accepted length that `coins`, f32 `[K]` uniform in [0, 1), give, drawn from `law`, and `relaxed`."""
+        raise NotImplementedError
+
+    def residual(self, inputs: VerifyInputs, num_accepted: jax.Array, p: jax.Array, q: jax.Array) -> jax.Array:
+        """Weights `[V]` of the token that replaces a rejected one when sampling; p and q are its distributions."""
+        return excess(p, q)
+
+    def correction(self, inputs: VerifyInputs, num_accepted: jax.Array) -> jax.Array:
+        """Distribution of the token after `num_accepted` draft tokens: f32 `[V]`, a point mass when greedy.
+
+        After the whole draft it is the target's own; where the residual is empty (p = q) as well.
+        """
+        target_row = inputs.target_logits[num_accepted]
+        count = inputs.draft_tokens.shape[0]
+
+        def greedy():
+            return jax.nn.one_hot(jnp.argmax(target_row), target_row.shape[0])
+
+        def sampled():
+            p = _probabilities(target_row)
+            if count == 0:
+                return p
+            q = _probabilities(inputs.draft_logits[jnp.minimum(num_accepted, count - 1)])
+            rejected = num_accepted < inputs.draft_count
+            weights = jnp.where(rejected, self.residual(inputs, num_accepted, p, q), p)
+            total = jnp.sum(weights)
+            return jnp.where(total > 0, weights / total, p)
+
+        return jax.lax.cond(inputs.greedy, greedy, sampled)
+
+    def __call__(self, key: jax.Array, inputs: VerifyInputs) -> Verdict:
+        """Draws a verdict; consumes `key`."""
+        coin_key, token_key = jax.random.split(key)
+        coins = jax.random.uniform(coin_key, inputs.draft_tokens.shape)
+        num_accepted, relaxed = self.accept(coins, inputs)
+        distribution = self.correction(inputs, num_accepted)
+        next_token = jax.lax.cond(
+            inputs.greedy,
+            lambda: jnp.argmax(distribution),
+            lambda: jax.random.categorical(token_key, jnp.log(distribution)),
+        )
+        return Verdict(num_accepted, next_token.astype(jnp.int32), relaxed)
+
+
+class TokenRule(Rule):
+    """A rule that gives each draft token an acceptance probability and keeps the leading run of accepted ones."""
+
+    def acceptance(self, inputs: VerifyInputs, odds: Odds) -> jax.Array:
+        """Probability, f32 `[K]`, that each draft token is accepted once all before it were."""
+        raise NotImplementedError
+
+    def law(self, inputs: VerifyInputs) -> jax.Array:
+        real = jnp.arange(inputs.draft_tokens.shape[0]) < inputs.draft_count
+        accept = jnp.where(real, self.acceptance(inputs, Odds.of(inputs)), 0.0)
+        reached = jnp.cumprod(jnp.append(1.0, accept))
+        return reached * (1.0 - jnp.append(accept, 0.0))
+
+    def accept(self, coins: jax.Array, inputs: VerifyInputs) -> tuple[jax.Array, jax.Array]:
+        odds = Odds.of(inputs)
+        real = jnp.arange(inputs.draft_tokens.shape[0]) < inputs.draft_count
+        kept = jnp.cumprod(real & (coins < self.acceptance(inputs, odds)), dtype=jnp.int32)
+        # One coin serves both tests, so that `relaxed` compares the two rules on the same draw.
+        return jnp.sum(kept), (kept == 1) & ~(coins < odds.strict())
+
+
+class ThresholdRule(TokenRule):
+    """A rule that tests each draft token without a coin, where the target's top probability is `confidence` or less.
+
+    Where the target is surer than that, the strict rule decides. A concrete rule has a field `confidence` (1.0 is no
+    mask) and a method `passes`.
+
+    Attributes:
+      keeps_strict: a token that fails the test is still accepted where the strict rule accepts it; the correction is
+        then the strict rule's. Otherwise the test alone decides and the correction is drawn from the target.
+    """
+
+    keeps_strict: ClassVar[bool] = True
+
+    def passes(self, inputs: VerifyInputs) -> jax.Array:
+        """The test, bool `[K]`, on the raw logits."""
+        raise NotImplementedError
+
+    def acceptance(self, inputs: VerifyInputs, odds: Odds) -> jax.Array:
+        strict = odds.strict()
+        otherwise = strict if self.keeps_strict else 0.0
+        tested = jnp.where(self.passes(inputs), 1.0, otherwise)
+        unsure = Normaliser.of(inputs.raw_target_logits[: strict.shape[0]]).top <= self.confidence
+        return jnp.where(unsure, tested, strict)
+
+    def residual(self, inputs: VerifyInputs, num_accepted: jax.Array, p: jax.Array, q: jax.Array) -> jax.Array:
+        if self.keeps_strict:
+            return excess(p, q)
+        unsure = Normaliser.of(inputs.raw_target_logits[num_accepted]).top <= self.confidence
+        return jnp.where(unsure, p, excess(p, q))
+
+
+def register(rule: type) -> type:
+    """Makes a frozen dataclass a rule: a pytree whose numbers are data, known to the command line by its word.
+
+    The dataclass derives from `Rule`; its fields come from `verification.parameters`.
+    """
+    RULES.append(rule)
+    return jax.tree_util.register_dataclass(rule)
+
+
+RULES: list[type[Rule]] = []
+
+
+def _probabilities(logits: jax.Array) -> jax.Array:
+    normaliser = Normaliser.of(logits)
+    return jnp.exp(logits - normaliser.peak) / normaliser.total
