@@ -1,0 +1,143 @@
+"""Our own folder of a model: configuration, tokenizer and an Orbax checkpoint of the parameters.
+
+`model.json` says what it is, `weights/` is the checkpoint (a flat dictionary by dotted name), and the tokenizer's files
+lie beside them as Transformers writes them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import orbax.checkpoint as ocp
+
+from kljudge_jax.errors import InputError
+from kljudge_jax.models.config import Rope, TransformerConfig
+from kljudge_jax.models.json_file import read_json
+from kljudge_jax.models.tokenizer import has_tokenizer, load_tokenizer
+from kljudge_jax.models.transformer import Transformer, parameters
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_MANIFEST = "model.json"
+_FORMAT = "kljudge_jax.model"
+_VERSION = 1
+
+
+def is_ours(folder: str | Path) -> bool:
+    return (Path(folder) / _MANIFEST).is_file()
+
+
+def save(
+    folder: str | Path,
+    model: Transformer,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    eos: tuple[int, ...] = (),
+) -> None:
+    """Writes a model to a new folder, each parameter in its own dtype.
+
+    Args:
+      eos: every id that ends a text.
+
+    Raises:
+      InputError: the folder exists and is not empty, or cannot be written.
+    """
+    folder = Path(folder).expanduser().absolute()
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder} exists and is not an empty folder: name a new one")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with ocp.PyTreeCheckpointer() as checkpointer:
+            checkpointer.save(folder / "weights", parameters(model))
+        # Orbax notes the path it wrote to; a folder that will be handed on keeps it to itself.
+        (folder / "weights" / "commit_success.txt").write_text("Checkpoint commit was successful.\n")
+        if tokenizer is not None:
+            tokenizer.save_pretrained(str(folder))
+        manifest = {
+            "format": _FORMAT,
+            "version": _VERSION,
+            "config": dataclasses.asdict(model.config),
+            "eos": [int(i) for i in eos],
+        }
+        # Last, so that a folder that was cut short is not taken for a model.
+        (folder / _MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{folder} cannot be written: {error}") from error
+
+
+class OrbaxFolder:
+    """A folder that `save` wrote. A `TensorSource` with a tokenizer.
+
+    Raises:
+      InputError: the folder is none of ours, of a later version, or damaged.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path).expanduser().absolute()
+        self.where = str(path)
+        if not is_ours(self.path):
+            raise InputError(f"{self.where} has no {_MANIFEST}: give a folder that kljudge convert wrote")
+        manifest = read_json(self.path / _MANIFEST)
+        if manifest.get("format") != _FORMAT:
+            raise InputError(f"{self.path / _MANIFEST} is not a model's: give a folder that kljudge convert wrote")
+        if manifest.get("version") != _VERSION:
+            raise InputError(
+                f"{self.where} has version {manifest.get('version')!r} and this program reads {_VERSION}: "
+                "convert the model again, or upgrade kljudge_jax"
+            )
+        self.config = _config(manifest, self.where)
+        self.eos = tuple(int(i) for i in manifest.get("eos", ()))
+        self._checkpointer = ocp.PyTreeCheckpointer()
+        try:
+            self._metadata = dict(self._checkpointer.metadata(self.path / "weights").item_metadata.tree)
+        except Exception as error:  # Orbax and TensorStore raise many kinds for a damaged folder
+            raise InputError(f"{self.path / 'weights'} is no Orbax checkpoint that can be read: {error}") from error
+        self._waiting: dict[str, np.ndarray] = {}
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {name: tuple(leaf.shape) for name, leaf in self._metadata.items()}
+
+    def read(self, name: str) -> np.ndarray:
+        # A restore has a fixed price of some 20 ms, so a layer is read at once, and handed out once.
+        if name not in self._waiting:
+            self._waiting = self._restore([other for other in self._metadata if _group(other) == _group(name)])
+        return self._waiting.pop(name)
+
+    def _restore(self, names: list[str]) -> dict[str, np.ndarray]:
+        arguments = ocp.args.PyTreeRestore(
+            item={name: self._metadata[name] for name in names},
+            restore_args={name: ocp.RestoreArgs(restore_type=np.ndarray) for name in names},
+            partial_restore=True,
+        )
+        try:
+            return dict(self._checkpointer.restore(self.path / "weights", args=arguments))
+        except Exception as error:
+            raise InputError(f"{self.path / 'weights'} is damaged: {error}") from error
+
+    def tokenizer(self) -> PreTrainedTokenizerBase | None:
+        """The folder's tokenizer; None if it was saved without."""
+        return load_tokenizer(self.path) if has_tokenizer(self.path) else None
+
+
+def _group(name: str) -> str:
+    parts = name.split(".")
+    return ".".join(parts[:2]) if parts[0] == "layers" else name
+
+
+def _config(manifest: dict[str, Any], where: str) -> TransformerConfig:
+    def rope(values: dict[str, Any] | None) -> Rope | None:
+        if values is None:
+            return None
+        divisors = values.get("frequency_divisors")
+        return Rope(**values | {"frequency_divisors": None if divisors is None else tuple(divisors)})
+
+    try:
+        values = dict(manifest["config"])
+        ropes = {"rope": rope(values["rope"]), "local_rope": rope(values["local_rope"])}
+        return TransformerConfig(**values | ropes | {"windows": tuple(values["windows"])})
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{where} has a {_MANIFEST} that does not describe a model: {error}") from error

@@ -1,0 +1,155 @@
+"""Target and draft, with the tokenizer they share: what everything else takes."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+
+import kljudge_jax
+from kljudge_jax.errors import InputError
+from kljudge_jax.models.sources import Checkpoint, open_checkpoint, open_tokenizer
+from kljudge_jax.models.tokenizer import check_fits, compare, tokenizer_eos
+from kljudge_jax.models.transformer import Transformer
+from kljudge_jax.models.weights import load
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class ModelPair:
+    """A target model and the draft that proposes for it. A pytree whose leaves are the parameters of both.
+
+    Attributes:
+      target: the model whose tokens are wanted.
+      draft: the small model; None for plain decoding, prompt lookup and self-draft.
+      tokenizer: of both; None if prompts are token ids.
+      eos: every id that ends a text; by default the tokenizer's.
+      target_name, draft_name: for reports.
+
+    Raises:
+      InputError: the two vocabularies differ in size.
+    """
+
+    target: Transformer
+    draft: Transformer | None = None
+    tokenizer: PreTrainedTokenizerBase | None = dataclasses.field(default=None, metadata={"static": True})
+    eos: tuple[int, ...] | None = dataclasses.field(default=None, metadata={"static": True})
+    target_name: str = dataclasses.field(default="target", metadata={"static": True})
+    draft_name: str = dataclasses.field(default="draft", metadata={"static": True})
+
+    def __post_init__(self):
+        if self.eos is None:
+            object.__setattr__(self, "eos", tokenizer_eos(self.tokenizer))
+        # Unflattening may put anything in place of the models.
+        if isinstance(self.target, Transformer) and isinstance(self.draft, Transformer):
+            ours, theirs = self.target.config.vocab_size, self.draft.config.vocab_size
+            if ours != theirs:
+                raise InputError(
+                    f"the target has {ours} tokens and the draft {theirs}: load them with ModelPair.from_pretrained, "
+                    "which aligns the two"
+                )
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        target: str | Path,
+        draft: str | Path | None = None,
+        *,
+        dtype: str = "float32",
+        mesh: str | None = None,
+        revision: str | None = None,
+        draft_revision: str | None = None,
+        tokenizer: Any = None,
+    ) -> ModelPair:
+        """Loads a pair.
+
+        Vocabularies that differ only by padding are cut to the common part.
+
+        Args:
+          target, draft: hub id, local folder (safetensors, or ours) or .gguf file.
+          dtype: "float32", "bfloat16", "float16", or "auto": bfloat16 on GPU and TPU, float32 on CPU.
+          mesh: devices to spread the parameters over, such as "data=2,tensor=4"; None is one device.
+          revision, draft_revision: branch, tag or commit of a hub id.
+          tokenizer: in place of the target's: a tokenizer, or where to find one (hub id, folder or .gguf file).
+
+        Raises:
+          InputError: a model cannot be found, read or run, or the two do not share a tokenizer.
+        """
+        wanted = resolve_dtype(dtype)
+        if mesh is None:
+            place = None
+        else:
+            from kljudge_jax.parallel.mesh import mesh_from_spec
+            from kljudge_jax.parallel.mesh import place as place_on
+
+            place = place_on(mesh_from_spec(mesh))
+        target_source = open_checkpoint(target, revision)
+        draft_source = None if draft is None else open_checkpoint(draft, draft_revision)
+
+        if isinstance(tokenizer, str | Path):
+            tokenizer = open_tokenizer(tokenizer)
+        names = {target_source: str(target)} | ({} if draft_source is None else {draft_source: str(draft)})
+        tokenizer = _shared_tokenizer(names, tokenizer)
+        vocab_size = min(source.config.vocab_size for source in names)
+        eos = tuple(i for i in target_source.eos or tokenizer_eos(tokenizer) if i < vocab_size)
+        return cls(
+            load(target_source, wanted, vocab_size, place),
+            None if draft_source is None else load(draft_source, wanted, vocab_size, place),
+            tokenizer,
+            eos,
+            str(target),
+            "none" if draft is None else str(draft),
+        )
+
+    @classmethod
+    def embedded(cls, *, dtype: str = "float32", mesh: str | None = None) -> ModelPair:
+        """Loads the small pair that comes with the package.
+
+        Raises:
+          InputError: this installation has none.
+        """
+        package = Path(kljudge_jax.__file__).parent
+        for folder in (package / "checkpoints", package.parent / "checkpoints"):  # a wheel, a checkout
+            if (folder / "target").is_dir() and (folder / "draft").is_dir():
+                pair = cls.from_pretrained(folder / "target", folder / "draft", dtype=dtype, mesh=mesh)
+                return dataclasses.replace(pair, target_name="embedded target", draft_name="embedded draft")
+        raise InputError("this installation has no embedded pair: name two models with ModelPair.from_pretrained")
+
+
+def _shared_tokenizer(names: dict[Checkpoint, str], given: Any) -> PreTrainedTokenizerBase | None:
+    """The one tokenizer of target and draft, in this order; `given` stands in for one that has none."""
+    shared, shared_name = given, "the given tokenizer"
+    bare = []
+    for source, name in names.items():
+        own = source.tokenizer()
+        if own is None:
+            bare.append(name)
+            continue
+        check_fits(own, source.config.vocab_size, name)
+        if shared is None:
+            shared, shared_name = own, name
+        else:
+            compare(shared, own, shared_name, name)
+    if shared is not None and bare:
+        if given is None:
+            raise InputError(f"{bare[0]} has no tokenizer to compare with the other's: add one, or pass tokenizer=")
+        for source, name in names.items():
+            check_fits(given, source.config.vocab_size, name)
+    return shared
+
+
+def resolve_dtype(name: str) -> Any:
+    """The dtype of that name; "auto" is bfloat16 on GPU and TPU, float32 on CPU. InputError if there is none."""
+    if name == "auto":
+        name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    if name not in _DTYPES:
+        raise InputError(f"dtype {name!r} is not supported: expected {', '.join(_DTYPES)} or auto")
+    return _DTYPES[name]

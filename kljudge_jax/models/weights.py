@@ -1,0 +1,181 @@
+"""Weights from a file into a transformer, one tensor at a time."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+
+from kljudge_jax.errors import InputError
+from kljudge_jax.models import names
+from kljudge_jax.models.config import TransformerConfig
+from kljudge_jax.models.families import config_from_hf
+from kljudge_jax.models.json_file import read_json
+from kljudge_jax.models.tokenizer import eos_ids, has_tokenizer, load_tokenizer
+from kljudge_jax.models.transformer import Transformer, abstract, assemble, parameters
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class TensorSource(Protocol):
+    """A checkpoint on disk, whatever its format, seen as our parameters.
+
+    Attributes:
+      where: the folder or file, for messages.
+      config: what the checkpoint says it is.
+    """
+
+    where: str
+    config: TransformerConfig
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of every tensor by our dotted name and in our layout; one that has none keeps the file's name."""
+        ...
+
+    def read(self, name: str) -> np.ndarray:
+        """One tensor in our layout: float32, float16 or bfloat16."""
+        ...
+
+
+def load(
+    source: TensorSource,
+    dtype: Any = jnp.float32,
+    vocab_size: int | None = None,
+    place: Callable[[str, np.ndarray], jax.Array] | None = None,
+) -> Transformer:
+    """Builds a transformer from a checkpoint.
+
+    The host holds one tensor at a time beside the result.
+
+    Args:
+      dtype: of every parameter but the norm scales, which stay float32.
+      vocab_size: how many rows of the embedding and the head to keep; None keeps all.
+      place: puts the array of the parameter of that name on its devices; None puts it on the default one.
+
+    Raises:
+      InputError: tensors are missing, unknown or of another shape (all of them are listed), or do not fit `dtype`.
+    """
+    _compare(source)
+    config = source.config
+    if vocab_size is not None:
+        if vocab_size > config.vocab_size:
+            raise InputError(f"{source.where} has {config.vocab_size} tokens: {vocab_size} cannot be cut from them")
+        config = dataclasses.replace(config, vocab_size=vocab_size)
+    values = {}
+    for name, want in parameters(abstract(config, dtype)).items():
+        array = source.read(name)
+        if array.shape != want.shape:
+            array = array[tuple(slice(size) for size in want.shape)]
+        array = _cast(array, want.dtype, name, source.where)
+        values[name] = jnp.asarray(array) if place is None else place(name, array)
+    return assemble(config, values)
+
+
+def _cast(array: np.ndarray, dtype: Any, name: str, where: str) -> np.ndarray:
+    # Always a copy: JAX may adopt a host array as it is, and a view would keep the whole file alive.
+    with np.errstate(over="ignore"):
+        cast = np.array(array, dtype, order="C")
+    if dtype == jnp.float16 and array.dtype != np.float16 and not np.isfinite(cast).all():
+        raise InputError(f"{name} of {where} does not fit float16: use bfloat16")
+    return cast
+
+
+def _compare(source: TensorSource) -> None:
+    want = {name: leaf.shape for name, leaf in parameters(abstract(source.config)).items()}
+    found = source.shapes()
+    faults = [f"{name} is missing" for name in want if name not in found]
+    faults += [f"{name} is not known" for name in found if name not in want]
+    faults += [
+        f"{name} is {list(found[name])} instead of {list(shape)}"
+        for name, shape in want.items()
+        if name in found and tuple(found[name]) != shape
+    ]
+    if faults:
+        raise InputError(f"{source.where} does not fit its {source.config.family} configuration: {'; '.join(faults)}")
+
+
+class SafetensorsFolder:
+    """A Hugging Face folder: config.json and model.safetensors, whole or in shards. A `TensorSource`.
+
+    Raises:
+      InputError: the folder has no safetensors (pickled weights are never opened), a shard is missing or broken, or
+        the model is none that runs here.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self.where = str(path)
+        if not (self.path / "config.json").is_file():
+            raise InputError(f"{self.where} has no config.json: give a model folder, a .gguf file or a hub id")
+        self.config = config_from_hf(read_json(self.path / "config.json"))
+        self._files: dict[str, Any] = {}
+        self._tensors: dict[str, tuple[str, str]] = {}  # our name -> file, its name there
+        for theirs, file in self._listing().items():
+            ours = names.our_name(theirs, self.config.family, self.config.tied_head)
+            if ours is None:
+                continue
+            if ours in self._tensors:
+                raise InputError(f"{self.where} holds {ours} twice: as {self._tensors[ours][1]} and as {theirs}")
+            self._tensors[ours] = (file, theirs)
+
+    def _listing(self) -> dict[str, str]:
+        """Which file holds a tensor, by their name."""
+        index, single = self.path / "model.safetensors.index.json", self.path / "model.safetensors"
+        if index.is_file():
+            shards = read_json(index).get("weight_map")
+            if not isinstance(shards, dict) or not all(Path(str(file)).name == file for file in shards.values()):
+                raise InputError(f"{index} has no weight_map of file names: download the folder again")
+            present = {file: set(self._open(file).keys()) for file in sorted(set(shards.values()))}
+            lost = [f"{name} ({file})" for name, file in shards.items() if name not in present[file]]
+            if lost:
+                raise InputError(f"{index} names tensors that their shards do not hold: {', '.join(lost)}")
+            return shards
+        if single.is_file():
+            return dict.fromkeys(self._open(single.name).keys(), single.name)
+        pickles = sorted(file.name for kind in ("*.bin", "*.pt", "*.pth", "*.ckpt") for file in self.path.glob(kind))
+        if pickles:
+            raise InputError(
+                f"{self.where} has only pickled weights ({', '.join(pickles)}), which are never opened: "
+                "convert them to safetensors first"
+            )
+        raise InputError(f"{self.where} has no model.safetensors: give a folder with safetensors weights")
+
+    def _open(self, file: str) -> Any:
+        if file not in self._files:
+            path = self.path / file
+            try:
+                self._files[file] = safetensors.safe_open(str(path), framework="np")
+            except FileNotFoundError as error:
+                raise InputError(f"{path} is missing: download the folder again") from error
+            except (safetensors.SafetensorError, OSError) as error:
+                raise InputError(f"{path} is broken ({error}): download it again") from error
+        return self._files[file]
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {
+            ours: names.our_shape(ours, tuple(self._open(file).get_slice(theirs).get_shape()))
+            for ours, (file, theirs) in self._tensors.items()
+        }
+
+    def read(self, name: str) -> np.ndarray:
+        file, theirs = self._tensors[name]
+        stored = self._open(file).get_slice(theirs).get_dtype()
+        if stored not in ("F32", "F16", "BF16"):
+            raise InputError(f"{theirs} of {self.path / file} is stored as {stored}: expected F32, F16 or BF16")
+        return names.our_layout(name, self._open(file).get_tensor(theirs), self.config.family)
+
+    def tokenizer(self) -> PreTrainedTokenizerBase | None:
+        """The folder's tokenizer; None if it came without."""
+        return load_tokenizer(self.path) if has_tokenizer(self.path) else None
+
+    @property
+    def eos(self) -> tuple[int, ...]:
+        """Every id that ends a text; the tokenizer's is left to the caller."""
+        return eos_ids(self.path)
