@@ -1,0 +1,134 @@
+"""The embedded pair, made from nothing: tokenizer, target, draft, and a card of what came out."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from kljudge_jax.errors import InputError
+from kljudge_jax.models import orbax
+from kljudge_jax.models.config import TransformerConfig
+from kljudge_jax.models.transformer import Transformer, parameters
+from kljudge_jax.tasks.arithmetic import Arithmetic
+from kljudge_jax.tasks.conversion import Conversion
+from kljudge_jax.training.batches import Mixture
+from kljudge_jax.training.greedy import accuracy
+from kljudge_jax.training.tokenizer import train_tokenizer
+from kljudge_jax.training.trainer import Progress, Recipe, train
+
+VOCAB_SIZE = 640
+# Word problems are the harder of the two: more steps and longer texts.
+SHARES = {"arithmetic": 0.55, "conversion": 0.45}
+_TOKENIZER_PROBLEMS = 10_000
+
+
+def pair_config(hidden_size: int, num_layers: int, intermediate_size: int, num_heads: int) -> TransformerConfig:
+    """A Llama of the pair's vocabulary with a tied head."""
+    return TransformerConfig(
+        family="llama",
+        vocab_size=VOCAB_SIZE,
+        hidden_size=hidden_size,
+        intermediate_size=intermediate_size,
+        num_layers=num_layers,
+        num_heads=num_heads,
+        num_kv_heads=num_heads,
+        head_dim=hidden_size // num_heads,
+        max_position=512,
+        tied_head=True,
+    )
+
+
+# Deep and narrow against shallow: on every backend a pass of the target costs several of the draft.
+TARGET = Recipe(pair_config(128, 8, 256, 4), steps=6000, seed=1)
+DRAFT = Recipe(pair_config(48, 2, 128, 3), steps=5000, seed=2)
+
+
+@dataclasses.dataclass(frozen=True)
+class Card:
+    """What was made and how: `card.json` beside the two models.
+
+    Attributes:
+      parameters: of "target" and "draft".
+      recipes: theirs.
+      accuracy: by model and task, the share of unseen test problems answered right by greedy decoding.
+      problems: how many test problems of each task that is.
+      seconds: of training, by model, of the last run only where a run was resumed.
+      device: what it ran on.
+    """
+
+    parameters: dict[str, int]
+    recipes: dict[str, Recipe]
+    accuracy: dict[str, dict[str, float]]
+    problems: int
+    seconds: dict[str, float]
+    device: str
+
+
+def train_pair(
+    folder: str | os.PathLike,
+    target: Recipe = TARGET,
+    draft: Recipe = DRAFT,
+    report: Callable[[str, Progress], None] = lambda model, progress: None,
+    test_problems: int = 1000,
+) -> Card:
+    """Trains target and draft separately on the mixture of both domains, and examines them on unseen problems.
+
+    Leaves `target/` and `draft/` (what `ModelPair.from_pretrained` takes), `card.json`, and the working state of the
+    runs in `runs/`. Called again after a kill it goes on, and comes to the same weights.
+
+    Args:
+      folder: where to; created.
+      report: called with "target" or "draft" as training goes on.
+      test_problems: how many of each domain the examination asks.
+
+    Raises:
+      InputError: the two recipes do not share a vocabulary, or the folder holds a run of other recipes.
+    """
+    if target.config.vocab_size != draft.config.vocab_size:
+        raise InputError("Give target and draft the same vocabulary size: a pair shares one tokenizer.")
+    folder = Path(folder).absolute()
+    tokenizer = _tokenizer(folder / "runs" / "tokenizer", target.config.vocab_size)
+    right, seconds, sizes = {}, {}, {}
+    for name, recipe in (("target", target), ("draft", draft)):
+        began = time.perf_counter()
+        mixture = make_mixture(tokenizer, recipe)
+        model = train(recipe, mixture, folder / "runs" / name, lambda progress, name=name: report(name, progress))
+        seconds[name] = round(time.perf_counter() - began, 1)
+        sizes[name] = sum(array.size for array in parameters(model).values())
+        right[name] = examine(model, tokenizer, test_problems)
+        if not orbax.is_ours(folder / name):
+            orbax.save(folder / name, model, tokenizer, eos=(tokenizer.eos_token_id,))
+    card = Card(
+        sizes, {"target": target, "draft": draft}, right, test_problems, seconds, str(jax.devices()[0].device_kind)
+    )
+    (folder / "card.json").write_text(json.dumps(dataclasses.asdict(card), indent=2) + "\n")
+    return card
+
+
+def make_mixture(tokenizer: PreTrainedTokenizerFast, recipe: Recipe) -> Mixture:
+    """Both domains in their shares, drawn by the recipe's seed."""
+    tasks = {task: SHARES[task.name] for task in (Arithmetic(), Conversion())}
+    return Mixture(tasks, tokenizer, recipe.batch_size, recipe.seed)
+
+
+def examine(model: Transformer, tokenizer: PreTrainedTokenizerFast, count: int = 1000) -> dict[str, float]:
+    """By domain, the share of `count` test problems that greedy decoding answers right."""
+    return {
+        task.name: accuracy(model, tokenizer, task, task.problems("test", count))
+        for task in (Arithmetic(), Conversion())
+    }
+
+
+def _tokenizer(folder: Path, vocab_size: int) -> PreTrainedTokenizerFast:
+    if not folder.exists():
+        tasks = (Arithmetic(), Conversion())
+        problems = [task.problem("train", 0, i) for task in tasks for i in range(_TOKENIZER_PROBLEMS)]
+        train_tokenizer((p.prompt + p.solution for p in problems), vocab_size).save_pretrained(str(folder))
+    return AutoTokenizer.from_pretrained(str(folder))
