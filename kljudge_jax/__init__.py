@@ -1,0 +1,34 @@
+"""Judge decoding for JAX: speculative decoding under lossless and relaxed verification rules."""
+
+from kljudge_jax import verification
+from kljudge_jax.decoding.draft import ModelDraft
+from kljudge_jax.decoding.generate import Event, Generation, Progress, generate, stream
+from kljudge_jax.decoding.score import score
+from kljudge_jax.decoding.stats import Cycle, Stats
+from kljudge_jax.errors import InputError
+from kljudge_jax.models.config import Rope, TransformerConfig
+from kljudge_jax.models.pair import ModelPair
+from kljudge_jax.models.transformer import Transformer
+from kljudge_jax.verification import *  # noqa: F403 - its `__all__` is the list of rules
+
+__version__ = "0.1.0"
+
+__all__ = sorted(
+    [
+        "Cycle",
+        "Event",
+        "Generation",
+        "InputError",
+        "ModelDraft",
+        "ModelPair",
+        "Progress",
+        "Rope",
+        "Stats",
+        "Transformer",
+        "TransformerConfig",
+        "generate",
+        "score",
+        "stream",
+        *verification.__all__,
+    ]
+)

@@ -1,0 +1,28 @@
+"""When the last compilation ended: what separates compiling from decoding in a wall-clock time."""
+
+from __future__ import annotations
+
+import time
+
+import jax
+
+_BACKEND_COMPILE = "/jax/core/compile/backend_compile_duration"
+_last_end = float("-inf")
+
+
+def _note(event: str, duration: float, **_) -> None:
+    global _last_end
+    if event == _BACKEND_COMPILE:
+        _last_end = time.perf_counter()
+
+
+jax.monitoring.register_event_duration_secs_listener(_note)
+
+
+def compile_seconds(since: float) -> float:
+    """Seconds from `since` (of `time.perf_counter`) to the end of the last compilation; 0 if there was none.
+
+    A jitted function traces, lowers and compiles before anything of it runs, so for a call that began at `since` this
+    is what the compilation cost.
+    """
+    return max(_last_end - since, 0.0)

@@ -1,0 +1,79 @@
+"""From logits to the distribution that tokens are drawn from: temperature, then top-k, then top-p."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+
+from kljudge_jax.errors import InputError
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn. Make one with `create`, which checks the numbers.
+
+    Attributes:
+      temperature: f32 `[]`; unused when greedy.
+      top_k: int32 `[]`, how many of the likeliest tokens stay; 0 is all.
+      top_p: f32 `[]`, the least probability mass that stays.
+      greedy: temperature 0. Static: greedy decoding compiles to no sorting and no draws.
+      truncated: top-k or top-p is on. Static, since a sort of the vocabulary costs as much as a small layer.
+    """
+
+    temperature: jax.Array
+    top_k: jax.Array
+    top_p: jax.Array
+    greedy: bool = dataclasses.field(metadata={"static": True})
+    truncated: bool = dataclasses.field(metadata={"static": True})
+
+    @classmethod
+    def create(cls, temperature: float = 0.0, top_k: int = 0, top_p: float = 1.0) -> Sampling:
+        """Raises InputError for a temperature below 0, a top_k below 0 or a top_p outside (0, 1]."""
+        if not math.isfinite(temperature) or temperature < 0:
+            raise InputError(f"temperature must be a number from 0 (greedy) on, got {temperature}")
+        if top_k != int(top_k) or top_k < 0:
+            raise InputError(f"top_k must be a whole number from 0 (off) on, got {top_k}")
+        if not 0 < top_p <= 1:
+            raise InputError(f"top_p must be above 0 and at most 1 (off), got {top_p}")
+        greedy = temperature == 0
+        return cls(
+            jnp.float32(temperature),
+            jnp.int32(top_k),
+            jnp.float32(top_p),
+            greedy,
+            not greedy and (top_k > 0 or top_p < 1),
+        )
+
+
+def process_logits(logits: jax.Array, sampling: Sampling) -> jax.Array:
+    """The logits of the distribution that is sampled, f32 `[..., V]`; tokens cut off hold -inf.
+
+    Raw logits pass through unchanged when greedy. Tokens that tie with the last one kept stay as well.
+    """
+    if sampling.greedy:
+        return logits
+    logits = logits / sampling.temperature
+    if not sampling.truncated:
+        return logits
+    vocab = logits.shape[-1]
+    ordered = -jnp.sort(-logits, axis=-1)
+    kept = jnp.where(sampling.top_k > 0, jnp.minimum(sampling.top_k, vocab), vocab)
+    least = jnp.take(ordered, kept - 1, axis=-1)[..., None]
+    ordered = jnp.where(ordered >= least, ordered, -jnp.inf)
+    mass = jax.nn.softmax(ordered, axis=-1)
+    # A token stays while the mass strictly above it has not reached top_p, so the likeliest one always stays. The
+    # comparison with 1 is by hand: rounding lets the sum reach 1 before the last token.
+    stays = (jnp.cumsum(mass, axis=-1) - mass < sampling.top_p) | (sampling.top_p >= 1)
+    least = jnp.min(jnp.where(stays, ordered, jnp.inf), axis=-1, keepdims=True)
+    return jnp.where(logits >= least, logits, -jnp.inf)
+
+
+def draw(key: jax.Array, logits: jax.Array, sampling: Sampling) -> jax.Array:
+    """One token int32 `[]` from processed logits f32 `[V]`; the lowest id among equals when greedy."""
+    if sampling.greedy:
+        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    return jax.random.categorical(key, logits).astype(jnp.int32)

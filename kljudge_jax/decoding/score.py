@@ -1,0 +1,64 @@
+"""One pass of a model over given tokens: prefill, the target's pass over a draft, and teacher-forced scores."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from kljudge_jax.models.cache import KVCache
+from kljudge_jax.models.transformer import Transformer
+
+# Longer prompts go in chunks, so that scores take [B, N, 128, S] and not [B, N, T, S].
+PREFILL_CHUNK = 128
+
+
+def prefill(model: Transformer, cache: KVCache, prompts: jax.Array, lengths: jax.Array) -> KVCache:
+    """Consumes every prompt but its last token, which is the first one that a cycle consumes.
+
+    Args:
+      model: target or draft.
+      cache: an empty cache of at least P slots.
+      prompts: int32 `[B, P]`, padded on the right; P at most a chunk, or a multiple of one.
+      lengths: int32 `[B]`, at least 1.
+    """
+    chunk = min(prompts.shape[1], PREFILL_CHUNK)
+
+    def consume(i, cache):
+        tokens = jax.lax.dynamic_slice_in_dim(prompts, i * chunk, chunk, axis=1)
+        return model(tokens, cache.at_length(jnp.full_like(lengths, i * chunk)))[1]
+
+    # Short prompts of a batch consume padding beyond their end: stale slots that later tokens overwrite.
+    chunks = (jnp.max(lengths) - 2 + chunk) // chunk
+    return jax.lax.fori_loop(0, chunks, consume, cache).at_length(lengths - 1)
+
+
+def score_draft(target: Transformer, cache: KVCache, last: jax.Array, draft_tokens: jax.Array):
+    """The target's pass over the last committed token and the draft.
+
+    Args:
+      target: the model that judges.
+      cache: its cache, without `last`; takes K + 1 more tokens.
+      last: int32 `[B]`.
+      draft_tokens: int32 `[B, K]`.
+
+    Returns:
+      raw logits f32 `[B, K + 1, V]` (row i predicts draft token i), final-norm states `[B, K + 1, H]` (row i + 1 has
+      consumed draft token i), and the cache.
+    """
+    hidden, cache = target(jnp.concatenate([last[:, None], draft_tokens], axis=1), cache)
+    return target.logits(hidden), hidden, cache
+
+
+@jax.jit
+def score(model: Transformer, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Teacher-forced scores of whole sequences.
+
+    Args:
+      model: a model of the pair, `pair.target` or `pair.draft`.
+      tokens: int32 `[B, T]`.
+
+    Returns:
+      logits f32 `[B, T, V]`, row t predicting token t + 1, and final-norm states `[B, T, H]`.
+    """
+    hidden, _ = model(jnp.asarray(tokens, jnp.int32))
+    return model.logits(hidden), hidden
