@@ -3,12 +3,25 @@
 from kljudge_jax.verification.base import Verdict as Verdict
 from kljudge_jax.verification.base import Verifier as Verifier
 from kljudge_jax.verification.base import VerifyInputs as VerifyInputs
+from kljudge_jax.verification.block import BlockVerification as BlockVerification
+from kljudge_jax.verification.cactus import Cactus as Cactus
 from kljudge_jax.verification.controls import AcceptAll as AcceptAll
 from kljudge_jax.verification.controls import RandomAcceptance as RandomAcceptance
+from kljudge_jax.verification.controls import SyntheticAcceptance as SyntheticAcceptance
+from kljudge_jax.verification.divergence import DivergenceThreshold as DivergenceThreshold
+from kljudge_jax.verification.ensemble import Ensemble as Ensemble
+from kljudge_jax.verification.entropy import EntropyThreshold as EntropyThreshold
+from kljudge_jax.verification.entropy import FLy as FLy
 from kljudge_jax.verification.exact import GreedyExact as GreedyExact
 from kljudge_jax.verification.exact import SpeculativeSampling as SpeculativeSampling
 from kljudge_jax.verification.kl_judge import KLJudge as KLJudge
+from kljudge_jax.verification.lenience import Lenience as Lenience
+from kljudge_jax.verification.lenience import Mentored as Mentored
+from kljudge_jax.verification.rank import MarginAcceptance as MarginAcceptance
+from kljudge_jax.verification.rank import RelaxedThinking as RelaxedThinking
+from kljudge_jax.verification.rank import TopKAcceptance as TopKAcceptance
 from kljudge_jax.verification.rule import RULES
+from kljudge_jax.verification.typical import TypicalAcceptance as TypicalAcceptance
 from kljudge_jax.verification.words import describe_rules as describe_rules
 from kljudge_jax.verification.words import parse_verifier as parse_verifier
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import jax
 
@@ -63,9 +63,9 @@ class Verifier(Protocol):
     """A verification rule: a pure function of one sequence, which the decoding loop vmaps over the batch.
 
     Implementations are frozen dataclasses registered as pytrees, so that a threshold is data and sweeping it compiles
-    nothing. `needs` names the inputs that cost extra: "draft_hidden", "target_hidden".
+    nothing. Two class attributes are read where a rule has them: `needs`, a frozenset of the inputs that cost extra
+    ("draft_hidden", "target_hidden"), and `greedy_only`, True for a rule that a temperature above 0 makes no sense of.
+    `verification.rule` has the parts that the rules here are made of.
     """
-
-    needs: ClassVar[frozenset[str]]
 
     def __call__(self, key: jax.Array, inputs: VerifyInputs) -> Verdict: ...

@@ -44,3 +44,28 @@ class RandomAcceptance(TokenRule):
     def acceptance(self, inputs: VerifyInputs, odds: Odds) -> jax.Array:
         strict = odds.strict()
         return strict + (1.0 - strict) * self.rate
+
+
+@register
+@dataclasses.dataclass(frozen=True)
+class SyntheticAcceptance(TokenRule):
+    """Accept each draft token with probability `rate`, whatever it is: speed at a chosen acceptance, for timing.
+
+    The text means nothing. A rejected token is replaced by one drawn from p.
+
+    Attributes:
+      rate: probability that a draft token is kept.
+    """
+
+    rate: float = probability()
+
+    word = "synthetic"
+    source = "a control of ours"
+
+    def acceptance(self, inputs: VerifyInputs, odds: Odds) -> jax.Array:
+        return jnp.full_like(odds.log_target, self.rate)
+
+    def residual(
+        self, inputs: VerifyInputs, odds: Odds, num_accepted: jax.Array, p: jax.Array, q: jax.Array
+    ) -> jax.Array:
+        return p

@@ -26,16 +26,45 @@ class Normaliser(NamedTuple):
         """Log-probabilities of some of the logits `[..., n]`."""
         return logits - self.peak - jnp.log(self.total)
 
+    def probability(self, logits: jax.Array) -> jax.Array:
+        """Probabilities of some of the logits `[..., n]`: that of the peak is `top` to the last bit."""
+        return jnp.exp(logits - self.peak) / self.total
+
     @property
     def top(self) -> jax.Array:
         """The largest probability, `[...]`."""
         return 1.0 / self.total[..., 0]
 
 
+def probabilities(logits: jax.Array) -> jax.Array:
+    """Softmax over the last axis, f32 `[..., V]`."""
+    return Normaliser.of(logits).probability(logits)
+
+
 def token_log_probability(logits: jax.Array, tokens: jax.Array) -> jax.Array:
     """Log-probability of one token a row: logits f32 `[K, V]`, tokens int32 `[K]` to f32 `[K]`."""
-    chosen = jnp.take_along_axis(logits, tokens[:, None], axis=-1)
-    return Normaliser.of(logits).log_probability(chosen)[:, 0]
+    return Normaliser.of(logits).log_probability(_chosen(logits, tokens))[:, 0]
+
+
+def token_probability(logits: jax.Array, tokens: jax.Array) -> jax.Array:
+    """Probability of one token a row: logits f32 `[K, V]`, tokens int32 `[K]` to f32 `[K]`."""
+    return Normaliser.of(logits).probability(_chosen(logits, tokens))[:, 0]
+
+
+def token_rank(logits: jax.Array, tokens: jax.Array) -> jax.Array:
+    """How many tokens come before a row's one, ties by the lower id: f32 `[K, V]`, int32 `[K]` to int32 `[K]`.
+
+    A row with a NaN ranks its token last.
+    """
+    chosen = _chosen(logits, tokens)
+    behind = (logits < chosen) | ((logits == chosen) & (jnp.arange(logits.shape[-1]) >= tokens[:, None]))
+    return jnp.sum(~behind, axis=-1)
+
+
+def entropy(logits: jax.Array) -> jax.Array:
+    """H(p) = -sum_v p(v) log p(v), f32 `[..., V]` to `[...]`, in nats."""
+    log_p = Normaliser.of(logits).log_probability(logits)
+    return -jnp.sum(jnp.where(log_p == -jnp.inf, 0.0, jnp.exp(log_p) * log_p), axis=-1)
 
 
 def kl_divergence(p_logits: jax.Array, q_logits: jax.Array) -> jax.Array:
@@ -45,12 +74,34 @@ def kl_divergence(p_logits: jax.Array, q_logits: jax.Array) -> jax.Array:
     """
     log_p = Normaliser.of(p_logits).log_probability(p_logits)
     log_q = Normaliser.of(q_logits).log_probability(q_logits)
-    # Decided on logits, not on probabilities, which underflow: exp(log_p) can be 0 where p is not.
-    terms = jnp.where(log_q == -jnp.inf, jnp.inf, jnp.exp(log_p) * (log_p - log_q))
     # Rounding can leave a sum of -1e-8, which a threshold of 0 must not take for a divergence below it.
-    return jnp.maximum(jnp.sum(jnp.where(log_p == -jnp.inf, 0.0, terms), axis=-1), 0.0)
+    return jnp.maximum(jnp.sum(_relative(log_p, log_q), axis=-1), 0.0)
+
+
+def js_divergence(p_logits: jax.Array, q_logits: jax.Array) -> jax.Array:
+    """Jensen-Shannon, KL(p || m) / 2 + KL(q || m) / 2 with m = (p + q) / 2: 0 to ln 2, shapes as `kl_divergence`."""
+    log_p = Normaliser.of(p_logits).log_probability(p_logits)
+    log_q = Normaliser.of(q_logits).log_probability(q_logits)
+    log_m = jnp.logaddexp(log_p, log_q) - jnp.log(2.0)
+    return jnp.maximum(jnp.sum(_relative(log_p, log_m) + _relative(log_q, log_m), axis=-1) / 2, 0.0)
+
+
+def total_variation(p_logits: jax.Array, q_logits: jax.Array) -> jax.Array:
+    """sum_v |p(v) - q(v)| / 2, from 0 to 1; shapes as `kl_divergence`."""
+    return jnp.sum(jnp.abs(probabilities(p_logits) - probabilities(q_logits)), axis=-1) / 2
 
 
 def excess(p: jax.Array, q: jax.Array) -> jax.Array:
     """max(p - q, 0): the weights of speculative sampling's correction, `[V]`."""
     return jnp.maximum(p - q, 0.0)
+
+
+def _chosen(logits: jax.Array, tokens: jax.Array) -> jax.Array:
+    return jnp.take_along_axis(logits, tokens[:, None], axis=-1)
+
+
+def _relative(log_p: jax.Array, log_q: jax.Array) -> jax.Array:
+    """p (log p - log q), elementwise: 0 where p is 0, infinite where only q is."""
+    # Decided on logarithms, not on probabilities, which underflow: exp(log_p) can be 0 where p is not.
+    terms = jnp.where(log_q == -jnp.inf, jnp.inf, jnp.exp(log_p) * (log_p - log_q))
+    return jnp.where(log_p == -jnp.inf, 0.0, terms)

@@ -43,8 +43,8 @@ class GreedyExact(SpeculativeSampling):
     def law(self, inputs: VerifyInputs) -> jax.Array:
         return super().law(_as_greedy(inputs))
 
-    def correction(self, inputs: VerifyInputs, num_accepted: jax.Array) -> jax.Array:
-        return super().correction(_as_greedy(inputs), num_accepted)
+    def correction(self, inputs: VerifyInputs, num_accepted: jax.Array, odds: Odds | None = None) -> jax.Array:
+        return super().correction(_as_greedy(inputs), num_accepted, odds)
 
     def __call__(self, key: jax.Array, inputs: VerifyInputs) -> Verdict:
         return super().__call__(key, _as_greedy(inputs))

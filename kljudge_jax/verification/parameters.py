@@ -19,7 +19,7 @@ class Parameter:
       choices: the words it is one of; empty for a number.
       integer: whether the number is whole.
       minimum, maximum: the range of a number, both ends included.
-      open_below: `minimum` itself is refused.
+      open_below, open_above: `minimum` itself, `maximum` itself is refused.
     """
 
     choices: tuple[str, ...] = ()
@@ -27,15 +27,15 @@ class Parameter:
     minimum: float = -_INFINITY
     maximum: float = _INFINITY
     open_below: bool = False
+    open_above: bool = False
 
     def __str__(self) -> str:
         if self.choices:
             return f"one of {', '.join(self.choices)}"
         kind = "a whole number" if self.integer else "a number"
-        low = f" above {self.minimum:g}" if self.open_below else f" from {self.minimum:g}"
-        if self.minimum == -_INFINITY:
-            low = ""
-        return kind + low + (f" up to {self.maximum:g}" if self.maximum != _INFINITY else "")
+        low = f" {'above' if self.open_below else 'from'} {self.minimum:g}" if self.minimum != -_INFINITY else ""
+        high = f" {'below' if self.open_above else 'up to'} {self.maximum:g}" if self.maximum != _INFINITY else ""
+        return kind + low + high
 
     def check(self, owner: str, name: str, value: object) -> None:
         """Refuses a concrete value that is out of range; lets every tracer, array and placeholder pass.
@@ -47,12 +47,13 @@ class Parameter:
             wrong = value not in self.choices
         elif isinstance(value, numbers.Real):
             too_low = value <= self.minimum if self.open_below else value < self.minimum
-            wrong = math.isnan(value) or too_low or value > self.maximum
+            too_high = value >= self.maximum if self.open_above else value > self.maximum
+            wrong = math.isnan(value) or too_low or too_high
             wrong |= self.integer and not wrong and value != math.floor(value)
         else:
             wrong = value is None or isinstance(value, str | bytes)
         if wrong:
-            raise InputError(f"give {owner} {self} as its {name}, not {value!r}.")
+            raise InputError(f"give {owner} {self} as its {name}, not {value!r}")
 
     def parse(self, owner: str, name: str, text: str) -> float | int | str:
         """The value that `text` spells, checked."""
@@ -61,14 +62,14 @@ class Parameter:
             try:
                 value = int(text) if self.integer else float(text)
             except ValueError:
-                raise InputError(f"give {owner} {self} as its {name}, not {text!r}.") from None
+                raise InputError(f"give {owner} {self} as its {name}, not {text!r}") from None
         self.check(owner, name, value)
         return value
 
 
-def number(default=dataclasses.MISSING, *, minimum=-_INFINITY, maximum=_INFINITY, open_below=False):
+def number(default=dataclasses.MISSING, *, minimum=-_INFINITY, maximum=_INFINITY, open_below=False, open_above=False):
     """A dataclass field that holds a number: data, so that changing it compiles nothing."""
-    return _field(default, Parameter(minimum=minimum, maximum=maximum, open_below=open_below))
+    return _field(default, Parameter((), False, minimum, maximum, open_below, open_above))
 
 
 def integer(default=dataclasses.MISSING, *, minimum=-_INFINITY, maximum=_INFINITY):
@@ -88,7 +89,8 @@ def probability(default=dataclasses.MISSING):
 
 def parameters_of(rule: type) -> dict[str, tuple[Parameter, object]]:
     """A rule's parameters by name, in order, each with its default (`dataclasses.MISSING` if it has none)."""
-    return {field.name: (field.metadata["parameter"], field.default) for field in dataclasses.fields(rule)}
+    fields = dataclasses.fields(rule)
+    return {field.name: (field.metadata.get("parameter", Parameter()), field.default) for field in fields}
 
 
 def _field(default, parameter: Parameter, static: bool = False):

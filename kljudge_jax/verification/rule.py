@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from kljudge_jax.verification.base import Verdict, VerifyInputs
-from kljudge_jax.verification.distributions import Normaliser, excess, token_log_probability
+from kljudge_jax.verification.distributions import Normaliser, excess, probabilities, token_log_probability
 from kljudge_jax.verification.parameters import parameters_of
 
 
@@ -71,19 +71,23 @@ class Rule:
         """Distribution of the accepted length, given the draft: f32 `[K + 1]`, zero past `draft_count`."""
         raise NotImplementedError
 
-    def accept(self, coins: jax.Array, inputs: VerifyInputs) -> tuple[jax.Array, jax.Array]:
-        """The accepted length that `coins`, f32 `[K]` uniform in [0, 1), give, drawn from `law`, and `relaxed`."""
+    def accept(self, coins: jax.Array, inputs: VerifyInputs, odds: Odds) -> tuple[jax.Array, jax.Array]:
+        """The accepted length that `coins`, f32 `[K]` uniform in [0, 1), draw from `law`, and `relaxed`."""
         raise NotImplementedError
 
-    def residual(self, inputs: VerifyInputs, num_accepted: jax.Array, p: jax.Array, q: jax.Array) -> jax.Array:
-        """Weights `[V]` of the token that replaces a rejected one when sampling; p and q are its distributions."""
+    def residual(
+        self, inputs: VerifyInputs, odds: Odds, num_accepted: jax.Array, p: jax.Array, q: jax.Array
+    ) -> jax.Array:
+        """Weights `[V]` of the token that replaces a rejected one when sampling; p and q `[V]` predict it."""
         return excess(p, q)
 
-    def correction(self, inputs: VerifyInputs, num_accepted: jax.Array) -> jax.Array:
+    def correction(self, inputs: VerifyInputs, num_accepted: jax.Array, odds: Odds | None = None) -> jax.Array:
         """Distribution of the token after `num_accepted` draft tokens: f32 `[V]`, a point mass when greedy.
 
-        After the whole draft it is the target's own; where the residual is empty (p = q) as well.
+        After the whole draft it is the target's own; where the residual is empty (p = q) as well. `odds` are those
+        of `inputs`, for a caller that has them.
         """
+        odds = Odds.of(inputs) if odds is None else odds
         target_row = inputs.target_logits[num_accepted]
         count = inputs.draft_tokens.shape[0]
 
@@ -91,12 +95,12 @@ class Rule:
             return jax.nn.one_hot(jnp.argmax(target_row), target_row.shape[0])
 
         def sampled():
-            p = _probabilities(target_row)
+            p = probabilities(target_row)
             if count == 0:
                 return p
-            q = _probabilities(inputs.draft_logits[jnp.minimum(num_accepted, count - 1)])
+            q = probabilities(inputs.draft_logits[jnp.minimum(num_accepted, count - 1)])
             rejected = num_accepted < inputs.draft_count
-            weights = jnp.where(rejected, self.residual(inputs, num_accepted, p, q), p)
+            weights = jnp.where(rejected, self.residual(inputs, odds, num_accepted, p, q), p)
             total = jnp.sum(weights)
             return jnp.where(total > 0, weights / total, p)
 
@@ -106,8 +110,9 @@ class Rule:
         """Draws a verdict; consumes `key`."""
         coin_key, token_key = jax.random.split(key)
         coins = jax.random.uniform(coin_key, inputs.draft_tokens.shape)
-        num_accepted, relaxed = self.accept(coins, inputs)
-        distribution = self.correction(inputs, num_accepted)
+        odds = Odds.of(inputs)
+        num_accepted, relaxed = self.accept(coins, inputs, odds)
+        distribution = self.correction(inputs, num_accepted, odds)
         next_token = jax.lax.cond(
             inputs.greedy,
             lambda: jnp.argmax(distribution),
@@ -129,8 +134,7 @@ class TokenRule(Rule):
         reached = jnp.cumprod(jnp.append(1.0, accept))
         return reached * (1.0 - jnp.append(accept, 0.0))
 
-    def accept(self, coins: jax.Array, inputs: VerifyInputs) -> tuple[jax.Array, jax.Array]:
-        odds = Odds.of(inputs)
+    def accept(self, coins: jax.Array, inputs: VerifyInputs, odds: Odds) -> tuple[jax.Array, jax.Array]:
         real = jnp.arange(inputs.draft_tokens.shape[0]) < inputs.draft_count
         kept = jnp.cumprod(real & (coins < self.acceptance(inputs, odds)), dtype=jnp.int32)
         # One coin serves both tests, so that `relaxed` compares the two rules on the same draw.
@@ -161,7 +165,9 @@ class ThresholdRule(TokenRule):
         unsure = Normaliser.of(inputs.raw_target_logits[: strict.shape[0]]).top <= self.confidence
         return jnp.where(unsure, tested, strict)
 
-    def residual(self, inputs: VerifyInputs, num_accepted: jax.Array, p: jax.Array, q: jax.Array) -> jax.Array:
+    def residual(
+        self, inputs: VerifyInputs, odds: Odds, num_accepted: jax.Array, p: jax.Array, q: jax.Array
+    ) -> jax.Array:
         if self.keeps_strict:
             return excess(p, q)
         unsure = Normaliser.of(inputs.raw_target_logits[num_accepted]).top <= self.confidence
@@ -178,8 +184,3 @@ def register(rule: type) -> type:
 
 
 RULES: list[type[Rule]] = []
-
-
-def _probabilities(logits: jax.Array) -> jax.Array:
-    normaliser = Normaliser.of(logits)
-    return jnp.exp(logits - normaliser.peak) / normaliser.total

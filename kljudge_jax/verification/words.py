@@ -23,7 +23,9 @@ def parse_verifier(word: str, greedy: bool) -> Rule | None:
       InputError: no such rule, or a parameter that is unknown, missing, given twice or out of its range.
     """
     name, colon, rest = (part.strip() for part in word.partition(":"))
-    if name == _PLAIN and not colon:
+    if name == _PLAIN:
+        if rest:
+            raise InputError(f"write {_PLAIN!r} alone: plain decoding takes no parameters, not {rest!r}")
         return None
     rule = _find(name, greedy)
     parameters = parameters_of(rule)
@@ -35,13 +37,13 @@ def parse_verifier(word: str, greedy: bool) -> Rule | None:
         if not equals and not named and position < len(parameters):
             key, text = list(parameters)[position], key
         elif not equals or key not in parameters:
-            raise InputError(f"write {_usage(rule)!r}, for {item!r} is no parameter of {name!r}.")
+            raise InputError(f"write {_usage(rule)!r}, for {item!r} is no parameter of {name!r}")
         if key in values:
-            raise InputError(f"give {name!r} its {key} once, not twice as in {word!r}.")
+            raise InputError(f"give {name!r} its {key} once, not twice as in {word!r}")
         values[key] = parameters[key][0].parse(repr(name), key, text)
     missing = [key for key, (_, default) in parameters.items() if default is dataclasses.MISSING and key not in values]
     if missing:
-        raise InputError(f"give {name!r} its {' and '.join(missing)}, as in {_usage(rule)!r}.")
+        raise InputError(f"give {name!r} its {' and '.join(missing)}, as in {_usage(rule)!r}")
     return rule(**values)
 
 
@@ -78,10 +80,10 @@ def _find(name: str, greedy: bool) -> type[Rule]:
     namesakes = [rule for rule in RULES if rule.word == name]
     if not namesakes:
         known = sorted({rule.word for rule in RULES} | {_PLAIN})
-        raise InputError(f"choose one of the rules {', '.join(known)}, not {name!r}.")
+        raise InputError(f"choose one of the rules {', '.join(known)}, not {name!r}")
     fitting = [rule for rule in namesakes if greedy or not rule.greedy_only]
     if not fitting:
-        raise InputError(f"set the temperature to 0 for {name!r}, which verifies greedy decoding only.")
+        raise InputError(f"set the temperature to 0 for {name!r}, which verifies greedy decoding only")
     return max(fitting, key=lambda rule: rule.greedy_only)
 
 

@@ -1,0 +1,85 @@
+"""Lossless verification of the draft as a whole."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from kljudge_jax.verification.base import VerifyInputs
+from kljudge_jax.verification.distributions import excess, probabilities
+from kljudge_jax.verification.rule import Odds, Rule, register
+
+
+@register
+@dataclasses.dataclass(frozen=True)
+class BlockVerification(Rule):
+    """Lossless: keep the longest part of the draft whose own coin passes; never shorter on average than `exact`.
+
+    With a_0 = 1 and a_{i+1} = min(1, a_i p_i(d_i) / q_i(d_i)), and for 1 <= n < draft_count
+    S_n = sum_v max(a_n p_n(v) - q_n(v), 0) and h_n = S_n / (S_n + 1 - a_n) (0/0 is 1), h_draft_count = a_draft_count:
+    a coin each of probability h_n, and the accepted length is the largest n whose coin passes, 0 if none does. The
+    correction is norm(max(a_n p_n - q_n, 0)), and p_n where that is empty.
+
+    The distribution of the tokens is the target's, though not that of the accepted length, so `relaxed` is False
+    throughout. Greedy: accept iff d is the target's argmax.
+
+    Source: Sun et al., arXiv 2403.10444 (paper and code).
+    """
+
+    word = "block"
+    source = "arXiv 2403.10444 (paper and code)"
+    lossless = True
+
+    def law(self, inputs: VerifyInputs) -> jax.Array:
+        passes = jnp.append(1.0, _pass_probability(inputs, Odds.of(inputs)))
+        none_longer = jnp.cumprod(1.0 - passes[::-1])[::-1]
+        return passes * jnp.append(none_longer[1:], 1.0)
+
+    def accept(self, coins: jax.Array, inputs: VerifyInputs, odds: Odds) -> tuple[jax.Array, jax.Array]:
+        lengths = jnp.arange(1, coins.shape[0] + 1, dtype=jnp.int32)
+        passed = coins < _pass_probability(inputs, odds)
+        return jnp.max(jnp.where(passed, lengths, 0), initial=0), jnp.zeros_like(passed)
+
+    def residual(
+        self, inputs: VerifyInputs, odds: Odds, num_accepted: jax.Array, p: jax.Array, q: jax.Array
+    ) -> jax.Array:
+        return excess(_prefix_weights(odds)[num_accepted] * p, q)
+
+
+def _prefix_weights(odds: Odds) -> jax.Array:
+    """a_0 to a_K, f32 `[K + 1]`."""
+
+    def step(weight, ratio):
+        # A prefix that the target cannot write stays at 0, even before a token that the draft could not have drawn.
+        weight = jnp.where(weight > 0, jnp.minimum(1.0, weight * ratio), 0.0)
+        return weight, weight
+
+    ratio = odds.ratio()
+    # Unrolled, it is one small fused kernel; a loop on the device would cost more than its arithmetic.
+    _, weights = jax.lax.scan(step, jnp.float32(1.0), ratio, unroll=max(1, ratio.shape[0]))
+    return jnp.append(1.0, weights)
+
+
+def _pass_probability(inputs: VerifyInputs, odds: Odds) -> jax.Array:
+    """h_1 to h_K, f32 `[K]`: 0 past `draft_count`."""
+    count = inputs.draft_tokens.shape[0]
+    weights = _prefix_weights(odds)
+
+    def sampled():
+        # Row n is scored with the weight of the n tokens before it; row 0 has no coin of its own.
+        weight = weights[1:count]
+        gain = jnp.sum(
+            excess(
+                weight[:, None] * probabilities(inputs.target_logits[1:count]), probabilities(inputs.draft_logits[1:])
+            ),
+            axis=-1,
+        )
+        kept = gain + 1.0 - weight
+        return jnp.append(jnp.where(kept > 0, gain / kept, 1.0), weights[count:])
+
+    lengths = jnp.arange(1, count + 1)
+    passes = weights[1:] if count < 2 else jax.lax.cond(inputs.greedy, lambda: weights[1:], sampled)
+    passes = jnp.where(lengths == inputs.draft_count, weights[1:], passes)
+    return jnp.where(lengths <= inputs.draft_count, passes, 0.0)

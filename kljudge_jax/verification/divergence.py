@@ -1,0 +1,51 @@
+"""Fuzzy speculative decoding: keep the draft while the two models agree, whatever it says."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+
+from kljudge_jax.verification.base import VerifyInputs
+from kljudge_jax.verification.distributions import js_divergence, kl_divergence, total_variation
+from kljudge_jax.verification.parameters import choice, number, probability
+from kljudge_jax.verification.rule import ThresholdRule, register
+
+_DIVERGENCES = {
+    "js": js_divergence,
+    "kl_target_draft": kl_divergence,
+    "kl_draft_target": lambda target, draft: kl_divergence(draft, target),
+    "tv": total_variation,
+}
+
+
+@register
+@dataclasses.dataclass(frozen=True)
+class DivergenceThreshold(ThresholdRule):
+    """Accept d iff the divergence of target and draft is at most the threshold; d itself is not looked at.
+
+    Divergences read the raw logits at temperature 1. A rejected token is replaced by one drawn from p; there is no
+    escape for a token that matches. A threshold of -1 rejects everything and so keeps the target's distribution. A
+    one-hot draft (prompt lookup) makes "kl_target_draft" infinite.
+
+    Source: FSD, arXiv 2502.20704 (paper and code). Jensen-Shannon is the textbook one: the authors' code swaps the
+    arguments of its two KL terms. The mask by `confidence` is ours.
+
+    Attributes:
+      divergence: "js" (0 to ln 2), "kl_target_draft" = KL(p || q), "kl_draft_target" = KL(q || p), both in nats, or
+        "tv" (0 to 1).
+      threshold: the largest divergence that passes.
+      confidence: above this top probability of the target the strict rule decides; 1.0 is never.
+    """
+
+    divergence: str = choice(*_DIVERGENCES)
+    threshold: float = number()
+    confidence: float = probability(1.0)
+
+    word = "fuzzy"
+    source = "FSD, arXiv 2502.20704 (paper and code)"
+    keeps_strict = False
+
+    def passes(self, inputs: VerifyInputs) -> jax.Array:
+        target = inputs.raw_target_logits[: inputs.draft_tokens.shape[0]]
+        return _DIVERGENCES[self.divergence](target, inputs.raw_draft_logits) <= self.threshold

@@ -1,0 +1,48 @@
+"""Verification against a mixture of the two models."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from kljudge_jax.verification.base import VerifyInputs
+from kljudge_jax.verification.distributions import probabilities
+from kljudge_jax.verification.parameters import probability
+from kljudge_jax.verification.rule import Odds, TokenRule, register
+
+
+@register
+@dataclasses.dataclass(frozen=True)
+class Ensemble(TokenRule):
+    """Speculative sampling against m = weight p + (1 - weight) q: what is drafted follows m, the bonus token p.
+
+    Accept d with probability min(1, m(d) / q(d)) and correct from norm(max(m - q, 0)), which is norm(max(p - q, 0)) for
+    any weight above 0. Greedy: accept iff d is the argmax of m at temperature 1; the target's argmax corrects. A weight
+    of 1 is the strict rule, 0 is the draft.
+
+    Source: DIVERSED, arXiv 2604.07622 (second-hand), with a constant weight where the paper learns one.
+
+    Attributes:
+      weight: the target's share, 0 to 1.
+    """
+
+    weight: float = probability()
+
+    word = "ensemble"
+    source = "DIVERSED, arXiv 2604.07622 (second-hand)"
+
+    def acceptance(self, inputs: VerifyInputs, odds: Odds) -> jax.Array:
+        count = inputs.draft_tokens.shape[0]
+
+        def greedy():
+            target = probabilities(inputs.raw_target_logits[:count])
+            mixed = self.weight * target + (1.0 - self.weight) * probabilities(inputs.raw_draft_logits)
+            return (jnp.argmax(mixed, axis=-1) == inputs.draft_tokens).astype(jnp.float32)
+
+        def sampled():
+            # An infinite ratio (q(d) = 0) is bounded first: times a weight of 0 it would be no number.
+            return self.weight * odds.strict() + (1.0 - self.weight)
+
+        return jax.lax.cond(inputs.greedy, greedy, sampled)

@@ -1,0 +1,80 @@
+"""Speculative sampling with a coin that is kinder to the draft."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from kljudge_jax.verification.base import VerifyInputs
+from kljudge_jax.verification.parameters import number
+from kljudge_jax.verification.rule import Odds, TokenRule, register
+
+
+@register
+@dataclasses.dataclass(frozen=True)
+class Lenience(TokenRule):
+    """Accept d with probability min(1, p(d) / (factor q(d))), correct from norm(max(p - q, 0)).
+
+    Greedy: accept iff p(d) >= factor max p, at temperature 1. A factor of 1 is the strict rule, save that a greedy tie
+    with the argmax passes.
+
+    Source: Leviathan et al., arXiv 2211.17192, appendix A.5 (paper).
+
+    Attributes:
+      factor: l, above 0 and up to 1; the smaller, the more is accepted.
+    """
+
+    factor: float = number(minimum=0.0, maximum=1.0, open_below=True)
+
+    word = "lenience"
+    source = "arXiv 2211.17192, appendix A.5 (paper)"
+
+    def acceptance(self, inputs: VerifyInputs, odds: Odds) -> jax.Array:
+        return _lenient(inputs, odds, self.factor)
+
+
+@register
+@dataclasses.dataclass(frozen=True)
+class Mentored(TokenRule):
+    """Accept d with probability min(1, p(d) / ((1 - alpha) q(d))), correct from p itself.
+
+    Greedy: accept iff p(d) >= (1 - alpha) max p, at temperature 1, and an alpha of 0 is the strict rule (a tie with the
+    argmax passes). When sampling no alpha is lossless: a correction from p, rather than from what p has over q, returns
+    to tokens that the draft proposed too often already. That follows from the definition as it reached us; the original
+    article solves for alpha under a bound on KL and has a correction of its own.
+
+    Source: mentored decoding (Tran-Thien, 2023), second-hand.
+
+    Attributes:
+      alpha: from 0 to below 1; the larger, the more is accepted.
+    """
+
+    alpha: float = number(minimum=0.0, maximum=1.0, open_above=True)
+
+    word = "mentored"
+    source = "mentored decoding, Tran-Thien 2023 (second-hand)"
+
+    def acceptance(self, inputs: VerifyInputs, odds: Odds) -> jax.Array:
+        return _lenient(inputs, odds, 1.0 - self.alpha)
+
+    def residual(
+        self, inputs: VerifyInputs, odds: Odds, num_accepted: jax.Array, p: jax.Array, q: jax.Array
+    ) -> jax.Array:
+        return p
+
+
+def _lenient(inputs: VerifyInputs, odds: Odds, factor: jax.Array) -> jax.Array:
+    count = inputs.draft_tokens.shape[0]
+    log_factor = jnp.log(jnp.asarray(factor, jnp.float32))
+
+    def greedy():
+        logits = inputs.raw_target_logits[:count]
+        chosen = jnp.take_along_axis(logits, inputs.draft_tokens[:, None], axis=-1)[:, 0]
+        return (chosen - jnp.max(logits, axis=-1) >= log_factor).astype(jnp.float32)
+
+    def sampled():
+        return jnp.minimum(1.0, odds.ratio() / factor)
+
+    return jax.lax.cond(inputs.greedy, greedy, sampled)

@@ -1,0 +1,103 @@
+"""Rules that look at where the draft token stands among the target's tokens."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from kljudge_jax.verification.base import VerifyInputs
+from kljudge_jax.verification.distributions import Normaliser, token_probability, token_rank
+from kljudge_jax.verification.parameters import integer, number, probability
+from kljudge_jax.verification.rule import ThresholdRule, register
+
+
+@register
+@dataclasses.dataclass(frozen=True)
+class TopKAcceptance(ThresholdRule):
+    """Accept d iff it is among the target's k most probable tokens, ties by the lower id.
+
+    When sampling, a rejected token is replaced by one drawn from p. Greedy, k = 1 is the strict rule.
+
+    Source: a baseline in most papers on relaxed verification; one released form compares with the position after d.
+
+    Attributes:
+      k: how many of the target's tokens pass.
+      confidence: the largest top probability of the target at which the rule is asked; above it the strict rule
+        decides. 1.0 is always.
+    """
+
+    k: int = integer(minimum=1)
+    confidence: float = probability(1.0)
+
+    word = "topk"
+    source = "a common baseline (definition)"
+    keeps_strict = False
+
+    def passes(self, inputs: VerifyInputs) -> jax.Array:
+        count = inputs.draft_tokens.shape[0]
+        return token_rank(inputs.raw_target_logits[:count], inputs.draft_tokens) < self.k
+
+
+@register
+@dataclasses.dataclass(frozen=True)
+class RelaxedThinking(ThresholdRule):
+    """Accept d iff it is among the target's k best and p(d) >= max p - delta.
+
+    When sampling, a rejected token is replaced by one drawn from p. Greedy, k = 1 or a delta of 0 is the strict rule
+    (a delta of 0 lets a token through that ties with the argmax). The source applies it inside a model's thinking
+    section and decodes strictly after it; a rule sees one cycle and no section, so here it holds throughout.
+
+    Source: TensorRT-LLM's relaxed acceptance (code), with its values for DeepSeek-R1.
+
+    Attributes:
+      k: how many of the target's tokens can pass.
+      delta: how much less probable than the target's best they may be.
+      confidence: above this top probability of the target the strict rule decides; 1.0 is never.
+    """
+
+    k: int = integer(10, minimum=1)
+    delta: float = probability(0.6)
+    confidence: float = probability(1.0)
+
+    word = "thinking"
+    source = "TensorRT-LLM relaxed acceptance (code)"
+    keeps_strict = False
+
+    def passes(self, inputs: VerifyInputs) -> jax.Array:
+        logits = inputs.raw_target_logits[: inputs.draft_tokens.shape[0]]
+        near = Normaliser.of(logits).top - token_probability(logits, inputs.draft_tokens) <= self.delta
+        return near & (token_rank(logits, inputs.draft_tokens) < self.k)
+
+
+@register
+@dataclasses.dataclass(frozen=True)
+class MarginAcceptance(ThresholdRule):
+    """MARS: accept what the strict rule accepts, and the target's runner-up where it is nearly as good.
+
+    accept = strict or (d is the target's second best and z(d) / max z > threshold), z the target's raw logits. The
+    ratio is the paper's: it changes when a constant is added to all logits, and it says nothing where the best logit is
+    not above 0, so there the strict rule decides. A threshold of 1 is the strict rule.
+
+    Source: MARS, arXiv 2601.15498, which publishes 0.9; read in summaries that agree, not in its code. The form when
+    sampling (the strict rule's coin and correction) is ours.
+
+    Attributes:
+      threshold: the ratio of the two logits that has to be exceeded.
+      confidence: above this top probability of the target the strict rule decides; 1.0 is never.
+    """
+
+    threshold: float = number(0.9)
+    confidence: float = probability(1.0)
+
+    word = "margin"
+    source = "MARS, arXiv 2601.15498 (second-hand)"
+
+    def passes(self, inputs: VerifyInputs) -> jax.Array:
+        logits = inputs.raw_target_logits[: inputs.draft_tokens.shape[0]]
+        chosen = jnp.take_along_axis(logits, inputs.draft_tokens[:, None], axis=-1)[:, 0]
+        best = jnp.max(logits, axis=-1)
+        runner_up = token_rank(logits, inputs.draft_tokens) == 1
+        # A product and not a quotient, strict and exact at a tie when the threshold is 1.
+        return runner_up & (best > 0) & (chosen > self.threshold * best)
