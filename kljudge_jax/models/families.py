@@ -204,6 +204,8 @@ def _windows(options: _Options, family: str, layers: int) -> tuple[int, ...]:
         unknown = sorted(set(kinds) - {"full_attention", "sliding_attention"})
         if unknown:
             raise InputError(f"layer type {unknown[0]!r} is not supported: expected full_attention, sliding_attention")
+        if len(kinds) != layers:
+            raise InputError(f"config.json has {len(kinds)} layer_types for {layers} layers: give one each")
         slides = [kind == "sliding_attention" for kind in kinds]
     return tuple(size if slide else 0 for slide in slides) if any(slides) else ()
 

@@ -46,9 +46,7 @@ def save(
     Raises:
       InputError: the folder exists and is not empty, or cannot be written.
     """
-    folder = Path(folder).expanduser().absolute()
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"{folder} exists and is not an empty folder: name a new one")
+    folder = check_destination(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with ocp.PyTreeCheckpointer() as checkpointer:
@@ -67,6 +65,14 @@ def save(
         (folder / _MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
         raise InputError(f"{folder} cannot be written: {error}") from error
+
+
+def check_destination(folder: str | Path) -> Path:
+    """The absolute path of a folder that `save` may write to; InputError if it holds something."""
+    folder = Path(folder).expanduser().absolute()
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder} exists and is not an empty folder: name a new one")
+    return folder
 
 
 class OrbaxFolder:

@@ -7,19 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
-import jax.numpy as jnp
 
-import kljudge_jax
 from kljudge_jax.errors import InputError
 from kljudge_jax.models.sources import Checkpoint, open_checkpoint, open_tokenizer
 from kljudge_jax.models.tokenizer import check_fits, compare, tokenizer_eos
 from kljudge_jax.models.transformer import Transformer
-from kljudge_jax.models.weights import load
+from kljudge_jax.models.weights import load, resolve_dtype
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-_DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
 
 
 @jax.tree_util.register_dataclass
@@ -116,7 +112,7 @@ class ModelPair:
         Raises:
           InputError: this installation has none.
         """
-        package = Path(kljudge_jax.__file__).parent
+        package = Path(__file__).parents[1]
         for folder in (package / "checkpoints", package.parent / "checkpoints"):  # a wheel, a checkout
             if (folder / "target").is_dir() and (folder / "draft").is_dir():
                 pair = cls.from_pretrained(folder / "target", folder / "draft", dtype=dtype, mesh=mesh)
@@ -144,12 +140,3 @@ def _shared_tokenizer(names: dict[Checkpoint, str], given: Any) -> PreTrainedTok
         for source, name in names.items():
             check_fits(given, source.config.vocab_size, name)
     return shared
-
-
-def resolve_dtype(name: str) -> Any:
-    """The dtype of that name; "auto" is bfloat16 on GPU and TPU, float32 on CPU. InputError if there is none."""
-    if name == "auto":
-        name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    if name not in _DTYPES:
-        raise InputError(f"dtype {name!r} is not supported: expected {', '.join(_DTYPES)} or auto")
-    return _DTYPES[name]

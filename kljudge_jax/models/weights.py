@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+_DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
+
+
 class TensorSource(Protocol):
     """A checkpoint on disk, whatever its format, seen as our parameters.
 
@@ -42,6 +45,15 @@ class TensorSource(Protocol):
     def read(self, name: str) -> np.ndarray:
         """One tensor in our layout: float32, float16 or bfloat16."""
         ...
+
+
+def resolve_dtype(name: str) -> Any:
+    """The dtype of that name; "auto" is bfloat16 on GPU and TPU, float32 on CPU. InputError if there is none."""
+    if name == "auto":
+        name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    if name not in _DTYPES:
+        raise InputError(f"dtype {name!r} is not supported: expected {', '.join(_DTYPES)} or auto")
+    return _DTYPES[name]
 
 
 def load(

@@ -1,0 +1,51 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kljudge_jax.models.cache import KVCache, write_rows
+from kljudge_jax.models.config import TransformerConfig
+
+CONFIG = TransformerConfig("llama", 32, 16, 24, num_layers=3, num_heads=4, num_kv_heads=2, head_dim=4)
+
+
+def test_create_is_empty_and_shares_no_memory():
+    cache = KVCache.create(CONFIG, batch=2, capacity=7, dtype=jnp.bfloat16)
+    assert len(cache.keys) == len(cache.values) == 3
+    assert cache.keys[0].shape == (2, 2, 7, 4) and cache.keys[0].dtype == jnp.bfloat16
+    assert cache.capacity == 7 and cache.length.tolist() == [0, 0]
+    pointers = {leaf.unsafe_buffer_pointer() for leaf in cache.keys + cache.values}
+    assert len(pointers) == 6
+
+
+def test_donated_cache_is_updated_in_place():
+    def write(cache, new):
+        return KVCache(tuple(write_rows(k, new, cache.length) for k in cache.keys), cache.values, cache.length + 1)
+
+    write = jax.jit(write, donate_argnums=0)
+    cache = KVCache.create(CONFIG, 1, 64)
+    before = {leaf.unsafe_buffer_pointer() for leaf in cache.keys}
+    cache = write(cache, jnp.ones((1, 2, 1, 4)))
+    assert {leaf.unsafe_buffer_pointer() for leaf in cache.keys} == before
+
+
+def test_rollback_is_a_smaller_length_and_nothing_else():
+    cache = KVCache.create(CONFIG, 2, 5)
+    back = cache.at_length(np.array([1, 3]))
+    assert back.length.dtype == jnp.int32 and back.length.tolist() == [1, 3]
+    assert back.keys is cache.keys and back.values is cache.values
+
+
+def test_write_rows_at_a_start_per_row():
+    for batch, starts in ((1, [2]), (3, [0, 2, 4])):
+        stored = np.arange(batch * 2 * 6 * 4, dtype=np.float32).reshape(batch, 2, 6, 4)
+        new = -np.arange(batch * 2 * 2 * 4, dtype=np.float32).reshape(batch, 2, 2, 4)
+        want = stored.copy()
+        for row, start in enumerate(starts):
+            want[row, :, start : start + 2] = new[row]
+        got = jax.jit(write_rows)(jnp.asarray(stored), jnp.asarray(new), jnp.asarray(starts))
+        np.testing.assert_array_equal(got, want)
+
+
+def test_write_rows_casts_to_the_cache():
+    stored = jnp.zeros((1, 1, 3, 2), jnp.bfloat16)
+    assert write_rows(stored, jnp.ones((1, 1, 1, 2)), jnp.array([1])).dtype == jnp.bfloat16

@@ -1,0 +1,122 @@
+"""Every family against Transformers on torch: the same weights, the same logits, with and without a cache."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny_hf import FAMILIES, hf_logits
+
+from kljudge_jax.models.cache import KVCache
+from kljudge_jax.models.config import TransformerConfig
+from kljudge_jax.models.transformer import Transformer, abstract, assemble, parameters
+from kljudge_jax.models.weights import SafetensorsFolder, load
+
+LENGTH, CAPACITY = 24, 28
+TOLERANCE = 1e-4
+
+
+@jax.jit
+def step(model, tokens, cache=None):
+    hidden, cache = model(tokens, cache)
+    return model.logits(hidden), cache
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def case(request, hf_models):
+    """Our model, int32 tokens `[2, T]`, and the logits that Transformers gives them."""
+    theirs, folder = hf_models(request.param)
+    tokens = np.random.default_rng(1).integers(0, theirs.config.vocab_size, (2, LENGTH)).astype(np.int32)
+    want = hf_logits(theirs, tokens)
+    assert want.std() > 0.5, "the model says nothing: the test could not fail"
+    return load(SafetensorsFolder(folder)), tokens, want
+
+
+def prefill(model, tokens):
+    """A cache that has consumed the first 12 tokens, in chunks of 4: each width compiles once."""
+    cache = KVCache.create(model.config, 2, CAPACITY)
+    for t in range(0, 12, 4):
+        _, cache = step(model, tokens[:, t : t + 4], cache)
+    return cache
+
+
+def close(got, want):
+    np.testing.assert_allclose(np.asarray(got), want, rtol=0, atol=TOLERANCE)
+
+
+def test_whole_prompt_without_cache(case):
+    model, tokens, want = case
+    close(step(model, tokens)[0], want)
+
+
+def test_one_token_at_a_time_with_cache(case):
+    model, tokens, want = case
+    cache = KVCache.create(model.config, 2, CAPACITY)
+    for t in range(LENGTH):
+        logits, cache = step(model, tokens[:, t : t + 1], cache)
+        close(logits[:, 0], want[:, t])
+    assert cache.length.tolist() == [LENGTH, LENGTH]
+
+
+def test_rollback_forgets_wrong_tokens(case):
+    model, tokens, want = case
+    wrong = (tokens + 7) % model.config.vocab_size
+    logits, cache = step(model, wrong[:, 12:16], prefill(model, tokens))
+    assert np.abs(np.asarray(logits) - want[:, 12:16]).max() > 0.1
+    logits, cache = step(model, tokens[:, 12:16], cache.at_length(cache.length - 4))
+    close(logits, want[:, 12:16])
+    logits, _ = step(model, tokens[:, 14:18], cache.at_length(cache.length - 2))
+    close(logits, want[:, 14:18])
+
+
+def test_rows_of_different_lengths(case):
+    model, tokens, want = case
+    starts = np.array([5, 12])
+    chunk = np.stack([tokens[b, s : s + 4] for b, s in enumerate(starts)])
+    logits, cache = step(model, chunk, prefill(model, tokens).at_length(starts))
+    close(logits, np.stack([want[b, s : s + 4] for b, s in enumerate(starts)]))
+    assert cache.length.tolist() == [9, 16]
+
+
+TINY = TransformerConfig("llama", 32, 16, 24, 2, 4, 2, 4)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return Transformer(TINY, jax.random.key(0))
+
+
+def test_parameters_and_assemble_are_inverse(model):
+    again = assemble(TINY, parameters(model))
+    assert jax.tree.structure(again) == jax.tree.structure(model)
+    assert all(a is b for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(model), strict=True))
+    assert "layers.1.attention.query.kernel" in parameters(model)
+
+
+def test_norm_scales_stay_float32():
+    leaves = parameters(abstract(TINY, jnp.bfloat16))
+    assert {leaf.dtype for name, leaf in leaves.items() if name.endswith(".scale")} == {np.dtype(np.float32)}
+    assert {leaf.dtype for name, leaf in leaves.items() if not name.endswith(".scale")} == {np.dtype(jnp.bfloat16)}
+
+
+def test_bfloat16_stays_near_float32(model):
+    want = abstract(TINY, jnp.bfloat16)
+    narrow = jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), model, want)
+    tokens = jnp.arange(8, dtype=jnp.int32)[None]
+    hidden, _ = narrow(tokens)
+    assert hidden.dtype == jnp.bfloat16 and narrow.dtype == jnp.bfloat16
+    assert narrow.logits(hidden).dtype == jnp.float32
+    assert np.abs(narrow.logits(hidden) - step(model, tokens)[0]).max() < 0.1
+
+
+def test_other_weights_of_the_same_shape_trace_nothing(model):
+    traces = []
+
+    @jax.jit
+    def forward(model, tokens):
+        traces.append(tokens.shape)
+        return model(tokens)[0]
+
+    tokens = jnp.zeros((1, 3), jnp.int32)
+    for other in (model, jax.tree.map(lambda leaf: leaf + 1, model)):
+        forward(other, tokens)
+    assert traces == [(1, 3)]

@@ -1,0 +1,232 @@
+"""Loading: shards, faults listed at once, dtypes, padded vocabularies, and how much of a file is held at a time."""
+
+import json
+import shutil
+import tracemalloc
+import weakref
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
+from tiny_hf import make_hf_model
+
+from kljudge_jax.errors import InputError
+from kljudge_jax.models.config import TransformerConfig
+from kljudge_jax.models.transformer import abstract, parameters
+from kljudge_jax.models.weights import SafetensorsFolder, load, resolve_dtype
+
+FILE = "model.safetensors"
+
+
+@pytest.fixture
+def folder(hf_models, tmp_path):
+    """A copy of the Llama 2 folder, to be broken."""
+    return shutil.copytree(hf_models("llama2")[1], tmp_path / "model")
+
+
+def rewrite(folder, change):
+    tensors = load_file(folder / FILE)
+    change(tensors)
+    save_file(tensors, folder / FILE)
+
+
+def same(one, other):
+    one, other = parameters(one), parameters(other)
+    return one.keys() == other.keys() and all(np.array_equal(one[name], other[name]) for name in one)
+
+
+def test_missing_unknown_and_misshapen_tensors_are_listed_at_once(folder):
+    def change(tensors):
+        del tensors["model.layers.1.mlp.up_proj.weight"], tensors["model.norm.weight"]
+        tensors["model.layers.0.self_attn.q_proj.bias"] = np.zeros(32, np.float32)
+        tensors["lm_head.weight"] = np.zeros((63, 32), np.float32)
+
+    rewrite(folder, change)
+    with pytest.raises(InputError) as error:
+        load(SafetensorsFolder(folder))
+    for fault in (
+        "layers.1.mlp.up.kernel is missing",
+        "final_norm.scale is missing",
+        "layers.0.attention.query.bias is not known",
+        "head.kernel is [32, 63] instead of [32, 64]",
+    ):
+        assert fault in str(error.value)
+    assert str(folder) in str(error.value) and str(error.value).count(" is ") == 4
+
+
+def test_shards_give_the_same_model(hf_models, tmp_path):
+    theirs, whole = hf_models("llama2")
+    theirs.save_pretrained(tmp_path, max_shard_size="20KB")
+    assert len(list(tmp_path.glob("model-*.safetensors"))) > 1
+    assert same(load(SafetensorsFolder(tmp_path)), load(SafetensorsFolder(whole)))
+
+    shard = sorted(tmp_path.glob("model-*.safetensors"))[1]
+    content = shard.read_bytes()
+    shard.write_bytes(content[:-1])
+    with pytest.raises(InputError, match=f"{shard.name} is broken"):
+        SafetensorsFolder(tmp_path)
+    shard.unlink()
+    with pytest.raises(InputError, match=f"{shard.name} is missing"):
+        SafetensorsFolder(tmp_path)
+    shard.write_bytes(content)
+
+    index = tmp_path / "model.safetensors.index.json"
+    listing = json.loads(index.read_text())
+    listing["weight_map"]["model.ghost.weight"] = shard.name
+    index.write_text(json.dumps(listing))
+    with pytest.raises(InputError, match=r"do not hold: model\.ghost\.weight"):
+        SafetensorsFolder(tmp_path)
+    listing["weight_map"]["model.ghost.weight"] = "../elsewhere.safetensors"
+    index.write_text(json.dumps(listing))
+    with pytest.raises(InputError, match="weight_map of file names"):
+        SafetensorsFolder(tmp_path)
+
+
+@pytest.mark.parametrize("cut", [0, 4, 100, -1])
+def test_a_truncated_file_is_named(folder, cut):
+    (folder / FILE).write_bytes((folder / FILE).read_bytes()[:cut])
+    with pytest.raises(InputError, match=f"{FILE} is broken"):
+        SafetensorsFolder(folder)
+
+
+def test_pickles_are_refused_by_name_and_never_opened(folder):
+    (folder / FILE).unlink()
+    (folder / "pytorch_model.bin").write_bytes(b"\x80\x04not to be unpickled")
+    with pytest.raises(InputError, match=r"pytorch_model\.bin.*never opened"):
+        SafetensorsFolder(folder)
+    (folder / "pytorch_model.bin").unlink()
+    with pytest.raises(InputError, match=r"no model\.safetensors"):
+        SafetensorsFolder(folder)
+
+
+@pytest.mark.parametrize("text, message", [(None, "has no config.json"), ("{", "read as JSON"), ("[]", "an object")])
+def test_a_folder_without_a_configuration_is_refused(folder, text, message):
+    (folder / "config.json").unlink()
+    if text is not None:
+        (folder / "config.json").write_text(text)
+    with pytest.raises(InputError, match=message):
+        SafetensorsFolder(folder)
+
+
+def test_other_stored_types_are_refused(folder):
+    rewrite(folder, lambda tensors: tensors.update({"model.norm.weight": np.ones(32, np.int8)}))
+    with pytest.raises(InputError, match=r"model\.norm\.weight.*I8"):
+        load(SafetensorsFolder(folder))
+
+
+@pytest.mark.parametrize("name", ["llama2", "gemma2"])
+def test_bfloat16_files_and_models(hf_models, tmp_path, name):
+    import torch
+
+    theirs = make_hf_model(name).to(torch.bfloat16)
+    theirs.save_pretrained(tmp_path)
+    with safe_open(tmp_path / FILE, "np") as file:
+        assert file.get_slice("model.norm.weight").get_dtype() == "BF16"
+    model = load(SafetensorsFolder(tmp_path), jnp.bfloat16)
+    values = parameters(model)
+    stored = theirs.model.layers[0].mlp.up_proj.weight.detach().float().numpy().T
+    assert values["layers.0.mlp.up.kernel"].dtype == jnp.bfloat16
+    np.testing.assert_array_equal(np.asarray(values["layers.0.mlp.up.kernel"], np.float32), stored)
+    # 1 + w in float32: in bfloat16 the sum would lose most of w.
+    norm = theirs.model.norm.weight.detach().float().numpy() + (1 if name == "gemma2" else 0)
+    assert values["final_norm.scale"].dtype == jnp.float32
+    np.testing.assert_array_equal(values["final_norm.scale"], norm)
+
+
+def test_what_float16_cannot_hold_is_refused(folder):
+    rewrite(folder, lambda tensors: tensors["model.layers.0.mlp.up_proj.weight"].__setitem__((0, 0), 1e6))
+    with pytest.raises(InputError, match=r"layers\.0\.mlp\.up\.kernel.*float16: use bfloat16"):
+        load(SafetensorsFolder(folder), jnp.float16)
+    assert load(SafetensorsFolder(folder), jnp.bfloat16).dtype == jnp.bfloat16
+
+
+def test_vision_and_prefixes_of_gemma3(hf_models, tmp_path):
+    theirs, folder = hf_models("gemma3")
+    want = load(SafetensorsFolder(folder))
+    config = {"model_type": "gemma3", "text_config": theirs.config.to_dict(), "vision_config": {}}
+    for number, prefix in enumerate(("language_model.model.", "model.language_model.")):
+        copy = tmp_path / str(number)
+        copy.mkdir()
+        tensors = {name.replace("model.", prefix, 1): value for name, value in load_file(folder / FILE).items()}
+        tensors["vision_tower.vision_model.embeddings.weight"] = np.zeros(3, np.float32)
+        save_file(tensors, copy / FILE)
+        (copy / "config.json").write_text(json.dumps(config))
+        assert same(load(SafetensorsFolder(copy)), want)
+
+
+def test_a_tensor_under_two_names_is_refused(folder):
+    rewrite(folder, lambda tensors: tensors.update({"norm.weight": tensors["model.norm.weight"]}))
+    with pytest.raises(InputError, match=r"holds final_norm\.scale twice"):
+        SafetensorsFolder(folder)
+
+
+@pytest.mark.parametrize("name", ["llama2", "smollm2"])
+def test_a_padded_vocabulary_is_cut(hf_models, name):
+    source = SafetensorsFolder(hf_models(name)[1])
+    whole, model = load(source), load(source, vocab_size=50)
+    assert model.config.vocab_size == 50 and whole.config.vocab_size == 64
+    hidden, _ = whole(jnp.arange(5, dtype=jnp.int32)[None])
+    np.testing.assert_allclose(model.logits(hidden), whole.logits(hidden)[..., :50], atol=1e-5)
+    with pytest.raises(InputError, match="64 tokens: 65 cannot"):
+        load(source, vocab_size=65)
+
+
+def test_place_puts_every_parameter(hf_models):
+    placed = {}
+
+    def place(name, array):
+        placed[name] = jax.device_put(array, jax.devices()[1])
+        return placed[name]
+
+    model = load(SafetensorsFolder(hf_models("qwen2")[1]), place=place)
+    assert placed.keys() == parameters(model).keys()
+    assert {leaf.devices().pop() for leaf in jax.tree.leaves(model)} == {jax.devices()[1]}
+
+
+class ZeroSource:
+    """A checkpoint of zeros that remembers what it handed out."""
+
+    where = "memory"
+    config = TransformerConfig("llama", 1024, 256, 1024, 6, 4, 4, 64)
+
+    def __init__(self):
+        self.sizes = {name: leaf.shape for name, leaf in parameters(abstract(self.config)).items()}
+        self.handed = []
+        self.most_alive = 0
+
+    def shapes(self):
+        return self.sizes
+
+    def read(self, name):
+        self.most_alive = max(self.most_alive, sum(ref() is not None for ref in self.handed))
+        array = np.zeros(self.sizes[name], np.float32)
+        self.handed.append(weakref.ref(array))
+        return array
+
+
+def test_the_host_holds_one_tensor_at_a_time():
+    source = ZeroSource()
+    sizes = {name: 4 * int(np.prod(shape)) for name, shape in source.shapes().items()}
+    load(source)  # once before measuring: compilers and caches
+    source.handed.clear()
+
+    devices = []
+    tracemalloc.start()
+    # A device's copy is not the host's memory: JAX's own buffers are not traced.
+    load(source, jnp.bfloat16, place=lambda name, array: devices.append(jnp.array(array, copy=True)) or devices[-1])
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(source.handed) == len(sizes)
+    assert source.most_alive == 0, "a tensor was still held when the next one was read"
+    # The tensor, its copy and the book-keeping of the tree; the whole model would be much more.
+    assert peak < 2 * max(sizes.values()) + 2_000_000 < sum(sizes.values()) / 2
+
+
+def test_dtypes_by_name():
+    assert resolve_dtype("bfloat16") == jnp.bfloat16 and resolve_dtype("float16") == jnp.float16
+    assert resolve_dtype("auto") == jnp.float32  # the tests run on CPU
+    with pytest.raises(InputError, match=r"'int8'.*float32, bfloat16, float16 or auto"):
+        resolve_dtype("int8")
