@@ -64,22 +64,22 @@ def read_header(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str,
     try:
         data = np.memmap(path, np.uint8, "r")
     except FileNotFoundError:
-        raise InputError(f"{path} does not exist: check the path of the GGUF file.") from None
+        raise InputError(f"{path} does not exist: check the path") from None
     except (OSError, ValueError) as error:  # ValueError: an empty file cannot be mapped
-        raise InputError(f"{path} cannot be read as a GGUF file ({error}): check the path or get it again.") from None
+        raise InputError(f"{path} cannot be read as a GGUF file ({error}): check the path or get it again") from None
     if bytes(data[:4]) != b"GGUF":
-        raise InputError(f"{path} is not a GGUF file: it does not start with the letters GGUF.")
+        raise InputError(f"{path} is not a GGUF file: it does not start with the letters GGUF")
     try:
         metadata, tensors = _Parser(memoryview(data)).parse()
     except _UnusableError as error:
         raise InputError(f"{path} is a GGUF file that cannot be used: {error}") from None
     except (struct.error, UnicodeDecodeError, ValueError) as error:
-        raise InputError(f"{path} is a damaged GGUF file ({error}): get it again.") from None
+        raise InputError(f"{path} is a damaged GGUF file ({error}): get it again") from None
     for name, entry in tensors.items():
         if entry.start + entry.size > len(data):
             raise InputError(
                 f"{path} is cut short: tensor {name} ends at byte {entry.start + entry.size} of a file of {len(data)}"
-                " bytes; get the file again."
+                " bytes; get it again"
             )
     return metadata, tensors
 
@@ -99,8 +99,8 @@ class _Parser:
         version = self.scalar("<u4")
         if version not in _VERSIONS:
             if version & 0xFFFF == 0:
-                raise _UnusableError("it is big-endian; convert it with gguf-convert-endian.")
-            raise _UnusableError(f"its format is version {version}; convert the model again to version 3.")
+                raise _UnusableError("it is big-endian; convert it with the script gguf_convert_endian")
+            raise _UnusableError(f"its format is version {version}; convert the model again")
         tensor_count, key_count = self.count(24), self.count(13)
         metadata: dict[str, Any] = {}
         for _ in range(key_count):
@@ -153,7 +153,7 @@ class _Parser:
         if item == GGUFValueType.STRING:
             return [self.string() for _ in range(self.count(8))]
         if item == GGUFValueType.ARRAY:
-            raise _UnusableError("its metadata nests arrays, which no known model does.")
+            raise _UnusableError("its metadata nests arrays, which no known model does: convert it again")
         dtype = np.dtype(_SCALARS[item])
         return np.frombuffer(self.take(self.count(dtype.itemsize) * dtype.itemsize), dtype).copy()
 
@@ -166,9 +166,13 @@ class _Parser:
         shape = tuple(self.scalar("<u8") for _ in range(dimensions))[::-1]
         number = self.scalar("<u4")
         if number not in GGMLQuantizationType._value2member_map_:
-            raise _UnusableError(f"tensor {name} has a type of number {number}, unknown here.")
+            raise _UnusableError(
+                f"tensor {name} has type number {number}, which is not known here: get a file of another type"
+            )
         kind = GGMLQuantizationType(number)
         block, size = GGML_QUANT_SIZES[kind]
+        if 0 in shape:
+            raise ValueError(f"tensor {name!r} has shape {shape}")
         if shape[-1] % block:
             raise ValueError(f"rows of {shape[-1]} in tensor {name!r} are not whole blocks of {kind.name}")
         return name, TensorEntry(kind, shape, self.scalar("<u8"), math.prod(shape) // block * size)

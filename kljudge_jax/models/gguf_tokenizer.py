@@ -42,12 +42,17 @@ _SPACE = "\u2581"  # what SentencePiece writes for a space
 
 def end_of_text(metadata: dict[str, Any]) -> tuple[int, ...]:
     """Ids of the tokens that end a text: the metadata's, and of a chat model the ends of a turn by name."""
-    keys = ("eos_token_id", "eot_token_id", "eom_token_id")
-    ends = [metadata[f"tokenizer.ggml.{key}"] for key in keys if f"tokenizer.ggml.{key}" in metadata]
+    tokens = metadata.get("tokenizer.ggml.tokens", [])
+    ends = [metadata.get(f"tokenizer.ggml.{role}_token_id") for role in ("eos", "eot", "eom")]
+    ends = [number for number in ends if _is_token(number, tokens)]
     if "tokenizer.chat_template" in metadata:
-        index = {token: number for number, token in enumerate(metadata.get("tokenizer.ggml.tokens", ()))}
-        ends += [index[token] for token in _TURN_ENDS if token in index]
+        ends += [tokens.index(token) for token in _TURN_ENDS if token in tokens]
     return tuple(dict.fromkeys(ends))
+
+
+def _is_token(number: Any, tokens: list[str]) -> bool:
+    """Whether it is the id of a token; files write -1 or 2^32 - 1 for none."""
+    return isinstance(number, int) and 0 <= number < len(tokens)
 
 
 def build_tokenizer(where: str, metadata: dict[str, Any]) -> PreTrainedTokenizerFast:
@@ -60,7 +65,7 @@ def build_tokenizer(where: str, metadata: dict[str, Any]) -> PreTrainedTokenizer
       metadata: the file's, by key.
 
     Raises:
-      InputError: the metadata holds no tokenizer, one of a kind that is not read, or one that contradicts itself.
+      InputError: the tokenizer is of a kind that is not supported, or contradicts itself.
     """
     return _Vocabulary(where, metadata).build()
 
@@ -71,9 +76,9 @@ class _Vocabulary:
     def __init__(self, where: str, metadata: dict[str, Any]):
         self.where = where
         self.metadata = metadata
-        self.kind = self.get("model")
+        self.kind = str(self.get("model"))
         if self.kind not in ("gpt2", "llama"):
-            raise InputError(f"{where} has tokenizer {self.kind!r}, which is not supported: expected gpt2 or llama")
+            raise InputError(f"{where} has tokenizer {self.kind!r}, which is not supported: choose gpt2 or llama")
         self.tokens = self.strings("tokens")
         self.types = self.numbers("token_type", TokenType.NORMAL)
         # A token that appears twice is encoded as its first id.
@@ -97,14 +102,10 @@ class _Vocabulary:
             raise InputError(f"{self.where}: tokenizer.ggml.{name} has not one number for each token: convert it again")
         return value
 
-    def named(self, name: str) -> str | None:
-        """The token whose id the metadata gives under `name`."""
-        number = self.get(f"{name}_token_id")
-        if number is None:
-            return None
-        if not isinstance(number, int) or not 0 <= number < len(self.tokens):
-            raise InputError(f"{self.where}: tokenizer.ggml.{name}_token_id = {number!r} is no token: convert it again")
-        return self.tokens[number]
+    def named(self, role: str) -> str | None:
+        """The token that the metadata names for a role."""
+        number = self.get(f"{role}_token_id")
+        return self.tokens[number] if _is_token(number, self.tokens) else None
 
     def build(self) -> PreTrainedTokenizerFast:
         tokenizer = self.byte_level() if self.kind == "gpt2" else self.sentencepiece()
@@ -112,34 +113,37 @@ class _Vocabulary:
             whole = [self.tokens[number] for number in np.flatnonzero(self.types == kind)]
             # On the raw text: a normalizer would change the token that is looked for.
             tokenizer.add_tokens([AddedToken(token, normalized=False, special=special) for token in whole])
-        names = {f"{role}_token": self.named(key) for role, key in _ROLES.items()}
-        names["pad_token"] = names["pad_token"] or names["eos_token"]
-        self.set_ends(tokenizer, names)
-        template = self.metadata.get("tokenizer.chat_template")
+        roles = {
+            "bos_token": self.named("bos"),
+            "eos_token": self.named("eos"),
+            "unk_token": self.named("unknown"),
+            "pad_token": self.named("padding") or self.named("eos"),
+        }
+        self.set_ends(tokenizer)
         return PreTrainedTokenizerFast(
             tokenizer_object=tokenizer,
-            chat_template=template,
+            chat_template=self.metadata.get("tokenizer.chat_template"),
             clean_up_tokenization_spaces=False,
-            **{role: token for role, token in names.items() if token is not None},
+            **{role: token for role, token in roles.items() if token is not None},
         )
 
-    def set_ends(self, tokenizer: Tokenizer, names: dict[str, str | None]) -> None:
+    def set_ends(self, tokenizer: Tokenizer) -> None:
         """Puts the first and the last token around a text, where the file asks for it."""
         # What llama.cpp assumes of a file that does not say.
         first = self.get("add_bos_token", self.kind == "llama" or self.get("pre") in _LLAMA3_NAMES)
         last = self.get("add_eos_token", False)
-        around = [names["bos_token"] if first else None, "$A", names["eos_token"] if last else None]
+        around = [self.named("bos") if first else None, "$A", self.named("eos") if last else None]
         pieces = [piece for piece in around if piece is not None]
         if len(pieces) > 1:
-            special = [(piece, self.index[piece]) for piece in dict.fromkeys(pieces) if piece != "$A"]
+            special = [(piece, self.index[piece]) for piece in pieces if piece != "$A"]
             tokenizer.post_processor = processors.TemplateProcessing(single=pieces, special_tokens=special)
 
     def byte_level(self) -> Tokenizer:
         """Byte-level BPE, as GPT-2 has it."""
-        words = self.get("pre")
+        words = str(self.get("pre"))
         if words not in _WORDS:
             raise InputError(
-                f"{self.where} has pre-tokenizer {words!r}, which is not supported: expected {', '.join(_WORDS)}"
+                f"{self.where} has pre-tokenizer {words!r}, which is not supported: choose one of {', '.join(_WORDS)}"
             )
         merges = [tuple(merge.split(" ")) for merge in self.strings("merges")]
         # Llama 3 looks a whole word up before it merges.
@@ -180,13 +184,11 @@ class _Vocabulary:
         normal = self.types == TokenType.NORMAL
         parts = {self.tokens[number] for number in np.flatnonzero(normal)}
         merges = []
-        # Of equal scores the lower id comes first: the order in which the tokens were learned.
+        # Of equal scores the lower id comes first: the order in which the tokens were learned. Of the ways to one token
+        # the longer left part comes first: SentencePiece goes from the left.
         for number in np.lexsort((np.arange(len(scores)), -scores)):
             if normal[number]:
                 token = self.tokens[number]
-                cuts = ((token[:at], token[at:]) for at in range(1, len(token)))
+                cuts = ((token[:at], token[at:]) for at in range(len(token) - 1, 0, -1))
                 merges += [(left, right) for left, right in cuts if left in parts and right in parts]
         return merges
-
-
-_ROLES = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
