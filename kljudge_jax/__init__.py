@@ -9,7 +9,11 @@ from kljudge_jax.errors import InputError
 from kljudge_jax.models.config import Rope, TransformerConfig
 from kljudge_jax.models.pair import ModelPair
 from kljudge_jax.models.transformer import Transformer
-from kljudge_jax.verification import *  # noqa: F403 - its `__all__ = [
+from kljudge_jax.verification import *  # noqa: F403
+
+__version__ = "0.1.0"
+
+__all__ = [
     "Cycle",
     "Event",
     "Generation",

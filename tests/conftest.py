@@ -1,6 +1,7 @@
 """Set before JAX starts: several virtual CPU devices, and no network."""
 
 import os
+import types
 
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -16,3 +17,19 @@ def models_dir():
     if not folder:
         pytest.skip("set KLJUDGE_MODELS to a folder of real weights")
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_folders(tmp_path_factory):
+    """Folders of a tiny pair over bytes (target, draft), and of a target that returns NaN (broken)."""
+    import jax.numpy as jnp
+    from tiny_pairs import byte_tokenizer, tiny_pair, with_parameters
+
+    from kljudge_jax.models.orbax import save
+
+    root = tmp_path_factory.mktemp("tiny")
+    pair = tiny_pair(seed=2, noise=0.1, vocab_size=257)
+    broken = with_parameters(pair.target, lambda name, x: x * jnp.nan if name == "final_norm.scale" else x)
+    for name, model in {"target": pair.target, "draft": pair.draft, "broken": broken}.items():
+        save(root / name, model, byte_tokenizer(), (256,))
+    return types.SimpleNamespace(target=root / "target", draft=root / "draft", broken=root / "broken")

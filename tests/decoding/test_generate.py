@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import tiny_pair
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_pairs import tiny_pair, with_parameters
 
 import kljudge_jax as kj
 from kljudge_jax.errors import InputError
@@ -163,10 +163,7 @@ def test_host_transfers_do_not_grow_with_the_tokens(pair, monkeypatch):
 
 def poisoned(model, token):
     """The model with an embedding that turns every state that has seen `token` into NaN."""
-    table = model.embedding.table[...].at[token].set(jnp.nan)
-    leaves, structure = jax.tree.flatten(model)
-    leaves = [table if leaf is model.embedding.table[...] else leaf for leaf in leaves]
-    return jax.tree.unflatten(structure, leaves)
+    return with_parameters(model, lambda name, x: x.at[token].set(jnp.nan) if name == "embedding.table" else x)
 
 
 @pytest.mark.parametrize("which", ["target", "draft"])
@@ -191,8 +188,8 @@ def test_a_model_that_returns_nan_stops_that_row_and_no_other(which):
 
 def test_infinite_logits_of_the_first_step_yield_no_token():
     pair = tiny_pair(1)
-    leaves, structure = jax.tree.flatten(pair.target)
-    pair = dataclasses.replace(pair, target=jax.tree.unflatten(structure, [leaf * jnp.inf for leaf in leaves]))
+    endless = with_parameters(pair.target, lambda name, x: x * jnp.inf if name == "final_norm.scale" else x)
+    pair = dataclasses.replace(pair, target=endless)
     out = kj.generate(pair, PROMPTS[0], verifier="exact", draft_length=3, max_new_tokens=5)
     assert tokens_of(out) == [[]]
     assert out.stats.failed == 1

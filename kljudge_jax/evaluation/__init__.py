@@ -1,0 +1,1 @@
+"""Rules beside each other on the same prompts, with their baselines and their uncertainty."""

@@ -1,0 +1,1 @@
+"""Where parameters live when there is more than one device."""
