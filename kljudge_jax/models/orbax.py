@@ -1,13 +1,14 @@
 """Our own folder of a model: configuration, tokenizer and an Orbax checkpoint of the parameters.
 
-`model.json` says what it is, `weights/` is the checkpoint (a flat dictionary by dotted name), and the tokenizer's files
-lie beside them as Transformers writes them.
+`model.json` says what the model is, with a checksum of every parameter; `weights/` is the checkpoint, a flat dictionary
+by dotted name; the tokenizer's files lie beside them as Transformers writes them.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +18,10 @@ import orbax.checkpoint as ocp
 from kljudge_jax.errors import InputError
 from kljudge_jax.models.config import Rope, TransformerConfig
 from kljudge_jax.models.json_file import read_json
-from kljudge_jax.models.tokenizer import has_tokenizer, load_tokenizer
+from kljudge_jax.models.sources import open_checkpoint
+from kljudge_jax.models.tokenizer import has_tokenizer, load_tokenizer, tokenizer_eos
 from kljudge_jax.models.transformer import Transformer, parameters
+from kljudge_jax.models.weights import load, resolve_dtype
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -60,6 +63,7 @@ def save(
             "version": _VERSION,
             "config": dataclasses.asdict(model.config),
             "eos": [int(i) for i in eos],
+            "crc32": {name: _checksum(np.asarray(leaf)) for name, leaf in parameters(model).items()},
         }
         # Last, so that a folder that was cut short is not taken for a model.
         (folder / _MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
@@ -73,6 +77,25 @@ def check_destination(folder: str | Path) -> Path:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} exists and is not an empty folder: name a new one")
     return folder
+
+
+def convert(source: str | Path, destination: str | Path, dtype: str = "float32", revision: str | None = None) -> None:
+    """Writes a model with its tokenizer and end-of-text ids to a new folder of ours.
+
+    Args:
+      source: hub id, local folder or .gguf file.
+      destination: a folder that does not exist or is empty.
+      dtype: "float32", "bfloat16", "float16" or "auto" of the parameters on disk; norm scales stay float32.
+      revision: branch, tag or commit of a hub id.
+
+    Raises:
+      InputError: the source cannot be opened, or the destination cannot be written.
+    """
+    wanted = resolve_dtype(dtype)
+    check_destination(destination)  # before minutes of reading
+    checkpoint = open_checkpoint(source, revision)
+    tokenizer = checkpoint.tokenizer()
+    save(destination, load(checkpoint, wanted), tokenizer, checkpoint.eos or tokenizer_eos(tokenizer))
 
 
 class OrbaxFolder:
@@ -96,7 +119,8 @@ class OrbaxFolder:
                 "convert the model again, or upgrade kljudge_jax"
             )
         self.config = _config(manifest, self.where)
-        self.eos = tuple(int(i) for i in manifest.get("eos", ()))
+        self.eos = _eos(manifest, self.where)
+        self._checksums = dict(manifest.get("crc32", {}))
         self._checkpointer = ocp.PyTreeCheckpointer()
         try:
             self._metadata = dict(self._checkpointer.metadata(self.path / "weights").item_metadata.tree)
@@ -111,7 +135,11 @@ class OrbaxFolder:
         # A restore has a fixed price of some 20 ms, so a layer is read at once, and handed out once.
         if name not in self._waiting:
             self._waiting = self._restore([other for other in self._metadata if _group(other) == _group(name)])
-        return self._waiting.pop(name)
+        array = self._waiting.pop(name)
+        # Orbax does not notice a bit that flipped on disk.
+        if _checksum(array) != self._checksums.get(name):
+            raise InputError(f"{name} in {self.path / 'weights'} is damaged: convert or copy the model again")
+        return array
 
     def _restore(self, names: list[str]) -> dict[str, np.ndarray]:
         arguments = ocp.args.PyTreeRestore(
@@ -122,16 +150,27 @@ class OrbaxFolder:
         try:
             return dict(self._checkpointer.restore(self.path / "weights", args=arguments))
         except Exception as error:
-            raise InputError(f"{self.path / 'weights'} is damaged: {error}") from error
+            raise InputError(f"{self.path / 'weights'} is damaged, convert or copy the model again: {error}") from error
 
     def tokenizer(self) -> PreTrainedTokenizerBase | None:
         """The folder's tokenizer; None if it was saved without."""
         return load_tokenizer(self.path) if has_tokenizer(self.path) else None
 
 
+def _checksum(array: np.ndarray) -> int:
+    return zlib.crc32(np.ascontiguousarray(array).view(np.uint8))
+
+
 def _group(name: str) -> str:
     parts = name.split(".")
     return ".".join(parts[:2]) if parts[0] == "layers" else name
+
+
+def _eos(manifest: dict[str, Any], where: str) -> tuple[int, ...]:
+    ids = manifest.get("eos", [])
+    if not isinstance(ids, list) or not all(isinstance(i, int) for i in ids):
+        raise InputError(f"{where} has a {_MANIFEST} whose eos is {ids!r} where token ids are needed")
+    return tuple(ids)
 
 
 def _config(manifest: dict[str, Any], where: str) -> TransformerConfig:

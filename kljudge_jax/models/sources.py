@@ -44,6 +44,8 @@ def open_checkpoint(name: str | Path, revision: str | None = None) -> Checkpoint
     path = Path(name).expanduser()
     if not path.exists() and not _looks_like_path(str(name)):
         path = download(str(name), revision)
+    elif revision is not None:
+        raise InputError(f"{name} is local, and only a hub id has a revision: leave out {revision!r}")
     if path.is_dir():
         from kljudge_jax.models.orbax import OrbaxFolder, is_ours
 
@@ -98,7 +100,9 @@ def download(name: str, revision: str | None = None, weights: bool = True) -> Pa
         raise InputError(f"{name} has no revision {revision} on the hub: name a branch, a tag or a commit") from error
     except Exception as error:  # the network's errors are of many kinds and libraries
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(f"{name}{at} is not here and cannot be downloaded: {reason}") from error
+        raise InputError(
+            f"{name}{at} is not here and cannot be downloaded, check its name and the network: {reason}"
+        ) from error
     return Path(folder)
 
 

@@ -75,7 +75,8 @@ def compare(
     """Checks token by token, added ones included, that an id means the same to target and draft.
 
     A special token that only one of them has may stay, unless it begins or ends the target's texts: neither is ever
-    asked for it. Any other difference is refused, since the draft would propose something else than it means.
+    asked for it. Padding is no token. Any other difference is refused, since the draft would propose something else
+    than it means.
 
     Raises:
       InputError: the tokenizers differ; the message shows the first ids where they do.
@@ -116,7 +117,8 @@ def check_fits(tokenizer: PreTrainedTokenizerBase, vocab_size: int, name: str) -
 
 
 def _tokens(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
-    return {index: token for token, index in tokenizer.get_vocab().items()}
+    # llama.cpp's converter fills a padded vocabulary with tokens of this name: they stand for nothing.
+    return {index: token for token, index in tokenizer.get_vocab().items() if token != f"[PAD{index}]"}
 
 
 def _special(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
