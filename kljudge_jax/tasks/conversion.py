@@ -35,6 +35,9 @@ _TIMES = ("that is {calc} {u}", "multiply: {calc}", "whole {U}: {calc}", "in {u}
 _PLUS = ("plus this: {calc}", "add: {calc}", "with the other part: {calc}", "sum so far: {calc}", "join: {calc}")
 _MINUS = ("rest: {calc}", "take off: {calc}", "still over: {calc}", "what remains: {calc}", "difference: {calc}")
 _EACH = ("item {i}: {calc}", "no. {i} gives {calc}", "{calc} for item {i}", "entry {i} is {calc}", "take {i}: {calc}")
+_BULLETS = ("-", "*", ">")
+_OPENINGS = ("now ", "then ", "next ", "so ", "")
+_ENDINGS = ("done", "finished", "all in all", "end of list", "ready")
 _LARGEST = ("largest: {n}", "top value: {n}", "the maximum is {n}", "biggest one: {n}", "at the top: {n}")
 _SMALLEST = ("smallest: {n}", "low value: {n}", "the minimum is {n}", "least one: {n}", "at the bottom: {n}")
 
@@ -65,8 +68,8 @@ class Conversion(GeneratedTask):
 
     def word(self, facts: tuple, rng: random.Random) -> tuple[str, str, str]:
         prompt, lines, answer = getattr(self, f"_{facts[0]}_words")(facts[1:], rng)
-        ending = rng.choice(("done", "so", "all in all", "end of list", "ready"))
-        return f"{prompt}\n", "".join(f"- {line}\n" for line in [*lines, ending]) + f"Answer: {answer}", answer
+        listed = "".join(f"{rng.choice(_BULLETS)} {rng.choice(_OPENINGS)}{line}\n" for line in lines)
+        return f"{prompt}\n", f"{listed}{rng.choice(_BULLETS)} {rng.choice(_ENDINGS)}\nAnswer: {answer}", answer
 
     def check(self, problem: Problem, text: str) -> bool:
         """Whether what stands after `Answer:` is the answer, spaces aside."""

@@ -1,0 +1,85 @@
+"""Tasks that are read from a file: JSON lines, plain or gzipped."""
+
+from __future__ import annotations
+
+import abc
+import gzip
+import json
+import os
+import random
+from pathlib import Path
+from typing import Any
+
+from kljudge_jax.errors import InputError
+from kljudge_jax.tasks.base import SPLITS, Problem
+from kljudge_jax.tasks.generated import split_of
+
+
+def read_records(path: str | os.PathLike, fields: tuple[str, ...]) -> list[dict[str, Any]]:
+    """The objects of a `.jsonl` or `.jsonl.gz` file.
+
+    Raises:
+      InputError: no such file, a line that is not a JSON object, or one without the fields.
+    """
+    records = []
+    for number, line in enumerate(read_text(path).splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise InputError(f"Line {number} of {path} is not JSON ({error.msg}): give a file of JSON lines.") from None
+        missing = [field for field in fields if not isinstance(record, dict) or field not in record]
+        if missing:
+            raise InputError(f"Line {number} of {path} has no {missing[0]!r}: give a file with {', '.join(fields)}.")
+        records.append(record)
+    if not records:
+        raise InputError(f"{path} holds no problem: give a file of JSON lines.")
+    return records
+
+
+def read_text(path: str | os.PathLike) -> str:
+    """A UTF-8 text file, unzipped if its name ends in `.gz`. Raises `InputError` if it cannot be read."""
+    try:
+        data = Path(path).read_bytes()
+        return (gzip.decompress(data) if str(path).endswith(".gz") else data).decode("utf-8-sig")
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read as text ({error}): give the path of a local file.") from None
+
+
+class FileTask(abc.ABC):
+    """The problems of a file, in splits by a hash of the question: 70 % train, 10 % validation, 20 % test.
+
+    The hash keeps what a threshold was chosen on apart from what it is judged on, even within one file; split "all" is
+    the whole file, for published numbers.
+
+    Args:
+      every: each problem of the file with its question, bare of the instructions around it.
+    """
+
+    name: str
+
+    def __init__(self, every: list[tuple[str, Problem]]):
+        self._every = [(split_of(question), problem) for question, problem in every]
+
+    def problems(self, split: str = "test", n: int | None = 200, seed: int = 7) -> list[Problem]:
+        """`n` problems of a split in an order that depends on the seed; all of them if `n` is None.
+
+        Raises:
+          InputError: for an unknown split, or when the split has fewer than `n` problems.
+        """
+        if split not in (*SPLITS, "all"):
+            raise InputError(f"{self.name} has no split {split!r}: choose one of {', '.join(SPLITS)} or all.")
+        held = [problem for own, problem in self._every if split in ("all", own)]
+        if n is not None and n > len(held):
+            raise InputError(f"Split {split!r} of {self.name} holds {len(held)} problems: ask for no more.")
+        random.Random(seed).shuffle(held)
+        return held[:n]
+
+    @abc.abstractmethod
+    def check(self, problem: Problem, text: str) -> bool: ...
+
+
+def ask(question: str, chat: bool) -> str | list[dict[str, str]]:
+    """A question as a chat of one turn, or as text to complete."""
+    return [{"role": "user", "content": question}] if chat else f"{question}\n\n"
