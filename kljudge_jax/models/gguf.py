@@ -83,7 +83,7 @@ class GGUFFile:
         self.where = str(path)
         self._metadata, entries = read_header(self.path)
         self._refuse(entries)
-        self._data = np.memmap(self.path, np.uint8, "r")
+        self._data = np.asarray(np.memmap(self.path, np.uint8, "r"))
         divisors = None
         if _ROPE_FREQUENCIES in entries:
             divisors = self._decode(entries.pop(_ROPE_FREQUENCIES))
@@ -234,6 +234,11 @@ class _Options:
         for name in ("attention.value_length", "rope.dimension_count"):
             if self.count(name, head_dim) != head_dim:
                 raise self.fault(name, f"the head dimension, {head_dim},")
+        if divisors is not None and divisors.shape != (head_dim // 2,):
+            raise InputError(
+                f"{self.where} has {_ROPE_FREQUENCIES} of shape {divisors.shape} where ({head_dim // 2},) is needed: "
+                "convert it again"
+            )
         rope, local_rope = self.ropes(family, divisors)
         try:
             return TransformerConfig(

@@ -185,7 +185,7 @@ class _Vocabulary:
         parts = {self.tokens[number] for number in np.flatnonzero(normal)}
         merges = []
         # Of equal scores the lower id comes first: the order in which the tokens were learned. Of the ways to one token
-        # the longer left part comes first: SentencePiece goes from the left.
+        # the longer left part comes first, as in Transformers.
         for number in np.lexsort((np.arange(len(scores)), -scores)):
             if normal[number]:
                 token = self.tokens[number]

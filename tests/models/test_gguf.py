@@ -95,16 +95,24 @@ def test_float32_metadata_reads_as_the_decimal_that_was_meant(tmp_path):
     assert GGUFFile(write_llama(tmp_path / "tiny.gguf")).config.norm_eps == 1e-5
 
 
-def test_yarn_magnitude(tmp_path):
-    yarn = {".rope.scaling.type": "yarn", ".rope.scaling.factor": 4.0}
+def test_yarn(tmp_path):
+    def read(**more):
+        keys = {f".rope.scaling.{name}": value for name, value in dict(type="yarn", factor=4.0, **more).items()}
+        return GGUFFile(write_llama(tmp_path / "tiny.gguf", keys=keys)).config.rope
 
-    def magnitude(**more):
-        keys = yarn | {f".rope.scaling.{name}": value for name, value in more.items()}
-        return GGUFFile(write_llama(tmp_path / "tiny.gguf", keys=keys)).config.rope.attention_factor
+    plain = read()
+    assert plain.attention_factor == pytest.approx(1.13862943)  # 0.1 ln 4 + 1
+    assert (plain.beta_fast, plain.beta_slow, plain.original_max_position) == (32.0, 1.0, 64)
+    assert read(attn_factor=2.0).attention_factor == pytest.approx(2 * 1.13862943)
+    assert read(yarn_attn_factor=1.5).attention_factor == 1.5
+    other = read(yarn_beta_fast=16.0, yarn_beta_slow=2.0, original_context_length=32)
+    assert (other.beta_fast, other.beta_slow, other.original_max_position) == (16.0, 2.0, 32)
 
-    assert magnitude() == pytest.approx(1.13862943)
-    assert magnitude(attn_factor=2.0) == pytest.approx(2 * 1.13862943)
-    assert magnitude(yarn_attn_factor=1.5) == 1.5
+
+def test_rope_frequencies_of_the_wrong_size(tmp_path):
+    path = write_llama(tmp_path / "tiny.gguf", {"rope_freqs.weight": np.ones(3, np.float32)})
+    with pytest.raises(InputError, match=r"rope_freqs\.weight of shape \(3,\) where \(2,\) is needed"):
+        GGUFFile(path)
 
 
 def test_a_factor_without_a_type_is_linear(tmp_path):

@@ -136,6 +136,15 @@ def test_default_words_are_llama_cpp_s():
     assert cuts(tokenizer, "I've 12345 f(x)!") == want
 
 
+def test_only_llama3_looks_whole_words_up():
+    for words in SOURCES:
+        metadata = byte_level_source(words)[1]
+        number = len(metadata["tokenizer.ggml.tokens"])
+        metadata["tokenizer.ggml.tokens"].append("qzqz")  # no merge leads to it
+        metadata["tokenizer.ggml.token_type"].append(int(TokenType.NORMAL))
+        assert (build(metadata).encode("qzqz", add_special_tokens=False) == [number]) == (words == "llama-bpe")
+
+
 def test_special_tokens_and_chats():
     tokenizer = build(byte_level_source("qwen2")[1])
     assert tokenizer.bos_token == "<|im_start|>" and tokenizer.eos_token == "<|im_end|>"
@@ -183,11 +192,14 @@ PIECES = _WORDS.replace("_", "\u2581").split(" ")
 LETTERS = sorted(set("\u2581Theacpitlofnsrwd,.xyzgu\n\u00e9"))
 
 
-def sentencepiece_metadata(prefix=True):
+def sentencepiece_metadata(prefix=True, shuffled=True):
     tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "\n\n", *PIECES, *LETTERS]
     kinds = [TokenType.UNKNOWN, TokenType.CONTROL, TokenType.CONTROL] + [TokenType.BYTE] * 256
     kinds += [TokenType.USER_DEFINED] + [TokenType.NORMAL] * (len(PIECES) + len(LETTERS))
     scores = [0.0] * 259 + [-1000.0] + [-float(i) for i in range(len(PIECES) + len(LETTERS))]
+    if shuffled:  # so that ids say nothing of the scores
+        order = [*range(260), *(260 + np.random.default_rng(8).permutation(len(PIECES) + len(LETTERS)))]
+        tokens, scores = [tokens[i] for i in order], [scores[i] for i in order]
     return {
         "tokenizer.ggml.model": "llama",
         "tokenizer.ggml.pre": "default",
@@ -253,7 +265,7 @@ def test_sentencepiece_matches_user_defined_tokens_whole():
 
 
 def test_of_equal_scores_the_lower_id_is_joined_first():
-    metadata = sentencepiece_metadata(prefix=False)
+    metadata = sentencepiece_metadata(prefix=False, shuffled=False)
     flat = build(metadata, scores=[0.0] * len(metadata["tokenizer.ggml.scores"]))
     ordered = build(metadata)
     for text in SPM_TEXTS:
