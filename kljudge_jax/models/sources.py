@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -41,7 +42,7 @@ def open_checkpoint(name: str | Path, revision: str | None = None) -> Checkpoint
     Raises:
       InputError: there is no such model, it cannot be downloaded, or it does not run here.
     """
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     if not path.exists() and not _looks_like_path(str(name)):
         path = download(str(name), revision)
     elif revision is not None:
@@ -65,7 +66,7 @@ def open_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
     Raises:
       InputError: there is none.
     """
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     if path.suffix == ".gguf" and path.is_file():
         from kljudge_jax.models.gguf import GGUFFile
 

@@ -138,6 +138,15 @@ def test_the_constructor_refuses_what_was_not_aligned(folders):
     assert ModelPair(target).eos == () and ModelPair(target, eos=(4,)).eos == (4,)
 
 
+def test_a_mesh_spreads_the_parameters(folders):
+    pair = ModelPair.from_pretrained(*folders, mesh="data=2,tensor=4")
+    kernel = parameters(pair.target)["layers.0.mlp.up.kernel"]
+    assert len(kernel.devices()) == 8 and kernel.addressable_shards[0].data.shape == (32, 12)
+    alone = ModelPair.from_pretrained(*folders)
+    for one, other in zip(jax.tree.leaves(pair), jax.tree.leaves(alone), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 def test_mixed_formats(folders, tmp_path):
     save(tmp_path / "ours", load(SafetensorsFolder(folders[1])), make_tokenizer(), (1,))
     pair = ModelPair.from_pretrained(folders[0], tmp_path / "ours")

@@ -42,7 +42,9 @@ def test_our_own_folder_is_ours(hf_models, tmp_path):
     assert isinstance(open_checkpoint(tmp_path / "ours"), OrbaxFolder)
 
 
-@pytest.mark.parametrize("name", ["./nowhere", "../nowhere", "/nowhere", "~/nowhere", "nowhere/model.gguf", "x.gguf"])
+@pytest.mark.parametrize(
+    "name", ["./nowhere", "../nowhere", "/nowhere", "~/nowhere", "~nobody/x", "nowhere/model.gguf", "x.gguf"]
+)
 def test_what_looks_like_a_path_is_not_asked_of_the_hub(name, hub):
     with pytest.raises(InputError, match=f"^{name}: no such folder or file$"):
         open_checkpoint(name)
