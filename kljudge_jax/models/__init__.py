@@ -2,7 +2,8 @@
 
 from kljudge_jax.models.cache import KVCache
 from kljudge_jax.models.config import Rope, TransformerConfig
-from kljudge_jax.models.orbax import OrbaxFolder, convert, save
+from kljudge_jax.models.convert import convert
+from kljudge_jax.models.orbax import OrbaxFolder, save
 from kljudge_jax.models.pair import ModelPair
 from kljudge_jax.models.sources import open_checkpoint
 from kljudge_jax.models.transformer import Transformer

@@ -18,10 +18,8 @@ import orbax.checkpoint as ocp
 from kljudge_jax.errors import InputError
 from kljudge_jax.models.config import Rope, TransformerConfig
 from kljudge_jax.models.json_file import read_json
-from kljudge_jax.models.sources import open_checkpoint
-from kljudge_jax.models.tokenizer import has_tokenizer, load_tokenizer, tokenizer_eos
+from kljudge_jax.models.tokenizer import has_tokenizer, load_tokenizer
 from kljudge_jax.models.transformer import Transformer, parameters
-from kljudge_jax.models.weights import load, resolve_dtype
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -77,25 +75,6 @@ def check_destination(folder: str | Path) -> Path:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} exists and is not an empty folder: name a new one")
     return folder
-
-
-def convert(source: str | Path, destination: str | Path, dtype: str = "float32", revision: str | None = None) -> None:
-    """Writes a model with its tokenizer and end-of-text ids to a new folder of ours.
-
-    Args:
-      source: hub id, local folder or .gguf file.
-      destination: a folder that does not exist or is empty.
-      dtype: "float32", "bfloat16", "float16" or "auto" of the parameters on disk; norm scales stay float32.
-      revision: branch, tag or commit of a hub id.
-
-    Raises:
-      InputError: the source cannot be opened, or the destination cannot be written.
-    """
-    wanted = resolve_dtype(dtype)
-    check_destination(destination)  # before minutes of reading
-    checkpoint = open_checkpoint(source, revision)
-    tokenizer = checkpoint.tokenizer()
-    save(destination, load(checkpoint, wanted), tokenizer, checkpoint.eos or tokenizer_eos(tokenizer))
 
 
 class OrbaxFolder:

@@ -12,8 +12,7 @@ from tiny_hf import FAMILIES, make_tokenizer
 
 from kljudge_jax.errors import InputError
 from kljudge_jax.models import orbax
-from kljudge_jax.models.orbax import OrbaxFolder, convert, is_ours, save
-from kljudge_jax.models.pair import ModelPair
+from kljudge_jax.models.orbax import OrbaxFolder, is_ours, save
 from kljudge_jax.models.transformer import assemble, parameters
 from kljudge_jax.models.weights import SafetensorsFolder, load
 
@@ -147,26 +146,3 @@ def test_lost_files_are_noticed(folder):
     (folder / "weights" / "_METADATA").unlink()
     with pytest.raises(InputError, match="no Orbax checkpoint"):
         OrbaxFolder(folder)
-
-
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_converted_model_is_the_same_model(hf_models, tmp_path, dtype):
-    folder = hf_models("gemma2")[1]
-    convert(folder, tmp_path / "ours", dtype)
-    stored = OrbaxFolder(tmp_path / "ours")
-    assert stored.read("layers.0.mlp.up.kernel").dtype == jnp.dtype(dtype)
-    assert stored.read("final_norm.scale").dtype == np.float32
-    one = ModelPair.from_pretrained(folder, dtype=dtype)
-    other = ModelPair.from_pretrained(tmp_path / "ours", dtype=dtype)
-    want, got = parameters(one.target), parameters(other.target)
-    assert all(np.array_equal(want[name], got[name]) for name in want) and want.keys() == got.keys()
-    assert one.eos == other.eos == (1,)
-    assert one.tokenizer.get_vocab() == other.tokenizer.get_vocab()
-
-
-def test_a_full_destination_is_refused_before_reading(tmp_path):
-    (tmp_path / "note.txt").write_text("mine")
-    with pytest.raises(InputError, match="not an empty folder"):
-        convert("./nowhere", tmp_path)
-    with pytest.raises(InputError, match="no such folder or file"):
-        convert("./nowhere", tmp_path / "new")
