@@ -1,13 +1,13 @@
-"""GGUF files as a source of weights: their configuration, their names, their numbers."""
+"""GGUF files as a source of weights: their tensors by our names, decoded to float32."""
 
 from __future__ import annotations
 
 import concurrent.futures
+import dataclasses
 import math
 import os
 import re
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from gguf.constants import GGMLQuantizationType
@@ -15,21 +15,10 @@ from gguf.quants import dequantize
 from transformers import PreTrainedTokenizerFast
 
 from kljudge_jax.errors import InputError
-from kljudge_jax.models.config import Rope, TransformerConfig
+from kljudge_jax.models.config import Rope
+from kljudge_jax.models.gguf_config import config_from_gguf
 from kljudge_jax.models.gguf_header import TensorEntry, read_header
 from kljudge_jax.models.gguf_tokenizer import build_tokenizer, end_of_text
-
-# llama.cpp's name of an architecture -> Hugging Face's. Mistral's files say "llama".
-_FAMILIES = {
-    "llama": "llama",
-    "qwen2": "qwen2",
-    "qwen3": "qwen3",
-    "gemma2": "gemma2",
-    "gemma3": "gemma3_text",
-}
-
-# Keys of models whose state is a running summary of the past: a rejected draft cannot be taken back.
-_RECURRENT = ("ssm.", "wkv.", "shortconv.")
 
 _KINDS = frozenset(
     GGMLQuantizationType[name]
@@ -59,7 +48,6 @@ _NORMS = {
     "post_ffw_norm": "post_mlp_norm",
 }
 _LAYER = re.compile(r"^blk\.(\d+)\.(\w+)\.(weight|bias)$")
-_ROPE_FREQUENCIES = "rope_freqs.weight"
 
 _VALUES_PER_CHUNK = 1 << 18  # 1 MB of float32: decoded and transposed within the processor's cache, 3 times as fast
 
@@ -82,37 +70,29 @@ class GGUFFile:
         self.path = Path(path)
         self.where = str(path)
         self._metadata, entries = read_header(self.path)
-        self._refuse(entries)
-        self._data = np.asarray(np.memmap(self.path, np.uint8, "r"))
-        divisors = None
-        if _ROPE_FREQUENCIES in entries:
-            divisors = self._decode(entries.pop(_ROPE_FREQUENCIES))
+        divisors = entries.pop("rope_freqs.weight", None)
         self._entries = {_our_name(name): entry for name, entry in entries.items()}
-        self.config = _Options(self.where, self._metadata).configure(self._entries, divisors)
-        self.eos = end_of_text(self._metadata)
-
-    def _refuse(self, entries: dict[str, TensorEntry]) -> None:
-        """InputError unless it is a whole model of an architecture and of tensor types that are known here."""
-        architecture = str(self._metadata.get("general.architecture"))
-        known = f"choose one of {', '.join(_FAMILIES)}"
-        recurrent = tuple(f"{architecture}.{part}" for part in _RECURRENT)
-        if architecture.startswith(("mamba", "rwkv")) or any(key.startswith(recurrent) for key in self._metadata):
-            raise InputError(
-                f"{self.where} is a {architecture} model, whose recurrent state cannot be rolled back when a draft is "
-                f"rejected: {known}"
-            )
-        if "moe" in architecture or np.any(self._metadata.get(f"{architecture}.expert_count", 0)):
-            raise InputError(f"{self.where} is a mixture of experts ({architecture}), which is not supported: {known}")
-        if architecture not in _FAMILIES:
-            raise InputError(f"{self.where} has architecture {architecture!r}, which is not supported: {known}")
-        if self._metadata.get("split.count", 1) not in (0, 1):
-            raise InputError(f"{self.where} is one part of several: merge them with llama-gguf-split --merge")
+        self.config = config_from_gguf(self.where, self._metadata, self.shapes())
         for name, entry in entries.items():
             if entry.kind not in _KINDS:
                 raise InputError(
                     f"tensor {name} of {self.where} is stored as {entry.kind.name}: choose a file of "
                     f"{', '.join(sorted(kind.name for kind in _KINDS))}"
                 )
+        self._data = np.asarray(np.memmap(self.path, np.uint8, "r"))
+        if divisors is not None:
+            self.config = dataclasses.replace(self.config, rope=self._with_divisors(self.config.rope, divisors))
+        self.eos = end_of_text(self._metadata)
+
+    def _with_divisors(self, rope: Rope, entry: TensorEntry) -> Rope:
+        """The rope with its frequencies divided by the numbers in that tensor: how these files scale as Llama 3 does."""
+        half = self.config.head_dim // 2
+        if entry.kind != GGMLQuantizationType.F32 or entry.shape != (half,):
+            raise InputError(
+                f"{self.where} has rope_freqs.weight of {list(entry.shape)} {entry.kind.name} where [{half}] F32 is "
+                "needed: convert it again"
+            )
+        return dataclasses.replace(rope, frequency_divisors=tuple(self._decode(entry).tolist()))
 
     def tokenizer(self) -> PreTrainedTokenizerFast | None:
         """The tokenizer that the file carries, with its chat template; None if it carries none.
@@ -120,7 +100,7 @@ class GGUFFile:
         Raises:
           InputError: it is of a kind that is not supported, or contradicts itself.
         """
-        if self._metadata.get("tokenizer.ggml.model") in (None, "none", "no_vocab"):
+        if str(self._metadata.get("tokenizer.ggml.model")) in ("None", "none", "no_vocab"):
             return None
         return build_tokenizer(self.where, self._metadata)
 
@@ -189,130 +169,3 @@ def _half_order(heads: int, head_dim: int) -> np.ndarray:
     i + D/2.
     """
     return np.arange(heads * head_dim).reshape(heads, head_dim // 2, 2).swapaxes(1, 2).reshape(-1)
-
-
-class _Options:
-    """The hyperparameters in a file's metadata; one that is missing or senseless is refused by name."""
-
-    def __init__(self, where: str, metadata: dict[str, Any]):
-        self.where = where
-        self.metadata = metadata
-        self.architecture = metadata["general.architecture"]
-
-    def get(self, name: str, default: Any = None) -> Any:
-        return self.metadata.get(f"{self.architecture}.{name}", default)
-
-    def fault(self, name: str, needed: str) -> InputError:
-        key = f"{self.architecture}.{name}"
-        return InputError(f"{self.where} has {key} = {self.get(name)!r} where {needed} is needed: convert it again")
-
-    def count(self, name: str, default: int | None = None) -> int:
-        value = self.get(name, default)
-        if isinstance(value, np.ndarray) and value.size and (value == value[0]).all():
-            value = value[0].item()  # one number per layer, all the same
-        if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
-            raise self.fault(name, "a positive number, the same in all layers,")
-        return value
-
-    def number(self, name: str, default: float | None = None) -> float:
-        value = self.get(name, default)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            raise self.fault(name, "a number")
-        return float(value)
-
-    def configure(self, entries: dict[str, TensorEntry], divisors: np.ndarray | None) -> TransformerConfig:
-        """The configuration; `entries` tells what the metadata leaves out."""
-        if "embedding.table" not in entries:
-            raise InputError(f"{self.where} has no tensor token_embd.weight: get a file that holds a whole model")
-        family = _FAMILIES[self.architecture]
-        gemma = family.startswith("gemma")
-        hidden, layers, heads = (self.count(n) for n in ("embedding_length", "block_count", "attention.head_count"))
-        found = {name.split(".")[1] for name in entries if name.startswith("layers.")}
-        if len(found) != layers:
-            raise InputError(f"{self.where} announces {layers} layers and holds {len(found)}: convert it again")
-        head_dim = self.count("attention.key_length", hidden // heads)
-        for name in ("attention.value_length", "rope.dimension_count"):
-            if self.count(name, head_dim) != head_dim:
-                raise self.fault(name, f"the head dimension, {head_dim},")
-        if divisors is not None and divisors.shape != (head_dim // 2,):
-            raise InputError(
-                f"{self.where} has {_ROPE_FREQUENCIES} of shape {divisors.shape} where ({head_dim // 2},) is needed: "
-                "convert it again"
-            )
-        rope, local_rope = self.ropes(family, divisors)
-        try:
-            return TransformerConfig(
-                family=family,
-                vocab_size=entries["embedding.table"].shape[0],
-                hidden_size=hidden,
-                intermediate_size=self.count("feed_forward_length"),
-                num_layers=layers,
-                num_heads=heads,
-                num_kv_heads=self.count("attention.head_count_kv", heads),
-                head_dim=head_dim,
-                max_position=self.count("context_length"),
-                norm_eps=self.number("attention.layer_norm_rms_epsilon"),
-                activation="gelu_tanh" if gemma else "silu",
-                tied_head="head.kernel" not in entries,
-                qkv_bias="layers.0.attention.query.bias" in entries,
-                out_bias="layers.0.attention.out.bias" in entries,
-                mlp_bias="layers.0.mlp.down.bias" in entries,
-                qk_norm=family in ("qwen3", "gemma3_text"),
-                post_norms=gemma,
-                embedding_scale=math.sqrt(hidden) if gemma else 1.0,
-                query_scale=self.query_scale(family, hidden, heads, head_dim, layers),
-                attention_softcap=self.number("attn_logit_softcapping", 50.0) if family == "gemma2" else 0.0,
-                final_softcap=self.number("final_logit_softcapping", 30.0 if family == "gemma2" else 0.0),
-                windows=self.windows(family, layers),
-                rope=rope,
-                local_rope=local_rope,
-            )
-        except InputError:
-            raise
-        except ValueError as error:
-            raise InputError(f"{self.where} contradicts itself ({error}): convert it again") from error
-
-    def query_scale(self, family: str, hidden: int, heads: int, head_dim: int, layers: int) -> float | None:
-        # llama.cpp, too, knows the 27B models, which alone scale by the width per head, by their depth.
-        if (family, layers) in (("gemma2", 46), ("gemma3_text", 62)):
-            return (hidden / heads) ** -0.5
-        return head_dim**-0.5 if family.startswith("gemma") else None
-
-    def windows(self, family: str, layers: int) -> tuple[int, ...]:
-        """Per layer, how many tokens a query sees, itself included; 0 is all."""
-        if family.startswith("qwen") or not self.get("attention.sliding_window"):
-            return ()
-        size = self.count("attention.sliding_window")
-        # Every n-th layer of a Gemma sees everything; of Mistral none does.
-        slides = self.get("attention.sliding_window_pattern", {"gemma2": 2, "gemma3_text": 6}.get(family, 0))
-        if isinstance(slides, int):
-            slides = [not slides or (layer + 1) % slides for layer in range(layers)]
-        if len(slides) != layers:
-            raise self.fault("attention.sliding_window_pattern", "a period, or one flag for each layer,")
-        return tuple(size if slide else 0 for slide in slides)
-
-    def ropes(self, family: str, divisors: np.ndarray | None) -> tuple[Rope, Rope | None]:
-        """Rope of the layers that see everything, and of those with a window where it is another one."""
-        # A factor without a type is linear, and was once called scale_linear.
-        factor = self.number("rope.scaling.factor", self.number("rope.scale_linear", 0.0)) or 1.0
-        scaling = self.get("rope.scaling.type", "linear")
-        if scaling not in ("none", "linear", "yarn"):
-            raise self.fault("rope.scaling.type", "none, linear or yarn")
-        options = {}
-        if scaling == "yarn":
-            options = {
-                "original_max_position": self.count(
-                    "rope.scaling.original_context_length", self.count("context_length")
-                ),
-                "beta_fast": self.number("rope.scaling.yarn_beta_fast", 32.0),
-                "beta_slow": self.number("rope.scaling.yarn_beta_slow", 1.0),
-                # The first key multiplies what YaRN prescribes; the second, which is newer, replaces it.
-                "attention_factor": self.number("rope.scaling.attn_factor", 1.0)
-                * self.number("rope.scaling.yarn_attn_factor", 0.1 * math.log(max(factor, 1.0)) + 1.0),
-            }
-        if divisors is not None:
-            options["frequency_divisors"] = tuple(divisors.tolist())
-        if scaling == "linear" and factor == 1.0:
-            scaling = "none"
-        rope = Rope(self.number("rope.freq_base", 10000.0), scaling, 1.0 if scaling == "none" else factor, **options)
-        return rope, Rope(self.number("rope.freq_base_swa", 10000.0)) if family == "gemma3_text" else None

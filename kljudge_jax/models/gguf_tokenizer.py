@@ -42,7 +42,8 @@ _SPACE = "\u2581"  # what SentencePiece writes for a space
 
 def end_of_text(metadata: dict[str, Any]) -> tuple[int, ...]:
     """Ids of the tokens that end a text: the metadata's, and of a chat model the ends of a turn by name."""
-    tokens = metadata.get("tokenizer.ggml.tokens", [])
+    tokens = metadata.get("tokenizer.ggml.tokens")
+    tokens = tokens if isinstance(tokens, list) else []
     ends = [metadata.get(f"tokenizer.ggml.{role}_token_id") for role in ("eos", "eot", "eom")]
     ends = [number for number in ends if _is_token(number, tokens)]
     if "tokenizer.chat_template" in metadata:
@@ -120,9 +121,10 @@ class _Vocabulary:
             "pad_token": self.named("padding") or self.named("eos"),
         }
         self.set_ends(tokenizer)
+        template = self.metadata.get("tokenizer.chat_template")
         return PreTrainedTokenizerFast(
             tokenizer_object=tokenizer,
-            chat_template=self.metadata.get("tokenizer.chat_template"),
+            chat_template=template if isinstance(template, str) else None,
             clean_up_tokenization_spaces=False,
             **{role: token for role, token in roles.items() if token is not None},
         )
@@ -130,9 +132,9 @@ class _Vocabulary:
     def set_ends(self, tokenizer: Tokenizer) -> None:
         """Puts the first and the last token around a text, where the file asks for it."""
         # What llama.cpp assumes of a file that does not say.
-        first = self.get("add_bos_token", self.kind == "llama" or self.get("pre") in _LLAMA3_NAMES)
+        first = self.get("add_bos_token", self.kind == "llama" or str(self.get("pre")) in _LLAMA3_NAMES)
         last = self.get("add_eos_token", False)
-        around = [self.named("bos") if first else None, "$A", self.named("eos") if last else None]
+        around = [self.named("bos") if first is True else None, "$A", self.named("eos") if last is True else None]
         pieces = [piece for piece in around if piece is not None]
         if len(pieces) > 1:
             special = [(piece, self.index[piece]) for piece in pieces if piece != "$A"]
@@ -160,7 +162,7 @@ class _Vocabulary:
         """SentencePiece's BPE: no words, spaces are letters, unknown letters fall back to bytes."""
         unknown = self.named("unknown")
         tokenizer = self.backend(self.merges_by_score(), unk_token=unknown, fuse_unk=True, byte_fallback=True)
-        prefix = self.get("add_space_prefix", True)
+        prefix = self.get("add_space_prefix", True) is True
         spaces = [normalizers.Prepend(_SPACE)] if prefix else []
         tokenizer.normalizer = normalizers.Sequence([*spaces, normalizers.Replace(" ", _SPACE)])
         steps = [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
