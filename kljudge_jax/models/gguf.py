@@ -85,7 +85,7 @@ class GGUFFile:
         self.eos = end_of_text(self._metadata)
 
     def _with_divisors(self, rope: Rope, entry: TensorEntry) -> Rope:
-        """The rope with its frequencies divided by the numbers in that tensor: how these files scale as Llama 3 does."""
+        """The rope with its frequencies divided by the numbers in that tensor: how Llama 3 is scaled here."""
         half = self.config.head_dim // 2
         if entry.kind != GGMLQuantizationType.F32 or entry.shape != (half,):
             raise InputError(
