@@ -49,7 +49,7 @@ class Parameter:
             too_low = value <= self.minimum if self.open_below else value < self.minimum
             too_high = value >= self.maximum if self.open_above else value > self.maximum
             wrong = math.isnan(value) or too_low or too_high
-            wrong |= self.integer and not wrong and value != math.floor(value)
+            wrong |= self.integer and not float(value).is_integer()
         else:
             wrong = value is None or isinstance(value, str | bytes)
         if wrong:

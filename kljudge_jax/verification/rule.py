@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import ClassVar, NamedTuple
 
 import jax
@@ -10,6 +11,10 @@ import jax.numpy as jnp
 from kljudge_jax.verification.base import Verdict, VerifyInputs
 from kljudge_jax.verification.distributions import Normaliser, excess, probabilities, token_log_probability
 from kljudge_jax.verification.parameters import parameters_of
+
+# Two equal distributions that were computed apart leave a residual of float32 noise. It is reached as rarely as it is
+# small, so taking p in its place moves no probability by more than this.
+_ROUNDING = 1e-6
 
 
 class Odds(NamedTuple):
@@ -84,8 +89,8 @@ class Rule:
     def correction(self, inputs: VerifyInputs, num_accepted: jax.Array, odds: Odds | None = None) -> jax.Array:
         """Distribution of the token after `num_accepted` draft tokens: f32 `[V]`, a point mass when greedy.
 
-        After the whole draft it is the target's own; where the residual is empty (p = q) as well. `odds` are those
-        of `inputs`, for a caller that has them.
+        After the whole draft it is the target's own; so it is where the residual is empty (p = q). `odds` are those of
+        `inputs`, for a caller that has them.
         """
         odds = Odds.of(inputs) if odds is None else odds
         target_row = inputs.target_logits[num_accepted]
@@ -102,7 +107,7 @@ class Rule:
             rejected = num_accepted < inputs.draft_count
             weights = jnp.where(rejected, self.residual(inputs, odds, num_accepted, p, q), p)
             total = jnp.sum(weights)
-            return jnp.where(total > 0, weights / total, p)
+            return jnp.where(total > _ROUNDING, weights / total, p)
 
         return jax.lax.cond(inputs.greedy, greedy, sampled)
 
@@ -179,8 +184,25 @@ def register(rule: type) -> type:
 
     The dataclass derives from `Rule`; its fields come from `verification.parameters`.
     """
+    fields = dataclasses.fields(rule)
+    data = tuple(field.name for field in fields if not field.metadata.get("static"))
+    static = tuple(field.name for field in fields if field.metadata.get("static"))
+
+    def flatten(instance):
+        return tuple(getattr(instance, name) for name in data), tuple(getattr(instance, name) for name in static)
+
+    def flatten_with_keys(instance):
+        children, choices = flatten(instance)
+        return tuple(zip(map(jax.tree_util.GetAttrKey, data), children, strict=True)), choices
+
+    def unflatten(choices, children):
+        return rule(**dict(zip(static, choices, strict=True)), **dict(zip(data, children, strict=True)))
+
+    # Not jax.tree_util.register_dataclass: in jaxlib 0.10.2 the structures of two such classes with as many fields
+    # compare equal, and when their hashes collide, one time in thirty, jit runs one rule's program for the other.
+    jax.tree_util.register_pytree_with_keys(rule, flatten_with_keys, unflatten, flatten)
     RULES.append(rule)
-    return jax.tree_util.register_dataclass(rule)
+    return rule
 
 
 RULES: list[type[Rule]] = []

@@ -1,0 +1,58 @@
+"""The numbers read off logits, where float32 is at its worst."""
+
+import jax.numpy as jnp
+import numpy as np
+from transcription import entropy as exact_entropy
+from transcription import kl, softmax
+
+from kljudge_jax.verification.distributions import (
+    Normaliser,
+    entropy,
+    js_divergence,
+    kl_divergence,
+    probabilities,
+    token_rank,
+    total_variation,
+)
+
+
+def test_large_logits_lose_no_digits():
+    logits = np.array([4000.0, 3999.0, 3990.0])
+    p = softmax(logits)
+    normaliser = Normaliser.of(jnp.asarray(logits, jnp.float32))
+    np.testing.assert_allclose(probabilities(jnp.asarray(logits, jnp.float32)), p, rtol=1e-6)
+    np.testing.assert_allclose(normaliser.log_probability(jnp.float32(3990.0)), np.log(p[2]), rtol=1e-6)
+    np.testing.assert_allclose(normaliser.top, p[0], rtol=1e-6)
+    assert float(Normaliser.of(jnp.zeros(2)).top) == 0.5
+
+
+def test_divergences_of_a_distribution_with_itself_are_zero():
+    logits = jnp.asarray(np.random.default_rng(0).normal(size=(50, 1000)) * 5, jnp.float32)
+    for divergence in (kl_divergence, js_divergence, total_variation):
+        np.testing.assert_allclose(divergence(logits, logits), 0, atol=1e-7)
+
+
+def test_a_large_vocabulary_in_float32():
+    rng = np.random.default_rng(1)
+    p = rng.normal(size=(4, 50_000)) * 3
+    q = p + rng.normal(size=p.shape) * 0.3
+    found = kl_divergence(jnp.asarray(p, jnp.float32), jnp.asarray(q, jnp.float32))
+    np.testing.assert_allclose(found, [kl(softmax(a), softmax(b)) for a, b in zip(p, q, strict=True)], rtol=1e-4)
+    found = entropy(jnp.asarray(p, jnp.float32))
+    np.testing.assert_allclose(found, [exact_entropy(softmax(a)) for a in p], rtol=1e-5)
+
+
+def test_zero_and_underflowing_probabilities():
+    nothing, inf = -jnp.inf, jnp.inf
+    assert float(kl_divergence(jnp.array([0.0, nothing]), jnp.array([0.0, nothing]))) == 0
+    assert float(kl_divergence(jnp.array([0.0, nothing]), jnp.array([0.0, 0.0]))) == np.float32(np.log(2.0))
+    assert float(kl_divergence(jnp.array([0.0, 0.0]), jnp.array([0.0, nothing]))) == inf
+    # exp(-200) is 0 in float32, the probability is not.
+    assert float(kl_divergence(jnp.array([0.0, -200.0]), jnp.array([0.0, nothing]))) == inf
+    assert float(entropy(jnp.array([0.0, nothing, nothing]))) == 0
+
+
+def test_rank_puts_ties_by_id_and_nan_last():
+    logits = jnp.array([[1.0, 2.0, 2.0, 0.0]] * 4)
+    np.testing.assert_array_equal(token_rank(logits, jnp.array([0, 1, 2, 3])), [2, 0, 1, 3])
+    np.testing.assert_array_equal(token_rank(jnp.full((1, 4), jnp.nan), jnp.array([1])), [4])

@@ -1,0 +1,71 @@
+"""Fuzzy acceptance against its four divergences."""
+
+import math
+
+import numpy as np
+import pytest
+from random_cases import as_inputs, expected_lengths, law_and_corrections, never_shorter, random_cases, rows
+from transcription import above, check, excess, kl, softmax, target
+
+from kljudge_jax.verification import DivergenceThreshold, SpeculativeSampling
+
+MEASURES = {
+    "js": lambda p, q: (kl(p, (p + q) / 2) + kl(q, (p + q) / 2)) / 2,
+    "kl_target_draft": kl,
+    "kl_draft_target": lambda p, q: kl(q, p),
+    "tv": lambda p, q: np.abs(p - q).sum() / 2,
+}
+
+
+@pytest.mark.parametrize("divergence", MEASURES)
+def test_agrees_with_a_float64_transcription(divergence):
+    def accept(position):
+        too_far, near = above(MEASURES[divergence](position.raw_p, position.raw_q), 0.11)
+        return 1.0 - too_far, near
+
+    check(DivergenceThreshold(divergence, 0.11), accept, target)
+
+
+def test_above_the_confidence_the_strict_rule_decides_and_corrects():
+    def accept(position):
+        sure, nearly = above(position.raw_p.max(), 0.6)
+        too_far, near = above(MEASURES["tv"](position.raw_p, position.raw_q), 0.2)
+        return (position.strict, nearly) if sure else (1.0 - too_far, min(near, nearly))
+
+    def residual(position):
+        return excess(position) if position.raw_p.max() > 0.6 else position.p
+
+    check(DivergenceThreshold("tv", 0.2, confidence=0.6), accept, residual)
+    inputs = random_cases(1, False)
+    masked = DivergenceThreshold("tv", 1.0, confidence=0.0)
+    found, strict = (expected_lengths(rule, inputs) for rule in (masked, SpeculativeSampling()))
+    np.testing.assert_allclose(found, strict, atol=1e-6)
+
+
+def test_nothing_passes_below_zero_and_the_target_is_left():
+    inputs = random_cases(1, False)
+    rule = DivergenceThreshold("js", -1.0)
+    assert not expected_lengths(rule, inputs).any()
+    for case, correction in zip(rows(inputs), law_and_corrections(rule, inputs)[1], strict=True):
+        np.testing.assert_allclose(correction[0], softmax(case[3][0]), atol=1e-5)
+
+
+@pytest.mark.parametrize("greedy", [True, False])
+def test_accepts_more_as_the_threshold_rises(greedy):
+    assert never_shorter([DivergenceThreshold("tv", threshold) for threshold in (-1.0, 0.0, 0.1, 0.5, 1.0)], greedy)
+
+
+def test_equal_models_pass_a_threshold_of_zero_and_disjoint_ones_are_as_far_as_can_be():
+    uniform = np.zeros((1, 2, 3))
+    inputs = as_inputs([[0]], [1], uniform[:, :1], uniform, uniform[:, :1], uniform, True)
+    for divergence in MEASURES:
+        assert expected_lengths(DivergenceThreshold(divergence, 0.0), inputs) == 1
+    apart = np.full((1, 2, 3), -np.inf)
+    apart[:, :, 1] = 0
+    draft = np.where(np.arange(3) == 0, 0.0, -np.inf)[None, None]
+    inputs = as_inputs([[0]], [1], draft, apart, draft, apart, True)
+    for divergence, largest in {"js": math.log(2), "tv": 1.0, "kl_target_draft": math.inf}.items():
+        assert expected_lengths(DivergenceThreshold(divergence, largest + 1e-6), inputs) == 1
+        if math.isfinite(largest):
+            assert expected_lengths(DivergenceThreshold(divergence, largest - 1e-6), inputs) == 0
+    assert expected_lengths(DivergenceThreshold("kl_target_draft", 1e30), inputs) == 0

@@ -1,0 +1,52 @@
+"""The ensemble against its definition: what is drafted follows the mixture."""
+
+import itertools
+
+import numpy as np
+import pytest
+from random_cases import as_inputs, expected_lengths, law_and_corrections, never_shorter, random_cases
+from transcription import check, softmax
+
+from kljudge_jax.verification import AcceptAll, Ensemble, SpeculativeSampling
+
+
+def mixed(weight):
+    def accept(position):
+        token = position.token
+        if position.greedy:
+            mixture = weight * position.raw_p + (1 - weight) * position.raw_q
+            best = np.sort(mixture)
+            return float(int(np.argmax(mixture)) == token), best[-1] - best[-2]
+        p, q = position.p[token], position.q[token]
+        if p > 0 and q == 0:
+            return 1.0, 1.0
+        return (1 - weight if q == 0 else min(1.0, (weight * p + (1 - weight) * q) / q)), 1.0
+
+    return accept
+
+
+def test_agrees_with_a_float64_transcription():
+    check(Ensemble(0.6), mixed(0.6), kinds=("close", "far", "sharp", "holes", "one_hot_draft", "one_hot_target"))
+
+
+def test_a_drafted_token_follows_the_mixture():
+    rng = np.random.default_rng(0)
+    p, q = 2 * rng.normal(size=(1, 2, 5)), 2 * rng.normal(size=(1, 1, 5))
+    found = np.zeros(5)
+    for token, weight in itertools.product(range(5), [0.3]):
+        inputs = as_inputs([[token]], [1], q, p, q, p, False)
+        law, correction = law_and_corrections(Ensemble(weight), inputs)
+        drawn = softmax(q[0, 0])[token]
+        found += drawn * (law[0, 1] * np.eye(5)[token] + law[0, 0] * correction[0, 0])
+    np.testing.assert_allclose(found, 0.3 * softmax(p[0, 0]) + 0.7 * softmax(q[0, 0]), atol=1e-6)
+
+
+@pytest.mark.parametrize("greedy", [True, False])
+def test_the_ends_of_the_range(greedy):
+    inputs = random_cases(1, greedy)
+    strict, target_alone = (expected_lengths(rule, inputs) for rule in (SpeculativeSampling(), Ensemble(1.0)))
+    np.testing.assert_allclose(target_alone, strict, atol=1e-6)
+    if not greedy:
+        everything, draft_alone = (expected_lengths(rule, inputs) for rule in (AcceptAll(), Ensemble(0.0)))
+        np.testing.assert_allclose(draft_alone, everything, atol=1e-6)
+        assert never_shorter([Ensemble(weight) for weight in (1.0, 0.7, 0.3, 0.0)], greedy)

@@ -1,0 +1,219 @@
+"""What holds for every rule: its range, its garbage rows, its draws, its tree of numbers."""
+
+import dataclasses
+import itertools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from random_cases import LENGTH, SIZE, VOCAB, law_and_corrections, random_cases, rows, verdicts
+from scipy import stats
+from transcription import softmax
+
+from kljudge_jax.verification import (
+    AcceptAll,
+    BlockVerification,
+    Cactus,
+    DivergenceThreshold,
+    Ensemble,
+    EntropyThreshold,
+    FLy,
+    GreedyExact,
+    KLJudge,
+    Lenience,
+    MarginAcceptance,
+    Mentored,
+    RandomAcceptance,
+    RelaxedThinking,
+    SpeculativeSampling,
+    SyntheticAcceptance,
+    TopKAcceptance,
+    TypicalAcceptance,
+    Verdict,
+    Verifier,
+    parse_verifier,
+)
+from kljudge_jax.verification.parameters import number
+from kljudge_jax.verification.rule import RULES, TokenRule, register
+
+EXAMPLES = [
+    AcceptAll(),
+    BlockVerification(),
+    Cactus(0.2),
+    DivergenceThreshold("js", 0.1),
+    DivergenceThreshold("kl_target_draft", 0.4, confidence=0.6),
+    DivergenceThreshold("tv", 0.3),
+    Ensemble(0.6),
+    EntropyThreshold(1.0),
+    EntropyThreshold(1.0, "draft"),
+    FLy(0.5, 2),
+    GreedyExact(),
+    KLJudge(0.4),
+    Lenience(0.5),
+    MarginAcceptance(0.5),
+    Mentored(0.3),
+    RandomAcceptance(0.3),
+    RelaxedThinking(3, 0.3),
+    SpeculativeSampling(),
+    SyntheticAcceptance(0.7),
+    TopKAcceptance(2),
+    TypicalAcceptance(),
+]
+
+every_rule = pytest.mark.parametrize("rule", EXAMPLES, ids=str)
+
+
+def test_every_rule_is_looked_at():
+    assert {type(rule) for rule in EXAMPLES} == set(RULES)
+
+
+@every_rule
+@settings(max_examples=4, deadline=None, derandomize=True)
+@given(seed=st.integers(0, 2**32 - 1), greedy=st.booleans(), key=st.integers(0, 2**31 - 1))
+def test_verdicts_stay_in_range_and_read_no_garbage(rule, seed, greedy, key):
+    inputs = random_cases(seed, greedy)
+    result = verdicts(rule, inputs, key)
+    chex.assert_shape((result.num_accepted, result.next_token), (SIZE,))
+    chex.assert_shape(result.relaxed, (SIZE, LENGTH))
+    assert (result.num_accepted.dtype, result.next_token.dtype, result.relaxed.dtype) == (jnp.int32, jnp.int32, bool)
+
+    lengths, tokens, relaxed = map(np.asarray, (result.num_accepted, result.next_token, result.relaxed))
+    counts = np.asarray(inputs.draft_count)
+    assert (lengths >= 0).all() and (lengths <= counts).all()
+    assert (tokens >= 0).all() and (tokens < VOCAB).all()
+    assert not relaxed[np.arange(LENGTH) >= lengths[:, None]].any()
+    targets = np.asarray(inputs.target_logits)
+    if greedy:
+        np.testing.assert_array_equal(tokens, [np.argmax(targets[i, n]) for i, n in enumerate(lengths)])
+    elif not rule.greedy_only:
+        assert (targets[np.arange(SIZE), lengths, tokens] > -np.inf).all()
+    if rule.lossless:
+        assert not relaxed.any()
+        for case, n in zip(rows(inputs), lengths, strict=True):
+            assert all(case[3][i, case[0][i]] > -np.inf for i in range(n))
+
+    chex.assert_trees_all_equal(verdicts(rule, other_garbage(inputs), key), result)
+
+
+def other_garbage(inputs):
+    """The same batch, zeros where it had NaN, infinities and wild ids."""
+    counts = np.asarray(inputs.draft_count)[:, None]
+    drafted, scored = np.arange(LENGTH) < counts, np.arange(LENGTH + 1) <= counts
+    real = {
+        "draft_tokens": drafted,
+        "draft_logits": drafted[:, :, None],
+        "raw_draft_logits": drafted[:, :, None],
+        "target_logits": scored[:, :, None],
+        "raw_target_logits": scored[:, :, None],
+    }
+    return dataclasses.replace(
+        inputs, **{name: jnp.where(kept, getattr(inputs, name), 0) for name, kept in real.items()}
+    )
+
+
+@every_rule
+def test_draws_follow_law_and_correction(rule):
+    """Chi-square over the pairs of accepted length and next token, 20,000 draws of each of three sequences."""
+    draws = 50
+    inputs = random_cases(21, rule.greedy_only, kinds=("close", "far", "holes"))
+    for case in np.flatnonzero(np.asarray(inputs.draft_count) == LENGTH)[:3]:
+        same = np.full(SIZE, case)
+        repeated = jax.tree.map(lambda x, same=same: x[same] if x.ndim else x, inputs)
+        laws, corrections = law_and_corrections(rule, repeated)
+        expected = laws[0][:, None] * corrections[0]
+        np.testing.assert_allclose(expected.sum(), 1.0, atol=1e-5)
+        counted = np.zeros_like(expected)
+        for seed in range(draws):
+            result = verdicts(rule, repeated, seed)
+            np.add.at(counted, (np.asarray(result.num_accepted), np.asarray(result.next_token)), 1)
+        assert not counted[expected == 0].any()
+        expected = expected / expected.sum() * draws * SIZE
+        common = expected >= 5
+        observed = np.append(counted[common], counted[~common].sum())
+        wanted = np.append(expected[common], expected[~common].sum())
+        if (wanted > 0).sum() > 1:
+            assert stats.chisquare(observed[wanted > 0], wanted[wanted > 0]).pvalue > 1e-4
+        else:
+            np.testing.assert_allclose(observed, wanted, atol=1)
+
+
+def test_every_rule_works_without_a_draft():
+    inputs = random_cases(22, False, length=0, size=1)
+    case = jax.tree.map(lambda x: x[0] if x.ndim else x, inputs)
+    p = softmax(np.asarray(case.target_logits[0], np.float64))
+
+    @jax.jit
+    def run(rules, key, case):
+        return [(rule(key, case), rule.law(case), rule.correction(case, 0)) for rule in rules]
+
+    for greedy in (True, False):
+        answers = run(EXAMPLES, jax.random.key(0), dataclasses.replace(case, greedy=jnp.asarray(greedy)))
+        for rule, (verdict, law, correction) in zip(EXAMPLES, answers, strict=True):
+            assert int(verdict.num_accepted) == 0 and verdict.relaxed.shape == (0,)
+            np.testing.assert_array_equal(law, [1.0])
+            point = greedy or rule.greedy_only
+            np.testing.assert_allclose(correction, np.eye(VOCAB)[p.argmax()] if point else p, atol=1e-6)
+            if point:
+                assert int(verdict.next_token) == p.argmax()
+
+
+@every_rule
+def test_a_rule_is_a_tree_of_numbers(rule):
+    leaves, structure = jax.tree.flatten(rule)
+    assert all(isinstance(leaf, float | int) for leaf in leaves)
+    assert jax.tree.unflatten(structure, leaves) == rule
+    assert isinstance(rule, Verifier)
+    # What transformations put in a leaf's place.
+    for placeholder in (object(), jax.ShapeDtypeStruct((), jnp.float32), jnp.float32(jnp.nan), np.zeros(3)):
+        jax.tree.unflatten(structure, [placeholder] * len(leaves))
+
+
+def test_no_two_rules_have_the_same_structure():
+    """jit looks a program up by it: equal structures, and a rule can be answered by the program of another."""
+    for a, b in itertools.combinations(EXAMPLES, 2):
+        alike = type(a) is type(b) and getattr(a, "divergence", None) == getattr(b, "divergence", None)
+        alike = alike and getattr(a, "model", None) == getattr(b, "model", None)
+        assert (jax.tree.structure(a) == jax.tree.structure(b)) == alike
+
+
+@every_rule
+def test_other_numbers_are_no_other_program(rule):
+    traces = []
+
+    @jax.jit
+    def run(rule, key, case):
+        traces.append(rule)
+        return rule(key, case)
+
+    inputs = random_cases(23, True, length=2, size=1)
+    case = jax.tree.map(lambda x: x[0] if x.ndim else x, inputs)
+    # Traced only: whether a second compilation is needed is decided there.
+    run.eval_shape(rule, jax.random.key(0), case)
+    less = jax.tree.map(lambda leaf: leaf * 0.99 if isinstance(leaf, float) else leaf + 1, rule)
+    run.eval_shape(less, jax.random.key(1), dataclasses.replace(case, greedy=jnp.asarray(False)))
+    assert len(traces) == 1
+
+
+def test_a_new_rule_is_ten_lines():
+    @register
+    @dataclasses.dataclass(frozen=True)
+    class AtLeast(TokenRule):
+        """Accept d iff p(d) >= floor."""
+
+        floor: float = number()
+        word = "atleast"
+        source = "a test"
+
+        def acceptance(self, inputs, odds):
+            return (jnp.exp(odds.log_target) >= self.floor).astype(jnp.float32)
+
+    try:
+        rule = parse_verifier("atleast:0.2", greedy=False)
+        assert rule == AtLeast(0.2)
+        assert isinstance(verdicts(rule, random_cases(24, False)), Verdict)
+    finally:
+        RULES.remove(AtLeast)

@@ -1,0 +1,35 @@
+"""Typical acceptance against Medusa's formula."""
+
+import math
+
+import numpy as np
+import pytest
+from random_cases import expected_lengths, law_and_corrections, never_shorter, random_cases, rows
+from transcription import above, check, entropy, softmax, target
+
+from kljudge_jax.verification import TypicalAcceptance
+
+
+def typical(epsilon, alpha):
+    return lambda position: above(
+        position.raw_p[position.token], min(epsilon, alpha * math.exp(-entropy(position.raw_p)))
+    )
+
+
+@pytest.mark.parametrize("epsilon, alpha", [(0.3, 0.09), (0.4, 0.9)])
+def test_agrees_with_a_float64_transcription(epsilon, alpha):
+    check(TypicalAcceptance(epsilon, alpha), typical(epsilon, alpha), target)
+
+
+def test_nothing_passes_floors_above_one_and_the_target_is_left():
+    inputs = random_cases(1, False)
+    rule = TypicalAcceptance(2.0, 1e9)
+    assert not expected_lengths(rule, inputs).any()
+    for case, correction in zip(rows(inputs), law_and_corrections(rule, inputs)[1], strict=True):
+        np.testing.assert_allclose(correction[0], softmax(case[3][0]), atol=1e-5)
+
+
+@pytest.mark.parametrize("greedy", [True, False])
+def test_accepts_more_as_the_floors_fall(greedy):
+    assert never_shorter([TypicalAcceptance(floor, 10.0) for floor in (1.0, 0.3, 0.1, 0.0)], greedy)
+    assert never_shorter([TypicalAcceptance(1.0, floor) for floor in (3.0, 0.5, 0.1, 0.0)], greedy)

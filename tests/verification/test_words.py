@@ -1,0 +1,90 @@
+"""Rules by their words, and the table of them."""
+
+import json
+
+import pytest
+
+from kljudge_jax import verification
+from kljudge_jax.errors import InputError
+from kljudge_jax.verification import (
+    DivergenceThreshold,
+    EntropyThreshold,
+    GreedyExact,
+    KLJudge,
+    SpeculativeSampling,
+    TopKAcceptance,
+    TypicalAcceptance,
+    describe_rules,
+    parse_verifier,
+)
+from kljudge_jax.verification.rule import RULES
+
+
+@pytest.mark.parametrize(
+    "word, rule",
+    [
+        ("exact", SpeculativeSampling()),
+        ("kl:0.4", KLJudge(0.4)),
+        ("kl:threshold=0.4,confidence=1.0", KLJudge(0.4, 1.0)),
+        (" kl : confidence = 1 , threshold = -1 ", KLJudge(-1.0, 1.0)),
+        ("kl:0.4,0.5", KLJudge(0.4, 0.5)),
+        ("kl:0.4,confidence=0.5", KLJudge(0.4, 0.5)),
+        ("topk:3", TopKAcceptance(3)),
+        ("typical", TypicalAcceptance()),
+        ("typical:alpha=0.1", TypicalAcceptance(alpha=0.1)),
+        ("fuzzy:divergence=js,threshold=0.3", DivergenceThreshold("js", 0.3)),
+        ("entropy:1,draft", EntropyThreshold(1.0, "draft")),
+    ],
+)
+def test_a_word_is_a_rule(word, rule):
+    assert parse_verifier(word, greedy=False) == rule
+
+
+def test_exact_follows_the_temperature_and_none_is_plain():
+    assert parse_verifier("exact", greedy=True) == GreedyExact()
+    assert parse_verifier("none", greedy=True) is None
+
+
+@pytest.mark.parametrize(
+    "word, says",
+    [
+        ("kll:0.4", "choose one of the rules all, block"),
+        ("", "choose one of the rules"),
+        ("none:1", "plain decoding takes no parameters"),
+        ("kl", "give 'kl' its threshold, as in 'kl:threshold=...,confidence=0.9'"),
+        ("kl:", "not ''"),
+        ("kl:confidence=0.5", "its threshold"),
+        ("kl:0.4,tau=1", "'tau=1' is no parameter of 'kl'"),
+        ("kl:confidence=0.5,0.4", "'0.4' is no parameter of 'kl'"),
+        ("kl:0.4,0.5,0.6", "'0.6' is no parameter of 'kl'"),
+        ("kl:0.4,threshold=0.4", "its threshold once, not twice"),
+        ("kl:high", "a number as its threshold, not 'high'"),
+        ("kl:nan", "a number as its threshold, not nan"),
+        ("kl:0.4,confidence=2", "a number from 0 up to 1 as its confidence, not 2.0"),
+        ("topk:2.5", "a whole number from 1 as its k, not '2.5'"),
+        ("fuzzy:chi,0.3", "one of js"),
+        ("all:1", "'1' is no parameter of 'all'"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_in_one_sentence(word, says):
+    with pytest.raises(InputError) as error:
+        parse_verifier(word, greedy=False)
+    assert says in str(error.value) and "\n" not in str(error.value)
+
+
+def test_the_table_is_read_off_the_classes():
+    table = describe_rules()
+    assert json.loads(json.dumps(table)) == table
+    assert {row["name"] for row in table} == {rule.__name__ for rule in RULES} <= set(verification.__all__)
+    kl = next(row for row in table if row["word"] == "kl")
+    assert kl["parameters"] == [
+        {"name": "threshold", "allowed": "a number", "default": None},
+        {"name": "confidence", "allowed": "a number from 0 up to 1", "default": 0.9},
+    ]
+    assert not kl["lossless"] and "2601.04766" in kl["source"] and len(kl["summary"]) < 120
+    assert {row["name"] for row in table if row["lossless"]} == {
+        "BlockVerification",
+        "GreedyExact",
+        "SpeculativeSampling",
+    }
+    assert all(row["source"] and row["summary"] for row in table)
