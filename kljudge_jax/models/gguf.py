@@ -145,7 +145,7 @@ class GGUFFile:
         # NumPy lets go of the interpreter's lock while it computes.
         with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
             list(pool.map(decode, range(0, len(rows), step)))
-        return out if transpose else out.reshape(entry.shape)
+        return out if transpose or len(entry.shape) == 2 else out.reshape(entry.shape)
 
 
 def _our_name(theirs: str) -> str:

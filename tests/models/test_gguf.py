@@ -106,6 +106,8 @@ def test_large_matrices_are_read_in_chunks(tmp_path):
     file = GGUFFile(path)
     np.testing.assert_array_equal(file.read("head.kernel"), want.T)
     np.testing.assert_array_equal(file.read("extra.weight"), want)
+    # Arrays of their own: a loader may keep them without a copy and without keeping the file.
+    assert all(file.read(name).base is None for name in file.shapes())
     assert file.shapes()["extra.weight"] == (3000, 256) and not file.config.tied_head
 
 
