@@ -30,6 +30,9 @@ class KVCache:
 
     @classmethod
     def create(cls, config: TransformerConfig, batch: int, capacity: int, dtype=jnp.float32) -> KVCache:
+        """An empty cache for a model of that dtype."""
+        # XLA's CPU backend has no 16-bit stores: it would widen and narrow a whole buffer around every write.
+        dtype = jnp.float32 if jax.default_backend() == "cpu" else dtype
         shape = (batch, config.num_kv_heads, capacity, config.head_dim)
         # One buffer each: donated arrays must not share memory.
         keys = tuple(jnp.zeros(shape, dtype) for _ in range(config.num_layers))

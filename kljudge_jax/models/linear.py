@@ -46,7 +46,12 @@ class Embedding(nnx.Module):
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
         """tokens int32 `[...]` to `[..., H]`."""
-        return jnp.take(self.table[...], tokens, axis=0, mode="clip")
+        table = self.table[...]
+        if table.dtype != jnp.float32 and jax.default_backend() == "cpu":
+            # XLA's CPU backend gathers 16-bit rows as float32 ones. It does so row by row, unless it can see that the
+            # table is the same in every turn of a loop: then it makes a float32 copy of the whole table beforehand.
+            table, tokens = jax.lax.optimization_barrier((table, tokens))
+        return jnp.take(table, tokens, axis=0, mode="clip")
 
     def attend(self, x: jax.Array) -> jax.Array:
         """x `[..., H]` to logits f32 `[..., V]`."""

@@ -87,7 +87,7 @@ class Attention(nnx.Module):
             visible &= distance < config.window(self.layer)
 
         # The query heads of a group are rows of one product: [B, G, T * N/G, D] by [B, G, S, D].
-        query = query.reshape(batch, length, groups, heads // groups, dim).transpose(0, 2, 3, 1, 4)
+        query = query.reshape(batch, length, groups, heads // groups, dim).transpose(0, 2, 3, 1, 4).astype(key.dtype)
         scores = jnp.einsum("bgrtd,bgsd->bgrts", query, key, preferred_element_type=jnp.float32)
         scores = jnp.where(visible[:, None, None], _softcap(scores, config.attention_softcap), _MASKED)
         weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
