@@ -12,8 +12,8 @@ from kljudge_jax.tasks.files import FileTask, ask, read_records
 
 _REQUEST = (
     "{question}\n\n"
-    "Solve the problem step by step, with the calculation of each step. "
-    "Then write the final answer, a single number, on a last line of its own after '####', like '#### 42'."
+    "Reason step by step in short sentences, one calculation in each, without code. "
+    "End with a line '#### ' followed by the final answer as a single number."
 )
 
 
