@@ -76,7 +76,8 @@ def _pass_probability(inputs: VerifyInputs, odds: Odds) -> jax.Array:
             ),
             axis=-1,
         )
-        kept = gain + 1.0 - weight
+        # In this order: a small gain would lose its digits in a sum with 1, and h could pass 1.
+        kept = gain + (1.0 - weight)
         return jnp.append(jnp.where(kept > 0, gain / kept, 1.0), weights[count:])
 
     lengths = jnp.arange(1, count + 1)

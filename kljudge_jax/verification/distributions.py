@@ -51,6 +51,16 @@ def token_probability(logits: jax.Array, tokens: jax.Array) -> jax.Array:
     return Normaliser.of(logits).probability(_chosen(logits, tokens))[:, 0]
 
 
+def is_argmax(logits: jax.Array, tokens: jax.Array) -> jax.Array:
+    """Whether a row's token is its argmax, ties by the lower id: f32 `[K, V]`, int32 `[K]` to bool `[K]`.
+
+    False in a row with a NaN. Two plain reductions: XLA's CPU backend takes ten times as long for an argmax.
+    """
+    peak = jnp.max(logits, axis=-1, keepdims=True)
+    before = jnp.any((logits == peak) & (jnp.arange(logits.shape[-1]) < tokens[:, None]), axis=-1)
+    return (_chosen(logits, tokens) == peak)[:, 0] & ~before
+
+
 def token_rank(logits: jax.Array, tokens: jax.Array) -> jax.Array:
     """How many tokens come before a row's one, ties by the lower id: f32 `[K, V]`, int32 `[K]` to int32 `[K]`.
 

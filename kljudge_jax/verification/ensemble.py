@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from kljudge_jax.verification.base import VerifyInputs
-from kljudge_jax.verification.distributions import probabilities
+from kljudge_jax.verification.distributions import is_argmax, probabilities
 from kljudge_jax.verification.parameters import probability
 from kljudge_jax.verification.rule import Odds, TokenRule, register
 
@@ -39,7 +39,7 @@ class Ensemble(TokenRule):
         def greedy():
             target = probabilities(inputs.raw_target_logits[:count])
             mixed = self.weight * target + (1.0 - self.weight) * probabilities(inputs.raw_draft_logits)
-            return (jnp.argmax(mixed, axis=-1) == inputs.draft_tokens).astype(jnp.float32)
+            return is_argmax(mixed, inputs.draft_tokens).astype(jnp.float32)
 
         def sampled():
             # An infinite ratio (q(d) = 0) is bounded first: times a weight of 0 it would be no number.

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from kljudge_jax.verification.base import VerifyInputs
-from kljudge_jax.verification.distributions import entropy
+from kljudge_jax.verification.distributions import entropy, is_argmax
 from kljudge_jax.verification.parameters import choice, integer, number, probability
 from kljudge_jax.verification.rule import ThresholdRule, register
 
@@ -74,7 +74,7 @@ class FLy(ThresholdRule):
         count = inputs.draft_tokens.shape[0]
         logits = inputs.raw_target_logits[:count]
         position = jnp.arange(count)
-        mismatch = (jnp.argmax(logits, axis=-1) != inputs.draft_tokens) & (position < inputs.draft_count)
+        mismatch = ~is_argmax(logits, inputs.draft_tokens) & (position < inputs.draft_count)
         ahead = position[None, :] - position[:, None]
         followed = jnp.any(mismatch & (ahead > 0) & (ahead <= self.window), axis=-1)
         return ~followed & (entropy(logits) / math.log(logits.shape[-1]) > self.threshold)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from kljudge_jax.verification.base import Verdict, VerifyInputs
-from kljudge_jax.verification.distributions import Normaliser, excess, probabilities, token_log_probability
+from kljudge_jax.verification.distributions import Normaliser, excess, is_argmax, probabilities, token_log_probability
 from kljudge_jax.verification.parameters import parameters_of
 
 # Two equal distributions that were computed apart leave a residual of float32 noise. It is reached as rarely as it is
@@ -31,7 +31,7 @@ class Odds(NamedTuple):
         count = inputs.draft_tokens.shape[0]
 
         def greedy():
-            match = jnp.argmax(inputs.target_logits[:count], axis=-1) == inputs.draft_tokens
+            match = is_argmax(inputs.target_logits[:count], inputs.draft_tokens)
             return cls(jnp.where(match, 0.0, -jnp.inf), jnp.zeros((count,)))
 
         def sampled():

@@ -17,6 +17,11 @@ SIZE, LENGTH, VOCAB = 400, 4, 5
 
 def random_cases(seed: int, greedy: bool, *, length=LENGTH, vocab=VOCAB, size=SIZE, kinds=KINDS) -> VerifyInputs:
     """`size` sequences stacked on a leading axis, `greedy` alone unbatched; NaN and wild ids past `draft_count`."""
+    return _random_cases(seed, greedy, length, vocab, size, tuple(kinds))
+
+
+@functools.cache
+def _random_cases(seed, greedy, length, vocab, size, kinds) -> VerifyInputs:
     rng = np.random.default_rng(seed)
     cases = [_case(rng, kinds[i % len(kinds)], length, vocab, greedy) for i in range(size)]
     stacked = [np.stack(values) for values in zip(*cases, strict=True)]
@@ -103,20 +108,15 @@ def _case(rng, kind: str, length: int, vocab: int, greedy: bool):
         draft, target = draft / temperature, target / temperature
         if rng.random() < 0.5 and kind != "equal":
             draft, target = (_top_k(logits, int(rng.integers(1, vocab + 1))) for logits in (draft, target))
-    tokens = np.array([_drawn(rng, row) for row in draft], int).reshape(length)
+    # Mostly what the draft would draw, now and then what it could not.
+    tokens = np.argmax(draft + rng.gumbel(size=draft.shape), axis=-1)
+    tokens = np.where(rng.random(length) < 0.1, rng.integers(vocab, size=length), tokens)
     count = int(rng.integers(0, length + 1))
     tokens[count:] = rng.integers(-3, vocab + 3, size=length - count)
     garbage = [np.array(x) for x in (draft, target, raw_draft, raw_target)]
     for array, real in zip(garbage, (count, count + 1) * 2, strict=True):
         array[real:] = rng.choice([np.nan, np.inf, -np.inf])
     return tokens, count, *garbage
-
-
-def _drawn(rng, logits):
-    # Mostly what the draft would draw, now and then what it could not.
-    if rng.random() < 0.1:
-        return rng.integers(len(logits))
-    return rng.choice(len(logits), p=np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum())
 
 
 def _top_k(logits, k):

@@ -8,6 +8,7 @@ from transcription import kl, softmax
 from kljudge_jax.verification.distributions import (
     Normaliser,
     entropy,
+    is_argmax,
     js_divergence,
     kl_divergence,
     probabilities,
@@ -50,6 +51,11 @@ def test_zero_and_underflowing_probabilities():
     # exp(-200) is 0 in float32, the probability is not.
     assert float(kl_divergence(jnp.array([0.0, -200.0]), jnp.array([0.0, nothing]))) == inf
     assert float(entropy(jnp.array([0.0, nothing, nothing]))) == 0
+
+
+def test_argmax_is_the_lowest_of_the_best_and_never_in_a_row_with_nan():
+    logits = jnp.array([[1.0, 2.0, 2.0]] * 3 + [[jnp.nan, 2.0, 1.0], [-jnp.inf, -jnp.inf, 0.0]])
+    np.testing.assert_array_equal(is_argmax(logits, jnp.array([0, 1, 2, 1, 2])), [False, True, False, False, True])
 
 
 def test_rank_puts_ties_by_id_and_nan_last():

@@ -32,6 +32,8 @@ LOSSLESS = [
     Ensemble(1.0),
 ]
 
+KINDS_OF_MODELS = ["random", "equal", "target_holes", "draft_holes", "one_hot_draft", "disjoint"]
+
 
 def models(rng, kind, length, vocab):
     """Next-token logits of target and draft after every prefix of up to `length` tokens."""
@@ -87,9 +89,18 @@ def continuation(target, prefix, size):
     return np.stack([p[v] * continuation(target, (*prefix, v), size) for v in range(len(p))])
 
 
-@pytest.mark.parametrize("kind", ["random", "equal", "target_holes", "draft_holes", "one_hot_draft", "disjoint"])
-@pytest.mark.parametrize("rule", LOSSLESS, ids=lambda rule: type(rule).__name__)
+@pytest.mark.parametrize("kind", KINDS_OF_MODELS)
+@pytest.mark.parametrize("rule", LOSSLESS[:2], ids=lambda rule: type(rule).__name__)
 def test_enumeration_finds_the_target(rule, kind):
+    check_enumeration(rule, kind)
+
+
+@pytest.mark.parametrize("rule", LOSSLESS[2:], ids=lambda rule: type(rule).__name__)
+def test_enumeration_finds_the_target_at_the_strict_end_of_a_relaxed_rule(rule):
+    check_enumeration(rule, "draft_holes")
+
+
+def check_enumeration(rule, kind):
     rng = np.random.default_rng(11)
     for count in (0, 1, 2, 3):
         target, draft = models(rng, kind, 3, 3)

@@ -25,8 +25,7 @@ def judged(threshold, confidence):
     return accept
 
 
-@pytest.mark.parametrize("seed", [0, 1])
-@pytest.mark.parametrize("vocab, length", [(2, 3), (5, 4)])
+@pytest.mark.parametrize("vocab, length, seed", [(2, 3, 0), (5, 4, 1), (5, 4, 2)])
 @pytest.mark.parametrize("threshold, confidence", [(0.15, 0.9), (0.6, 1.0), (3.0, 0.6)])
 def test_agrees_with_a_float64_transcription(threshold, confidence, vocab, length, seed):
     check(KLJudge(threshold, confidence), judged(threshold, confidence), vocab=vocab, length=length, seed=seed)
@@ -88,7 +87,7 @@ def test_no_kl_is_computed_from_truncated_logits():
     cut_target, cut_draft = np.array(raw_target), np.array(raw_draft)
     cut_target[0, 1:], cut_draft[0, :2] = -np.inf, -np.inf
     inputs = as_inputs([2], 1, cut_draft, cut_target, raw_draft, raw_target, False)
-    assert float(KLJudge(0.4).law(inputs)[1]) == 1
+    assert float(jax.jit(KLJudge(0.4).law)(inputs)[1]) == 1
 
 
 def test_a_sweep_compiles_once():
