@@ -42,6 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     options = _parser().parse_args(argv)
     try:
+        _keep_compiled()
         return options.run(options)
     except InputError as error:
         print(f"kljudge {options.command}: {error}", file=sys.stderr)
@@ -53,6 +54,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Whoever read our output has gone; Python would complain once more while it closes stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _OK
+
+
+def _keep_compiled() -> None:
+    """Keeps compiled programs between calls, in the user's cache unless JAX_COMPILATION_CACHE_DIR says otherwise."""
+    import jax
+
+    if not jax.config.jax_compilation_cache_dir:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kljudge_jax" / "compiled"
+        jax.config.update("jax_compilation_cache_dir", str(cache))
 
 
 def _parser() -> argparse.ArgumentParser:

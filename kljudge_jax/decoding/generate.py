@@ -280,6 +280,7 @@ class _Run:
             self._state,
             np.int32(max_cycles),
             settings=self._settings,
+            rule=type(self._verifier),
         )
         names = ["tokens", "origin", "count", "running", "failed", "cycles", "cycle_drafted", "cycle_committed"]
         names += ["kl", "logprobs"] if self._settings.trace else []

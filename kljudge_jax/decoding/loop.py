@@ -138,7 +138,7 @@ def start(
     )
 
 
-@functools.partial(jax.jit, static_argnames="settings", donate_argnames="state")
+@functools.partial(jax.jit, static_argnames=("settings", "rule"), donate_argnames="state")
 def run_cycles(
     target: Transformer,
     draft: Transformer | None,
@@ -149,11 +149,15 @@ def run_cycles(
     max_cycles: jax.Array,
     *,
     settings: Settings,
+    rule: type,
 ) -> LoopState:
     """Runs cycles until every row has stopped, `max_cycles` int32 `[]` at the most. `state` is donated.
 
-    `eos` int32 `[E]` holds every id that ends an answer; the other arguments are those of `cycle`.
+    `eos` int32 `[E]` holds every id that ends an answer; the other arguments are those of `cycle`. `rule` is the
+    verifier's class: jit keys a program by the structure of its arguments, and jaxlib 0.10.2 takes the structures of
+    two registered dataclasses with as many fields for equal.
     """
+    del rule
 
     def unfinished(carry):
         i, state = carry

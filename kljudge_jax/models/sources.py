@@ -70,7 +70,10 @@ def open_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
     if path.suffix == ".gguf" and path.is_file():
         from kljudge_jax.models.gguf import GGUFFile
 
-        return GGUFFile(path).tokenizer()
+        tokenizer = GGUFFile(path).tokenizer()
+        if tokenizer is None:
+            raise InputError(f"{name} has no tokenizer: name another file or folder")
+        return tokenizer
     if not path.exists() and not _looks_like_path(str(name)):
         path = download(str(name), weights=False)
     if not path.is_dir():

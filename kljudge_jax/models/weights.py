@@ -91,7 +91,9 @@ def load(
 
 
 def _cast(array: np.ndarray, dtype: Any, name: str, where: str) -> np.ndarray:
-    # Always a copy: JAX may adopt a host array as it is, and a view would keep the whole file alive.
+    # JAX may adopt a host array as it is, and a view would keep the whole file alive.
+    if array.dtype == dtype and array.base is None and array.flags.c_contiguous:
+        return array
     with np.errstate(over="ignore"):
         cast = np.array(array, dtype, order="C")
     if dtype == jnp.float16 and array.dtype != np.float16 and not np.isfinite(cast).all():

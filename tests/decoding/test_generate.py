@@ -228,3 +228,19 @@ def test_a_pair_without_a_draft_decodes_plainly_only(pair):
     )
     with pytest.raises(InputError, match="no draft model"):
         kj.generate(single, PROMPTS, verifier="exact")
+
+
+def test_two_rules_with_as_many_fields_are_two_programs(pair):
+    def rule(name, keeps):
+        def call(self, key, inputs):
+            kept = inputs.draft_count * keeps
+            token = jnp.argmax(inputs.target_logits[kept]).astype(jnp.int32)
+            return kj.Verdict(kept, token, jnp.zeros(inputs.draft_tokens.shape, bool))
+
+        made = dataclasses.make_dataclass(name, [("number", float)], namespace={"__call__": call}, frozen=True)
+        # As one would write it. In jaxlib 0.10.2 the structures of two such classes compare equal.
+        return jax.tree_util.register_dataclass(made)(1.0)
+
+    every = kj.generate(pair, PROMPTS, verifier=rule("Every", 1), draft_length=3, max_new_tokens=20)
+    none = kj.generate(pair, PROMPTS, verifier=rule("None_", 0), draft_length=3, max_new_tokens=20)
+    assert every.stats.accepted > 0 and none.stats.accepted == 0
