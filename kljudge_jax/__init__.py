@@ -9,6 +9,7 @@ from kljudge_jax.errors import InputError
 from kljudge_jax.models.config import Rope, TransformerConfig
 from kljudge_jax.models.pair import ModelPair
 from kljudge_jax.models.transformer import Transformer
+from kljudge_jax.tasks import Problem, Task, load_task
 from kljudge_jax.verification import *  # noqa: F403
 
 __version__ = "0.1.0"
@@ -20,12 +21,15 @@ __all__ = [
     "InputError",
     "ModelDraft",
     "ModelPair",
+    "Problem",
     "Progress",
     "Rope",
     "Stats",
+    "Task",
     "Transformer",
     "TransformerConfig",
     "generate",
+    "load_task",
     "score",
     "stream",
     *verification.__all__,
