@@ -51,7 +51,7 @@ def accuracy(
     batch_size: int = 128,
 ) -> float:
     """Share of problems whose greedy answer is right."""
-    right = 0
+    right, batch_size = 0, min(batch_size, len(problems))
     ids = [tokenizer(problem.prompt)["input_ids"] for problem in problems]
     width = -(-max(map(len, ids)) // 32) * 32
     for start in range(0, len(problems), batch_size):

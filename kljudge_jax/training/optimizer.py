@@ -5,33 +5,33 @@ from __future__ import annotations
 import optax
 from optax.contrib import MuonDimensionNumbers, muon
 
+# Constant, so that runs of different lengths are the same run until the shorter one starts to slow down.
+_WARMUP = 80
+
 
 def make_optimizer(steps: int, muon_rate: float = 0.02, adam_rate: float = 0.003) -> optax.GradientTransformation:
-    """Rates rise over the first 2 % of `steps`, stay, and fall linearly to 0 over the last half.
+    """Muon for matrices between hidden states, Adam for everything else; gradients are clipped to a norm of 1.
 
-    Muon (https://kellerjordan.github.io/posts/muon/) is for matrices between hidden states; an embedding is a table of
-    vectors and stays with Adam. Gradients are clipped to a norm of 1.
+    Muon is https://kellerjordan.github.io/posts/muon/; an embedding is a table of vectors and stays with Adam.
+    Parameters are a dictionary by dotted name, as `models.transformer.parameters` gives it.
     """
-
-    def schedule(peak):
-        rise, fall = max(1, steps // 50), steps // 2
-        return optax.join_schedules(
-            [
-                optax.linear_schedule(0.0, peak, rise),
-                optax.constant_schedule(peak),
-                optax.linear_schedule(peak, 0.0, fall),
-            ],
-            [rise, steps - fall],
-        )
-
     return optax.chain(
         optax.clip_by_global_norm(1.0),
         muon(
-            schedule(muon_rate),
+            schedule(steps, muon_rate),
             adam_b2=0.99,
-            adam_learning_rate=schedule(adam_rate),
+            adam_learning_rate=schedule(steps, adam_rate),
             muon_weight_dimension_numbers=_matrices,
         ),
+    )
+
+
+def schedule(steps: int, peak: float) -> optax.Schedule:
+    """A rate that rises over 80 steps (a tenth of a shorter run), stays, and falls linearly to 0 over the last half."""
+    rise, fall = max(1, min(_WARMUP, steps // 10)), steps // 2
+    return optax.join_schedules(
+        [optax.linear_schedule(0.0, peak, rise), optax.constant_schedule(peak), optax.linear_schedule(peak, 0.0, fall)],
+        [rise, steps - fall],
     )
 
 

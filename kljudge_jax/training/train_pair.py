@@ -19,8 +19,8 @@ from kljudge_jax.models.transformer import Transformer, parameters
 from kljudge_jax.tasks.arithmetic import Arithmetic
 from kljudge_jax.tasks.conversion import Conversion
 from kljudge_jax.training.batches import Mixture
+from kljudge_jax.training.bpe import train_tokenizer
 from kljudge_jax.training.greedy import accuracy
-from kljudge_jax.training.tokenizer import train_tokenizer
 from kljudge_jax.training.trainer import Progress, Recipe, train
 
 VOCAB_SIZE = 640
@@ -46,7 +46,7 @@ def pair_config(hidden_size: int, num_layers: int, intermediate_size: int, num_h
 
 
 # Deep and narrow against shallow: on every backend a pass of the target costs several of the draft.
-TARGET = Recipe(pair_config(128, 8, 256, 4), steps=6000, seed=1)
+TARGET = Recipe(pair_config(128, 8, 256, 4), steps=4000, seed=1)
 DRAFT = Recipe(pair_config(48, 2, 128, 3), steps=5000, seed=2)
 
 

@@ -7,7 +7,7 @@ import functools
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
@@ -74,6 +74,7 @@ def train(
     report: Callable[[Progress], None] = lambda progress: None,
     report_every: int = 50,
     validation_problems: int = 128,
+    devices: Sequence[jax.Device] | None = None,
 ) -> Transformer:
     """Trains a model and returns it.
 
@@ -86,38 +87,31 @@ def train(
       folder: holds `checkpoints/` and `log.jsonl`, one line for each report.
       report: called every `report_every` steps.
       validation_problems: how many of each task an evaluation answers.
+      devices: what to spread each batch over; by default every device.
 
     Raises:
       InputError: when the batch does not divide over the devices, or the folder holds a run of another recipe.
     """
-    devices = jax.devices()
+    devices = jax.devices() if devices is None else devices
     if recipe.batch_size % len(devices):
         raise InputError(f"Choose a batch size that is a multiple of {len(devices)}, the number of devices.")
     folder = Path(folder).absolute()
     folder.mkdir(parents=True, exist_ok=True)
     _claim(folder, recipe)
     mesh = Mesh(np.array(devices), ("data",))
-    everywhere, by_row = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("data"))
-    optimizer = make_optimizer(recipe.steps, recipe.muon_rate, recipe.adam_rate)
-
-    def start():
-        params = parameters(Transformer(recipe.config, jax.random.key(recipe.seed)))
-        return {"params": params, "optimizer": optimizer.init(params)}
-
-    state = jax.jit(start, out_shardings=everywhere)()
+    by_row = NamedSharding(mesh, PartitionSpec("data"))
+    state = jax.jit(functools.partial(_start, recipe), out_shardings=NamedSharding(mesh, PartitionSpec()))()
     options = ocp.CheckpointManagerOptions(max_to_keep=2, save_interval_steps=1, enable_async_checkpointing=False)
     with ocp.CheckpointManager(folder / "checkpoints", options=options) as manager:
         done = manager.latest_step() or 0
         if done:
             state = manager.restore(done, args=ocp.args.StandardRestore(state))
         _forget_after(folder / "log.jsonl", done)
-        step = functools.partial(_step, recipe.config, optimizer)
-        step = jax.jit(step, donate_argnums=0, out_shardings=(everywhere, everywhere))
         losses, began = [], time.perf_counter()
         for index in range(done, recipe.steps):
             batch = mixture.at(index)
             tokens, weights = jax.device_put((batch.tokens, batch.weights), by_row)
-            state, loss = step(state, tokens, weights)
+            state, loss = _step(recipe, state, tokens, weights)
             losses.append(loss)
             now = index + 1
             if now % report_every == 0 or now == recipe.steps:
@@ -143,12 +137,22 @@ def weighted_loss(model: Transformer, tokens: jax.Array, weights: jax.Array) -> 
     return jnp.sum(surprise * weights[:, 1:]) / jnp.sum(weights[:, 1:])
 
 
-def _step(config, optimizer, state, tokens, weights):
+def _optimizer(recipe):
+    return make_optimizer(recipe.steps, recipe.muon_rate, recipe.adam_rate)
+
+
+def _start(recipe):
+    params = parameters(Transformer(recipe.config, jax.random.key(recipe.seed)))
+    return {"params": params, "optimizer": _optimizer(recipe).init(params)}
+
+
+@functools.partial(jax.jit, static_argnames="recipe", donate_argnames="state")
+def _step(recipe, state, tokens, weights):
     def loss_of(params):
-        return weighted_loss(assemble(config, params), tokens, weights)
+        return weighted_loss(assemble(recipe.config, params), tokens, weights)
 
     loss, gradient = jax.value_and_grad(loss_of)(state["params"])
-    updates, inner = optimizer.update(gradient, state["optimizer"], state["params"])
+    updates, inner = _optimizer(recipe).update(gradient, state["optimizer"], state["params"])
     return {"params": optax.apply_updates(state["params"], updates), "optimizer": inner}, loss
 
 
