@@ -374,8 +374,9 @@ def _rule(pair, verifier, drafter, draft_length, sampling):
         return (GreedyExact() if sampling.greedy else SpeculativeSampling()), None, None, 0
     if not callable(verifier):
         raise InputError(f"a verifier is a rule such as KLJudge(0.4) or a word such as 'kl:0.4', got {verifier!r}")
-    if isinstance(verifier, GreedyExact) and not sampling.greedy:
-        raise InputError("GreedyExact needs temperature 0: use SpeculativeSampling, or the word 'exact' for either")
+    if getattr(verifier, "greedy_only", False) and not sampling.greedy:
+        name = type(verifier).__name__
+        raise InputError(f"{name} needs temperature 0: use SpeculativeSampling, or the word 'exact' for either")
     if isinstance(draft_length, bool) or draft_length != int(draft_length) or draft_length < 1:
         raise InputError(
             f"draft_length must be a whole number from 1 on, got {draft_length}; for plain decoding use verifier=None"
