@@ -75,6 +75,10 @@ class Attention(nnx.Module):
         scale = config.query_scale if config.query_scale is not None else dim**-0.5
         query = query * jnp.asarray(scale, query.dtype)
 
+        # The weight of what a query cannot see is 0, but 0 times NaN is NaN: a value that is no number would reach
+        # tokens before it. Its key, whose score is masked for those, says so in its place.
+        fit = jnp.all(jnp.isfinite(value), axis=-1, keepdims=True)
+        key, value = jnp.where(fit, key, jnp.nan), jnp.where(fit, value, 0)
         key, value = key.swapaxes(1, 2), value.swapaxes(1, 2)  # [B, G, T, D]
         if stored is not None:
             start = positions[:, 0]

@@ -70,7 +70,11 @@ class Rule:
 
     def __post_init__(self):
         for name, (parameter, _) in parameters_of(type(self)).items():
-            parameter.check(type(self).__name__, name, getattr(self, name))
+            value = getattr(self, name)
+            parameter.check(type(self).__name__, name, value)
+            if isinstance(value, int) and not parameter.integer:
+                # A threshold of 2 and one of 2.5 are numbers of one type, or the loop would compile for each.
+                object.__setattr__(self, name, float(value))
 
     def law(self, inputs: VerifyInputs) -> jax.Array:
         """Distribution of the accepted length, given the draft: f32 `[K + 1]`, zero past `draft_count`."""
