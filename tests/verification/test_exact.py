@@ -60,7 +60,8 @@ def enumerated(rule, target, draft, count, length, vocab):
     drafts = list(itertools.product(range(vocab), repeat=count))
     # Padded to one shape, so that every count shares one compiled program; so are the rows past the draft.
     drafts += drafts[-1:] * (vocab**length - len(drafts))
-    garbage = [np.full(vocab, np.nan)] * (length - count)
+    # Numbers, for a NaN that was read could be taken for an empty residual.
+    garbage = [np.arange(vocab) * 3.0] * (length - count)
     target_logits = np.array([[target[d[:i]] for i in range(count + 1)] + garbage for d in drafts])
     draft_logits = np.array([[draft[d[:i]] for i in range(count)] + garbage for d in drafts])
     tokens = np.array([d + (0,) * (length - count) for d in drafts])
