@@ -68,7 +68,7 @@ def process_logits(logits: jax.Array, sampling: Sampling) -> jax.Array:
     # A token stays while the mass strictly above it has not reached top_p, so the likeliest one always stays. The
     # comparison with 1 is by hand: rounding lets the sum reach 1 before the last token.
     stays = (jnp.cumsum(mass, axis=-1) - mass < sampling.top_p) | (sampling.top_p >= 1)
-    least = jnp.min(jnp.where(stays, ordered, jnp.inf), axis=-1, keepdims=True)
+    least = jnp.min(jnp.where(stays & (ordered > -jnp.inf), ordered, jnp.inf), axis=-1, keepdims=True)
     return jnp.where(logits >= least, logits, -jnp.inf)
 
 
