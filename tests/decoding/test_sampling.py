@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import scipy.special
 import scipy.stats
+from tiny_hf import hf_processed
 
 from kljudge_jax.decoding.sampling import Sampling, draw, process_logits
 from kljudge_jax.errors import InputError
@@ -16,20 +17,6 @@ process = jax.jit(process_logits)
 def random_logits(rows=200, vocab=40, seed=0):
     random = np.random.default_rng(seed)
     return (random.uniform(0.3, 6, (rows, 1)) * random.standard_normal((rows, vocab))).astype(np.float32)
-
-
-def warped(logits, temperature, top_k, top_p):
-    """The same by Transformers' own logits warpers, in their order."""
-    import torch
-    from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
-
-    scores = torch.tensor(logits)
-    warpers = [TemperatureLogitsWarper(float(temperature))]
-    warpers += [TopKLogitsWarper(top_k)] if top_k else []
-    warpers += [TopPLogitsWarper(top_p)] if top_p < 1 else []
-    for warper in warpers:
-        scores = warper(None, scores)
-    return scores.numpy()
 
 
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 2.5])
@@ -52,7 +39,7 @@ def warped(logits, temperature, top_k, top_p):
 def test_the_distribution_is_that_of_transformers(temperature, top_k, top_p):
     logits = random_logits()
     ours = process(logits, Sampling.create(temperature, top_k, top_p))
-    theirs = warped(logits, temperature, top_k, top_p)
+    theirs = hf_processed(logits, temperature, top_k, top_p)
     np.testing.assert_array_equal(np.isneginf(ours), np.isneginf(theirs))
     np.testing.assert_allclose(ours, theirs, rtol=1e-6)
 

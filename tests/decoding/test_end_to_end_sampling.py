@@ -1,0 +1,110 @@
+"""What sampling promises: tokens of the target's own distribution, as Transformers computes it."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+import scipy.special
+import scipy.stats
+from tiny_hf import hf_logits, hf_processed, make_hf_model, make_tokenizer
+from tiny_pairs import NEVER, noisy, sharpened
+
+import kljudge_jax as kj
+
+VOCAB = 7
+PROMPT = [3, 5, 2]
+ROWS = 2048
+SAMPLING = {"temperature": 0.8, "top_k": 5, "top_p": 0.9}
+
+
+@pytest.fixture(scope="module")
+def hf_target(tmp_path_factory):
+    """A tiny target: the Transformers model, and ours loaded from what it saved."""
+    folder = tmp_path_factory.mktemp("target")
+    model = make_hf_model("llama2", vocab_size=VOCAB)
+    model.save_pretrained(folder)
+    make_tokenizer(words=VOCAB).save_pretrained(folder)
+    return model, dataclasses.replace(kj.ModelPair.from_pretrained(folder), eos=(NEVER,)).target
+
+
+def pair_of(target, draft=None):
+    return kj.ModelPair(target, draft, eos=(NEVER,))
+
+
+def sample(pair, verifier, seed=0, **sampling):
+    """Three tokens `[ROWS, 3]` after the prompt, and the run's counts."""
+    out = kj.generate(
+        pair,
+        np.tile(PROMPT, (ROWS, 1)),
+        verifier=verifier,
+        draft_length=2,
+        max_new_tokens=3,
+        key=jax.random.key(seed),
+        **sampling,
+    )
+    return np.stack(out.tokens), out.stats
+
+
+def joint_distribution(model, temperature, top_k=0, top_p=1.0):
+    """Probabilities `[V, V, V]` of the three tokens after the prompt, by Transformers' logits and warpers."""
+    pairs = [[*PROMPT, a, b] for a in range(VOCAB) for b in range(VOCAB)]
+    logits = hf_processed(hf_logits(model, pairs)[:, -3:], temperature, top_k, top_p)
+    steps = scipy.special.softmax(logits.astype(np.float64), axis=-1).reshape(VOCAB, VOCAB, 3, VOCAB)
+    first, second, third = steps[0, 0, 0], steps[:, 0, 1], steps[:, :, 2]
+    return first[:, None, None] * second[:, :, None] * third
+
+
+def p_value(tokens, distribution):
+    """Of the chi-square test that `tokens` come from `distribution`; rare cells are counted as one."""
+    places = np.ravel_multi_index(tokens.T, distribution.shape)
+    counts, expected = np.bincount(places, minlength=distribution.size), distribution.ravel() * len(tokens)
+    if counts[expected == 0].any():
+        return 0.0
+    common = expected >= 5
+    counts = np.append(counts[common], counts[~common].sum())
+    expected = np.append(expected[common], expected[~common].sum())
+    return scipy.stats.chisquare(counts[expected > 0], expected[expected > 0]).pvalue
+
+
+def test_plain_decoding_draws_from_the_target(hf_target):
+    hf, target = hf_target
+    expected = joint_distribution(hf, **SAMPLING)
+    tokens, _ = sample(pair_of(target), None, **SAMPLING)
+    assert np.count_nonzero(expected > 0.005) > 20
+    assert p_value(tokens, expected) > 1e-4
+    # The test can tell: a model that differs by the noise of the drafts below fails it, and so does no truncation.
+    other, _ = sample(pair_of(noisy(target, 1, 0.5)), None, **SAMPLING)
+    assert p_value(other, expected) < 1e-6
+    assert p_value(tokens, joint_distribution(hf, 0.8)) < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("draft", "rate"),
+    [
+        (lambda target: noisy(target, 1, 0.5), (0.3, 0.9)),
+        (lambda target: target, (0.999, 1.0)),  # p == q: nothing is rejected
+        (lambda target: sharpened(noisy(target, 2, 0.2), 100), (0.1, 0.9)),  # q is one-hot
+        (lambda target: noisy(target, 3, 3.0), (0.0, 0.7)),  # often p(d) == 0: cut off by the target's top-p
+    ],
+    ids=["noisy", "equal", "one-hot", "wrong"],
+)
+def test_speculative_sampling_draws_from_the_target(hf_target, draft, rate):
+    hf, target = hf_target
+    tokens, stats = sample(pair_of(target, draft(target)), "exact", **SAMPLING)
+    assert p_value(tokens, joint_distribution(hf, **SAMPLING)) > 1e-4
+    assert rate[0] <= stats.draft_acceptance_rate <= rate[1]
+
+
+def test_temperature_alone_draws_from_the_target(hf_target):
+    hf, target = hf_target
+    tokens, stats = sample(pair_of(target, noisy(target, 1, 0.5)), "exact", temperature=1.3)
+    assert p_value(tokens, joint_distribution(hf, 1.3)) > 1e-4
+    assert p_value(tokens, joint_distribution(hf, 1.0)) < 1e-6
+    assert 0.2 < stats.draft_acceptance_rate < 0.9
+
+
+def test_a_rule_that_accepts_everything_does_not(hf_target):
+    hf, target = hf_target
+    tokens, _ = sample(pair_of(target, noisy(target, 1, 0.5)), "all", **SAMPLING)
+    assert p_value(tokens, joint_distribution(hf, **SAMPLING)) < 1e-6
