@@ -61,7 +61,7 @@ def tiny_pair(seed=0, noise=0.2, eos=(NEVER,), sharpness=3.0, tokenizer=None, **
     return ModelPair(target, noisy(target, seed + 1, noise), tokenizer, eos=tuple(eos))
 
 
-def text_pair(seed=2, noise=0.1):
+def text_pair(seed=10, noise=0.1):
     """A pair over bytes that writes letters and, whole or in halves, "é" and "€"."""
     tokenizer = byte_tokenizer()
     bytes_ = tokenizer("abcdefghij éé€€", add_special_tokens=False)["input_ids"]
@@ -86,6 +86,16 @@ def byte_tokenizer():
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     inner.decoder = decoders.ByteLevel()
     return PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<end>")
+
+
+def chunk_tokenizer():
+    """A tokenizer whose token 7 is "[7]": every token has several characters, some of them in every token."""
+    from tokenizers import Tokenizer, decoders, models
+    from transformers import PreTrainedTokenizerFast
+
+    inner = Tokenizer(models.WordLevel({f"[{i}]": i for i in range(VOCAB_SIZE)}, unk_token="[0]"))
+    inner.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(tokenizer_object=inner)
 
 
 def answer(pair, verifier, prompts=PROMPTS, **options):

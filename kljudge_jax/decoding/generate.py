@@ -179,11 +179,12 @@ def _events(run: _Run) -> Iterator[Event]:
     seen = 0
     while run.unfinished:
         run.advance(_STREAM_CYCLES)
-        tokens, origin = run.committed(0)
+        tokens, origin = run.text_tokens(0)
         yield from pieces.push(tokens[seen:], origin[seen:])
-        seen = len(tokens)
-    yield from pieces.flush()
-    yield Event("", "target", run.result())
+        seen = max(seen, len(tokens))  # a stop string may cut off what was pushed, but not given out, before
+    result = run.result()
+    yield from pieces.flush(len(result.text[0]))
+    yield Event("", "target", result)
 
 
 class _Pieces:
@@ -193,33 +194,34 @@ class _Pieces:
         self._detokenizer = Detokenizer(tokenizer)
         self._stop = stop
         self._held: list[tuple[str, str]] = []  # (text, origin), not given out yet
+        self._given = 0  # characters that were
         self._origin = "target"
 
     def push(self, tokens: Sequence[int], origin: Sequence[str]) -> list[Event]:
         for token, self._origin in zip(tokens, origin, strict=True):
             self._held.append((self._detokenizer.push(token), self._origin))
-        return self._release(final=False)
-
-    def flush(self) -> list[Event]:
-        self._held.append((self._detokenizer.flush(), self._origin))
-        return self._release(final=True)
-
-    def _release(self, final: bool) -> list[Event]:
         text = "".join(piece for piece, _ in self._held)
         at = find_stop(text, self._stop)
-        if at >= 0:
-            free = at
-        elif final:
-            free = len(text)
-        else:
-            longest = max((len(s) for s in self._stop), default=1)
-            begins = (n for n in range(longest - 1, 0, -1) if any(s.startswith(text[-n:]) for s in self._stop))
-            free = len(text) - min(next(begins, 0), len(text))
+        return self._release(at if at >= 0 else len(text) - self._begun(text))
+
+    def flush(self, length: int) -> list[Event]:
+        """The rest of an answer of `length` characters."""
+        self._held.append((self._detokenizer.flush(), self._origin))
+        return self._release(max(length - self._given, 0))
+
+    def _begun(self, text: str) -> int:
+        """How many characters at the end of `text` begin a stop string; the most, if there are several."""
+        longest = min(max(map(len, self._stop), default=1) - 1, len(text))
+        return next((n for n in range(longest, 0, -1) if any(s.startswith(text[-n:]) for s in self._stop)), 0)
+
+    def _release(self, free: int) -> list[Event]:
+        """Gives out the first `free` characters of what is held."""
         events: list[Event] = []
         held = []
         for piece, origin in self._held:
-            out, rest = piece[: max(free, 0)], piece[max(free, 0) :]
-            free -= len(piece)
+            out, rest = piece[:free], piece[free:]
+            free -= len(out)
+            self._given += len(out)
             if out and events and events[-1].origin == origin:
                 events[-1] = Event(events[-1].text + out, origin)
             elif out:
@@ -292,7 +294,7 @@ class _Run:
         running = self._known["running"].copy()
         for row in range(self.batch) if self.stop else ():
             if row not in self._stopped:
-                cut = cut_at_stop(self.pair.tokenizer, self._text_tokens(row), self.stop)
+                cut = cut_at_stop(self.pair.tokenizer, self.text_tokens(row)[0], self.stop)
                 if cut is not None:
                     self._stopped[row] = cut
                     running[row] = False
@@ -307,6 +309,12 @@ class _Run:
         count = self._stopped.get(row, (count, ""))[0]
         codes = self._known["origin"][row, :count]
         return self._known["tokens"][row, :count].copy(), [loop.ORIGINS[code] for code in codes]
+
+    def text_tokens(self, row: int) -> tuple[np.ndarray, list[str]]:
+        """Those of them that are text: all but an EOS at the end."""
+        tokens, origin = self.committed(row)
+        end = len(tokens) - bool(len(tokens) and tokens[-1] in self.pair.eos)
+        return tokens[:end], origin[:end]
 
     def progress(self) -> Progress:
         running = self._known["running"]
@@ -326,7 +334,7 @@ class _Run:
             for i, (_, origin) in enumerate(answers)
         ]
         text = [
-            self._stopped[i][1] if i in self._stopped else decode(self.pair.tokenizer, self._text_tokens(i))
+            self._stopped[i][1] if i in self._stopped else decode(self.pair.tokenizer, self.text_tokens(i)[0])
             for i in range(self.batch)
         ]
         result = Generation(
@@ -339,11 +347,6 @@ class _Run:
             return [self._known[name][i, : len(tokens)].copy() for i, (tokens, _) in enumerate(answers)]
 
         return dataclasses.replace(result, kl=traced("kl"), logprobs=traced("logprobs"), cycles=cycles)
-
-    def _text_tokens(self, row: int) -> np.ndarray:
-        """Tokens of a row that are text: all but an EOS at the end."""
-        tokens = self._known["tokens"][row, : int(self._known["count"][row])]
-        return tokens[:-1] if len(tokens) and tokens[-1] in self.pair.eos else tokens
 
     def _cycles(self, row: int) -> list[stats.Cycle]:
         known, cycles = self._known, int(self._known["cycles"][row])
