@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import jinja2
 import numpy as np
 
 from kljudge_jax.errors import InputError
@@ -48,18 +49,22 @@ def tokenize(prompt: Any, tokenizer, vocab_size: int, where: str = "the prompt")
     A str is completed as it is; a chat goes through the tokenizer's chat template, up to where the answer begins.
 
     Raises:
-      InputError: an empty prompt, ids outside the vocabulary, text without a tokenizer, a chat without a template.
+      InputError: an empty prompt, ids outside the vocabulary, text without a tokenizer, a chat without a template, or one
+        that its template refuses.
     """
     if isinstance(prompt, str):
         if not prompt.strip():
             raise InputError(f"{where} is empty: there is nothing to continue")
         ids = _tokenizer(tokenizer, where)(prompt)["input_ids"]
-    elif len(prompt) and _is_chat(prompt):
+    elif _is_chat(prompt) and len(prompt):
         if not getattr(_tokenizer(tokenizer, where), "chat_template", None):
             raise InputError(f"{where} is a chat, but the tokenizer has no chat template: pass it as text")
         if any("role" not in message or "content" not in message for message in prompt):
             raise InputError(f'{where}: every message of a chat needs a "role" and a "content"')
-        text = tokenizer.apply_chat_template(list(prompt), tokenize=False, add_generation_prompt=True)
+        try:
+            text = tokenizer.apply_chat_template(list(prompt), tokenize=False, add_generation_prompt=True)
+        except jinja2.TemplateError as error:
+            raise InputError(f"{where} does not fit the tokenizer's chat template: {error}") from error
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     elif _is_ids(prompt):
         ids = prompt
