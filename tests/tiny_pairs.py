@@ -4,6 +4,8 @@ Compiling takes most of the time of these tests. All of them decode `PROMPTS`, o
 most 40 new tokens in drafts of `DRAFT_LENGTH`, and every pair has one end-of-text id: so they share their programs.
 """
 
+import contextlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -123,6 +125,22 @@ def greedy_by_hand(model, prompt, steps):
     for _ in range(steps):
         sequence.append(int(forced(model, sequence)[0][-1].argmax()))
     return sequence[len(prompt) :]
+
+
+@contextlib.contextmanager
+def compilations():
+    """Counts what is compiled in the block, eager operations included."""
+    found = []
+
+    def note(event, *_, **__):
+        if event == "/jax/core/compile/backend_compile_duration":
+            found.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(note)
+    try:
+        yield found
+    finally:
+        jax.monitoring.unregister_event_duration_listener(note)
 
 
 def _normal(random, shape):

@@ -49,8 +49,8 @@ def tokenize(prompt: Any, tokenizer, vocab_size: int, where: str = "the prompt")
     A str is completed as it is; a chat goes through the tokenizer's chat template, up to where the answer begins.
 
     Raises:
-      InputError: an empty prompt, ids outside the vocabulary, text without a tokenizer, a chat without a template, or one
-        that its template refuses.
+      InputError: an empty prompt, ids outside the vocabulary, text without a tokenizer, a chat without a template or
+        one that its template refuses.
     """
     if isinstance(prompt, str):
         if not prompt.strip():

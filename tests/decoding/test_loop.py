@@ -1,0 +1,153 @@
+"""The loop on the device: its storage, its blocks, and what it shows a rule."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny_pairs import DRAFT_LENGTH, NEVER, PROMPTS, answer, compilations, forced, greedy_by_hand, tiny_pair, tokens_of
+
+import kljudge_jax as kj
+from kljudge_jax.decoding import loop
+from kljudge_jax.decoding.sampling import Sampling
+
+
+def started(pair, budget=40, capacity=64):
+    """A state as `generate` makes it, and a function that runs a block of greedy exact cycles."""
+    settings = loop.Settings(kj.ModelDraft(), DRAFT_LENGTH, capacity, 64, False)
+    prompts = np.stack([np.pad(prompt, (0, 16 - len(prompt))) for prompt in PROMPTS]).astype(np.int32)
+    lengths = np.array([len(prompt) for prompt in PROMPTS], np.int32)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), jnp.arange(len(PROMPTS)))
+    budgets = np.full(len(PROMPTS), budget, np.int32)
+    state = loop.start(pair.target, pair.draft, prompts, lengths, keys, budgets, settings=settings)
+
+    def run(state, cycles):
+        rule = kj.GreedyExact()
+        models, eos = (pair.target, pair.draft), jnp.array([NEVER])
+        return loop.run_cycles(
+            *models, rule, Sampling.create(), eos, state, np.int32(cycles), settings=settings, rule=type(rule)
+        )
+
+    return state, run
+
+
+def test_a_cache_filled_to_its_last_slot_is_never_written_past(pair, monkeypatch):
+    """`dynamic_update_slice` would shift such a write over good slots in silence."""
+    capacities, start = [], loop.start
+
+    def watched(*args, settings):
+        capacities.append(settings.capacity)
+        if settings.capacity > 64:
+            raise MemoryError
+        return start(*args, settings=settings)
+
+    monkeypatch.setattr(loop, "start", watched)
+    budget = 64 - max(len(prompt) for prompt in PROMPTS) - DRAFT_LENGTH - 1
+    equal = dataclasses.replace(pair, draft=pair.target)  # whose drafts are as long as they can be
+    for exact in (answer(pair, "exact", max_new_tokens=budget), answer(equal, "exact", max_new_tokens=budget)):
+        assert tokens_of(exact) == tokens_of(answer(pair, None, max_new_tokens=budget))
+    assert tokens_of(exact)[2][-4:] == greedy_by_hand(pair.target, [*PROMPTS[2], *exact.tokens[2][:-4]], 4)
+    assert set(capacities) == {64}
+    with pytest.raises(MemoryError):
+        answer(pair, "exact", max_new_tokens=budget + 1)
+    assert capacities[-1] == 128
+
+
+def test_blocks_of_cycles_add_up_to_the_whole(pair):
+    state, run = started(pair)
+    whole = jax.device_get(run(state, 1000))
+    state, run = started(pair)
+    blocks = 0
+    while state.running.any():
+        state = run(state, 3)
+        blocks += 1
+        assert state.cycles.max() == min(3 * blocks, whole.cycles.max())
+    assert blocks > 2
+    for name in ("tokens", "origin"):
+        for row, other, count in zip(getattr(state, name), getattr(whole, name), whole.count, strict=True):
+            np.testing.assert_array_equal(row[:count], other[:count])
+    np.testing.assert_array_equal(state.cycles, whole.cycles)
+    np.testing.assert_array_equal(whole.count, 40)
+    np.testing.assert_array_equal(
+        whole.target_cache.length, [len(prompt) - 1 + count for prompt, count in zip(PROMPTS, whole.count, strict=True)]
+    )
+
+
+def test_no_cycle_runs_when_none_is_asked_for_or_every_row_has_stopped(pair):
+    state, run = started(pair, budget=5)
+    state = run(state, 0)
+    assert not state.cycles.any() and state.running.all()
+    state = run(state, 1000)
+    cycles = np.asarray(state.cycles)
+    assert not state.running.any()
+    np.testing.assert_array_equal(run(state, 1000).cycles, cycles)
+
+
+def test_the_state_is_donated_and_a_second_run_compiles_nothing(pair):
+    state, run = started(pair)
+    run(state, 1000)
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.target_cache.keys + state.draft_cache.values))
+    other = tiny_pair(seed=7)
+    with compilations() as compiled:
+        state, run = started(other, budget=33)
+        run(state, 7)
+    assert not compiled
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class SignOfStates:
+    """Accepts a draft token by a sign of the states after it: a rule as one would write it."""
+
+    bias: float
+    needs = frozenset({"draft_hidden", "target_hidden"})
+
+    def __call__(self, key, inputs):
+        real = jnp.arange(inputs.draft_tokens.shape[0]) < inputs.draft_count
+        signs = inputs.draft_hidden[:, 0] + inputs.target_hidden[:, 1] > self.bias
+        kept = jnp.sum(jnp.cumprod(real & signs))
+        token = jnp.argmax(inputs.target_logits[kept]).astype(jnp.int32)
+        return kj.Verdict(kept.astype(jnp.int32), token, real & signs)
+
+
+def by_hand(pair, prompt, steps, bias):
+    """What `SignOfStates` commits, from scores of whole sequences."""
+    sequence, origin = list(prompt), []
+    while len(origin) < steps:
+        draft = greedy_by_hand(pair.draft, sequence, DRAFT_LENGTH)[: steps - len(origin) - 1]
+        logits, target = forced(pair.target, sequence + draft)
+        _, states = forced(pair.draft, sequence + draft)
+        after = slice(len(sequence), None)
+        signs = states[after, 0] + target[after, 1] > bias
+        kept = int(np.cumprod(signs).sum())
+        sequence += [*draft[:kept], int(logits[len(sequence) - 1 + kept].argmax())]
+        origin += ["relaxed"] * kept + ["target"]
+    return sequence[len(prompt) :], origin
+
+
+def test_a_rule_of_ones_own_sees_the_states_after_each_draft_token(pair):
+    out = answer(pair, SignOfStates(-2.0))
+    for row, prompt in enumerate(PROMPTS):
+        tokens, origin = by_hand(pair, prompt, 24, -2.0)
+        assert (tokens_of(out)[row], out.origin[row]) == (tokens, origin)
+    assert 0.2 < out.stats.draft_acceptance_rate < 0.9
+
+
+def test_states_that_no_rule_needs_are_not_there(pair):
+    seen = []
+
+    class Curious(kj.GreedyExact):
+        def __call__(self, key, inputs):
+            seen.append((inputs.draft_hidden, inputs.target_hidden))
+            return super().__call__(key, inputs)
+
+    state, _ = started(pair)
+    settings = loop.Settings(kj.ModelDraft(), DRAFT_LENGTH, 64, 64, False)
+    jax.eval_shape(
+        lambda state: loop.cycle(
+            pair.target, pair.draft, Curious(), Sampling.create(), jnp.array([NEVER]), state, settings
+        ),
+        state,
+    )
+    assert seen == [(None, None)]

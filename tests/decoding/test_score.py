@@ -1,0 +1,57 @@
+"""One pass over given tokens says what one token after another says."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tiny_pairs import forced, tiny_config
+
+import kljudge_jax as kj
+from kljudge_jax.decoding.score import PREFILL_CHUNK, prefill, score_draft
+from kljudge_jax.models.cache import KVCache
+
+CAPACITY = 2 * PREFILL_CHUNK
+
+
+def random_tokens(batch, length, seed=0):
+    return np.random.default_rng(seed).integers(1, tiny_config().vocab_size, (batch, length)).astype(np.int32)
+
+
+def test_scores_are_those_of_one_token_after_another(pair):
+    tokens = random_tokens(2, 12)
+    logits, hidden = kj.score(pair.target, tokens)
+    assert logits.shape == (2, 12, pair.target.config.vocab_size) and logits.dtype == jnp.float32
+    assert hidden.shape == (2, 12, pair.target.config.hidden_size)
+
+    step = jax.jit(lambda model, token, cache: model(token, cache))
+    cache = KVCache.create(pair.target.config, 2, 12)
+    for t in range(12):
+        state, cache = step(pair.target, tokens[:, t : t + 1], cache)
+        np.testing.assert_allclose(state[:, 0], hidden[:, t], atol=1e-5)
+        np.testing.assert_allclose(pair.target.logits(state[:, 0]), logits[:, t], atol=1e-4)
+    # Padding on the right changes nothing before it.
+    np.testing.assert_allclose(forced(pair.target, tokens[0])[0], logits[0], atol=1e-5)
+
+
+def test_prefill_and_a_draft_pass_score_like_the_whole_sequence(pair):
+    """Rows of every length: one token, a chunk and its neighbours, and two whole chunks but for the draft."""
+    lengths = np.array([1, 2, PREFILL_CHUNK - 1, PREFILL_CHUNK, PREFILL_CHUNK + 1, CAPACITY - 4])
+    tokens = random_tokens(len(lengths), CAPACITY)
+    logits, hidden = kj.score(pair.target, tokens)
+
+    @jax.jit
+    def run(model, prompts, lengths, last, draft):
+        cache = prefill(model, KVCache.create(model.config, len(lengths), CAPACITY), prompts, lengths)
+        return cache.length, *score_draft(model, cache, last, draft)
+
+    # What stands after a prompt is padding, which may be anything.
+    prompts = np.where(np.arange(CAPACITY) < lengths[:, None], tokens, random_tokens(*tokens.shape, seed=1))
+    rows = np.arange(len(lengths))[:, None]
+    ahead = lengths[:, None] + np.arange(3)
+    consumed, scores, states, cache = run(
+        pair.target, prompts, lengths, tokens[rows[:, 0], lengths - 1], tokens[rows, ahead]
+    )
+    np.testing.assert_array_equal(consumed, lengths - 1)
+    np.testing.assert_array_equal(cache.length, lengths + 3)
+    places = lengths[:, None] - 1 + np.arange(4)
+    np.testing.assert_allclose(scores, logits[rows, places], atol=1e-4)
+    np.testing.assert_allclose(states, hidden[rows, places], atol=1e-4)
