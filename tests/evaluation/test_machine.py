@@ -1,0 +1,25 @@
+"""What a figure was measured on."""
+
+import datetime
+import json
+
+import jax
+
+from kljudge_jax.evaluation import machine
+
+
+def test_the_machine_is_described_in_plain_json():
+    found = machine.describe_machine()
+    assert json.loads(json.dumps(found)) == found
+    assert found["backend"] == "cpu" and found["devices"] == len(jax.devices())
+    assert found["versions"]["jax"] == jax.__version__
+    assert abs((datetime.date.fromisoformat(found["date"]) - datetime.datetime.now(datetime.UTC).date()).days) <= 1
+    assert found["processor"] and found["cores"] >= 1
+
+
+def test_a_system_without_proc_has_a_processor_too(monkeypatch):
+    def missing(*_, **__):
+        raise FileNotFoundError
+
+    monkeypatch.setattr(machine.Path, "read_text", missing)
+    assert machine.describe_machine()["processor"]

@@ -1,0 +1,73 @@
+"""Intervals and tests beside SciPy's."""
+
+import itertools
+
+import numpy as np
+import pytest
+import scipy.stats
+
+from kljudge_jax.evaluation.statistics import mcnemar, ratio_interval, wilson_interval
+
+
+@pytest.mark.parametrize(("successes", "n"), [(0, 1), (1, 1), (0, 30), (7, 30), (15, 30), (30, 30), (912, 1319)])
+def test_the_share_interval_is_wilsons(successes, n):
+    expected = scipy.stats.binomtest(successes, n).proportion_ci(0.95, method="wilson")
+    assert wilson_interval(successes, n) == pytest.approx((expected.low, expected.high), abs=1e-12)
+
+
+def test_nothing_says_nothing_of_a_share():
+    assert wilson_interval(0, 0) == (0.0, 1.0)
+
+
+def test_the_paired_test_is_the_exact_binomial_one():
+    for won, lost, both, neither in itertools.product((0, 1, 4, 11), (0, 1, 5), (0, 3), (0, 2)):
+        ours = [True] * won + [False] * lost + [True] * both + [False] * neither
+        theirs = [False] * won + [True] * lost + [True] * both + [False] * neither
+        expected = scipy.stats.binomtest(won, won + lost).pvalue if won + lost else 1.0
+        assert mcnemar(ours, theirs) == pytest.approx(expected, rel=1e-9)
+        assert mcnemar(theirs, ours) == mcnemar(ours, theirs)
+
+
+def test_the_paired_test_needs_pairs():
+    with pytest.raises(ValueError, match="shorter"):
+        mcnemar([True, False], [True])
+
+
+def test_the_bootstrap_is_scipys():
+    random = np.random.default_rng(1)
+    below = random.integers(3, 40, 60).astype(float)
+    above = below * random.uniform(1, 4, 60)
+    expected = scipy.stats.bootstrap(
+        (above, below),
+        lambda a, b, axis: a.sum(axis) / b.sum(axis),
+        paired=True,
+        vectorized=True,
+        method="percentile",
+        n_resamples=4000,
+        rng=0,
+    ).confidence_interval
+    low, high = ratio_interval(above, below, draws=4000)
+    width = expected.high - expected.low
+    assert (low, high) == pytest.approx((expected.low, expected.high), abs=0.1 * width)
+    assert low < above.sum() / below.sum() < high
+    assert ratio_interval(above, below) == ratio_interval(above, below)
+
+
+def test_the_bootstrap_covers_the_truth_about_as_often_as_it_says():
+    random = np.random.default_rng(2)
+    covered = 0
+    for _ in range(200):
+        below = random.integers(5, 20, 50)
+        above = random.poisson(2.5 * below)
+        low, high = ratio_interval(above, below, draws=400)
+        covered += low <= 2.5 <= high
+    assert 178 <= covered <= 198  # 190 expected
+
+
+@pytest.mark.parametrize(("above", "below"), [([], []), ([3, 4], [0, 0])])
+def test_the_bootstrap_of_nothing_is_nothing(above, below):
+    assert ratio_interval(above, below) == (0.0, 0.0)
+
+
+def test_pairs_that_all_agree_leave_no_doubt():
+    assert ratio_interval([2, 4, 8], [1, 2, 4]) == (2.0, 2.0)
