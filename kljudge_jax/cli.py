@@ -308,7 +308,7 @@ def _add_sweep(commands) -> None:
     )
     parser.add_argument("--draft-lengths", metavar="INTS", default="8", help="draft lengths, with commas")
     parser.add_argument("--n", metavar="INT", type=int, default=100, help="problems")
-    parser.add_argument("--split", default="test", choices=("train", "validation", "test"), help="of the task")
+    parser.add_argument("--split", default="test", choices=("train", "validation", "test", "all"), help="of the task")
     parser.add_argument("--batch", metavar="INT", type=int, default=8, help="answers decoded side by side")
     parser.add_argument("--out", metavar="DIR", default="results/sweep", help="where answers and the table go")
     _add_sampling(parser)
@@ -330,7 +330,7 @@ def _sweep(options) -> int:
         raise InputError("--draft-lengths, --n and --batch start at 1")
     if options.draft is None and any(rule != "none" for rule in rules):
         raise InputError("--rules other than none need --draft")
-    task = load_task(options.task)
+    task = load_task(options.task)  # a bad one is refused before minutes go into loading a model
     plan = sweep.Plan(
         cells=sweep.grid(rules, lengths),
         n=options.n,
@@ -343,6 +343,8 @@ def _sweep(options) -> int:
         top_p=options.top_p,
     )
     pair = _load_pair(options)
+    if not getattr(pair.tokenizer, "chat_template", None):
+        task = load_task(options.task, chat=False)
     try:
         records = sweep.run_sweep(pair, task, plan, options.out, _note)
     except KeyboardInterrupt:

@@ -87,6 +87,7 @@ def load(
             array = array[tuple(slice(size) for size in want.shape)]
         array = _cast(array, want.dtype, name, source.where)
         values[name] = jnp.asarray(array) if place is None else place(name, array)
+        del array  # else it would still be held while the next one is read
     return assemble(config, values)
 
 
