@@ -1,11 +1,18 @@
 """Set before JAX starts: several virtual CPU devices, and no network."""
 
+import atexit
 import os
+import shutil
+import tempfile
 import types
 
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # the workers of one run share what they compile
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="kljudge-compiled-")
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
 import hypothesis
 import pytest
@@ -27,14 +34,14 @@ def models_dir():
 @pytest.fixture(scope="session")
 def tiny_folders(tmp_path_factory):
     """Folders of a tiny pair over bytes (target, draft), and of a target that returns NaN (broken)."""
-    import jax.numpy as jnp
-    from tiny_pairs import byte_tokenizer, tiny_pair, with_parameters
+    import numpy as np
+    from tiny_pairs import text_pair, with_parameters
 
     from kljudge_jax.models.orbax import save
 
     root = tmp_path_factory.mktemp("tiny")
-    pair = tiny_pair(seed=2, noise=0.1, vocab_size=257)
-    broken = with_parameters(pair.target, lambda name, x: x * jnp.nan if name == "final_norm.scale" else x)
+    pair = text_pair()
+    broken = with_parameters(pair.target, lambda name, x: x * np.nan if name == "final_norm.scale" else x)
     for name, model in {"target": pair.target, "draft": pair.draft, "broken": broken}.items():
-        save(root / name, model, byte_tokenizer(), (256,))
+        save(root / name, model, pair.tokenizer, pair.eos)
     return types.SimpleNamespace(target=root / "target", draft=root / "draft", broken=root / "broken")

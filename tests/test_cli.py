@@ -2,8 +2,8 @@
 
 import json
 
-import numpy as np
 import pytest
+from tiny_pairs import DRAFT_LENGTH
 
 from kljudge_jax.cli import main
 
@@ -20,43 +20,49 @@ def run(capsys, *words):
 
 @pytest.fixture(scope="module")
 def folders(tiny_folders):
-    return ["--target", tiny_folders.target, "--draft", tiny_folders.draft, "--max-new-tokens", "12"]
+    return ["--target", tiny_folders.target, "--draft", tiny_folders.draft, "--max-new-tokens", "24"]
 
 
-def test_generate_prints_the_answer_and_its_cost(capsys, folders):
-    status, out, err = run(capsys, "generate", *folders, "--verifier", "exact", "hello there")
+@pytest.fixture(scope="module")
+def answering(folders):
+    """A call that answers, less its prompt."""
+    return ["generate", *folders, "--draft-length", DRAFT_LENGTH]
+
+
+def test_generate_prints_the_answer_and_its_cost(capsys, answering):
+    status, out, err = run(capsys, *answering, "--verifier", "exact", "hello there")
     assert status == 0
     assert out.strip()
     assert "target passes" in err and "draft tokens kept" in err
     assert "\x1b" not in out
 
 
-def test_json_and_text_say_the_same(capsys, folders):
-    _, text, _ = run(capsys, "generate", *folders, "hello there")
-    status, out, _ = run(capsys, "generate", *folders, "--json", "hello there")
+def test_json_and_text_say_the_same(capsys, answering):
+    _, text, _ = run(capsys, *answering, "hello there")
+    status, out, _ = run(capsys, *answering, "--json", "hello there")
     answer = json.loads(out)
     assert status == 0
     assert answer["text"].strip() == text.strip()
-    assert len(answer["tokens"]) == len(answer["origin"]) == answer["stats"]["tokens"] <= 12
+    assert len(answer["tokens"]) == len(answer["origin"]) == answer["stats"]["tokens"] <= 24
     assert answer["stats"]["mean_acceptance_length"] == answer["stats"]["tokens"] / answer["stats"]["cycles"]
 
 
-def test_colours_mark_the_origin(capsys, folders):
-    _, plain, _ = run(capsys, "generate", *folders, "--verifier", "none", "hello there")
-    status, out, _ = run(capsys, "generate", *folders, "--verifier", "none", "--color", "always", "hello there")
+def test_colours_mark_the_origin(capsys, answering):
+    _, plain, _ = run(capsys, *answering, "--verifier", "none", "hello there")
+    status, out, _ = run(capsys, *answering, "--verifier", "none", "--color", "always", "hello there")
     assert status == 0
     assert out.replace("\x1b[36m", "").replace("\x1b[0m", "") == plain
     assert "\x1b[36m" in out and "\x1b[32m" not in out  # plain decoding has no draft
 
 
-def test_the_prompt_may_come_from_a_file_or_from_standard_input(capsys, folders, tmp_path, monkeypatch):
+def test_the_prompt_may_come_from_a_file_or_from_standard_input(capsys, answering, tmp_path, monkeypatch):
     import io
 
     (tmp_path / "prompt.txt").write_text("hello there\n")
-    _, argument, _ = run(capsys, "generate", *folders, "hello there")
-    _, file, _ = run(capsys, "generate", *folders, "--file", tmp_path / "prompt.txt")
+    _, argument, _ = run(capsys, *answering, "hello there")
+    _, file, _ = run(capsys, *answering, "--file", tmp_path / "prompt.txt")
     monkeypatch.setattr("sys.stdin", io.StringIO("hello there\n"))
-    _, stdin, _ = run(capsys, "generate", *folders)
+    _, stdin, _ = run(capsys, *answering)
     assert argument == file == stdin
 
 
@@ -94,8 +100,8 @@ def test_an_empty_prompt_is_refused(capsys, folders, prompt):
 
 
 def test_a_model_that_returns_nan_exits_1_after_the_rest(capsys, tiny_folders):
-    words = ["--target", tiny_folders.broken, "--draft", tiny_folders.draft, "--max-new-tokens", "4"]
-    status, out, err = run(capsys, "generate", *words, "--json", "hello")
+    words = ["--target", tiny_folders.broken, "--draft", tiny_folders.draft, "--draft-length", DRAFT_LENGTH]
+    status, out, err = run(capsys, "generate", *words, "--max-new-tokens", "24", "--json", "hello")
     assert status == 1
     assert json.loads(out)["finish"] == "failed"
     assert "NaN" in err
@@ -109,31 +115,40 @@ def test_rules_lists_every_rule(capsys):
     assert {"kl", "exact", "all", "random"} <= {row["word"] for row in json.loads(out)}
 
 
-def test_convert_writes_a_folder_that_answers_alike(capsys, folders, tiny_folders, tmp_path):
-    _, before, _ = run(capsys, "generate", *folders, "hello there")
-    status, _, _ = run(capsys, "convert", tiny_folders.target, tmp_path / "converted")
-    assert status == 0
-    folders = ["--target", tmp_path / "converted", *folders[2:]]
-    _, after, _ = run(capsys, "generate", *folders, "hello there")
+def test_convert_writes_a_folder_that_answers_alike(capsys, answering, tiny_folders, tmp_path):
+    _, before, _ = run(capsys, *answering, "hello there")
+    status, out, _ = run(capsys, "convert", tiny_folders.target, tmp_path / "converted")
+    assert status == 0 and out.strip() == str(tmp_path / "converted")
+    words = [tmp_path / "converted" if word == tiny_folders.target else word for word in answering]
+    _, after, _ = run(capsys, *words, "hello there")
     assert after == before
 
 
-def test_sweep_writes_answers_and_a_table_and_goes_on(capsys, folders, tmp_path):
-    lines = [json.dumps({"question": f"What is {i} + 1?", "answer": f"#### {i + 1}"}) for i in range(5)]
+@pytest.fixture
+def sweeping(folders, tmp_path):
+    """A sweep of short problems, less its rules."""
+    lines = [json.dumps({"prompt": f"text {i}", "answer": "abcdefgh"[i]}) for i in range(8)]
     (tmp_path / "problems.jsonl").write_text("\n".join(lines))
-    words = ["sweep", *folders, "--task", f"gsm8k:{tmp_path / 'problems.jsonl'}", "--rules", "none,exact,kl:2.0"]
-    words += ["--n", "5", "--batch", "3", "--draft-lengths", "2,4", "--out", tmp_path / "out"]
-    status, out, _ = run(capsys, *words)
+    words = ["sweep", *folders, "--task", f"prompts:{tmp_path / 'problems.jsonl'}", "--split", "all", "--n", "8"]
+    return [*words, "--batch", "4", "--draft-lengths", DRAFT_LENGTH, "--out", tmp_path / "out"]
+
+
+def test_sweep_writes_answers_and_a_table_and_goes_on(capsys, sweeping, tmp_path):
+    words = [*sweeping, "--rules", "none,exact,kl:4.0"]
+    status, table, _ = run(capsys, *words)
     assert status == 0
     answers = (tmp_path / "out" / "answers.jsonl").read_text()
-    assert len(answers.splitlines()) == 5 * 5
-    assert out.count("\n") == 2 + 5
-    exact = [line for line in out.splitlines() if line.startswith("| exact")]
-    assert all(line.split("|")[6].strip() == "5" for line in exact)  # the same text as plain decoding
+    assert len(answers.splitlines()) == 8 * 3
+    assert (tmp_path / "out" / "table.md").read_text() == table
+    assert table.count("\n") == 2 + 3
+    exact = next(line for line in table.splitlines() if line.startswith("| exact"))
+    assert exact.split("|")[6].strip() == "8"  # the same text as plain decoding
+    cells = json.loads((tmp_path / "out" / "summary.json").read_text())["cells"]
+    assert [cell["rule"] for cell in cells] == ["none", "exact", "kl:4.0"] and cells[1]["speed"] > 0
 
     # A kill in the middle of a line loses that batch and no other.
     (tmp_path / "out" / "answers.jsonl").write_text(answers[: len(answers) * 2 // 3])
-    status, again, _ = run(capsys, *words)
+    status, _, _ = run(capsys, *words)
     assert status == 0
 
     def texts(lines):
@@ -143,4 +158,38 @@ def test_sweep_writes_answers_and_a_table_and_goes_on(capsys, folders, tmp_path)
     assert texts((tmp_path / "out" / "answers.jsonl").read_text()) == texts(answers)
     status, _, err = run(capsys, *words, "--seed", "8")
     assert status == 2 and "another sweep" in err
-    assert np.isfinite(json.loads((tmp_path / "out" / "summary.json").read_text())["cells"][1]["speed"])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--rules", "none,magic"], "magic"),
+        (["--rules", "kl:threshold=0.4,confidence=0.5"], "confidence"),  # its comma needs spaces between rules
+        (["--draft-lengths", "4,x"], "whole numbers"),
+        (["--draft-lengths", "0"], "start at 1"),
+        (["--n", "0"], "start at 1"),
+        (["--n", "9"], "holds 8 problems"),
+        (["--task", "chess"], "chess"),
+        (["--split", "most"], "most"),
+    ],
+)
+def test_a_sweep_that_cannot_be_is_refused(capsys, sweeping, words, message):
+    status, out, err = run(capsys, *sweeping, *words)
+    assert status == 2
+    assert out == "" and message in err
+    assert len(err.strip().splitlines()) == 1
+
+
+def test_a_sweep_without_a_draft_is_plain(capsys, sweeping, tiny_folders):
+    words = [word for word in sweeping if word not in ("--draft", tiny_folders.draft)]
+    status, table, _ = run(capsys, *words, "--rules", "none", "--n", "4")
+    assert status == 0 and table.count("| plain |") == 1
+    status, _, err = run(capsys, *words, "--rules", "none,exact", "--n", "4")
+    assert status == 2 and "--draft" in err
+
+
+def test_a_sweep_asks_in_text_where_there_is_no_chat_template(capsys, folders, tmp_path):
+    (tmp_path / "gsm8k.jsonl").write_text(json.dumps({"question": "1 + 1?", "answer": "#### 2"}))
+    words = ["sweep", *folders, "--task", f"gsm8k:{tmp_path / 'gsm8k.jsonl'}", "--split", "all", "--n", "1"]
+    status, table, _ = run(capsys, *words, "--rules", "none", "--out", tmp_path / "out")
+    assert status == 0 and "| 0 of 1 |" in table
