@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import signal
 import sys
 import time
@@ -32,7 +33,8 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpF
     """Shows the default of every option that has one, and keeps the line breaks of examples."""
 
     def _get_help_string(self, action):
-        return action.help if action.default in (None, False, []) else super()._get_help_string(action)
+        silent = action.default is None or action.default is False or action.default == []
+        return action.help if silent else super()._get_help_string(action)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -109,6 +111,16 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--seed", metavar="INT", type=int, default=0, help="of the draws when sampling")
 
 
+def _check_sampling(options) -> None:
+    from kljudge_jax.decoding.sampling import Sampling
+
+    Sampling.create(options.temperature, options.top_k, options.top_p)
+    if options.max_new_tokens < 1:
+        raise InputError(f"--max-new-tokens starts at 1, got {options.max_new_tokens}")
+    if not 0 <= options.seed < 2**63:
+        raise InputError(f"--seed is a number from 0 to 2**63 - 1, got {options.seed}")
+
+
 def _load_pair(options):
     from kljudge_jax import ModelPair
 
@@ -172,6 +184,9 @@ def _generate(options) -> int:
         raise InputError(f"--verifier {options.verifier} needs --draft; for plain decoding use --verifier none")
     if rule is not None and options.draft_length < 1:
         raise InputError(f"--draft-length must be at least 1, got {options.draft_length}; --verifier none is plain")
+    _check_sampling(options)
+    if not all(options.stop):
+        raise InputError("--stop needs at least one character")
     pair = _load_pair(options)
     if not options.raw and getattr(pair.tokenizer, "chat_template", None):
         system = [{"role": "system", "content": options.system}] if options.system else []
@@ -200,6 +215,8 @@ def _read_prompt(options) -> str:
             reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
             raise InputError(f"cannot read {options.file}: {reason}") from error
     elif options.prompt in (None, "-"):
+        if sys.stdin is None:
+            raise InputError("there is no standard input: give the prompt as an argument or with --file")
         _note("reading the prompt from standard input")
         prompt = sys.stdin.read()
     else:
@@ -304,7 +321,7 @@ def _add_sweep(commands) -> None:
         "--rules",
         metavar="RULES",
         default="none,exact,kl:0.4",
-        help="rules by their words; commas between, or spaces where a rule has commas of its own",
+        help="rules by their words, with commas",
     )
     parser.add_argument("--draft-lengths", metavar="INTS", default="8", help="draft lengths, with commas")
     parser.add_argument("--n", metavar="INT", type=int, default=100, help="problems")
@@ -319,7 +336,9 @@ def _sweep(options) -> int:
     from kljudge_jax.tasks import load_task
     from kljudge_jax.verification import parse_verifier
 
-    rules = options.rules.split() if " " in options.rules.strip() else options.rules.split(",")
+    # A comma before a rule's word parts two rules; one before `name=` or a number belongs to a rule.
+    _check_sampling(options)
+    rules = [rule.strip() for rule in re.split(r",(?=\s*[a-z_]+\s*(?:[:,]|$))", options.rules)]
     for rule in rules:
         parse_verifier(rule, options.temperature == 0)
     try:

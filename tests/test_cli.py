@@ -82,6 +82,9 @@ def test_the_prompt_may_come_from_a_file_or_from_standard_input(capsys, answerin
         (["--file", "./no-such-prompt.txt"], "not both"),
         (["--system", "be brief", "--raw"], "--system"),
         (["--stop", ""], "stop"),
+        (["--top-p", "2"], "top_p"),
+        (["--seed", "-1"], "--seed"),
+        (["--max-new-tokens", "0"], "--max-new-tokens"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_2(capsys, folders, words, message):
@@ -134,7 +137,7 @@ def sweeping(folders, tmp_path):
 
 
 def test_sweep_writes_answers_and_a_table_and_goes_on(capsys, sweeping, tmp_path):
-    words = [*sweeping, "--rules", "none,exact,kl:4.0"]
+    words = [*sweeping, "--rules", "none, exact,kl:threshold=4.0,confidence=0.9"]
     status, table, _ = run(capsys, *words)
     assert status == 0
     answers = (tmp_path / "out" / "answers.jsonl").read_text()
@@ -144,7 +147,9 @@ def test_sweep_writes_answers_and_a_table_and_goes_on(capsys, sweeping, tmp_path
     exact = next(line for line in table.splitlines() if line.startswith("| exact"))
     assert exact.split("|")[6].strip() == "8"  # the same text as plain decoding
     cells = json.loads((tmp_path / "out" / "summary.json").read_text())["cells"]
-    assert [cell["rule"] for cell in cells] == ["none", "exact", "kl:4.0"] and cells[1]["speed"] > 0
+    assert [cell["rule"] for cell in cells] == ["none", "exact", "kl:threshold=4.0,confidence=0.9"] and cells[1][
+        "speed"
+    ] > 0
 
     # A kill in the middle of a line loses that batch and no other.
     (tmp_path / "out" / "answers.jsonl").write_text(answers[: len(answers) * 2 // 3])
@@ -164,7 +169,6 @@ def test_sweep_writes_answers_and_a_table_and_goes_on(capsys, sweeping, tmp_path
     ("words", "message"),
     [
         (["--rules", "none,magic"], "magic"),
-        (["--rules", "kl:threshold=0.4,confidence=0.5"], "confidence"),  # its comma needs spaces between rules
         (["--draft-lengths", "4,x"], "whole numbers"),
         (["--draft-lengths", "0"], "start at 1"),
         (["--n", "0"], "start at 1"),

@@ -132,42 +132,30 @@ def generate(
 
 
 def stream(
-    pair: ModelPair, prompt: Any, *, verifier: Verifier | str | None, stop: str | Sequence[str] = (), **options
+    pair: ModelPair,
+    prompt: Any,
+    *,
+    verifier: Verifier | str | None,
+    draft_length: int = 8,
+    drafter: Any = ModelDraft(),  # noqa: B008 - frozen and empty
+    max_new_tokens: int | Sequence[int] = 256,
+    temperature: float = 0.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    stop: str | Sequence[str] = (),
+    key: jax.Array | None = None,
+    trace: bool = False,
 ) -> Iterator[Event]:
     """Answers one prompt, yielding its text piece by piece as it is committed.
 
-    Takes what `generate` takes. Neighbouring tokens of one origin come as one piece; the pieces add up to the answer.
-    The last event carries the whole `Generation` in `result`.
+    Takes what `generate` takes, but `progress`. Neighbouring tokens of one origin come as one piece; the pieces add up
+    to the answer. The last event carries the whole `Generation` in `result`.
 
     Raises:
       InputError: as `generate` does, at the call and not at the first piece; also for more than one prompt.
     """
-    defaults = {
-        "draft_length": 8,
-        "drafter": ModelDraft(),
-        "max_new_tokens": 256,
-        "temperature": 0.0,
-        "top_k": 0,
-        "top_p": 1.0,
-        "key": None,
-        "trace": False,
-    }
-    unknown = set(options) - set(defaults)
-    if unknown:
-        raise TypeError(f"stream() got an unexpected keyword argument {sorted(unknown)[0]!r}")
-    o = defaults | options
-    sampling = (o["temperature"], o["top_k"], o["top_p"])
     run = _Run(
-        pair,
-        prompt,
-        verifier,
-        o["draft_length"],
-        o["drafter"],
-        o["max_new_tokens"],
-        sampling,
-        stop,
-        o["key"],
-        o["trace"],
+        pair, prompt, verifier, draft_length, drafter, max_new_tokens, (temperature, top_k, top_p), stop, key, trace
     )
     if run.batch != 1:
         raise InputError(f"stream answers one prompt at a time, got {run.batch}: use generate for a batch")
@@ -247,6 +235,7 @@ class _Run:
         ids = [prompts.tokenize(row, pair.tokenizer, vocab, name) for row, name in zip(rows, names, strict=True)]
         budget = _budget(max_new_tokens, self.batch)
         _check_fit(pair.target, self._draft, ids, budget, names)
+        budget = budget.astype(np.int32)
 
         lengths = np.array([len(row) for row in ids], np.int32)
         padded = np.zeros((self.batch, _prompt_bucket(int(lengths.max()))), np.int32)
@@ -267,6 +256,7 @@ class _Run:
         self._prefill_seconds = time.perf_counter() - began - self._compile_seconds
         self._seconds = self._prefill_seconds
         self._stopped: dict[int, tuple[int, str]] = {}  # row: tokens kept, text
+        self._halted = np.zeros((self.batch,), bool)  # the rows of `_stopped`, as the device is told
         self._known: dict[str, np.ndarray] = {}
         self.unfinished = True
 
@@ -280,6 +270,7 @@ class _Run:
             self.sampling,
             self._eos,
             self._state,
+            self._halted,
             np.int32(max_cycles),
             settings=self._settings,
             rule=type(self._verifier),
@@ -291,15 +282,14 @@ class _Run:
         self._compile_seconds += compiled
         self._seconds += time.perf_counter() - began - compiled
 
-        running = self._known["running"].copy()
+        running = self._known["running"] & ~self._halted
         for row in range(self.batch) if self.stop else ():
             if row not in self._stopped:
                 cut = cut_at_stop(self.pair.tokenizer, self.text_tokens(row)[0], self.stop)
                 if cut is not None:
                     self._stopped[row] = cut
                     running[row] = False
-        if not np.array_equal(running, self._known["running"]):
-            state = dataclasses.replace(state, running=jax.device_put(running, state.running.sharding))
+                    self._halted[row] = True
         self._state = state
         self.unfinished = bool(running.any())
 
@@ -375,19 +365,26 @@ def _rule(pair, verifier, drafter, draft_length, sampling):
         verifier = parse_verifier(verifier, sampling.greedy)
     if verifier is None:
         return (GreedyExact() if sampling.greedy else SpeculativeSampling()), None, None, 0
-    if not callable(verifier):
+    if not callable(verifier) or isinstance(verifier, type):
         raise InputError(f"a verifier is a rule such as KLJudge(0.4) or a word such as 'kl:0.4', got {verifier!r}")
     if getattr(verifier, "greedy_only", False) and not sampling.greedy:
         name = type(verifier).__name__
         raise InputError(f"{name} needs temperature 0: use SpeculativeSampling, or the word 'exact' for either")
-    if isinstance(draft_length, bool) or draft_length != int(draft_length) or draft_length < 1:
+    if not isinstance(draft_length, int | np.integer) or isinstance(draft_length, bool) or draft_length < 1:
         raise InputError(
             f"draft_length must be a whole number from 1 on, got {draft_length}; for plain decoding use verifier=None"
         )
+    if not hasattr(drafter, "propose"):
+        raise InputError(f"a drafter is one such as ModelDraft(), got {drafter!r}; plain decoding is verifier=None")
     if pair.draft is None:
         raise InputError("the pair has no draft model: load one, or use verifier=None for plain decoding")
 
     def as_data(number):
+        if not isinstance(number, int | float | np.number | np.ndarray | jax.Array):
+            raise InputError(
+                f"{type(verifier).__name__} holds {number!r}, which is no number: make a rule a frozen dataclass of "
+                "numbers, registered by jax.tree_util.register_dataclass"
+            )
         number = jnp.asarray(number)
         if jnp.issubdtype(number.dtype, jnp.floating):
             return number.astype(jnp.float32)
@@ -397,11 +394,16 @@ def _rule(pair, verifier, drafter, draft_length, sampling):
 
 
 def _stop_strings(stop, pair) -> tuple[str, ...]:
-    stop = (stop,) if isinstance(stop, str) else tuple(stop)
+    stop = (stop,) if isinstance(stop, str) else tuple(stop or ())
     if not all(isinstance(s, str) and s for s in stop):
         raise InputError("a stop string must be a str of at least one character")
     if stop and pair.tokenizer is None:
         raise InputError("stop strings need a tokenizer, and the pair has none")
+    special = set(stop) & set(getattr(pair.tokenizer, "all_special_tokens", ()))
+    if special:
+        raise InputError(
+            f"{min(special)!r} is a special token, which no text holds: stop at text, or add its id to eos"
+        )
     return stop
 
 
@@ -411,7 +413,7 @@ def _budget(max_new_tokens, batch: int) -> np.ndarray:
         raise InputError(f"max_new_tokens must be a whole number from 1 on, got {max_new_tokens}")
     if wanted.ndim == 1 and len(wanted) != batch:
         raise InputError(f"max_new_tokens has {len(wanted)} numbers for {batch} prompts")
-    return np.broadcast_to(wanted, (batch,)).astype(np.int32)
+    return np.broadcast_to(wanted, (batch,)).astype(np.int64)
 
 
 def _check_fit(target, draft, ids, budget, names) -> None:
@@ -426,6 +428,8 @@ def _check_fit(target, draft, ids, budget, names) -> None:
 
 def _row_keys(key, batch: int) -> jax.Array:
     key = jax.random.key(0) if key is None else key
+    if not isinstance(key, jax.Array):
+        raise InputError(f"key is a PRNG key such as jax.random.key(0), got {key!r}")
     if not jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key):
         key = jax.random.wrap_key_data(key)
     if key.ndim == 0:

@@ -15,6 +15,7 @@ from kljudge_jax.decoding.score import prefill, score_draft
 from kljudge_jax.models.cache import KVCache
 from kljudge_jax.models.transformer import Transformer
 from kljudge_jax.verification.base import Verdict, Verifier, VerifyInputs
+from kljudge_jax.verification.distributions import kl_divergence
 
 # Where a committed token came from: the codes that `LoopState.origin` holds.
 ORIGINS = ("draft", "relaxed", "target")
@@ -146,6 +147,7 @@ def run_cycles(
     sampling: Sampling,
     eos: jax.Array,
     state: LoopState,
+    halted: jax.Array,
     max_cycles: jax.Array,
     *,
     settings: Settings,
@@ -153,11 +155,12 @@ def run_cycles(
 ) -> LoopState:
     """Runs cycles until every row has stopped, `max_cycles` int32 `[]` at the most. `state` is donated.
 
-    `eos` int32 `[E]` holds every id that ends an answer; the other arguments are those of `cycle`. `rule` is the
-    verifier's class: jit keys a program by the structure of its arguments, and jaxlib 0.10.2 takes the structures of
-    two registered dataclasses with as many fields for equal.
+    `eos` int32 `[E]` holds every id that ends an answer, and `halted` bool `[B]` the rows that the host stopped; the
+    other arguments are those of `cycle`. `rule` is the verifier's class: jit keys a program by the structure of its
+    arguments, and jaxlib 0.10.2 takes the structures of two registered dataclasses with as many fields for equal.
     """
     del rule
+    state = dataclasses.replace(state, running=state.running & ~halted)
 
     def unfinished(carry):
         i, state = carry
@@ -226,6 +229,7 @@ def cycle(
     at = jnp.arange(settings.draft_length + 1)
     ended = jnp.any(is_eos & (at[:-1] < accepted[:, None]), axis=1)
     unfit = ~jnp.take_along_axis(target_fit, accepted[:, None], axis=1)[:, 0]
+    unfit |= (verdict.next_token < 0) | (verdict.next_token >= target.config.vocab_size)
     # The draft failed only where it stopped a row from using a token that it still had room for.
     starved = (accepted == draft_count) & (draft_count < wanted)
     failed = state.running & ~ended & (unfit | starved)
@@ -241,9 +245,11 @@ def cycle(
 
     kl, logprobs = state.kl, state.logprobs
     if settings.trace:
-        target_log, token_logprobs = _log_probabilities(raw_logits, emitted)
-        kl = _write(kl, _divergences(target_log, proposal.raw_logits, draft_count), state.count)
-        logprobs = _write(logprobs, token_logprobs, state.count)
+        divergences = kl_divergence(raw_logits[:, : settings.draft_length], proposal.raw_logits)
+        divergences = jnp.where(at[:-1] < draft_count[:, None], divergences, jnp.nan)
+        kl = _write(kl, jnp.pad(divergences, ((0, 0), (0, 1)), constant_values=jnp.nan), state.count)
+        logs = jax.nn.log_softmax(raw_logits, axis=-1)
+        logprobs = _write(logprobs, jnp.take_along_axis(logs, emitted[..., None], axis=-1)[..., 0], state.count)
 
     drafted = jnp.where(state.running, draft_count, 0)
     return LoopState(
@@ -306,18 +312,3 @@ def _last_two(recent: jax.Array, emitted: jax.Array, committed: jax.Array) -> ja
     """The last two of `recent` `[B, 2]` followed by the first `committed` of `emitted`."""
     both = jnp.concatenate([recent, emitted], axis=1)
     return jnp.take_along_axis(both, committed[:, None] + jnp.arange(2), axis=1)
-
-
-def _log_probabilities(raw_logits: jax.Array, emitted: jax.Array):
-    logs = jax.nn.log_softmax(raw_logits, axis=-1)
-    return logs, jnp.take_along_axis(logs, emitted[..., None], axis=-1)[..., 0]
-
-
-def _divergences(target_log: jax.Array, raw_draft_logits: jax.Array, draft_count: jax.Array) -> jax.Array:
-    """KL(target || draft) per place `[B, K + 1]`; NaN where nothing was drafted."""
-    length = raw_draft_logits.shape[1]
-    ratio = target_log[:, :length] - jax.nn.log_softmax(raw_draft_logits, axis=-1)
-    mass = jnp.exp(target_log[:, :length])
-    values = jnp.sum(jnp.where(mass > 0, mass * ratio, 0.0), axis=-1)
-    values = jnp.where(jnp.arange(length) < draft_count[:, None], values, jnp.nan)
-    return jnp.pad(values, ((0, 0), (0, 1)), constant_values=jnp.nan)

@@ -55,7 +55,7 @@ def tokenize(prompt: Any, tokenizer, vocab_size: int, where: str = "the prompt")
     if isinstance(prompt, str):
         if not prompt.strip():
             raise InputError(f"{where} is empty: there is nothing to continue")
-        ids = _tokenizer(tokenizer, where)(prompt)["input_ids"]
+        ids = _encode(_tokenizer(tokenizer, where), prompt, where)
     elif _is_chat(prompt) and len(prompt):
         if not getattr(_tokenizer(tokenizer, where), "chat_template", None):
             raise InputError(f"{where} is a chat, but the tokenizer has no chat template: pass it as text")
@@ -63,9 +63,9 @@ def tokenize(prompt: Any, tokenizer, vocab_size: int, where: str = "the prompt")
             raise InputError(f'{where}: every message of a chat needs a "role" and a "content"')
         try:
             text = tokenizer.apply_chat_template(list(prompt), tokenize=False, add_generation_prompt=True)
-        except jinja2.TemplateError as error:
+        except (jinja2.TemplateError, TypeError, AttributeError) as error:
             raise InputError(f"{where} does not fit the tokenizer's chat template: {error}") from error
-        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        ids = _encode(tokenizer, text, where, add_special_tokens=False)
     elif _is_ids(prompt):
         ids = prompt
     else:
@@ -79,6 +79,14 @@ def tokenize(prompt: Any, tokenizer, vocab_size: int, where: str = "the prompt")
         worst = int(ids.min() if ids.min() < 0 else ids.max())
         raise InputError(f"{where} holds token id {worst}, outside the vocabulary of {vocab_size}")
     return ids.astype(np.int32)
+
+
+def _encode(tokenizer, text: str, where: str, **options) -> list[int]:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InputError(f"{where} is no text: it holds bytes that are not UTF-8") from error
+    return tokenizer(text, **options)["input_ids"]
 
 
 def _tokenizer(tokenizer, where: str):

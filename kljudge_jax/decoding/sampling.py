@@ -7,8 +7,12 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from kljudge_jax.errors import InputError
+
+# Below this a float32 quotient of logits can overflow; a draw is greedy long before.
+_LOWEST_TEMPERATURE = 1e-6
 
 
 @jax.tree_util.register_dataclass
@@ -32,12 +36,12 @@ class Sampling:
 
     @classmethod
     def create(cls, temperature: float = 0.0, top_k: int = 0, top_p: float = 1.0) -> Sampling:
-        """Raises InputError for a temperature below 0, a top_k below 0 or a top_p outside (0, 1]."""
-        if not math.isfinite(temperature) or temperature < 0:
-            raise InputError(f"temperature must be a number from 0 (greedy) on, got {temperature}")
-        if top_k != int(top_k) or top_k < 0:
+        """Raises InputError for a temperature or a top_k below 0, or a top_p outside (0, 1]."""
+        if not _is_number(temperature) or not (temperature == 0 or _LOWEST_TEMPERATURE <= temperature < math.inf):
+            raise InputError(f"temperature must be 0 (greedy) or at least {_LOWEST_TEMPERATURE}, got {temperature}")
+        if not _is_number(top_k) or not 0 <= top_k < 2**31 or top_k != int(top_k):
             raise InputError(f"top_k must be a whole number from 0 (off) on, got {top_k}")
-        if not 0 < top_p <= 1:
+        if not _is_number(top_p) or not 0 < np.float32(top_p) <= 1:
             raise InputError(f"top_p must be above 0 and at most 1 (off), got {top_p}")
         greedy = temperature == 0
         return cls(
@@ -47,6 +51,10 @@ class Sampling:
             greedy,
             not greedy and (top_k > 0 or top_p < 1),
         )
+
+
+def _is_number(value) -> bool:
+    return isinstance(value, int | float | np.number) and not isinstance(value, bool)
 
 
 def process_logits(logits: jax.Array, sampling: Sampling) -> jax.Array:

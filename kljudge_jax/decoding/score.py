@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from kljudge_jax.errors import InputError
 from kljudge_jax.models.cache import KVCache
 from kljudge_jax.models.transformer import Transformer
 
@@ -49,7 +51,6 @@ def score_draft(target: Transformer, cache: KVCache, last: jax.Array, draft_toke
     return target.logits(hidden), hidden, cache
 
 
-@jax.jit
 def score(model: Transformer, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Teacher-forced scores of whole sequences.
 
@@ -59,6 +60,23 @@ def score(model: Transformer, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
 
     Returns:
       logits f32 `[B, T, V]`, row t predicting token t + 1, and final-norm states `[B, T, H]`.
+
+    Raises:
+      InputError: tokens of another shape, or outside the vocabulary.
     """
-    hidden, _ = model(jnp.asarray(tokens, jnp.int32))
+    if not isinstance(model, Transformer):
+        raise InputError(f"score takes a model such as pair.target, got {type(model).__name__}")
+    if not isinstance(tokens, jax.core.Tracer):
+        tokens = np.asarray(tokens)
+        vocab = model.config.vocab_size
+        if tokens.size and (tokens.min() < 0 or tokens.max() >= vocab):
+            raise InputError(f"tokens run from {tokens.min()} to {tokens.max()}, outside the vocabulary of {vocab}")
+    if tokens.ndim != 2 or not jnp.issubdtype(tokens.dtype, jnp.integer):
+        raise InputError(f"tokens are int32 [B, T], got {tokens.dtype} {list(tokens.shape)}")
+    return _score(model, tokens.astype(np.int32))
+
+
+@jax.jit
+def _score(model, tokens):
+    hidden, _ = model(tokens)
     return model.logits(hidden), hidden

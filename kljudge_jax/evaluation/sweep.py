@@ -74,7 +74,10 @@ def run_sweep(
       InputError: the folder holds the answers of another plan, pair or task.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder} cannot be a folder of results: {error.strerror}") from error
     _claim(folder / "plan.json", pair, task, plan)
     path = folder / "answers.jsonl"
     records = list(read_records(path))
@@ -140,9 +143,14 @@ def _claim(path: Path, pair: ModelPair, task: Task, plan: Plan) -> None:
         "plan": json.loads(json.dumps(dataclasses.asdict(plan))),
     }
     if not path.exists():
-        path.write_text(json.dumps(asked | {"machine": describe_machine()}, indent=2) + "\n", encoding="utf-8")
+        whole = path.with_suffix(".partial")
+        whole.write_text(json.dumps(asked | {"machine": describe_machine()}, indent=2) + "\n", encoding="utf-8")
+        os.replace(whole, path)  # so that a kill leaves all of it or nothing
         return
-    found = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path} is damaged: name a new folder") from error
     differing = [name for name in asked if found.get(name) != asked[name]]
     if differing:
         raise InputError(

@@ -48,7 +48,8 @@ class Verdict:
 
     Attributes:
       num_accepted: int32 `[]`, 0 to `draft_count`: the leading draft tokens that are kept.
-      next_token: int32 `[]`, the token after them: the correction, or the bonus when all were accepted.
+      next_token: int32 `[]`, the token after them: the correction, or the bonus when all were accepted. The loop
+        fails a row whose token is no id of the vocabulary, and takes a `num_accepted` out of its range to the nearest.
       relaxed: bool `[K]`, accepted here though the strict rule with the same coin would not have; False from
         `num_accepted` on.
     """

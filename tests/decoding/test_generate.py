@@ -210,7 +210,15 @@ def test_a_token_that_is_never_written_spoils_nothing():
         ({"temperature": float("nan")}, "temperature"),
         ({"top_p": 0.0}, "top_p"),
         ({"top_k": -1}, "top_k"),
+        ({"draft_length": 2.5}, "draft_length must be a whole number from 1"),
+        ({"draft_length": "4"}, "draft_length must be a whole number from 1"),
+        ({"max_new_tokens": 2**40}, "3 tokens; with 1099511627776 new ones"),
         ({"verifier": "nonsense"}, "nonsense"),
+        ({"verifier": kj.KLJudge}, "a verifier is a rule such as"),
+        ({"verifier": 3}, "a verifier is a rule such as"),
+        ({"drafter": None}, "a drafter is one such as"),
+        ({"key": 7}, "key is a PRNG key"),
+        ({"key": jax.random.split(jax.random.key(0), 3)}, "one a prompt"),
         ({"verifier": kj.GreedyExact(), "temperature": 1.0}, "GreedyExact needs temperature 0"),
         ({"stop": ["x"]}, "stop strings need a tokenizer"),
         ({"prompts": []}, "no prompt"),
@@ -232,6 +240,11 @@ def test_a_pair_without_a_draft_decodes_plainly_only(pair):
         answer(single, "exact")
 
 
+def test_a_rule_of_what_is_no_number_is_refused(pair):
+    with pytest.raises(InputError, match=r"holds .*, which is no number: make a rule a frozen dataclass"):
+        answer(pair, lambda key, inputs: None)
+
+
 def test_two_rules_with_as_many_fields_are_two_programs(pair):
     def rule(name, keeps):
         def call(self, key, inputs):
@@ -247,3 +260,48 @@ def test_two_rules_with_as_many_fields_are_two_programs(pair):
     none = answer(pair, rule("None_", 0))
     assert every.stats.accepted == every.stats.drafted > 0 and none.stats.accepted == 0
     assert [len(tokens) for tokens in every.tokens] == [24] * 4
+
+
+def test_a_token_outside_the_vocabulary_fails_its_row(pair):
+    @jax.tree_util.register_dataclass
+    @dataclasses.dataclass(frozen=True)
+    class Wild:
+        def __call__(self, key, inputs):
+            return kj.Verdict(jnp.int32(99), jnp.int32(1000), jnp.zeros(inputs.draft_tokens.shape, bool))
+
+    out = answer(pair, Wild())
+    assert out.stats.failed == len(PROMPTS)
+    assert all((tokens < pair.target.config.vocab_size).all() and len(tokens) <= DRAFT_LENGTH for tokens in out.tokens)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_new_tokens": 2**32 + 5}, "takes 4096"),
+        ({"temperature": 1e-40}, "temperature"),
+        ({"temperature": "hot"}, "temperature"),
+        ({"temperature": 1.0, "top_p": 1e-50}, "top_p"),
+        ({"top_k": float("nan")}, "top_k"),
+        ({"top_k": 2**40}, "top_k"),
+        ({"draft_length": None}, "draft_length"),
+        ({"drafter": None}, "drafter"),
+        ({"key": 0}, "PRNG key"),
+        ({"verifier": kj.KLJudge}, "a verifier is a rule"),
+        ({"verifier": lambda key, inputs: None}, "no number"),
+        ({"prompts": "\udcff"}, "no tokenizer"),
+    ],
+)
+def test_what_no_type_allows_is_refused_too(pair, options, message):
+    asked = {"prompts": PROMPTS[0], "verifier": "exact", "max_new_tokens": 4} | options
+    with pytest.raises(InputError, match=message):
+        kj.generate(pair, asked.pop("prompts"), **asked)
+
+
+def test_a_stop_string_in_one_row_compiles_nothing(text_pair):
+    prompts = ["one", "two words", "three", "four"]
+    free = kj.generate(text_pair, prompts, verifier="exact", draft_length=3, max_new_tokens=40, stop="never there")
+    once = free.text[0][8:11]
+    with compilations() as compiled:
+        out = kj.generate(text_pair, prompts, verifier="exact", draft_length=3, max_new_tokens=40, stop=once)
+    assert out.stats.rows[0].finish == "stop"
+    assert not compiled

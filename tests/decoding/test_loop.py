@@ -15,6 +15,7 @@ from kljudge_jax.decoding.sampling import Sampling
 
 def started(pair, budget=40, capacity=64):
     """A state as `generate` makes it, and a function that runs a block of greedy exact cycles."""
+    none = np.zeros(len(PROMPTS), bool)
     settings = loop.Settings(kj.ModelDraft(), DRAFT_LENGTH, capacity, 64, False)
     prompts = np.stack([np.pad(prompt, (0, 16 - len(prompt))) for prompt in PROMPTS]).astype(np.int32)
     lengths = np.array([len(prompt) for prompt in PROMPTS], np.int32)
@@ -22,11 +23,19 @@ def started(pair, budget=40, capacity=64):
     budgets = np.full(len(PROMPTS), budget, np.int32)
     state = loop.start(pair.target, pair.draft, prompts, lengths, keys, budgets, settings=settings)
 
-    def run(state, cycles):
+    def run(state, cycles, halted=none):
         rule = kj.GreedyExact()
         models, eos = (pair.target, pair.draft), jnp.array([NEVER])
         return loop.run_cycles(
-            *models, rule, Sampling.create(), eos, state, np.int32(cycles), settings=settings, rule=type(rule)
+            *models,
+            rule,
+            Sampling.create(),
+            eos,
+            state,
+            np.zeros(state.running.shape, bool),
+            np.int32(cycles),
+            settings=settings,
+            rule=type(rule),
         )
 
     return state, run
@@ -82,6 +91,16 @@ def test_no_cycle_runs_when_none_is_asked_for_or_every_row_has_stopped(pair):
     cycles = np.asarray(state.cycles)
     assert not state.running.any()
     np.testing.assert_array_equal(run(state, 1000).cycles, cycles)
+
+
+def test_rows_that_the_host_halts_stay_as_they_are(pair):
+    state, run = started(pair)
+    state = run(state, 2)
+    count, cycles = np.asarray(state.count), np.asarray(state.cycles)
+    state = run(state, 1000, np.array([False, True, False, True]))
+    assert not state.running.any()
+    np.testing.assert_array_equal(state.count, [40, count[1], 40, count[3]])
+    np.testing.assert_array_equal(np.asarray(state.cycles)[[1, 3]], cycles[[1, 3]])
 
 
 def test_the_state_is_donated_and_a_second_run_compiles_nothing(pair):

@@ -89,6 +89,8 @@ def test_what_is_no_prompt_is_refused(prompts, message):
         (None, "neither"),
         (3, "neither"),
         ([{"role": "user"}], 'a "role" and a "content"'),
+        ("broken \udce9", "not UTF-8"),
+        ([{"role": "user", "content": "\udce9"}], "not UTF-8"),
     ],
 )
 def test_a_prompt_that_cannot_be_used_is_refused(tokenizer, prompt, message):

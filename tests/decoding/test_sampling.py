@@ -69,6 +69,13 @@ def test_tokens_that_tie_with_the_last_kept_stay():
     assert np.isfinite(process_logits(logits, Sampling.create(1.0, top_p=0.7))).tolist() == [True, True, True, False]
 
 
+def test_the_lowest_temperature_leaves_numbers():
+    logits = 50 * random_logits()
+    coldest = np.asarray(process(logits, Sampling.create(1e-6)))
+    assert np.isfinite(coldest).all()
+    np.testing.assert_allclose(jax.nn.softmax(coldest)[np.arange(200), logits.argmax(-1)], 1.0)
+
+
 def test_greedy_changes_nothing_and_draws_the_lowest_id_of_a_tie():
     sampling = Sampling.create(0.0, top_k=1, top_p=0.1)
     logits = jnp.array([0.0, 5.0, 5.0])
@@ -102,9 +109,14 @@ def test_changing_the_numbers_compiles_nothing():
         ((-0.1, 0, 1.0), "temperature"),
         ((float("inf"), 0, 1.0), "temperature"),
         ((float("nan"), 0, 1.0), "temperature"),
+        ((1e-9, 0, 1.0), "temperature"),  # a float32 quotient would overflow
+        (("1", 0, 1.0), "temperature"),
+        ((True, 0, 1.0), "temperature"),
         ((1.0, -1, 1.0), "top_k"),
         ((1.0, 2.5, 1.0), "top_k"),
+        ((1.0, 2**31, 1.0), "top_k"),
         ((1.0, 0, 0.0), "top_p"),
+        ((1.0, 0, 1e-60), "top_p"),  # 0 in float32
         ((1.0, 0, 1.1), "top_p"),
         ((1.0, 0, float("nan")), "top_p"),
     ],

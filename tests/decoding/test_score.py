@@ -3,10 +3,12 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from tiny_pairs import forced, tiny_config
 
 import kljudge_jax as kj
 from kljudge_jax.decoding.score import PREFILL_CHUNK, prefill, score_draft
+from kljudge_jax.errors import InputError
 from kljudge_jax.models.cache import KVCache
 
 CAPACITY = 2 * PREFILL_CHUNK
@@ -55,3 +57,22 @@ def test_prefill_and_a_draft_pass_score_like_the_whole_sequence(pair):
     places = lengths[:, None] - 1 + np.arange(4)
     np.testing.assert_allclose(scores, logits[rows, places], atol=1e-4)
     np.testing.assert_allclose(states, hidden[rows, places], atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "message"),
+    [
+        ([1, 2], "int32 .B, T., got int64 .2."),
+        ([[1.0]], "got float64"),
+        ([[1, 999]], "outside the vocabulary of 257"),
+        ([[-1, 9]], "outside the vocabulary of 257"),
+    ],
+)
+def test_tokens_that_cannot_be_scored_are_refused(pair, tokens, message):
+    with pytest.raises(InputError, match=message):
+        kj.score(pair.target, tokens)
+
+
+def test_a_pair_is_no_model(pair):
+    with pytest.raises(InputError, match=r"such as pair.target, got ModelPair"):
+        kj.score(pair, [[1]])

@@ -59,9 +59,10 @@ def test_every_piece_of_an_answer_can_stop_it(request, which, rule):
 
 
 def test_counts_are_cut_with_the_tokens(text_pair):
-    free = answer(text_pair, "exact", max_new_tokens=LENGTH, trace=True)
+    rule = "kl:4.0"
+    free = answer(text_pair, rule, max_new_tokens=LENGTH, trace=True)
     for stop in substrings(free.text, (2,)):
-        out = answer(text_pair, "exact", max_new_tokens=LENGTH, trace=True, stop=stop)
+        out = answer(text_pair, rule, max_new_tokens=LENGTH, trace=True, stop=stop)
         for row, counts in enumerate(out.stats.rows):
             length, origin = len(out.tokens[row]), out.origin[row]
             ends = list(itertools.accumulate(cycle.committed for cycle in free.cycles[row]))
@@ -70,6 +71,7 @@ def test_counts_are_cut_with_the_tokens(text_pair):
             assert counts.cycles == cycles == len(out.cycles[row]) == counts.acceptance_histogram.sum()
             assert counts.drafted == sum(cycle.drafted for cycle in free.cycles[row][:cycles])
             assert counts.accepted == length - origin.count("target")
+            assert counts.relaxed == origin.count("relaxed")
             assert sum(cycle.committed for cycle in out.cycles[row]) == length
             np.testing.assert_array_equal(out.kl[row], free.kl[row][:length])
         assert out.stats.tokens == sum(len(tokens) for tokens in out.tokens)
@@ -104,7 +106,17 @@ def test_a_stop_before_the_end_of_text_wins(text_pair):
         assert answer(ending, "exact", max_new_tokens=LENGTH, stop=after).stats.rows[2].finish == "eos"
 
 
+def test_no_stop_may_be_written_in_every_way(text_pair):
+    free = answer(text_pair, "exact")
+    assert all(answer(text_pair, "exact", stop=stop).text == free.text for stop in ((), [], None))
+
+
 @pytest.mark.parametrize("stop", ["", [""], ["a", 3]])
 def test_a_stop_is_a_text(text_pair, stop):
     with pytest.raises(InputError, match="stop string"):
         answer(text_pair, "exact", stop=stop)
+
+
+def test_a_special_token_is_no_text_to_stop_at(text_pair):
+    with pytest.raises(InputError, match="'<end>' is a special token"):
+        answer(text_pair, "exact", stop=["a", "<end>"])

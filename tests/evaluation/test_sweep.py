@@ -108,6 +108,15 @@ def test_another_pair_or_task_is_refused(finished, pair):
         run_sweep(pair, other, PLAN, finished[0])
 
 
+def test_a_folder_that_cannot_hold_results_is_refused(pair, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot be a folder of results"):
+        run_sweep(pair, Letters(), PLAN, tmp_path / "file")
+    (tmp_path / "plan.json").write_text("{")
+    with pytest.raises(InputError, match="is damaged: name a new folder"):
+        run_sweep(pair, Letters(), PLAN, tmp_path)
+
+
 def test_a_last_line_that_was_cut_is_dropped_from_the_file(tmp_path):
     path = tmp_path / "answers.jsonl"
     assert list(read_records(path)) == []
