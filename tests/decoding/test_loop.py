@@ -32,7 +32,7 @@ def started(pair, budget=40, capacity=64):
             Sampling.create(),
             eos,
             state,
-            np.zeros(state.running.shape, bool),
+            halted,
             np.int32(cycles),
             settings=settings,
             rule=type(rule),
