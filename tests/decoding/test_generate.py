@@ -249,32 +249,20 @@ def test_a_pair_without_a_draft_decodes_plainly_only(pair):
 
 
 def test_two_rules_with_as_many_fields_are_two_programs(pair):
-    def rule(name, keeps):
+    def rule(name, accepted, token):
         def call(self, key, inputs):
-            token = jnp.argmax(inputs.target_logits[inputs.draft_count * keeps]).astype(jnp.int32)
-            # It claims more than was drafted: the loop commits no garbage.
-            return kj.Verdict(jnp.int32(99 * keeps), token, jnp.zeros(inputs.draft_tokens.shape, bool))
+            return kj.Verdict(jnp.int32(accepted), jnp.int32(token), jnp.zeros(inputs.draft_tokens.shape, bool))
 
         made = dataclasses.make_dataclass(name, [("number", float)], namespace={"__call__": call}, frozen=True)
         # As one would write it. In jaxlib 0.10.2 the structures of two such classes compare equal.
         return jax.tree_util.register_dataclass(made)(1.0)
 
-    every = answer(pair, rule("Every", 1))
-    none = answer(pair, rule("None_", 0))
-    assert every.stats.accepted == every.stats.drafted > 0 and none.stats.accepted == 0
+    # One claims more than was drafted, the other writes a token that there is not: the loop commits no garbage.
+    every = answer(pair, rule("Every", 99, 7))
+    assert every.stats.accepted == every.stats.drafted > 0 and every.stats.failed == 0
     assert [len(tokens) for tokens in every.tokens] == [24] * 4
-
-
-def test_a_token_outside_the_vocabulary_fails_its_row(pair):
-    @jax.tree_util.register_dataclass
-    @dataclasses.dataclass(frozen=True)
-    class Wild:
-        def __call__(self, key, inputs):
-            return kj.Verdict(jnp.int32(99), jnp.int32(1000), jnp.zeros(inputs.draft_tokens.shape, bool))
-
-    out = answer(pair, Wild())
-    assert out.stats.failed == len(PROMPTS)
-    assert all((tokens < pair.target.config.vocab_size).all() and len(tokens) <= DRAFT_LENGTH for tokens in out.tokens)
+    wild = answer(pair, rule("Wild", 0, pair.target.config.vocab_size))
+    assert tokens_of(wild) == [[]] * 4 and wild.stats.failed == 4
 
 
 def test_a_stop_string_in_one_row_compiles_nothing(text_pair):
