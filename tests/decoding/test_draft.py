@@ -26,8 +26,8 @@ def propose(model, cache, recent, consumed, sampling, with_hidden=False):
 
 
 def ends_of(sequences):
-    """The last two tokens of each, and how many stand before the last."""
-    recent = np.array([(row[-2] if len(row) > 1 else row[-1], row[-1]) for row in sequences], np.int32)
+    """The last two tokens of each, and how many stand before the last; before a single one stands anything."""
+    recent = np.array([(row[-2] if len(row) > 1 else 77, row[-1]) for row in sequences], np.int32)
     return recent, np.array([len(row) - 1 for row in sequences], np.int32)
 
 
