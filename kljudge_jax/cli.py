@@ -45,7 +45,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     try:
         _keep_compiled()
-        return options.run(options)
+        status = options.run(options)
+        sys.stdout.flush()  # here, where a reader that has gone is no error
+        return status
     except InputError as error:
         print(f"kljudge {options.command}: {error}", file=sys.stderr)
         return _BAD_INPUT

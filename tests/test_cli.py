@@ -1,6 +1,9 @@
 """The command line, on tiny models in folders."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 from tiny_pairs import DRAFT_LENGTH
@@ -108,6 +111,16 @@ def test_a_model_that_returns_nan_exits_1_after_the_rest(capsys, tiny_folders):
     assert status == 1
     assert json.loads(out)["finish"] == "failed"
     assert "NaN" in err
+
+
+def test_a_reader_that_has_gone_is_no_error():
+    read, write = os.pipe()
+    os.close(read)
+    words = [sys.executable, "-m", "kljudge_jax.cli", "rules"]
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    done = subprocess.run(words, stdout=write, stderr=subprocess.PIPE, env=buffered, timeout=120)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 def test_rules_lists_every_rule(capsys):
