@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
@@ -27,6 +28,7 @@ VOCAB_SIZE = 640
 # Word problems are the harder of the two: more steps and longer texts.
 SHARES = {"arithmetic": 0.55, "conversion": 0.45}
 _TOKENIZER_PROBLEMS = 10_000
+_VALIDATION_PROBLEMS = 128
 
 
 def pair_config(hidden_size: int, num_layers: int, intermediate_size: int, num_heads: int) -> TransformerConfig:
@@ -77,6 +79,7 @@ def train_pair(
     draft: Recipe = DRAFT,
     report: Callable[[str, Progress], None] = lambda model, progress: None,
     test_problems: int = 1000,
+    devices: Sequence[jax.Device] | None = None,
 ) -> Card:
     """Trains target and draft separately on the mixture of both domains, and examines them on unseen problems.
 
@@ -87,6 +90,7 @@ def train_pair(
       folder: where to; created.
       report: called with "target" or "draft" as training goes on.
       test_problems: how many of each domain the examination asks.
+      devices: what to train on; by default every device.
 
     Raises:
       InputError: the two recipes do not share a vocabulary, or the folder holds a run of other recipes.
@@ -99,7 +103,14 @@ def train_pair(
     for name, recipe in (("target", target), ("draft", draft)):
         began = time.perf_counter()
         mixture = make_mixture(tokenizer, recipe)
-        model = train(recipe, mixture, folder / "runs" / name, lambda progress, name=name: report(name, progress))
+        model = train(
+            recipe,
+            mixture,
+            folder / "runs" / name,
+            functools.partial(report, name),
+            validation_problems=min(_VALIDATION_PROBLEMS, test_problems),
+            devices=devices,
+        )
         seconds[name] = round(time.perf_counter() - began, 1)
         sizes[name] = sum(array.size for array in parameters(model).values())
         right[name] = examine(model, tokenizer, test_problems)

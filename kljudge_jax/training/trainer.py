@@ -66,6 +66,13 @@ class Progress:
     examples_per_second: float
     accuracy: dict[str, float]
 
+    def __str__(self) -> str:
+        right = "".join(f", {name} {share:.1%}" for name, share in self.accuracy.items())
+        return (
+            f"step {self.step:,} of {self.steps:,}, loss {self.loss:.3f}, "
+            f"{self.examples_per_second:.0f} examples/s{right}"
+        )
+
 
 def train(
     recipe: Recipe,

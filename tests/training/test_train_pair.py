@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import jax
 import numpy as np
 import pytest
 
@@ -24,7 +25,7 @@ def trained(tmp_path_factory, one_width):
     folder = tmp_path_factory.mktemp("pair")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "_TOKENIZER_PROBLEMS", 2000)
-        card = train_pair(folder, **SMALL, test_problems=4)
+        card = train_pair(folder, **SMALL, test_problems=4, devices=jax.devices()[:1])
     return folder, card
 
 
@@ -50,7 +51,7 @@ def test_a_second_call_trains_nothing(trained):
     def never(model, progress):
         raise AssertionError(model)
 
-    again = train_pair(folder, **SMALL, report=never, test_problems=4)
+    again = train_pair(folder, **SMALL, report=never, test_problems=4, devices=jax.devices()[:1])
     assert again.accuracy == card.accuracy
 
 

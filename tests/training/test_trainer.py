@@ -12,7 +12,7 @@ from kljudge_jax.errors import InputError
 from kljudge_jax.models.transformer import Transformer, parameters
 from kljudge_jax.tasks.arithmetic import Arithmetic
 from kljudge_jax.training.batches import Mixture
-from kljudge_jax.training.trainer import Recipe, train, weighted_loss
+from kljudge_jax.training.trainer import Progress, Recipe, train, weighted_loss
 
 
 @pytest.fixture(scope="module")
@@ -97,13 +97,19 @@ def test_refuses_a_batch_that_does_not_divide(recipe, mixture, tmp_path):
         train(dataclasses.replace(recipe, batch_size=jax.device_count() + 1), mixture, tmp_path)
 
 
+def test_progress_is_one_line():
+    line = str(Progress(1500, 4000, 0.3359, 57.1, {"arithmetic": 0.4453, "conversion": 0.125}))
+    assert line == "step 1,500 of 4,000, loss 0.336, 57 examples/s, arithmetic 44.5%, conversion 12.5%"
+
+
 def test_loss_reads_only_weighted_tokens(config):
-    model = Transformer(config, jax.random.key(0))
+    model = jax.jit(lambda key: Transformer(config, key))(jax.random.key(0))
     tokens = jax.random.randint(jax.random.key(1), (2, 10), 0, config.vocab_size)
     weights = jnp.zeros((2, 10)).at[0, 4].set(1.0).at[1, 6].set(3.0)
-    log_probs = jax.nn.log_softmax(model.logits(model(tokens)[0]))
+    log_probs = jax.jit(lambda model: jax.nn.log_softmax(model.logits(model(tokens)[0])))(model)
     expected = -(log_probs[0, 3, tokens[0, 4]] + 3 * log_probs[1, 5, tokens[1, 6]]) / 4
-    assert float(weighted_loss(model, tokens, weights)) == pytest.approx(float(expected), rel=1e-5)
+    loss = jax.jit(weighted_loss)
+    assert float(loss(model, tokens, weights)) == pytest.approx(float(expected), rel=1e-5)
     # What comes after the last weighted token cannot matter.
     other = tokens.at[:, 7:].set(0)
-    assert float(weighted_loss(model, other, weights)) == pytest.approx(float(expected), rel=1e-5)
+    assert float(loss(model, other, weights)) == pytest.approx(float(expected), rel=1e-5)
