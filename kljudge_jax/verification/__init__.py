@@ -17,6 +17,8 @@ from kljudge_jax.verification.exact import SpeculativeSampling as SpeculativeSam
 from kljudge_jax.verification.kl_judge import KLJudge as KLJudge
 from kljudge_jax.verification.lenience import Lenience as Lenience
 from kljudge_jax.verification.lenience import Mentored as Mentored
+from kljudge_jax.verification.linear_judge import LinearJudge as LinearJudge
+from kljudge_jax.verification.pivot import PivotAware as PivotAware
 from kljudge_jax.verification.rank import MarginAcceptance as MarginAcceptance
 from kljudge_jax.verification.rank import RelaxedThinking as RelaxedThinking
 from kljudge_jax.verification.rank import TopKAcceptance as TopKAcceptance

@@ -1,0 +1,109 @@
+"""A learned judge's head: standardised features to the log-odds that a token is important."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from kljudge_jax.errors import InputError
+from kljudge_jax.verification.base import VerifyInputs
+from kljudge_jax.verification.features import SETUPS, feature_count, judge_features
+
+
+@dataclasses.dataclass(frozen=True)
+class PairIdentity:
+    """The pair that a head was trained for: what it may be used with.
+
+    Attributes:
+      target_name, draft_name: last parts of the names the models were loaded by, since one folder has many paths.
+      target_hidden_size, draft_hidden_size: Ht and Hd.
+      vocab_size: V.
+    """
+
+    target_name: str
+    draft_name: str
+    target_hidden_size: int
+    draft_hidden_size: int
+    vocab_size: int
+
+    @classmethod
+    def of(cls, pair: Any) -> PairIdentity:
+        """Of a `ModelPair`. Raises `InputError` if it has no draft model."""
+        if pair.draft is None:
+            raise InputError("the pair has no draft model: load one, for a judge reads both models")
+        target, draft = pair.target.config, pair.draft.config
+        names = [name.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1] for name in (pair.target_name, pair.draft_name)]
+        return cls(*names, target.hidden_size, draft.hidden_size, target.vocab_size)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.target_name} (states of {self.target_hidden_size}) and {self.draft_name} (states of "
+            f"{self.draft_hidden_size}) over {self.vocab_size} tokens"
+        )
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class Head:
+    """Standardisation and one affine layer, or several with ReLU between. A pytree: weights are data.
+
+    Attributes:
+      mean, scale: f32 `[F]`; a feature x enters as (x - mean) / scale.
+      layers: (kernel f32 `[I, O]`, bias f32 `[O]`) each; the last O is 1.
+      setup: what the features are, a key of `verification.features.SETUPS`.
+      pair: the pair it was trained for; None lets it run with any whose sizes fit.
+    """
+
+    mean: jax.Array
+    scale: jax.Array
+    layers: tuple[tuple[jax.Array, jax.Array], ...]
+    setup: str = dataclasses.field(metadata={"static": True})
+    pair: PairIdentity | None = dataclasses.field(default=None, metadata={"static": True})
+
+    def logit(self, features: jax.Array) -> jax.Array:
+        """Log-odds `[...]` that a token is important, of features `[..., F]`."""
+        x = (features - self.mean) / self.scale
+        for i, (kernel, bias) in enumerate(self.layers):
+            # A threshold is compared with this: accelerators would round a default product to 8 or 11 bits.
+            x = jnp.matmul(jax.nn.relu(x) if i else x, kernel, precision=jax.lax.Precision.HIGHEST) + bias
+        return x[..., 0]
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """The inputs that cost extra."""
+        return SETUPS[self.setup]
+
+    def important(self, inputs: VerifyInputs) -> jax.Array:
+        """P(important) of each draft token of a sequence, f32 `[K]`: 1 where a feature is no finite number.
+
+        Raises:
+          InputError: the states have another size than those the head was trained on.
+        """
+        count = inputs.draft_tokens.shape[0]
+        sizes = [0 if x is None else x.shape[-1] for x in (inputs.target_hidden, inputs.draft_hidden)]
+        if feature_count(self.setup, *sizes) != self.mean.shape[-1]:
+            made_for = "" if self.pair is None else f" of {self.pair}"
+            raise InputError(
+                f"this judge reads {self.mean.shape[-1]} features{made_for}, and the pair at hand has states of "
+                f"{sizes[0]} and {sizes[1]}: train a judge for this pair"
+            )
+        # A state that the set-up does not take is None: no leaf, so vmap lets it be.
+        features = jax.vmap(lambda *position: judge_features(self.setup, *position))(
+            inputs.target_hidden if "target_hidden" in self.needs else None,
+            inputs.draft_hidden if "draft_hidden" in self.needs else None,
+            inputs.raw_target_logits[:count],
+            inputs.raw_draft_logits,
+            jnp.clip(inputs.draft_tokens, 0, inputs.raw_draft_logits.shape[-1] - 1),
+        )
+        # An infinite feature times a negative weight would be a sure "unimportant".
+        finite = jnp.all(jnp.isfinite(features), axis=-1)
+        probability = jax.nn.sigmoid(self.logit(jnp.where(finite[:, None], features, 0.0)))
+        return jnp.where(finite & jnp.isfinite(probability), probability, 1.0)
+
+    def check_pair(self, pair: Any) -> None:
+        """Raises `InputError`, naming both, if the head was trained for another pair than this `ModelPair`."""
+        if self.pair is not None and PairIdentity.of(pair) != self.pair:
+            raise InputError(f"this judge was trained for {self.pair}, and the pair at hand is {PairIdentity.of(pair)}")

@@ -1,0 +1,73 @@
+"""The learned judge of AutoJudge and Judge Decoding: accept what a head on the models' states calls unimportant."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+
+from kljudge_jax.errors import InputError
+from kljudge_jax.verification.base import VerifyInputs
+from kljudge_jax.verification.head import Head
+from kljudge_jax.verification.parameters import Parameter, number, probability
+from kljudge_jax.verification.rule import ThresholdRule, register
+
+
+class StoredHead(Parameter):
+    """A parameter that a word of the command line names by its folder."""
+
+    def __str__(self) -> str:
+        return "a folder that kljudge train-judge wrote"
+
+    def check(self, owner: str, name: str, value: object) -> None:
+        """Refuses what a person may have written by mistake; lets every placeholder of a transformation pass."""
+        if value is None or isinstance(value, str | bytes | int | float):
+            raise InputError(f"give {owner} {self} as its {name} (judges.storage.load_head reads one), not {value!r}")
+
+    def parse(self, owner: str, name: str, text: str) -> Head:
+        # Rooms below know nothing of `judges`; only a word that names a file needs its reader.
+        from kljudge_jax.judges.storage import load_head
+
+        return load_head(text)
+
+
+# Metadata of a dataclass field that holds a `Head`: data, so that another head of the same shapes compiles nothing.
+STORED_HEAD = {"parameter": StoredHead(), "static": False}
+
+
+@register
+@dataclasses.dataclass(frozen=True, eq=False)
+class LinearJudge(ThresholdRule):
+    """Accept what the strict rule accepts, and a mismatch that the head calls unimportant.
+
+    accept = strict or (max p <= confidence and P(important | x) < threshold), x the head's features at the draft token
+    itself, after both models consumed it. Where a feature is no finite number the strict rule decides.
+
+    Source: AutoJudge, arXiv 2504.20039 (code): logistic regression on [draft state; target state], no mask. Judge
+    Decoding, arXiv 2501.19309 (second-hand): on the target's state; its delta is 1 - threshold. The mask is KLJudge's,
+    for comparison; the form when sampling (the strict rule's coin and correction) is ours.
+
+    Attributes:
+      head: what `judges.training` fitted; its `pair` says for which models.
+      threshold: P(important) has to be below it; 0 is the strict rule.
+      confidence: above this top probability of the target the strict rule decides; 1.0 is never.
+    """
+
+    head: Head = dataclasses.field(metadata=STORED_HEAD)
+    threshold: float = number()
+    confidence: float = probability(1.0)
+
+    word = "judge"
+    source = "AutoJudge, arXiv 2504.20039 (code); Judge Decoding, arXiv 2501.19309 (second-hand)"
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return self.head.needs
+
+    def check_pair(self, pair: Any) -> None:
+        """Raises `InputError` if the head was trained for another pair."""
+        self.head.check_pair(pair)
+
+    def passes(self, inputs: VerifyInputs) -> jax.Array:
+        return self.head.important(inputs) < self.threshold
