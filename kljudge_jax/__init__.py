@@ -2,9 +2,11 @@
 
 from kljudge_jax import verification
 from kljudge_jax.decoding.draft import ModelDraft
-from kljudge_jax.decoding.generate import Event, Generation, Progress, generate, stream
+from kljudge_jax.decoding.generate import generate
+from kljudge_jax.decoding.results import Generation, Progress
 from kljudge_jax.decoding.score import score
 from kljudge_jax.decoding.stats import Cycle, Stats
+from kljudge_jax.decoding.stream import Event, stream
 from kljudge_jax.errors import InputError
 from kljudge_jax.models.config import Rope, TransformerConfig
 from kljudge_jax.models.pair import ModelPair

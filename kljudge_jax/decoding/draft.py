@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +34,8 @@ class Draft:
 @dataclasses.dataclass(frozen=True)
 class ModelDraft:
     """Drafts with the pair's draft model, one token after another (`lax.scan`)."""
+
+    uses_draft_model: ClassVar[bool] = True
 
     def propose(
         self,
