@@ -75,33 +75,28 @@ def second_order_kl(target_logits: jax.Array, draft_logits: jax.Array) -> jax.Ar
 
 
 def judge_features(
-    setup: str,
-    target_hidden: jax.Array | None,
-    draft_hidden: jax.Array | None,
-    target_logits: jax.Array,
-    draft_logits: jax.Array,
-    token: jax.Array,
+    setup: str, target_hidden: jax.Array | None, draft_hidden: jax.Array | None, primitives: jax.Array
 ) -> jax.Array:
-    """What a head of that set-up reads, f32 `[F]`.
+    """What a head of that set-up reads, f32 `[..., F]`.
 
-    "DT", "DD", "DD-DT": the states named by `SETUPS`. "logits": `logit_primitives`. "pivot": the target's state, its
+    "DT", "DD", "DD-DT": the states named by `SETUPS`. "logits": the primitives. "pivot": the target's state, its
     probability of the token, its entropy in nats (arXiv 2511.00351).
 
     Args:
       setup: a key of `SETUPS`.
-      target_hidden: `[Ht]`, final-norm state after the token was consumed; None where the set-up does not take it.
-      draft_hidden: `[Hd]`, the draft's.
-      target_logits, draft_logits: raw logits `[V]` that predict the token.
-      token: int32 `[]`, the draft token.
+      target_hidden: `[..., Ht]`, final-norm state after the token was consumed; None where the set-up does not take it.
+      draft_hidden: `[..., Hd]`, the draft's.
+      primitives: f32 `[..., 8]`, of the logits that predict the token.
     """
     if setup == "logits":
-        return logit_primitives(target_logits, draft_logits, token)
+        return primitives
     if setup == "pivot":
-        target = target_logits.astype(jnp.float32)
-        probability = Normaliser.of(target).probability(target[token][None])
-        return jnp.concatenate([target_hidden.astype(jnp.float32), probability, entropy(target)[None]])
+        target_logprob, target_entropy = (
+            primitives[..., PRIMITIVES.index(name)][..., None] for name in ("target_logprob", "target_entropy")
+        )
+        return jnp.concatenate([target_hidden.astype(jnp.float32), jnp.exp(target_logprob), target_entropy], axis=-1)
     states = {"DT": [target_hidden], "DD": [draft_hidden], "DD-DT": [draft_hidden, target_hidden]}[setup]
-    return jnp.concatenate([state.astype(jnp.float32) for state in states])
+    return jnp.concatenate([state.astype(jnp.float32) for state in states], axis=-1)
 
 
 def feature_count(setup: str, target_hidden_size: int, draft_hidden_size: int) -> int:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from kljudge_jax.errors import InputError
 from kljudge_jax.verification.base import VerifyInputs
-from kljudge_jax.verification.features import SETUPS, feature_count, judge_features
+from kljudge_jax.verification.features import SETUPS, feature_count, judge_features, logit_primitives
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,14 +90,12 @@ class Head:
                 f"this judge reads {self.mean.shape[-1]} features{made_for}, and the pair at hand has states of "
                 f"{sizes[0]} and {sizes[1]}: train a judge for this pair"
             )
-        # A state that the set-up does not take is None: no leaf, so vmap lets it be.
-        features = jax.vmap(lambda *position: judge_features(self.setup, *position))(
-            inputs.target_hidden if "target_hidden" in self.needs else None,
-            inputs.draft_hidden if "draft_hidden" in self.needs else None,
+        primitives = jax.vmap(logit_primitives)(
             inputs.raw_target_logits[:count],
             inputs.raw_draft_logits,
             jnp.clip(inputs.draft_tokens, 0, inputs.raw_draft_logits.shape[-1] - 1),
         )
+        features = judge_features(self.setup, inputs.target_hidden, inputs.draft_hidden, primitives)
         # An infinite feature times a negative weight would be a sure "unimportant".
         finite = jnp.all(jnp.isfinite(features), axis=-1)
         probability = jax.nn.sigmoid(self.logit(jnp.where(finite[:, None], features, 0.0)))

@@ -5,9 +5,8 @@ import itertools
 
 import jax
 import numpy as np
-from random_cases import LENGTH, SIZE, random_cases
+from random_cases import LENGTH, SIZE, batch_axes, random_cases
 
-from kljudge_jax.decoding import loop
 from kljudge_jax.verification.features import feature_count
 from kljudge_jax.verification.head import Head
 
@@ -45,4 +44,5 @@ def cases_with_states(seed, greedy, target=3, draft=2):
 @jax.jit
 def state_verdicts(rule, inputs):
     keys = jax.random.split(jax.random.key(0), SIZE)
-    return loop.verify(rule, keys, inputs)
+    axes = dataclasses.replace(batch_axes(inputs), draft_hidden=0, target_hidden=0)
+    return jax.vmap(rule, in_axes=(0, axes))(keys, inputs)

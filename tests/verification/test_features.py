@@ -53,8 +53,8 @@ def test_second_order_is_the_double_sum_and_the_limit_of_kl():
 def test_every_setup_has_its_features_in_order(setup):
     states = {"target_hidden": np.full(3, 5, np.float16), "draft_hidden": np.full(2, 4, np.float16)}
     taken = [states[name] if name in SETUPS[setup] else None for name in states]
-    found = judge_features(setup, *taken, np.float32(TARGET[0]), np.float32(DRAFT[0]), TOKENS[0])
     hand = by_hand(TARGET[0], DRAFT[0], TOKENS[0])
+    found = judge_features(setup, *taken, np.float32(hand))
     expected = {
         "DT": [5, 5, 5],
         "DD": [4, 4],

@@ -1,0 +1,265 @@
+"""The dataset that judges are trained on: one row a judged token, in columns that are only ever appended to.
+
+A folder holds:
+
+- `dataset.json`: format, version, the pair, how the rows came about, and every column's type and shape;
+- `columns/NAME.bin`: a column's values, little-endian, row after row, no header: `numpy.fromfile` reads it;
+- `questions.jsonl`: one line a finished question, written after its rows: which rows are its own, and how it ended.
+
+Rows that no line of `questions.jsonl` claims were cut off by a kill; opening the folder to write drops them. So a
+question is there as a whole or not at all. Nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kljudge_jax.errors import InputError
+from kljudge_jax.models.json_file import read_json
+from kljudge_jax.verification.features import PRIMITIVES, SETUPS, judge_features
+from kljudge_jax.verification.head import PairIdentity
+
+_FORMAT = "kljudge_jax.judge_dataset"
+_VERSION = 1
+
+
+def columns_of(pair: PairIdentity, gap_tokens: int) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Type and shape of every column, by name.
+
+    question: index of the question. position: of the judged token, 0 for the first of the answer.
+    important: the label, 1 or 0. score: what the label was decided on, larger for important; by label source, 0 or 1
+    (semi-greedy), a log-likelihood difference in nats (SelfJudge) or a share of rollouts (Pivot-aware).
+    rolled_out: 1 where an answer was written to decide it. target_token, draft_token: the target's choice, and the
+    judged token. primitives: `verification.features.PRIMITIVES`. second_order_kl: nats. target_hidden, draft_hidden:
+    final-norm states after the judged token. gap: target's less draft's raw logits that predict the judged token, at
+    the ids `gap_ids`; next_gap: those that predict the token after it.
+    """
+    return {
+        "question": ("<i4", ()),
+        "position": ("<i4", ()),
+        "important": ("|i1", ()),
+        "score": ("<f4", ()),
+        "rolled_out": ("|i1", ()),
+        "target_token": ("<i4", ()),
+        "draft_token": ("<i4", ()),
+        "primitives": ("<f4", (len(PRIMITIVES),)),
+        "second_order_kl": ("<f4", ()),
+        "target_hidden": ("<f4", (pair.target_hidden_size,)),
+        "draft_hidden": ("<f4", (pair.draft_hidden_size,)),
+        "gap": ("<f4", (gap_tokens,)),
+        "next_gap": ("<f4", (gap_tokens,)),
+    }
+
+
+def gap_ids(vocab_size: int, most: int) -> np.ndarray:
+    """The token ids whose logit gaps a dataset keeps: all, or `most` of them spread evenly."""
+    return np.linspace(0, vocab_size - 1, min(most, vocab_size)).astype(np.int32)
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """A dataset in memory, or mapped into it; rows in the order of their questions.
+
+    Attributes:
+      pair: the pair that it was made with.
+      origin: how the rows came about: task, options, label source.
+      questions: a record for each finished question, in order.
+      columns: n rows each; see `columns_of`.
+    """
+
+    pair: PairIdentity
+    origin: Mapping[str, Any]
+    questions: Sequence[Mapping[str, Any]]
+    columns: Mapping[str, np.ndarray]
+
+    def __len__(self) -> int:
+        return len(self.columns["question"])
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self.columns[name]
+
+    def primitive(self, name: str) -> np.ndarray:
+        """One of `PRIMITIVES`, f32 `[n]`."""
+        return self.columns["primitives"][:, PRIMITIVES.index(name)]
+
+    def features(self, setup: str) -> np.ndarray:
+        """What a head of that set-up reads, f32 `[n, F]`. Raises `InputError` for an unknown set-up."""
+        if setup not in SETUPS:
+            raise InputError(f"choose one of the set-ups {', '.join(SETUPS)}, not {setup!r}")
+        return np.asarray(judge_features(setup, *(self[c] for c in ("target_hidden", "draft_hidden", "primitives"))))
+
+    def relabelled(self, threshold: float) -> Dataset:
+        """The same rows, important where the score is above `threshold`."""
+        important = (self["score"] > threshold).astype(np.int8)
+        return dataclasses.replace(self, columns={**self.columns, "important": important})
+
+
+def read_dataset(folder: str | Path) -> Dataset:
+    """Reads a dataset, also one that is still being written.
+
+    Raises:
+      InputError: the folder holds none, one of another version, or less than it claims.
+    """
+    folder = Path(folder)
+    head = _read_head(folder)
+    pair = PairIdentity(**head["pair"])
+    questions = sorted(_committed(folder), key=lambda record: record["question"])
+    rows = np.concatenate(
+        [np.arange(r["first_row"], r["first_row"] + r["rows"]) for r in questions] or [np.arange(0)]
+    ).astype(np.int64)
+    columns = {}
+    for name, (dtype, shape) in head["columns"].items():
+        path = folder / "columns" / f"{name}.bin"
+        size = np.dtype(dtype).itemsize * int(np.prod(shape, dtype=np.int64))
+        count = path.stat().st_size // size if path.is_file() and size else 0
+        if size and len(rows) and rows.max() >= count:
+            raise InputError(f"{path} is shorter than {folder / 'questions.jsonl'} says: mine into a new folder")
+        values = np.memmap(path, dtype, "r", shape=(count, *shape)) if count else np.zeros((len(rows), *shape), dtype)
+        ordered = np.array_equal(rows, np.arange(len(rows)))
+        columns[name] = values[: len(rows)] if ordered or not count else values[rows]
+    return Dataset(pair, head["origin"], questions, columns)
+
+
+class DatasetWriter:
+    """Appends finished questions to a dataset; only one may be open on a folder. A context manager.
+
+    Args:
+      folder: a new one, or one that a writer with the same arguments has begun.
+      pair: what the rows are of.
+      origin: how they come about; plain JSON.
+      gap_tokens: how many logit gaps a row keeps.
+
+    Raises:
+      InputError: the folder holds something else, or another writer is at work.
+    """
+
+    def __init__(self, folder: str | Path, pair: PairIdentity, origin: Mapping[str, Any], gap_tokens: int):
+        self.folder = Path(folder)
+        self._schema = columns_of(pair, gap_tokens)
+        self._lock = None
+        try:
+            (self.folder / "columns").mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"{folder} cannot be a folder of results: {error.strerror}") from error
+        head = {
+            "format": _FORMAT,
+            "version": _VERSION,
+            "pair": dataclasses.asdict(pair),
+            "origin": dict(origin),
+            "columns": {name: [dtype, list(shape)] for name, (dtype, shape) in self._schema.items()},
+        }
+        self._lock = _lock(self.folder)
+        self._claim(json.loads(json.dumps(head)))
+        self.records = _committed(self.folder)
+        self._rows = max((record["first_row"] + record["rows"] for record in self.records), default=0)
+        self._files = {name: self._open(name) for name in self._schema}
+        log = self.folder / "questions.jsonl"
+        self._log = log.open("r+b" if log.exists() else "w+b")
+        self._log.truncate(len(_whole_lines(log)))
+        self._log.seek(0, os.SEEK_END)
+
+    def __enter__(self) -> DatasetWriter:
+        return self
+
+    def __exit__(self, *_) -> None:
+        for file in (*self._files.values(), self._log, self._lock):
+            if file is not None:
+                file.close()
+
+    @property
+    def finished(self) -> set[int]:
+        """The questions that are done."""
+        return {record["question"] for record in self.records}
+
+    def append(self, questions: Iterable[tuple[Mapping[str, Any], Sequence[Mapping[str, Any]]]]) -> None:
+        """Adds questions, each a record with at least "question", and its rows: a value for every column but that."""
+        records, added = [], []
+        for record, rows in questions:
+            first = self._rows + len(added)
+            records.append({**record, "first_row": first, "rows": len(rows)})
+            added += [{**row, "question": record["question"]} for row in rows]
+        for name, (dtype, shape) in self._schema.items():
+            values = np.array([row[name] for row in added], dtype).reshape(len(added), *shape)
+            self._files[name].write(values.tobytes())
+        self._sync(self._files.values())
+        # Only now do the rows count.
+        self._log.write("".join(json.dumps(record) + "\n" for record in records).encode())
+        self._sync([self._log])
+        self.records += records
+        self._rows += len(added)
+
+    def _sync(self, files) -> None:
+        for file in files:
+            file.flush()
+            os.fsync(file.fileno())
+
+    def _open(self, name: str):
+        path = self.folder / "columns" / f"{name}.bin"
+        file = path.open("r+b" if path.exists() else "w+b")
+        dtype, shape = self._schema[name]
+        size = self._rows * np.dtype(dtype).itemsize * int(np.prod(shape, dtype=np.int64))
+        if file.seek(0, os.SEEK_END) < size:
+            raise InputError(f"{path} is shorter than its questions say: mine into a new folder")
+        file.truncate(size)
+        file.seek(size)
+        return file
+
+    def _claim(self, head: dict[str, Any]) -> None:
+        path = self.folder / "dataset.json"
+        if not path.exists():
+            whole = path.with_suffix(".partial")
+            whole.write_text(json.dumps(head, indent=2) + "\n", encoding="utf-8")
+            os.replace(whole, path)  # so that a kill leaves all of it or nothing
+            return
+        found = _read_head(self.folder)
+        differing = [name for name in ("pair", "columns") if found[name] != head[name]]
+        ours, theirs = head["origin"], found["origin"]
+        differing += sorted(name for name in {*ours, *theirs} if ours.get(name) != theirs.get(name))
+        if differing:
+            raise InputError(
+                f"{self.folder} holds another dataset (its {', '.join(differing)} differs): name a new folder, or "
+                "repeat its options to go on with it"
+            )
+
+
+def _read_head(folder: Path) -> dict[str, Any]:
+    path = folder / "dataset.json"
+    if not path.is_file():
+        raise InputError(f"{folder} has no dataset.json: give a folder that kljudge mine wrote")
+    head = read_json(path)
+    if head.get("format") != _FORMAT or head.get("version") != _VERSION:
+        raise InputError(f"{path} is not of version {_VERSION} of {_FORMAT}: mine into a new folder")
+    return head
+
+
+def _committed(folder: Path) -> list[dict[str, Any]]:
+    """The records of finished questions."""
+    return [json.loads(line) for line in _whole_lines(folder / "questions.jsonl").splitlines()]
+
+
+def _whole_lines(path: Path) -> bytes:
+    """What a file holds, less a last line that a kill cut short."""
+    data = path.read_bytes() if path.is_file() else b""
+    return data[: data.rfind(b"\n") + 1]
+
+
+def _lock(folder: Path):
+    """Holds the folder until the process ends, however it ends. A system without `fcntl` goes without."""
+    try:
+        import fcntl
+    except ImportError:
+        return None
+    file = (folder / "lock").open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        raise InputError(f"another process writes to {folder}: wait for it, or name a new folder") from None
+    return file
