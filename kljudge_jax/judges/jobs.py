@@ -1,0 +1,57 @@
+"""What the commands `train-judge` and `correspond` run: from folders to folders. `mine` is `judges.mining.mine`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from kljudge_jax.judges import correspondence
+from kljudge_jax.judges.dataset import read_dataset
+from kljudge_jax.judges.storage import load_head, save_judge
+from kljudge_jax.judges.training import GridPoint, Options, TrainedJudge, fit_judge
+from kljudge_jax.models.orbax import check_destination
+
+
+def train_judge(
+    data: str | Path,
+    folder: str | Path,
+    options: Options = Options(),  # noqa: B008 - frozen
+    report: Callable[[GridPoint], None] = lambda point: None,
+) -> TrainedJudge:
+    """Trains a judge on a dataset and saves it.
+
+    Args:
+      data: folder that `mine` or a function of `judges.sources` wrote.
+      folder: a new one for the judge, what `judge:FOLDER,threshold=...` names.
+      options: how.
+      report: called after each point of the grid.
+
+    Raises:
+      InputError: the data cannot be trained on, or the folder holds something.
+    """
+    check_destination(folder)  # before the work, not after it
+    dataset = read_dataset(data)
+    judge = fit_judge(dataset, options, report)
+    save_judge(folder, judge, dataset.origin)
+    return judge
+
+
+def correspond(
+    data: str | Path, judge: str | Path, folder: str | Path, seed: int = 0
+) -> tuple[correspondence.Correspondence, list[Path]]:
+    """Compares a saved judge with KL on a dataset; writes the tables, and the picture where Matplotlib is installed.
+
+    Args:
+      data: folder that `mine` wrote, of questions that the judge was not trained on.
+      judge: folder that `train_judge` wrote.
+      folder: for the report.
+      seed: of folds and bootstrap.
+
+    Returns:
+      what was found, and the files written.
+
+    Raises:
+      InputError: a folder is not what it should be, or judge and data are of different pairs.
+    """
+    found = correspondence.correspond(read_dataset(data), load_head(judge), seed)
+    return found, correspondence.save_report(found, folder)

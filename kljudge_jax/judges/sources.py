@@ -1,0 +1,254 @@
+"""Other ways to a dataset than the semi-greedy search: marked answers, likelihoods, several rollouts.
+
+All write the dataset of `judges.dataset`, so that one trainer serves all. These read an answer that stays as it is, by
+scoring it whole; a killed run goes on at the question it was at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kljudge_jax.decoding import prompts
+from kljudge_jax.decoding.generate import generate
+from kljudge_jax.decoding.score import score
+from kljudge_jax.errors import InputError
+from kljudge_jax.judges.dataset import Dataset, DatasetWriter, gap_ids, read_dataset
+from kljudge_jax.judges.labels import first_wrong_labels, likelihood_difference, pivot_score
+from kljudge_jax.judges.passes import compare
+from kljudge_jax.judges.reference import make_reference
+from kljudge_jax.models.pair import ModelPair
+from kljudge_jax.tasks.base import Problem, Task
+from kljudge_jax.tasks.files import read_records
+from kljudge_jax.verification.head import PairIdentity
+
+_STEP = 64  # texts are scored at lengths of so many tokens, so that few programs are compiled
+
+Report = Callable[[int, int], None]
+
+
+def label_marked_answers(
+    pair: ModelPair,
+    path: str | Path,
+    folder: str | Path,
+    *,
+    gap_tokens: int = 0,
+    progress: Report = lambda finished, questions: None,
+) -> Dataset:
+    """Judge Decoding's data: every token of answers in which the first wrong token is marked.
+
+    Args:
+      pair: target and draft, with a tokenizer.
+      path: JSON lines (`.jsonl`, `.jsonl.gz`) of objects with "prompt" (text, or a chat: a list of {"role",
+        "content"}), "answer" (text) and "wrong_from": null where the answer is right, else the character of the answer
+        (0 for its first) at which the first wrong token stands. The published data has a right and a wrong answer
+        to each of 500 prompts; answers to one prompt count as one question.
+      folder: for the dataset.
+      gap_tokens: as in `judges.mining.Options`.
+      progress: called with finished and all questions.
+
+    Raises:
+      InputError: a line cannot be used.
+    """
+    records = read_records(path, ("prompt", "answer", "wrong_from"))
+    questions: dict[str, list[dict]] = {}
+    for number, record in enumerate(records, 1):
+        at = record["wrong_from"]
+        if not isinstance(record["answer"], str) or not record["answer"]:
+            raise InputError(f"answer {number} of {path} is empty: give the text that was marked")
+        if at is not None and (type(at) is not int or not 0 <= at < len(record["answer"])):
+            raise InputError(f"answer {number} of {path} is wrong from {at!r}: give null, or a character of the answer")
+        questions.setdefault(repr(record["prompt"]), []).append(record)
+
+    def rows(index: int, asked: list[dict], read: _Reader) -> tuple[str, list[dict]]:
+        found = []
+        for record in asked:
+            prompt = prompts.tokenize(record["prompt"], pair.tokenizer, read.vocab_size, f"prompt {index}")
+            encoded = pair.tokenizer(record["answer"], add_special_tokens=False, return_offsets_mapping=True)
+            tokens = np.concatenate([prompt, np.asarray(encoded["input_ids"], np.int32)])
+            marks = first_wrong_labels(encoded["offset_mapping"], record["wrong_from"])
+            for row, wrong in zip(read.rows(tokens, len(prompt), range(len(prompt), len(tokens))), marks, strict=True):
+                found.append(row | {"important": wrong, "score": float(wrong), "rolled_out": False})
+        return "mined", found
+
+    origin = {"labels": "judge-decoding", "task": Path(path).name}
+    return _write(pair, folder, origin, list(questions.values()), rows, gap_tokens, progress)
+
+
+def label_by_likelihood(
+    pair: ModelPair,
+    task: Task,
+    folder: str | Path,
+    *,
+    split: str = "train",
+    n: int = 1000,
+    seed: int = 7,
+    max_new_tokens: int = 256,
+    threshold: float = 1.0,
+    window: int = 20,
+    gap_tokens: int = 0,
+    progress: Report = lambda finished, questions: None,
+) -> Dataset:
+    """SelfJudge's data: the draft's mismatches on the target's answer, by what the token costs in log-likelihood.
+
+    Args:
+      threshold: in nats; a token that costs more is important. `Dataset.relabelled` tries another.
+      window: how many tokens after it count as well.
+
+    The other arguments are those of `judges.mining.mine`. Needs no checker.
+    """
+
+    def rows(index: int, problem: Problem, read: _Reader) -> tuple[str, list[dict]]:
+        tokens, start = read.answer(problem, max_new_tokens)
+        original = read.log_probabilities(tokens)
+        found = []
+        for at, token in read.mismatches(tokens, start):
+            swapped = tokens.copy()
+            swapped[at] = token
+            cost = likelihood_difference(original, read.log_probabilities(swapped[: at + 1 + window]), at, window)
+            row = read.rows(swapped[: at + 1], start, [at])[0] | {"target_token": tokens[at]}
+            found.append(row | {"important": cost > threshold, "score": cost, "rolled_out": False})
+        return "mined", found
+
+    origin = {"labels": "selfjudge", "task": task.name, "split": split, "seed": seed, "dtype": str(pair.target.dtype)}
+    origin |= {"max_new_tokens": max_new_tokens, "threshold": threshold, "window": window}
+    return _write(pair, folder, origin, task.problems(split=split, n=n, seed=seed), rows, gap_tokens, progress)
+
+
+def label_by_rollouts(
+    pair: ModelPair,
+    task: Task,
+    folder: str | Path,
+    *,
+    split: str = "train",
+    n: int = 1000,
+    seed: int = 7,
+    max_new_tokens: int = 256,
+    threshold: float = 0.5,
+    rollouts: int = 8,
+    temperature: float = 0.7,
+    reference: str = "target",
+    gap_tokens: int = 0,
+    progress: Report = lambda finished, questions: None,
+) -> Dataset:
+    """Pivot-aware decoding's data: the draft's mismatches on the target's answer, by several sampled rollouts each.
+
+    Args:
+      threshold: a token after which a larger share of rollouts loses the answer is important.
+      rollouts: how many, of the target.
+      temperature: theirs.
+
+    The other arguments are those of `judges.mining.mine`.
+    """
+
+    def rows(index: int, problem: Problem, read: _Reader) -> tuple[str, list[dict]]:
+        tokens, start = read.answer(problem, max_new_tokens)
+        held_to = make_reference(task, problem, read.text(tokens[start:]), reference)
+        if held_to is None:
+            return "no reference", []
+        found = []
+        for at, token in read.mismatches(tokens, start):
+            swapped = np.append(tokens[:at], np.int32(token))
+            left = start + max_new_tokens - len(swapped)
+            answers = [swapped[start:]] * rollouts
+            if token not in pair.eos and left > 0:
+                key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), index), at)
+                out = generate(
+                    pair, [swapped] * rollouts, verifier=None, max_new_tokens=left, temperature=temperature, key=key
+                )
+                answers = [np.concatenate([swapped[start:], more]) for more in out.tokens]
+            lost = pivot_score([held_to.same(read.text(answer)) for answer in answers])
+            row = read.rows(swapped, start, [at])[0] | {"target_token": tokens[at]}
+            found.append(row | {"important": lost > threshold, "score": lost, "rolled_out": True})
+        return "mined", found
+
+    origin = {"labels": "pivot", "task": task.name, "split": split, "seed": seed, "dtype": str(pair.target.dtype)}
+    origin |= {"max_new_tokens": max_new_tokens, "threshold": threshold, "rollouts": rollouts}
+    origin |= {"temperature": temperature, "reference": reference}
+    return _write(pair, folder, origin, task.problems(split=split, n=n, seed=seed), rows, gap_tokens, progress)
+
+
+def _write(pair, folder, origin: Mapping[str, Any], questions: Sequence, rows: Callable, gap_tokens: int, progress):
+    identity = PairIdentity.of(pair)
+    if pair.tokenizer is None:
+        raise InputError("labels are made of text, and the pair has no tokenizer: load one with it")
+    read = _Reader(pair, gap_ids(identity.vocab_size, gap_tokens))
+    with DatasetWriter(folder, identity, origin, len(read.ids)) as writer:
+        done = writer.finished
+        for index, question in enumerate(questions):
+            if index in done:
+                continue
+            status, found = rows(index, question, read)
+            important = sum(bool(row["important"]) for row in found)
+            writer.append([({"question": index, "status": status, "important": important}, found)])
+            progress(len(writer.records), len(questions))
+    return read_dataset(folder)
+
+
+class _Reader:
+    """Both models' views of whole texts."""
+
+    def __init__(self, pair: ModelPair, ids: np.ndarray):
+        self.pair, self.ids = pair, jnp.asarray(ids)
+        self.vocab_size = pair.target.config.vocab_size
+
+    def text(self, tokens: Sequence[int]) -> str:
+        return self.pair.tokenizer.decode([t for t in tokens if t not in self.pair.eos], skip_special_tokens=True)
+
+    def answer(self, problem: Problem, max_new_tokens: int) -> tuple[np.ndarray, int]:
+        """The prompt with the target's greedy answer, and where that begins."""
+        prompt = prompts.tokenize(problem.prompt, self.pair.tokenizer, self.vocab_size, f"problem {problem.id}")
+        out = generate(self.pair, prompt, verifier=None, max_new_tokens=max_new_tokens)
+        return np.concatenate([prompt, out.tokens[0]]).astype(np.int32), len(prompt)
+
+    def mismatches(self, tokens: np.ndarray, start: int) -> Iterator[tuple[int, int]]:
+        """Where the draft would have written another token than the text, and which."""
+        choices = np.asarray(jnp.argmax(self._score(self.pair.draft, tokens)[0], axis=-1))
+        for at in range(start, len(tokens)):
+            if choices[at - 1] != tokens[at]:
+                yield at, int(choices[at - 1])
+
+    def log_probabilities(self, tokens: np.ndarray) -> np.ndarray:
+        """Of each token but the first under the target, f32 `[T]`; 0 for the first."""
+        logits = self._score(self.pair.target, tokens)[0]
+        return np.asarray(_log_probabilities(logits, jnp.asarray(_padded(tokens))))[: len(tokens)]
+
+    def rows(self, tokens: np.ndarray, start: int, positions: Sequence[int]) -> list[dict[str, Any]]:
+        """The columns of the tokens at `positions`, but for their labels; positions count from 1 at the least."""
+        (target_logits, target_hidden), (draft_logits, draft_hidden) = (
+            self._score(model, tokens) for model in (self.pair.target, self.pair.draft)
+        )
+        found = []
+        for first in range(0, len(positions), _STEP):
+            some = np.asarray(positions[first : first + _STEP])
+            at = np.resize(some, _STEP if len(positions) > 1 else 1)  # two sizes are compiled, one and a step
+            ends = np.stack([at - 1, at], axis=1)
+            columns = compare(target_logits[ends], draft_logits[ends], jnp.asarray(tokens[at]), self.ids)
+            columns |= {"target_hidden": target_hidden[at], "draft_hidden": draft_hidden[at]}
+            columns |= {"target_token": jnp.argmax(target_logits[at - 1], axis=-1)}
+            columns = jax.device_get(columns)
+            found += [
+                {name: values[i] for name, values in columns.items()}
+                | {"position": position - start, "draft_token": tokens[position]}
+                for i, position in enumerate(some)
+            ]
+        return found
+
+    def _score(self, model, tokens):
+        logits, hidden = score(model, _padded(tokens)[None])
+        return logits[0], hidden[0].astype(jnp.float32)
+
+
+def _padded(tokens: np.ndarray) -> np.ndarray:
+    return np.pad(np.asarray(tokens, np.int32), (0, -len(tokens) % _STEP))
+
+
+@jax.jit
+def _log_probabilities(logits, tokens):
+    chosen = jnp.take_along_axis(jax.nn.log_softmax(logits[:-1], axis=-1), tokens[1:, None], axis=-1)[:, 0]
+    return jnp.pad(chosen, (1, 0))
