@@ -89,7 +89,7 @@ def run_sweep(
             for cell in plan.cells:
                 if all((cell.rule, cell.draft_length, problem.id) in done for problem in batch):
                     continue
-                answers = _answer(pair, task, plan, cell, batch, first)
+                answers = answer(pair, task, plan, cell, batch, first)
                 answers = [a for a in answers if (a["rule"], a["draft_length"], a["problem"]) not in done]
                 file.write("".join(json.dumps(record) + "\n" for record in answers))
                 file.flush()
@@ -103,7 +103,7 @@ def run_sweep(
     return records
 
 
-def _answer(pair, task, plan, cell, batch, first) -> list[dict]:
+def answer(pair, task, plan, cell, batch, first) -> list[dict]:
     keys = jax.vmap(jax.random.fold_in, (None, 0))(
         jax.random.key(plan.seed), jax.numpy.arange(first, first + len(batch))
     )

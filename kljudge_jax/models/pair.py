@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 
 from kljudge_jax.errors import InputError
+from kljudge_jax.models.manifest import check_manifest
 from kljudge_jax.models.sources import Checkpoint, open_checkpoint, open_tokenizer
 from kljudge_jax.models.tokenizer import check_fits, compare, tokenizer_eos
 from kljudge_jax.models.transformer import Transformer
@@ -110,11 +111,12 @@ class ModelPair:
         """Loads the small pair that comes with the package.
 
         Raises:
-          InputError: this installation has none.
+          InputError: this installation has none, or its files are not what was shipped.
         """
         package = Path(__file__).parents[1]
         for folder in (package / "checkpoints", package.parent / "checkpoints"):  # a wheel, a checkout
             if (folder / "target").is_dir() and (folder / "draft").is_dir():
+                check_manifest(folder)
                 pair = cls.from_pretrained(folder / "target", folder / "draft", dtype=dtype, mesh=mesh)
                 return dataclasses.replace(pair, target_name="embedded target", draft_name="embedded draft")
         raise InputError("this installation has no embedded pair: name two models with ModelPair.from_pretrained")

@@ -39,32 +39,34 @@ _BULLETS = ("-", "*", ">")
 _OPENINGS = ("now ", "then ", "next ", "so ", "")
 _ENDINGS = ("done", "finished", "all in all", "end of list", "ready")
 _LARGEST = ("largest: {n}", "top value: {n}", "the maximum is {n}", "biggest one: {n}", "at the top: {n}")
+_MIDDLE = ("between: {n}", "in the middle: {n}", "left over: {n}", "not yet used: {n}", "the other one is {n}")
 _SMALLEST = ("smallest: {n}", "low value: {n}", "the minimum is {n}", "least one: {n}", "at the bottom: {n}")
 
 
 class Conversion(GeneratedTask):
-    """Five families: to the small unit, to the large one, a total in the small unit, a list's range, a sorted list."""
+    """Six families: to the small unit, to the large one, a total in the small unit; a list's sum, range and order."""
 
     name = "conversion"
 
     def facts(self, rng: random.Random) -> tuple:
         family = rng.choices(("down", "up", "total", "range", "sort", "sum"), (20, 15, 25, 15, 10, 15))[0]
         if family in ("range", "sort", "sum"):
-            low, high = (2, 30) if family == "sum" else (2, 99)
-            return family, *rng.sample(range(low, high + 1), rng.choice((3, 4)))
+            most = 30 if family == "sum" else 60
+            return family, *rng.sample(range(2, most + 1), 3 if family == "sort" else rng.choice((2, 3)))
         large, small, factor, most = rng.choice(_UNITS)
         if family == "total":
             amounts = [(rng.randint(1, min(most, 4)), 0)]
-            for _ in range(rng.choice((1, 1, 2))):
+            for _ in range(rng.choice((1, 1, 1, 2))):
                 amounts.append(self._amount(rng, factor, min(most, 4)))
             rng.shuffle(amounts)
             return family, large, small, *amounts
-        return family, large, small, rng.randint(1, most), rng.randint(1, factor - 1)
+        most = min(most, 4) if family == "up" else most
+        return family, large, small, rng.randint(1, most), rng.randint(1, min(factor - 1, 30))
 
     @staticmethod
     def _amount(rng, factor, most):
         """(large, small), one of them 0."""
-        return (rng.randint(1, most), 0) if rng.random() < 0.6 else (0, rng.randint(2, min(factor - 1, 60)))
+        return (rng.randint(1, most), 0) if rng.random() < 0.6 else (0, rng.randint(2, min(factor - 1, 30)))
 
     def word(self, facts: tuple, rng: random.Random) -> tuple[str, str, str]:
         prompt, lines, answer = getattr(self, f"_{facts[0]}_words")(facts[1:], rng)
@@ -109,8 +111,8 @@ class Conversion(GeneratedTask):
         lines, values = [rng.choice(_RULE).format(U=large, u=small, f=factor)], []
         for i, (many, rest) in enumerate(amounts):
             values.append(many * factor + rest)
-            if many:
-                lines.append(rng.choice(_EACH).format(i=i + 1, calc=f"{many}*{factor}={values[-1]}"))
+            calc = f"{many}*{factor}={values[-1]}" if many else str(rest)
+            lines.append(rng.choice(_EACH).format(i=i + 1, calc=calc))
         return asked.format(x=given, u=small), lines + self._running_sum(values, rng), f"{sum(values)} {small}"
 
     def _sum_words(self, facts, rng):
@@ -129,7 +131,9 @@ class Conversion(GeneratedTask):
 
     def _sort_words(self, facts, rng):
         asked = rng.choice(("sort: {x}", "list {x} -> rising order", "put in order: {x}", "arrange {x}"))
-        lines = [rng.choice(_SMALLEST).format(n=min(facts)), rng.choice(_LARGEST).format(n=max(facts))]
+        low, middle, high = sorted(facts)
+        lines = [rng.choice(_SMALLEST).format(n=low), rng.choice(_LARGEST).format(n=high)]
+        lines.append(rng.choice(_MIDDLE).format(n=middle))
         return asked.format(x=", ".join(map(str, facts))), lines, ", ".join(map(str, sorted(facts)))
 
     @staticmethod

@@ -35,7 +35,8 @@ class Mixture:
       tokenizer: ends each solution with its EOS token.
       batch_size: B.
       seed: of the problems and of their order.
-      digit_weight: what a digit of the solution counts in the loss; every other token counts 1.
+      digit_weight: what a digit of the solution counts in the loss. Every other token counts 1: wording is drawn at
+        random, and the noise of its gradient would drown what the digits teach.
     """
 
     def __init__(
@@ -44,7 +45,7 @@ class Mixture:
         tokenizer: PreTrainedTokenizerFast,
         batch_size: int,
         seed: int,
-        digit_weight: float = 2.0,
+        digit_weight: float = 5.0,
     ):
         self.tasks = tasks
         self.tokenizer = tokenizer

@@ -9,7 +9,9 @@ from optax.contrib import MuonDimensionNumbers, muon
 _WARMUP = 80
 
 
-def make_optimizer(steps: int, muon_rate: float = 0.02, adam_rate: float = 0.003) -> optax.GradientTransformation:
+def make_optimizer(
+    steps: int, muon_rate: float = 0.02, adam_rate: float = 0.003, fall: float = 0.5
+) -> optax.GradientTransformation:
     """Muon for matrices between hidden states, Adam for everything else; gradients are clipped to a norm of 1.
 
     Muon is https://kellerjordan.github.io/posts/muon/; an embedding is a table of vectors and stays with Adam.
@@ -18,17 +20,17 @@ def make_optimizer(steps: int, muon_rate: float = 0.02, adam_rate: float = 0.003
     return optax.chain(
         optax.clip_by_global_norm(1.0),
         muon(
-            schedule(steps, muon_rate),
+            schedule(steps, muon_rate, fall),
             adam_b2=0.99,
-            adam_learning_rate=schedule(steps, adam_rate),
+            adam_learning_rate=schedule(steps, adam_rate, fall),
             muon_weight_dimension_numbers=_matrices,
         ),
     )
 
 
-def schedule(steps: int, peak: float) -> optax.Schedule:
-    """A rate that rises over 80 steps (a tenth of a shorter run), stays, and falls linearly to 0 over the last half."""
-    rise, fall = max(1, min(_WARMUP, steps // 10)), steps // 2
+def schedule(steps: int, peak: float, fall: float = 0.5) -> optax.Schedule:
+    """A rate that rises over 80 steps (a tenth of a shorter run), stays, and falls linearly to 0 over a last share."""
+    rise, fall = max(1, min(_WARMUP, steps // 10)), round(steps * fall)
     return optax.join_schedules(
         [optax.linear_schedule(0.0, peak, rise), optax.constant_schedule(peak), optax.linear_schedule(peak, 0.0, fall)],
         [rise, steps - fall],

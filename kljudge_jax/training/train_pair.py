@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import json
 import os
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -14,21 +13,26 @@ import jax
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from kljudge_jax.errors import InputError
+from kljudge_jax.evaluation.agreement import Agreement, measure_agreement
+from kljudge_jax.evaluation.machine import describe_machine
 from kljudge_jax.models import orbax
 from kljudge_jax.models.config import TransformerConfig
+from kljudge_jax.models.manifest import write_manifest
+from kljudge_jax.models.pair import ModelPair
 from kljudge_jax.models.transformer import Transformer, parameters
 from kljudge_jax.tasks.arithmetic import Arithmetic
 from kljudge_jax.tasks.conversion import Conversion
 from kljudge_jax.training.batches import Mixture
 from kljudge_jax.training.bpe import train_tokenizer
 from kljudge_jax.training.greedy import accuracy
-from kljudge_jax.training.trainer import Progress, Recipe, train
+from kljudge_jax.training.trainer import Progress, Recipe, train, training_seconds
 
 VOCAB_SIZE = 640
 # Word problems are the harder of the two: more steps and longer texts.
 SHARES = {"arithmetic": 0.55, "conversion": 0.45}
 _TOKENIZER_PROBLEMS = 10_000
 _VALIDATION_PROBLEMS = 128
+_AGREEMENT_PROBLEMS = 256
 
 
 def pair_config(hidden_size: int, num_layers: int, intermediate_size: int, num_heads: int) -> TransformerConfig:
@@ -48,7 +52,7 @@ def pair_config(hidden_size: int, num_layers: int, intermediate_size: int, num_h
 
 
 # Deep and narrow against shallow: on every backend a pass of the target costs several of the draft.
-TARGET = Recipe(pair_config(128, 8, 256, 4), steps=4000, seed=1)
+TARGET = Recipe(pair_config(96, 8, 256, 3), steps=6250, seed=1, fall=0.6)
 DRAFT = Recipe(pair_config(48, 2, 128, 3), steps=5000, seed=2)
 
 
@@ -61,8 +65,9 @@ class Card:
       recipes: theirs.
       accuracy: by model and task, the share of unseen test problems answered right by greedy decoding.
       problems: how many test problems of each task that is.
-      seconds: of training, by model, of the last run only where a run was resumed.
-      device: what it ran on.
+      seconds: of training, by model, examinations left out.
+      agreement: by task, where the draft disagrees along the target's answers to `_AGREEMENT_PROBLEMS` of those.
+      machine: what it ran on, and with which versions.
     """
 
     parameters: dict[str, int]
@@ -70,7 +75,8 @@ class Card:
     accuracy: dict[str, dict[str, float]]
     problems: int
     seconds: dict[str, float]
-    device: str
+    agreement: dict[str, Agreement]
+    machine: dict[str, object]
 
 
 def train_pair(
@@ -83,8 +89,8 @@ def train_pair(
 ) -> Card:
     """Trains target and draft separately on the mixture of both domains, and examines them on unseen problems.
 
-    Leaves `target/` and `draft/` (what `ModelPair.from_pretrained` takes), `card.json`, and the working state of the
-    runs in `runs/`. Called again after a kill it goes on, and comes to the same weights.
+    Leaves `target/` and `draft/` (what `ModelPair.from_pretrained` takes), `card.json`, the `SHA256SUMS` of all three,
+    and the working state of the runs in `runs/`. Called again after a kill it goes on, and comes to the same weights.
 
     Args:
       folder: where to; created.
@@ -101,7 +107,6 @@ def train_pair(
     tokenizer = _tokenizer(folder / "runs" / "tokenizer", target.config.vocab_size)
     right, seconds, sizes = {}, {}, {}
     for name, recipe in (("target", target), ("draft", draft)):
-        began = time.perf_counter()
         mixture = make_mixture(tokenizer, recipe)
         model = train(
             recipe,
@@ -111,15 +116,20 @@ def train_pair(
             validation_problems=min(_VALIDATION_PROBLEMS, test_problems),
             devices=devices,
         )
-        seconds[name] = round(time.perf_counter() - began, 1)
+        seconds[name] = round(training_seconds(folder / "runs" / name), 1)
         sizes[name] = sum(array.size for array in parameters(model).values())
         right[name] = examine(model, tokenizer, test_problems)
         if not orbax.is_ours(folder / name):
             orbax.save(folder / name, model, tokenizer, eos=(tokenizer.eos_token_id,))
-    card = Card(
-        sizes, {"target": target, "draft": draft}, right, test_problems, seconds, str(jax.devices()[0].device_kind)
-    )
+    pair = ModelPair.from_pretrained(folder / "target", folder / "draft")
+    agreement = {
+        task.name: measure_agreement(pair, task.problems("test", min(test_problems, _AGREEMENT_PROBLEMS)))
+        for task in (Arithmetic(), Conversion())
+    }
+    recipes = {"target": target, "draft": draft}
+    card = Card(sizes, recipes, right, test_problems, seconds, agreement, describe_machine())
     (folder / "card.json").write_text(json.dumps(dataclasses.asdict(card), indent=2) + "\n")
+    write_manifest(folder, ("target", "draft", "card.json"))
     return card
 
 

@@ -31,10 +31,11 @@ class Recipe:
 
     Attributes:
       config: its shape.
-      steps: optimiser steps; the learning rate falls to 0 at the last one.
+      steps: optimiser steps.
       batch_size: examples a step, a multiple of the number of devices.
       seed: of the initial weights and of the data.
       muon_rate, adam_rate: peak learning rates of matrices and of everything else.
+      fall: the share of the steps over which both fall, from the peak to 0 at the last step.
       evaluate_every: steps between two measurements of answer accuracy on validation problems.
       checkpoint_every: steps between two checkpoints: what a kill can lose.
     """
@@ -45,6 +46,7 @@ class Recipe:
     seed: int = 0
     muon_rate: float = 0.02
     adam_rate: float = 0.003
+    fall: float = 0.5
     evaluate_every: int = 500
     checkpoint_every: int = 250
 
@@ -137,6 +139,14 @@ def train(
     return assemble(recipe.config, jax.device_get(state["params"]))
 
 
+def training_seconds(folder: str | os.PathLike) -> float:
+    """How long the optimiser steps of a run took, over all its restarts: what its log adds up to."""
+    lines = [json.loads(line) for line in (Path(folder) / "log.jsonl").read_text().splitlines()]
+    batch = json.loads((Path(folder) / "recipe.json").read_text())["batch_size"]
+    steps = [line["step"] - before for before, line in zip([0, *(line["step"] for line in lines)], lines, strict=False)]
+    return sum(batch * n / line["examples_per_second"] for n, line in zip(steps, lines, strict=True))
+
+
 def weighted_loss(model: Transformer, tokens: jax.Array, weights: jax.Array) -> jax.Array:
     """Mean cross-entropy in nats of predicting each token int32 `[B, T]` from those before it, by weights `[B, T]`."""
     hidden, _ = model(tokens[:, :-1])
@@ -145,7 +155,7 @@ def weighted_loss(model: Transformer, tokens: jax.Array, weights: jax.Array) -> 
 
 
 def _optimizer(recipe):
-    return make_optimizer(recipe.steps, recipe.muon_rate, recipe.adam_rate)
+    return make_optimizer(recipe.steps, recipe.muon_rate, recipe.adam_rate, recipe.fall)
 
 
 def _start(recipe):

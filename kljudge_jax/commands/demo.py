@@ -1,0 +1,101 @@
+"""`kljudge demo`."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+from kljudge_jax.commands.color import add_color, is_coloured, legend, painted
+from kljudge_jax.commands.options import FAILED, OK, command, note, split_rules
+from kljudge_jax.errors import InputError
+
+
+def add(commands) -> None:
+    parser = command(
+        commands,
+        "demo",
+        _demo,
+        "Show judge decoding on the pair that comes with the package: one answer, a table, a picture.",
+        "  kljudge demo\n"
+        "  kljudge demo --task conversion --rules none,exact,kl:0.1,kl:1.0\n"
+        "  kljudge demo --problems 1000 --rules none,exact,kl:0.4,random:0.5 --out results/thousand",
+    )
+    parser.add_argument("--task", choices=("arithmetic", "conversion"), default="arithmetic", help="what is asked")
+    parser.add_argument("--problems", metavar="INT", type=int, default=200, help="how many go into the table")
+    parser.add_argument("--rules", metavar="RULES", default="none,exact,kl:0.4", help="rules, with commas")
+    parser.add_argument("--draft-length", metavar="INT", type=int, default=8, help="draft tokens a cycle")
+    parser.add_argument("--seed", metavar="INT", type=int, default=7, help="of the problems")
+    parser.add_argument("--out", metavar="DIR", default="results/demo", help="where the table and the pictures go")
+    add_color(parser)
+
+
+def _demo(options) -> int:
+    from kljudge_jax import ModelPair
+    from kljudge_jax.evaluation import demo
+    from kljudge_jax.evaluation.machine import describe_machine
+    from kljudge_jax.evaluation.token_page import write_page, write_picture
+    from kljudge_jax.tasks import load_task
+    from kljudge_jax.verification import parse_verifier
+
+    began = time.perf_counter()
+    rules = tuple(dict.fromkeys(["none", *split_rules(options.rules)]))
+    for rule in rules:
+        parse_verifier(rule, True)
+    if options.problems < 1 or options.draft_length < 1:
+        raise InputError("--problems and --draft-length start at 1")
+    folder = Path(options.out)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder} cannot be a folder of results: {error.strerror}") from error
+    task = load_task(options.task)
+    problems = task.problems("test", options.problems, options.seed)
+    show = demo.Demo(ModelPair.embedded(), task, rules, options.draft_length, problems)
+
+    print(f"A problem that neither model was trained on ({options.task}):\n")
+    print(_indented(problems[0].prompt))
+    coloured = is_coloured(options)
+    if coloured:
+        print(f"\n{legend()}: where each token came from")
+    answers = []
+    for rule in rules:
+        print(f"\n{demo.title(rule)}\n")
+        print("  ", end="")
+        for event in show.stream(rule):
+            text = event.text.replace("\n", "\n  ")
+            print(painted(text, event.origin) if coloured else text, end="", flush=True)
+        answers.append(show.explain(rule, event.result))
+        right = "right" if task.check(problems[0], event.result.text[0]) else "wrong"
+        print(f"\n  ({right}; {answers[-1].note})")
+
+    note("\ntiming single answers")
+    speeds = show.time_one_by_one()
+    rows = show.compare(note)
+    cells = demo.table(rows, speeds)
+    print(f"\n{options.problems} fresh problems:\n\n{demo.aligned(cells)}\n")
+    demo.write(folder, cells, rows, speeds)
+    machine = describe_machine()
+    foot = (
+        f"kljudge demo --task {options.task} --problems {options.problems} --rules {','.join(rules)} "
+        f"--draft-length {options.draft_length} --seed {options.seed}; {machine['date']}, {machine['processor']}, "
+        f"{machine['cores']} cores, {machine['device']}, jax {machine['versions']['jax']}"
+    )
+    judged = answers[1:] or answers
+    write_page(folder / "answer.html", "Judge decoding, token by token", problems[0].prompt, answers, cells, foot)
+    write_picture(folder / "answer.png", judged)
+    print(f"Pictures: {folder / 'answer.html'}, {folder / 'answer.png'}; table: {folder / 'table.md'}")
+    note(f"{time.perf_counter() - began:.0f} s in all")
+    failed = sum(row["failed"] for row in rows)
+    if failed:
+        print(f"kljudge demo: a model returned NaN or +inf in {failed} answers", file=sys.stderr)
+    return FAILED if failed else OK
+
+
+def _indented(text: str) -> str:
+    width = min(shutil.get_terminal_size().columns, 100)
+    return "\n".join(
+        textwrap.fill(line, width, initial_indent="  ", subsequent_indent="  ") for line in text.splitlines()
+    )

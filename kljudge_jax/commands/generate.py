@@ -1,0 +1,159 @@
+"""`kljudge generate`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from kljudge_jax.commands.color import add_color, is_coloured, painted
+from kljudge_jax.commands.options import (
+    FAILED,
+    OK,
+    add_models,
+    add_sampling,
+    check_sampling,
+    command,
+    has_draft,
+    load_pair,
+    note,
+)
+from kljudge_jax.errors import InputError
+
+
+def add(commands) -> None:
+    parser = command(
+        commands,
+        "generate",
+        _generate,
+        "Answer one prompt, streamed, each token coloured by where it came from.",
+        "  kljudge generate --target Qwen/Qwen2.5-1.5B-Instruct --draft Qwen/Qwen2.5-0.5B-Instruct "
+        '"Why is the sky blue?"\n'
+        "  kljudge generate --target big.gguf --draft small.gguf --verifier exact --draft-length 4 --file prompt.txt\n"
+        '  echo "2 + 2 =" | kljudge generate --target big.gguf --verifier none --raw --json',
+    )
+    parser.add_argument("prompt", nargs="?", metavar="PROMPT", help="the prompt; - or nothing reads standard input")
+    parser.add_argument("--file", metavar="FILE", help="read the prompt from a file")
+    parser.add_argument("--system", metavar="TEXT", help="a system message before the prompt (chat models)")
+    parser.add_argument("--raw", action="store_true", help="complete the prompt as it is, without the chat template")
+    add_models(parser)
+    add_sampling(parser)
+    parser.add_argument(
+        "--verifier",
+        metavar="RULE",
+        default="kl:0.4",
+        help="the verification rule: exact, kl:0.4, none (no draft), ...; `kljudge rules` lists them",
+    )
+    parser.add_argument("--draft-length", metavar="INT", type=int, default=8, help="draft tokens a cycle")
+    parser.add_argument("--stop", metavar="TEXT", action="append", default=[], help="ends the answer; may be repeated")
+    add_color(parser)
+    parser.add_argument("--json", action="store_true", help="print one JSON object at the end instead of text")
+
+
+def _generate(options) -> int:
+    from kljudge_jax.verification import parse_verifier
+
+    prompt = _read_prompt(options)
+    # Bad words are refused before minutes go into loading a model.
+    rule = parse_verifier(options.verifier, options.temperature == 0)
+    if rule is not None and not has_draft(options):
+        raise InputError(f"--verifier {options.verifier} needs --draft; for plain decoding use --verifier none")
+    if rule is not None and options.draft_length < 1:
+        raise InputError(f"--draft-length must be at least 1, got {options.draft_length}; --verifier none is plain")
+    check_sampling(options)
+    if not all(options.stop):
+        raise InputError("--stop needs at least one character")
+    pair = load_pair(options)
+    if not options.raw and getattr(pair.tokenizer, "chat_template", None):
+        system = [{"role": "system", "content": options.system}] if options.system else []
+        prompt = [*system, {"role": "user", "content": prompt}]
+    elif options.system:
+        raise InputError("--system needs a chat model, without --raw")
+
+    result = _stream(options, pair, prompt, rule)
+    if options.json:
+        print(json.dumps(_as_json(options, pair, result)))
+    else:
+        print(_summary(options, result), file=sys.stderr)
+    if result.stats.failed:
+        print("kljudge generate: a model returned NaN or +inf; the answer ends before it", file=sys.stderr)
+        return FAILED
+    return OK
+
+
+def _read_prompt(options) -> str:
+    if options.prompt not in (None, "-") and options.file:
+        raise InputError("give the prompt as an argument or with --file, not both")
+    if options.file:
+        try:
+            prompt = Path(options.file).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+            raise InputError(f"cannot read {options.file}: {reason}") from error
+    elif options.prompt in (None, "-"):
+        if sys.stdin is None:
+            raise InputError("there is no standard input: give the prompt as an argument or with --file")
+        note("reading the prompt from standard input")
+        prompt = sys.stdin.read()
+    else:
+        prompt = options.prompt
+    prompt = prompt.removesuffix("\n") if options.prompt in (None, "-") else prompt
+    if not prompt.strip():
+        raise InputError("the prompt is empty: there is nothing to answer")
+    return prompt
+
+
+def _stream(options, pair, prompt, rule):
+    import jax
+
+    from kljudge_jax import stream
+
+    coloured = is_coloured(options)
+    events = stream(
+        pair,
+        prompt,
+        verifier=rule,
+        draft_length=options.draft_length,
+        max_new_tokens=options.max_new_tokens,
+        temperature=options.temperature,
+        top_k=options.top_k,
+        top_p=options.top_p,
+        stop=options.stop,
+        key=jax.random.key(options.seed),
+    )
+    for event in events:
+        if not options.json and event.text:
+            text = painted(event.text, event.origin) if coloured else event.text
+            print(text, end="", flush=True)
+    if not options.json:
+        print()
+    return event.result
+
+
+def _summary(options, result) -> str:
+    stats = result.stats
+    speed = f"{stats.tokens} tokens in {stats.seconds:.1f} s, {stats.tokens_per_second:.1f} tokens/s"
+    if stats.compile_seconds >= 0.1:
+        speed += f" (and {stats.compile_seconds:.1f} s to compile)"
+    if not stats.drafted:
+        return f"{options.verifier}: {speed}; {stats.cycles} target passes"
+    return (
+        f"{options.verifier}: {speed}; {stats.cycles} target passes, {stats.mean_acceptance_length:.2f} tokens each; "
+        f"{stats.accepted} of {stats.drafted} draft tokens kept, {stats.relaxed} of them relaxed"
+    )
+
+
+def _as_json(options, pair, result) -> dict:
+    return {
+        "schema": 1,
+        "text": result.text[0],
+        "tokens": result.tokens[0].tolist(),
+        "origin": result.origin[0],
+        "finish": result.stats.rows[0].finish,
+        "stats": result.stats.to_json(),
+        "verifier": options.verifier,
+        "draft_length": options.draft_length,
+        "target": pair.target_name,
+        "draft": pair.draft_name,
+        "dtype": str(pair.target.dtype),
+    }

@@ -1,0 +1,116 @@
+"""What the sub-commands share: the parser, option groups, exit statuses, notes to the person who waits."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+import time
+from collections.abc import Callable
+from typing import NoReturn
+
+from kljudge_jax.errors import InputError
+
+OK, FAILED, BAD_INPUT = 0, 1, 2
+
+# The word for the pair that comes with the package, in place of two models.
+EMBEDDED = "embedded"
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose errors are one line that says what to do."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(BAD_INPUT, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
+class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Shows the default of every option that has one, and keeps the line breaks of examples."""
+
+    def _get_help_string(self, action):
+        silent = action.default is None or action.default is False or action.default == []
+        return action.help if silent else super()._get_help_string(action)
+
+
+def command(commands, name: str, run: Callable, summary: str, examples: str) -> argparse.ArgumentParser:
+    parser = commands.add_parser(
+        name, help=summary, description=summary, epilog=f"examples:\n{examples}", formatter_class=Help
+    )
+    parser.set_defaults(run=run)
+    return parser
+
+
+def add_models(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group(
+        "models",
+        "a hub id, a local folder (safetensors or Orbax) or a .gguf file; `embedded` is the pair of the package",
+    )
+    group.add_argument("--target", metavar="MODEL", required=True, help="the large model, whose answers are wanted")
+    group.add_argument("--draft", metavar="MODEL", help="the small model that proposes; not needed for `none`")
+    group.add_argument("--revision", metavar="REV", help="branch, tag or commit of the target on the hub")
+    group.add_argument("--draft-revision", metavar="REV", help="the same for the draft")
+    group.add_argument("--tokenizer", metavar="MODEL", help="where to find the tokenizer, if not with the target")
+    group.add_argument(
+        "--dtype",
+        default="auto",
+        choices=("auto", "float32", "bfloat16", "float16"),
+        help="of the weights; auto is bfloat16 on GPU and TPU, float32 on CPU",
+    )
+    group.add_argument("--mesh", metavar="SPEC", help="devices to spread the models over, such as data=2,tensor=4")
+
+
+def add_sampling(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("decoding")
+    group.add_argument("--max-new-tokens", metavar="INT", type=int, default=256, help="the most tokens of an answer")
+    group.add_argument("--temperature", metavar="FLOAT", type=float, default=0.0, help="0 is greedy")
+    group.add_argument("--top-k", metavar="INT", type=int, default=0, help="keep the k likeliest tokens; 0 is all")
+    group.add_argument("--top-p", metavar="FLOAT", type=float, default=1.0, help="keep this much probability mass")
+    group.add_argument("--seed", metavar="INT", type=int, default=0, help="of the draws when sampling")
+
+
+def check_sampling(options) -> None:
+    from kljudge_jax.decoding.sampling import Sampling
+
+    Sampling.create(options.temperature, options.top_k, options.top_p)
+    if options.max_new_tokens < 1:
+        raise InputError(f"--max-new-tokens starts at 1, got {options.max_new_tokens}")
+    if not 0 <= options.seed < 2**63:
+        raise InputError(f"--seed is a number from 0 to 2**63 - 1, got {options.seed}")
+
+
+def load_pair(options):
+    from kljudge_jax import ModelPair
+
+    if options.target == EMBEDDED:
+        if options.draft not in (None, EMBEDDED) or options.tokenizer or options.revision or options.draft_revision:
+            raise InputError("--target embedded brings its own draft and tokenizer: name nothing else")
+        return ModelPair.embedded(dtype="float32" if options.dtype == "auto" else options.dtype, mesh=options.mesh)
+    began = time.perf_counter()
+    note(f"loading {options.target}" + (f" and {options.draft}" if options.draft else ""))
+    pair = ModelPair.from_pretrained(
+        options.target,
+        options.draft,
+        dtype=options.dtype,
+        mesh=options.mesh,
+        revision=options.revision,
+        draft_revision=options.draft_revision,
+        tokenizer=options.tokenizer,
+    )
+    note(f"loaded in {time.perf_counter() - began:.0f} s")
+    return pair
+
+
+def has_draft(options) -> bool:
+    """Whether the models named include a draft."""
+    return options.draft is not None or options.target == EMBEDDED
+
+
+def split_rules(text: str) -> list[str]:
+    """Rules from their words. A comma before a word parts two rules; one before `name=` or a number does not."""
+    return [rule.strip() for rule in re.split(r",(?=\s*[a-z_]+\s*(?:[:,]|$))", text)]
+
+
+def note(line: str) -> None:
+    """A line for the person who waits; programs that read us see none."""
+    if sys.stderr.isatty():
+        print(line, file=sys.stderr, flush=True)

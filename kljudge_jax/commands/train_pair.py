@@ -1,0 +1,82 @@
+"""`kljudge train-pair`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import signal
+import sys
+import time
+
+from kljudge_jax.commands.options import OK, command
+from kljudge_jax.errors import InputError
+
+_BAR = 24
+
+
+def add(commands) -> None:
+    parser = command(
+        commands,
+        "train-pair",
+        _train_pair,
+        "Train a target and a draft from nothing on word problems and conversions, as the embedded pair was.",
+        "  kljudge train-pair my-pair\n  kljudge train-pair quick --target-steps 200 --draft-steps 200 --problems 100",
+    )
+    parser.add_argument("folder", metavar="DIR", help="where to; repeat the command to go on after a kill")
+    parser.add_argument("--target-steps", metavar="INT", type=int, help="optimiser steps of the target")
+    parser.add_argument("--draft-steps", metavar="INT", type=int, help="optimiser steps of the draft")
+    parser.add_argument("--batch", metavar="INT", type=int, help="examples a step; a multiple of the devices")
+    parser.add_argument("--seed", metavar="INT", type=int, help="of the target; the draft takes the next")
+    parser.add_argument(
+        "--problems", metavar="INT", type=int, default=1000, help="unseen problems of each domain in the examination"
+    )
+
+
+def _train_pair(options) -> int:
+    from kljudge_jax.training.train_pair import DRAFT, TARGET, train_pair
+
+    if options.problems < 1:
+        raise InputError("--problems starts at 1")
+    target = _changed(TARGET, options, options.target_steps, options.seed)
+    draft = _changed(DRAFT, options, options.draft_steps, None if options.seed is None else options.seed + 1)
+    try:
+        card = train_pair(options.folder, target, draft, _Bar().show, options.problems)
+    except KeyboardInterrupt:
+        print(f"\nkljudge train-pair: stopped; repeat the command to go on in {options.folder}", file=sys.stderr)
+        return 128 + signal.SIGINT
+    print(json.dumps(dataclasses.asdict(card)["accuracy"]))
+    print(options.folder)
+    return OK
+
+
+def _changed(recipe, options, steps, seed):
+    changes = {"steps": steps, "batch_size": options.batch, "seed": seed}
+    changes = {name: value for name, value in changes.items() if value is not None}
+    for name in ("steps", "batch_size"):
+        if changes.get(name, 1) < 1:
+            raise InputError("--target-steps, --draft-steps and --batch start at 1")
+    if not 0 <= changes.get("seed", 0) < 2**31:
+        raise InputError("--seed is a number from 0 to 2**31 - 1")
+    return dataclasses.replace(recipe, **changes)
+
+
+class _Bar:
+    """Progress on standard error: one moving line on a terminal, one line a report elsewhere."""
+
+    def __init__(self):
+        self._began: dict[str, tuple[int, float]] = {}
+
+    def show(self, model: str, progress) -> None:
+        step, began = self._began.setdefault(model, (progress.step, time.perf_counter()))
+        done = progress.step - step
+        line = f"{model}: {progress}"
+        if done and progress.step < progress.steps:
+            left = (time.perf_counter() - began) / done * (progress.steps - progress.step)
+            line += f", {left / 60:.0f} min left"
+        if not sys.stderr.isatty():
+            print(line, file=sys.stderr, flush=True)
+            return
+        filled = _BAR * progress.step // progress.steps
+        # What was measured stays on the screen; the rest gives way to the next report.
+        end = "\n" if progress.accuracy or progress.step == progress.steps else ""
+        print(f"\r\x1b[K[{'=' * filled}{' ' * (_BAR - filled)}] {line}", end=end, file=sys.stderr, flush=True)

@@ -1,0 +1,173 @@
+"""The demonstration: one answer shown token by token, speed at batch 1, and a table over many fresh problems."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from kljudge_jax.decoding.generate import generate
+from kljudge_jax.decoding.results import Generation
+from kljudge_jax.decoding.stream import Event, stream
+from kljudge_jax.evaluation import sweep
+from kljudge_jax.evaluation.machine import describe_machine
+from kljudge_jax.evaluation.token_page import Answer, answer_of
+from kljudge_jax.models.pair import ModelPair
+from kljudge_jax.tasks.base import Problem, Task
+
+MAX_NEW_TOKENS = 160
+
+
+@dataclasses.dataclass(frozen=True)
+class Demo:
+    """What is shown.
+
+    Attributes:
+      pair: a pair that can answer the task.
+      task: whose problems are asked.
+      rules: words of the rules, "none" (plain decoding, what the others are compared with) first.
+      draft_length: K.
+      problems: unseen problems; the first is shown, some are timed one by one, all go into the table.
+    """
+
+    pair: ModelPair
+    task: Task
+    rules: tuple[str, ...]
+    draft_length: int
+    problems: Sequence[Problem]
+
+    def stream(self, rule: str) -> Iterator[Event]:
+        """The answer to the first problem, piece by piece."""
+        return stream(self.pair, self.problems[0].prompt, trace=True, **self._options(rule))
+
+    def explain(self, rule: str, result: Generation) -> Answer:
+        """A streamed answer with what it took."""
+        note = f"{result.stats.tokens} tokens in {result.stats.cycles} target passes"
+        if result.stats.relaxed:
+            note += f", {result.stats.relaxed} of them relaxed"
+        return answer_of(title(rule), self.pair.tokenizer, result, note=note)
+
+    def time_one_by_one(self, count: int = 12, rounds: int = 2) -> dict[str, SpeedRatio]:
+        """Answers `count` problems one at a time under every rule in turn, `rounds` times over.
+
+        They are the ones nearest to the shown one in length, so that they share its compiled programs.
+        """
+        length = len(self.problems[0].prompt)
+        near = sorted(self.problems, key=lambda problem: abs(len(problem.prompt) - length))[:count]
+        count = len(near)
+        tokens = {rule: np.zeros(count) for rule in self.rules}
+        seconds = {rule: np.zeros(count) for rule in self.rules}
+        for _ in range(rounds):
+            for i, problem in enumerate(near):
+                for rule in self.rules:
+                    out = generate(self.pair, problem.prompt, trace=True, **self._options(rule))
+                    tokens[rule][i] += out.stats.tokens
+                    seconds[rule][i] += out.stats.seconds
+        return {rule: _speed_ratio(tokens, seconds, rule, self.rules[0]) for rule in self.rules}
+
+    def compare(self, report: Callable[[str], None] = lambda line: None) -> list[dict]:
+        """All problems in one batch under every rule: the rows that `sweep.summarise` makes."""
+        records = []
+        plan = sweep.Plan(
+            cells=sweep.grid(self.rules, [self.draft_length]),
+            n=len(self.problems),
+            batch=len(self.problems),
+            max_new_tokens=MAX_NEW_TOKENS,
+        )
+        for cell in plan.cells:
+            report(f"{len(self.problems)} problems, {title(cell.rule)}")
+            records += sweep.answer(self.pair, self.task, plan, cell, self.problems, 0)
+        return sweep.summarise(records)
+
+    def _options(self, rule: str) -> dict:
+        return {
+            "verifier": None if rule == "none" else rule,
+            "draft_length": self.draft_length,
+            "max_new_tokens": MAX_NEW_TOKENS,
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class SpeedRatio:
+    """Tokens per second of answers decoded alone, and how many times those of plain decoding, with its interval."""
+
+    tokens_per_second: float
+    ratio: float
+    interval: tuple[float, float]
+
+
+def title(rule: str) -> str:
+    """What a person calls the rule."""
+    return {"none": "plain decoding (target alone)", "exact": "exact speculative decoding"}.get(rule, rule)
+
+
+def table(rows: Sequence[dict], speeds: dict[str, SpeedRatio]) -> list[list[str]]:
+    """The comparison as cells of text, the head first."""
+    head = [
+        "rule",
+        "right",
+        "95 %",
+        "tokens per target pass",
+        "target passes per answer",
+        "tokens/s, one by one",
+        "x plain",
+    ]
+    cells = [head]
+    for row in rows:
+        plain, speed = row["rule"] == "none", speeds[row["rule"]]
+        low, high = row["accuracy_interval"]
+        cells.append(
+            [
+                "plain" if plain else row["rule"],
+                f"{100 * row['accuracy']:.1f} %",
+                f"{100 * low:.0f} to {100 * high:.0f}",
+                f"{row['mean_acceptance_length']:.2f}",
+                f"{row['target_passes_per_answer']:.1f}",
+                f"{speed.tokens_per_second:.0f}",
+                "" if plain else f"{speed.ratio:.2f} ({speed.interval[0]:.2f} to {speed.interval[1]:.2f})",
+            ]
+        )  # fmt: skip
+    return cells
+
+
+def markdown(cells: Sequence[Sequence[str]]) -> str:
+    """Cells as a Markdown table."""
+    rows = ["| " + " | ".join(row) + " |" for row in cells]
+    return "\n".join([rows[0], "|" + "---|" * len(cells[0]), *rows[1:]]) + "\n"
+
+
+def aligned(cells: Sequence[Sequence[str]]) -> str:
+    """Cells as columns for a terminal."""
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return "\n".join(
+        "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])
+        for row in cells
+    )
+
+
+def write(folder: Path, cells: Sequence[Sequence[str]], rows: list[dict], speeds: dict[str, SpeedRatio]) -> None:
+    """Writes `table.md` and `summary.json`."""
+    (folder / "table.md").write_text(markdown(cells), encoding="utf-8")
+    summary = {
+        "schema": sweep.SCHEMA,
+        "machine": describe_machine(),
+        "cells": rows,
+        "one_by_one": {rule: dataclasses.asdict(speed) for rule, speed in speeds.items()},
+    }
+    (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+
+
+def _speed_ratio(tokens, seconds, rule, baseline) -> SpeedRatio:
+    speed = {name: tokens[name].sum() / seconds[name].sum() for name in (rule, baseline)}
+    ratio = speed[rule] / speed[baseline]
+    # Problems are resampled whole, all four counts together.
+    picks = np.random.default_rng(0).integers(0, len(tokens[rule]), (2000, len(tokens[rule])))
+
+    def drawn(name):
+        return tokens[name][picks].sum(axis=1) / seconds[name][picks].sum(axis=1)
+
+    low, high = np.quantile(drawn(rule) / drawn(baseline), [0.025, 0.975])
+    return SpeedRatio(float(speed[rule]), float(ratio), (float(low), float(high)))

@@ -1,0 +1,48 @@
+"""SHA-256 sums of a folder's files, in the format of `sha256sum`: what is shipped can be checked."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+from kljudge_jax.errors import InputError
+
+NAME = "SHA256SUMS"
+
+
+def write_manifest(folder: str | Path, parts: Sequence[str]) -> None:
+    """Writes `SHA256SUMS` over the given files and folders of a folder; `sha256sum -c SHA256SUMS` checks it too."""
+    folder = Path(folder)
+    files = sorted(file for part in parts for file in _files(folder / part))
+    lines = [f"{_digest(file)}  {file.relative_to(folder).as_posix()}\n" for file in files]
+    (folder / NAME).write_text("".join(lines), encoding="utf-8")
+
+
+def check_manifest(folder: str | Path) -> None:
+    """Compares a folder with its `SHA256SUMS`.
+
+    Raises:
+      InputError: there is none, or files are missing or not what they were; the message names them.
+    """
+    folder = Path(folder)
+    try:
+        lines = (folder / NAME).read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise InputError(f"{folder} has no {NAME}: install the package again") from error
+    differing = []
+    for line in lines:
+        digest, _, name = line.partition("  ")
+        file = folder / name
+        if not file.is_file() or _digest(file) != digest:
+            differing.append(name)
+    if differing:
+        raise InputError(f"{', '.join(differing)} in {folder} differs from its {NAME}: install the package again")
+
+
+def _files(path: Path) -> list[Path]:
+    return [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+
+
+def _digest(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()

@@ -1,0 +1,99 @@
+"""The demonstration on a tiny pair: what it counts and what it prints."""
+
+import json
+
+import numpy as np
+import pytest
+from tiny_pairs import text_pair
+
+import kljudge_jax as kj
+from kljudge_jax.cli import main
+from kljudge_jax.evaluation import demo
+from kljudge_jax.evaluation.demo import Demo, SpeedRatio, _speed_ratio
+from kljudge_jax.tasks.base import Problem
+
+
+class Letters:
+    """A task whose answers hold a letter."""
+
+    name = "letters"
+
+    def problems(self, split="test", n=200, seed=7):
+        return [Problem(f"letters/{i}", text, "a") for i, text in enumerate(["ab", "cd", "ef", "gh"][:n])]
+
+    def check(self, problem, text):
+        return "a" in text
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(demo, "MAX_NEW_TOKENS", 24)
+        yield
+
+
+@pytest.fixture(scope="module")
+def shown():
+    return Demo(text_pair(), Letters(), ("none", "exact", "all"), 4, Letters().problems(n=4))
+
+
+def test_the_shown_answer_is_what_generate_gives(shown):
+    events = list(shown.stream("exact"))
+    expected = kj.generate(shown.pair, "ab", verifier="exact", draft_length=4, max_new_tokens=24)
+    assert "".join(event.text for event in events) == expected.text[0]
+    answer = shown.explain("exact", events[-1].result)
+    assert "".join(answer.pieces) == expected.text[0]
+    assert answer.note == f"{expected.stats.tokens} tokens in {expected.stats.cycles} target passes"
+
+
+def test_the_table_compares_all_rules_on_all_problems(shown):
+    rows = shown.compare()
+    assert [row["rule"] for row in rows] == ["none", "exact", "all"]
+    assert all(row["n"] == 4 for row in rows)
+    assert rows[0]["mean_acceptance_length"] == 1.0 < rows[1]["mean_acceptance_length"]
+    assert rows[1]["same_text"] == 4
+    speeds = {row["rule"]: SpeedRatio(100.0, 1.0, (0.9, 1.1)) for row in rows}
+    cells = demo.table(rows, speeds)
+    assert len({len(row) for row in cells}) == 1 and len(cells) == 4
+    assert demo.markdown(cells).count("\n") == 5
+    assert len({len(line) for line in demo.aligned(cells).splitlines()}) == 1
+
+
+def test_single_answers_are_timed_under_every_rule(shown):
+    speeds = shown.time_one_by_one(count=2, rounds=1)
+    assert set(speeds) == {"none", "exact", "all"}
+    assert speeds["none"].ratio == 1.0 == speeds["none"].interval[0]
+    assert all(speed.tokens_per_second > 0 for speed in speeds.values())
+
+
+def test_a_rule_that_is_twice_as_fast_everywhere_has_a_sharp_ratio():
+    tokens = {"none": np.array([10.0, 30.0]), "fast": np.array([10.0, 30.0])}
+    seconds = {"none": np.array([1.0, 4.0]), "fast": np.array([0.5, 2.0])}
+    speed = _speed_ratio(tokens, seconds, "fast", "none")
+    assert (speed.tokens_per_second, speed.ratio, speed.interval) == (16.0, 2.0, (2.0, 2.0))
+
+
+def test_the_command_shows_all_and_leaves_its_files(capsys, tmp_path, monkeypatch):
+    pair = text_pair()
+    monkeypatch.setattr(kj.ModelPair, "embedded", lambda: pair)
+    monkeypatch.setattr("kljudge_jax.tasks.load_task", lambda name: Letters())
+    words = ["demo", "--problems", "4", "--rules", "exact,all", "--draft-length", "4", "--color", "always"]
+    assert main([*words, "--out", str(tmp_path / "out")]) == 0
+    out = capsys.readouterr().out
+    assert "plain decoding" in out and "exact speculative" in out and "4 fresh problems" in out
+    assert "\x1b[32m" in out and "\x1b[36m" in out
+    assert {file.name for file in (tmp_path / "out").iterdir()} == {
+        "answer.html",
+        "answer.png",
+        "summary.json",
+        "table.md",
+    }
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert [cell["rule"] for cell in summary["cells"]] == ["none", "exact", "all"]
+    assert summary["machine"]["versions"]["jax"]
+
+
+@pytest.mark.parametrize("words", [["--problems", "0"], ["--rules", "magic"], ["--draft-length", "0"]])
+def test_the_command_refuses_nonsense(capsys, words):
+    assert main(["demo", *words]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
