@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,7 +11,7 @@ import jax
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from kljudge_jax.errors import InputError
-from kljudge_jax.evaluation.agreement import Agreement, measure_agreement
+from kljudge_jax.evaluation.agreement import measure_agreement
 from kljudge_jax.evaluation.machine import describe_machine
 from kljudge_jax.models import orbax
 from kljudge_jax.models.config import TransformerConfig
@@ -24,6 +22,7 @@ from kljudge_jax.tasks.arithmetic import Arithmetic
 from kljudge_jax.tasks.conversion import Conversion
 from kljudge_jax.training.batches import Mixture
 from kljudge_jax.training.bpe import train_tokenizer
+from kljudge_jax.training.card import Card
 from kljudge_jax.training.greedy import accuracy
 from kljudge_jax.training.trainer import Progress, Recipe, train, training_seconds
 
@@ -56,29 +55,6 @@ TARGET = Recipe(pair_config(96, 8, 256, 3), steps=6250, seed=1, fall=0.6)
 DRAFT = Recipe(pair_config(48, 2, 128, 3), steps=5000, seed=2)
 
 
-@dataclasses.dataclass(frozen=True)
-class Card:
-    """What was made and how: `card.json` beside the two models.
-
-    Attributes:
-      parameters: of "target" and "draft".
-      recipes: theirs.
-      accuracy: by model and task, the share of unseen test problems answered right by greedy decoding.
-      problems: how many test problems of each task that is.
-      seconds: of training, by model, examinations left out.
-      agreement: by task, where the draft disagrees along the target's answers to `_AGREEMENT_PROBLEMS` of those.
-      machine: what it ran on, and with which versions.
-    """
-
-    parameters: dict[str, int]
-    recipes: dict[str, Recipe]
-    accuracy: dict[str, dict[str, float]]
-    problems: int
-    seconds: dict[str, float]
-    agreement: dict[str, Agreement]
-    machine: dict[str, object]
-
-
 def train_pair(
     folder: str | os.PathLike,
     target: Recipe = TARGET,
@@ -89,8 +65,9 @@ def train_pair(
 ) -> Card:
     """Trains target and draft separately on the mixture of both domains, and examines them on unseen problems.
 
-    Leaves `target/` and `draft/` (what `ModelPair.from_pretrained` takes), `card.json`, the `SHA256SUMS` of all three,
-    and the working state of the runs in `runs/`. Called again after a kill it goes on, and comes to the same weights.
+    Leaves `target/` and `draft/` (what `ModelPair.from_pretrained` takes), `card.json` and `README.md`, the `SHA256SUMS`
+    of all of these, and the working state of the runs in `runs/`. Called again after a kill it goes on, and comes to
+    the same weights.
 
     Args:
       folder: where to; created.
@@ -128,8 +105,8 @@ def train_pair(
     }
     recipes = {"target": target, "draft": draft}
     card = Card(sizes, recipes, right, test_problems, seconds, agreement, describe_machine())
-    (folder / "card.json").write_text(json.dumps(dataclasses.asdict(card), indent=2) + "\n")
-    write_manifest(folder, ("target", "draft", "card.json"))
+    card.write(folder)
+    write_manifest(folder, ("target", "draft", "card.json", "README.md"))
     return card
 
 

@@ -7,6 +7,7 @@ import pytest
 from kljudge_jax.cli import main
 from kljudge_jax.commands.train_pair import _Bar
 from kljudge_jax.training import train_pair as training
+from kljudge_jax.training.card import Card
 from kljudge_jax.training.trainer import Progress
 
 
@@ -20,7 +21,7 @@ def called(monkeypatch):
         report("target", Progress(50, 100, 1.25, 80.0, {}))
         report("target", Progress(100, 100, 0.5, 80.0, {"arithmetic": 0.5}))
         machine = {"device": "cpu"}
-        return training.Card({}, {}, {"target": {"arithmetic": 0.5}}, problems, {}, {}, machine)
+        return Card({}, {}, {"target": {"arithmetic": 0.5}}, problems, {}, {}, machine)
 
     monkeypatch.setattr(training, "train_pair", stand_in)
     return calls
@@ -28,9 +29,7 @@ def called(monkeypatch):
 
 def test_without_options_it_makes_the_shipped_pair(called, capsys):
     assert main(["train-pair", "somewhere"]) == 0
-    assert called == [
-        {"folder": "somewhere", "target": training.TARGET, "draft": training.DRAFT, "problems": 1000}
-    ]
+    assert called == [{"folder": "somewhere", "target": training.TARGET, "draft": training.DRAFT, "problems": 1000}]
     out = capsys.readouterr()
     assert json.loads(out.out.splitlines()[0]) == {"target": {"arithmetic": 0.5}}
     assert "step 50 of 100" in out.err and "arithmetic 50.0%" in out.err

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from kljudge_jax.errors import InputError
+from kljudge_jax.models.manifest import check_manifest
 from kljudge_jax.models.pair import ModelPair
 from kljudge_jax.models.transformer import parameters
 from kljudge_jax.training import train_pair as module
@@ -42,6 +43,9 @@ def test_leaves_a_pair_that_loads(trained):
 def test_the_card_says_how_it_was_made(trained):
     folder, card = trained
     assert json.loads((folder / "card.json").read_text()) == json.loads(json.dumps(dataclasses.asdict(card)))
+    text = (folder / "README.md").read_text()
+    assert f"{card.parameters['target']:,}" in text and text.count("| arithmetic |") == 3
+    check_manifest(folder)
     assert card.problems == 4 and set(card.accuracy["draft"]) == {"arithmetic", "conversion"}
 
 
