@@ -45,7 +45,8 @@ class Card:
             "",
             f"Made on {self.machine['date']} by `kljudge train-pair`, on {self.machine['cores']} cores of "
             f"{self.machine['processor']} ({self.machine['device']}, jax {versions['jax']}). "
-            "Each model starts from its own random weights and sees its own data; both read the same tokenizer. `card.json` holds these figures "
+            "Each model starts from its own random weights and sees its own data; both read the same tokenizer. "
+            "`card.json` holds these figures "
             "and every setting.",
             "",
             "| | shape | parameters | steps x examples | seed | minutes | "

@@ -65,8 +65,8 @@ def train_pair(
 ) -> Card:
     """Trains target and draft separately on the mixture of both domains, and examines them on unseen problems.
 
-    Leaves `target/` and `draft/` (what `ModelPair.from_pretrained` takes), `card.json` and `README.md`, the `SHA256SUMS`
-    of all of these, and the working state of the runs in `runs/`. Called again after a kill it goes on, and comes to
+    Leaves `target/` and `draft/` (what `ModelPair.from_pretrained` takes), `card.json` and `README.md`, their
+    `SHA256SUMS`, and the working state of the runs in `runs/`. Called again after a kill it goes on, and comes to
     the same weights.
 
     Args:
