@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+from typing import ClassVar
 
 from kljudge_jax.tasks.base import Problem
 from kljudge_jax.tasks.generated import GeneratedTask
@@ -44,14 +45,16 @@ _SMALLEST = ("smallest: {n}", "low value: {n}", "the minimum is {n}", "least one
 
 
 class Conversion(GeneratedTask):
-    """Six families: to the small unit, to the large one, a total in the small unit; a list's sum, range and order."""
+    """Five families: to the small unit, a total in the small unit; a list's sum, range and order."""
 
     name = "conversion"
+    _families: ClassVar[dict[str, int]] = {"down": 30, "total": 30, "range": 12, "sort": 13, "sum": 15}
+    _most_listed = 9  # of lists that are compared
 
     def facts(self, rng: random.Random) -> tuple:
-        family = rng.choices(("down", "up", "total", "range", "sort", "sum"), (20, 15, 25, 15, 10, 15))[0]
+        family = rng.choices(tuple(self._families), tuple(self._families.values()))[0]
         if family in ("range", "sort", "sum"):
-            most = 30 if family == "sum" else 60
+            most = 30 if family == "sum" else self._most_listed
             return family, *rng.sample(range(2, most + 1), 3 if family == "sort" else rng.choice((2, 3)))
         large, small, factor, most = rng.choice(_UNITS)
         if family == "total":
@@ -60,7 +63,7 @@ class Conversion(GeneratedTask):
                 amounts.append(self._amount(rng, factor, min(most, 4)))
             rng.shuffle(amounts)
             return family, large, small, *amounts
-        most = min(most, 4) if family == "up" else most
+        most = min(most, 4) if family == "up" else most  # the quotient has to be guessed
         return family, large, small, rng.randint(1, most), rng.randint(1, min(factor - 1, 30))
 
     @staticmethod
@@ -143,3 +146,12 @@ class Conversion(GeneratedTask):
             lines.append(rng.choice(_PLUS).format(calc=f"{total}+{value}={total + value}"))
             total += value
         return lines
+
+
+class HardConversion(Conversion):
+    """The same with longer numbers to compare, and a sixth family: from the small unit to the large one."""
+
+    name = "conversion-hard"
+    stream = "conversion"
+    _families: ClassVar[dict[str, int]] = {"down": 20, "up": 15, "total": 25, "range": 15, "sort": 10, "sum": 15}
+    _most_listed = 60

@@ -28,6 +28,7 @@ class GeneratedTask(abc.ABC):
     """
 
     name: str
+    stream: str = ""  # what seeds the draws, where that is not the name
 
     @abc.abstractmethod
     def facts(self, rng: random.Random) -> tuple:
@@ -66,7 +67,7 @@ class GeneratedTask(abc.ABC):
         return list(found.values())
 
     def _draw(self, split: str, seed: int, index: int) -> tuple[tuple, Problem]:
-        rng = random.Random(f"{self.name}/{split}/{seed}/{index}")
+        rng = random.Random(f"{self.stream or self.name}/{split}/{seed}/{index}")
         facts = self.facts(rng)
         while split_of(facts) != split:
             facts = self.facts(rng)

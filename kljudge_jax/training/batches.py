@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 from transformers import PreTrainedTokenizerFast
@@ -85,3 +86,20 @@ class Mixture:
             tokens[i, :end] = prompt + solution
             weights[i, len(prompt) : end] = self._token_weights[solution]
         return Batch(tokens, weights)
+
+
+class Curriculum:
+    """Mixtures that follow one another.
+
+    Args:
+      stages: the first step of each mixture, in order, the first one 0; all of one tokenizer and batch size.
+    """
+
+    def __init__(self, stages: Sequence[tuple[int, Mixture]]):
+        self._stages = stages
+        self.tokenizer = stages[-1][1].tokenizer
+        self.tasks = stages[-1][1].tasks
+
+    def at(self, step: int) -> Batch:
+        """The batch of a step, whatever was asked for before."""
+        return next(mixture for first, mixture in reversed(self._stages) if step >= first).at(step)

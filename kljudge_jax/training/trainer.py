@@ -20,9 +20,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from kljudge_jax.errors import InputError
 from kljudge_jax.models.config import TransformerConfig
 from kljudge_jax.models.transformer import Transformer, assemble, parameters
-from kljudge_jax.training.batches import Mixture
+from kljudge_jax.training.batches import Curriculum, Mixture
 from kljudge_jax.training.greedy import accuracy
-from kljudge_jax.training.optimizer import make_optimizer
+from kljudge_jax.training.optimizer import Turns, make_optimizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +35,8 @@ class Recipe:
       batch_size: examples a step, a multiple of the number of devices.
       seed: of the initial weights and of the data.
       muon_rate, adam_rate: peak learning rates of matrices and of everything else.
-      fall: the share of the steps over which both fall, from the peak to 0 at the last step.
+      turns: (step, share of the peak) between which both rates go in straight lines; see `optimizer.schedule`.
+      curriculum: (first step, shares of tasks by name) of each stage of the data.
       evaluate_every: steps between two measurements of answer accuracy on validation problems.
       checkpoint_every: steps between two checkpoints: what a kill can lose.
     """
@@ -46,7 +47,10 @@ class Recipe:
     seed: int = 0
     muon_rate: float = 0.02
     adam_rate: float = 0.003
-    fall: float = 0.5
+    turns: Turns = ()
+    curriculum: tuple[tuple[int, tuple[tuple[str, float], ...]], ...] = (
+        (0, (("arithmetic", 0.55), ("conversion", 0.45))),
+    )
     evaluate_every: int = 500
     checkpoint_every: int = 250
 
@@ -78,7 +82,7 @@ class Progress:
 
 def train(
     recipe: Recipe,
-    mixture: Mixture,
+    mixture: Mixture | Curriculum,
     folder: str | os.PathLike,
     report: Callable[[Progress], None] = lambda progress: None,
     report_every: int = 50,
@@ -155,7 +159,7 @@ def weighted_loss(model: Transformer, tokens: jax.Array, weights: jax.Array) -> 
 
 
 def _optimizer(recipe):
-    return make_optimizer(recipe.steps, recipe.muon_rate, recipe.adam_rate, recipe.fall)
+    return make_optimizer(recipe.steps, recipe.muon_rate, recipe.adam_rate, recipe.turns)
 
 
 def _start(recipe):

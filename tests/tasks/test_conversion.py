@@ -7,10 +7,11 @@ import re
 import pytest
 
 from kljudge_jax.tasks.arithmetic import Arithmetic
-from kljudge_jax.tasks.conversion import _FACT, Conversion
+from kljudge_jax.tasks.conversion import _FACT, Conversion, HardConversion
 
-TASK = Conversion()
+TASK, HARD = Conversion(), HardConversion()
 DRAWN = [TASK._draw("train", 7, i) for i in range(2000)]
+HARD_DRAWN = [HARD._draw("train", 7, i) for i in range(1000)]
 
 
 def in_small_units(facts, amount):
@@ -21,14 +22,14 @@ def in_small_units(facts, amount):
 
 
 def test_every_calculation_is_right():
-    for _, problem in DRAWN:
+    for _, problem in DRAWN + HARD_DRAWN:
         for left, sign, right, result in re.findall(r"(\d+)([-+*])(\d+)=(\d+)", problem.solution):
             assert eval(f"{left}{sign}{right}") == int(result), problem
 
 
 def test_answers_follow_from_the_prompt():
     seen = collections.Counter()
-    for facts, problem in DRAWN:
+    for facts, problem in DRAWN + HARD_DRAWN:
         family = facts[0]
         seen[family] += 1
         numbers = [int(n) for n in re.findall(r"\d+", problem.prompt)]
@@ -48,10 +49,17 @@ def test_answers_follow_from_the_prompt():
 @pytest.mark.parametrize("family", ["down", "up", "total", "range", "sort", "sum"])
 def test_one_problem_has_many_wordings(family):
     rng = random.Random(0)
-    facts = next(facts for facts in iter(lambda: TASK.facts(rng), None) if facts[0] == family)
-    wordings = [TASK.word(facts, rng) for _ in range(60)]
+    facts = next(facts for facts in iter(lambda: HARD.facts(rng), None) if facts[0] == family)
+    wordings = [HARD.word(facts, rng) for _ in range(60)]
     assert len({solution for _, solution, _ in wordings}) > 30
     assert len({answer for _, _, answer in wordings}) == 1
+
+
+def test_the_hard_one_is_the_same_but_harder():
+    assert {facts[0] for facts, _ in HARD_DRAWN} - {facts[0] for facts, _ in DRAWN} == {"up"}
+    listed = [[n for facts, _ in drawn if facts[0] == "sort" for n in facts[1:]] for drawn in (DRAWN, HARD_DRAWN)]
+    assert max(listed[0]) == 9 < 50 < max(listed[1])
+    assert HARD_DRAWN[0][1].id.startswith("conversion-hard/")
 
 
 def test_the_two_domains_answer_in_different_styles():
@@ -62,7 +70,7 @@ def test_the_two_domains_answer_in_different_styles():
 
 
 def test_check_forgives_spaces_and_nothing_else():
-    problem = next(problem for facts, problem in DRAWN if facts[0] == "up")
+    problem = next(problem for facts, problem in HARD_DRAWN if facts[0] == "up")
     many, large, rest, small = problem.answer.split()
     assert TASK.check(problem, f"- so\nAnswer:  {many}  {large} {rest} {small}\n")
     assert not TASK.check(problem, f"Answer: {many} {large}")

@@ -6,7 +6,7 @@ import pytest
 from kljudge_jax.tasks.arithmetic import Arithmetic
 from kljudge_jax.tasks.conversion import Conversion
 from kljudge_jax.tasks.generated import split_of
-from kljudge_jax.training.batches import Mixture
+from kljudge_jax.training.batches import Curriculum, Mixture
 
 
 def mixture(tokenizer, seed=0, **options):
@@ -20,6 +20,14 @@ def test_a_batch_depends_on_the_step_alone(tokenizer):
         again = mixture(tokenizer).at(step)
         np.testing.assert_array_equal(again.tokens, in_order[step].tokens)
         np.testing.assert_array_equal(again.weights, in_order[step].weights)
+
+
+def test_a_curriculum_goes_from_mixture_to_mixture(tokenizer):
+    stages = [mixture(tokenizer, seed) for seed in range(3)]
+    stream = Curriculum([(0, stages[0]), (5, stages[1]), (9, stages[2])])
+    for step, stage in ((0, 0), (4, 0), (5, 1), (8, 1), (9, 2), (40, 2)):
+        np.testing.assert_array_equal(stream.at(step).tokens, stages[stage].at(step).tokens)
+    assert stream.tokenizer is tokenizer and set(stream.tasks) == set(stages[2].tasks)
 
 
 def test_no_example_comes_twice_in_a_row_of_steps(tokenizer):

@@ -36,6 +36,11 @@ def test_rates_rise_stay_and_fall(step, share):
     assert float(schedule(2000, 0.02)(step)) == pytest.approx(0.02 * share, abs=1e-6)
 
 
+def test_turns_are_joined_by_straight_lines():
+    rate = schedule(10, 2.0, ((0, 0.0), (2, 1.0), (4, 1.0), (8, 0.5), (10, 0.0)))
+    assert [float(rate(step)) for step in range(11)] == pytest.approx([0, 1, 2, 2, 2, 1.75, 1.5, 1.25, 1, 0.5, 0])
+
+
 def test_a_shorter_run_is_the_same_until_it_slows_down():
     short, long = schedule(1000, 1.0), schedule(4000, 1.0)
     assert all(float(short(step)) == float(long(step)) for step in range(0, 501, 50))
