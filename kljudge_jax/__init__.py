@@ -1,10 +1,13 @@
 """Judge decoding for JAX: speculative decoding under lossless and relaxed verification rules."""
 
 from kljudge_jax import verification
+from kljudge_jax.decoding.adaptive import Adaptive
 from kljudge_jax.decoding.draft import ModelDraft
 from kljudge_jax.decoding.generate import generate
+from kljudge_jax.decoding.prompt_lookup import PromptLookup
 from kljudge_jax.decoding.results import Generation, Progress
 from kljudge_jax.decoding.score import score
+from kljudge_jax.decoding.self_draft import SelfDraft
 from kljudge_jax.decoding.stats import Cycle, Stats
 from kljudge_jax.decoding.stream import Event, stream
 from kljudge_jax.errors import InputError
@@ -17,6 +20,7 @@ from kljudge_jax.verification import *  # noqa: F403
 __version__ = "0.1.0"
 
 __all__ = [
+    "Adaptive",
     "Cycle",
     "Event",
     "Generation",
@@ -25,7 +29,9 @@ __all__ = [
     "ModelPair",
     "Problem",
     "Progress",
+    "PromptLookup",
     "Rope",
+    "SelfDraft",
     "Stats",
     "Task",
     "Transformer",

@@ -2,47 +2,126 @@
 
 from __future__ import annotations
 
+import dataclasses
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from kljudge_jax.decoding.adaptive import SCORING_COST, Adaptive
+from kljudge_jax.decoding.contract import check_rule
+from kljudge_jax.decoding.drafter import Drafter
+from kljudge_jax.decoding.sampling import Sampling
+from kljudge_jax.decoding.scorers import DraftScorer, ReflectionScorer, Scorer
+from kljudge_jax.decoding.words import parse_drafter
 from kljudge_jax.errors import InputError
-from kljudge_jax.verification import GreedyExact, SpeculativeSampling, parse_verifier
+from kljudge_jax.models.transformer import Transformer
+from kljudge_jax.verification import GreedyExact, SpeculativeSampling, Verifier, parse_verifier
 
 
-def rule(pair, verifier, drafter, draft_length, sampling):
-    """The rule, its draft model, the drafter and K; plain decoding is the strict rule over no draft at all."""
+class Plan(NamedTuple):
+    """What a run decodes with.
+
+    Attributes:
+      verifier: the rule, its numbers as arrays.
+      draft: the draft model, or None.
+      drafter: what proposes, or None.
+      draft_length: K.
+      adaptive: how the length adapts, its cost a number; or None.
+      scorer: how the target looks at a draft.
+    """
+
+    verifier: Verifier
+    draft: Transformer | None
+    drafter: Drafter | None
+    draft_length: int
+    adaptive: Adaptive | None
+    scorer: Scorer
+
+
+def plan(pair, verifier, drafter, draft_length, sampling: Sampling) -> Plan:
+    """The rule, the drafter and the length; plain decoding is the strict rule over no draft at all."""
     if isinstance(verifier, str):
         verifier = parse_verifier(verifier, sampling.greedy)
     if verifier is None:
-        return (GreedyExact() if sampling.greedy else SpeculativeSampling()), None, None, 0
+        strict = GreedyExact() if sampling.greedy else SpeculativeSampling()
+        return Plan(strict, None, None, 0, None, DraftScorer())
+    name = type(verifier).__name__
     if not callable(verifier) or isinstance(verifier, type):
         raise InputError(f"a verifier is a rule such as KLJudge(0.4) or a word such as 'kl:0.4', got {verifier!r}")
     if getattr(verifier, "greedy_only", False) and not sampling.greedy:
-        name = type(verifier).__name__
         raise InputError(f"{name} needs temperature 0: use SpeculativeSampling, or the word 'exact' for either")
+    if isinstance(drafter, str):
+        drafter = parse_drafter(drafter)
+    if isinstance(drafter, type) or not hasattr(drafter, "propose"):
+        raise InputError(f"a drafter is one such as ModelDraft(), got {drafter!r}; plain decoding is verifier=None")
+    drafter.check(pair)
+    if "draft_hidden" in getattr(verifier, "needs", frozenset()) and not drafter.has_hidden:
+        raise InputError(f"{name} reads the draft's states, and {type(drafter).__name__} has none: draft with a model")
+    if hasattr(verifier, "check_pair"):
+        verifier.check_pair(pair)
+    adaptive = None
+    if isinstance(draft_length, Adaptive):
+        adaptive, draft_length = draft_length, draft_length.maximum
+        if adaptive.cost is None:
+            # Rounded, so that models of nearly one size share a program.
+            adaptive = dataclasses.replace(adaptive, cost=round(drafter.cost(pair) + SCORING_COST, 2))
     if not isinstance(draft_length, int | np.integer) or isinstance(draft_length, bool) or draft_length < 1:
         raise InputError(
-            f"draft_length must be a whole number from 1 on, got {draft_length}; for plain decoding use verifier=None"
+            f"draft_length must be a whole number from 1 on or Adaptive(), got {draft_length}; for plain decoding use "
+            "verifier=None"
         )
-    if not hasattr(drafter, "propose"):
-        raise InputError(f"a drafter is one such as ModelDraft(), got {drafter!r}; plain decoding is verifier=None")
-    draft = pair.draft if drafter.uses_draft_model else None
-    if drafter.uses_draft_model and draft is None:
-        raise InputError("the pair has no draft model: load one, or use verifier=None for plain decoding")
+    scorer = _scorer(verifier, drafter, pair, sampling)
 
     def as_data(number):
         if not isinstance(number, int | float | np.number | np.ndarray | jax.Array):
             raise InputError(
-                f"{type(verifier).__name__} holds {number!r}, which is no number: make a rule a frozen dataclass of "
-                "numbers, registered by jax.tree_util.register_dataclass"
+                f"{name} holds {number!r}, which is no number: make a rule a frozen dataclass of numbers, registered "
+                "by jax.tree_util.register_dataclass"
             )
         number = jnp.asarray(number)
         if jnp.issubdtype(number.dtype, jnp.floating):
             return number.astype(jnp.float32)
         return number.astype(jnp.int32) if jnp.issubdtype(number.dtype, jnp.integer) else number
 
-    return jax.tree.map(as_data, verifier), draft, drafter, int(draft_length)
+    draft = pair.draft if drafter.uses_draft_model else None
+    verifier = jax.tree.map(as_data, verifier)
+    needs = getattr(verifier, "needs", frozenset())
+    check_rule(
+        verifier,
+        draft_length=int(draft_length),
+        vocab_size=pair.target.config.vocab_size,
+        draft_state=_state_of(draft or pair.target) if "draft_hidden" in needs else None,
+        target_state=_state_of(pair.target) if "target_hidden" in needs else None,
+    )
+    return Plan(verifier, draft, drafter, int(draft_length), adaptive, scorer)
+
+
+def _state_of(model: Transformer) -> tuple[int, jnp.dtype]:
+    return model.config.hidden_size, model.dtype
+
+
+def _scorer(verifier, drafter, pair, sampling: Sampling) -> Scorer:
+    """The scorer that the rule names."""
+    wanted = getattr(verifier, "scorer", "draft")
+    if wanted == "draft":
+        return DraftScorer()
+    if wanted == "several drafts":
+        # Drafts that are not drawn are all the same.
+        return DraftScorer(1 if sampling.greedy or not drafter.draws else verifier.drafts)
+    if wanted == "reflection":
+        if pair.tokenizer is None:
+            raise InputError(
+                f"{type(verifier).__name__} has a prompt of its own, and the pair has no tokenizer: add one"
+            )
+        ids = pair.tokenizer(verifier.prompt, add_special_tokens=False)["input_ids"]
+        if not ids:
+            raise InputError(f"give {type(verifier).__name__} a prompt that has tokens, not {verifier.prompt!r}")
+        return ReflectionScorer(tuple(int(i) for i in ids))
+    raise InputError(
+        f"{type(verifier).__name__} names the scorer {wanted!r}: choose one of draft, several drafts, reflection"
+    )
 
 
 def stop_strings(stop, pair) -> tuple[str, ...]:

@@ -1,97 +1,213 @@
-"""Drafters: where the proposed tokens of a cycle come from."""
+"""Drafting with a model, one token after another: the pair's draft model, and the rollout that a self-draft shares."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from kljudge_jax.decoding.adaptive import PROBE_INTERVAL
+from kljudge_jax.decoding.drafter import Caches, Context, Draft, Models, Request
 from kljudge_jax.decoding.sampling import Sampling, draw, process_logits
+from kljudge_jax.errors import InputError
 from kljudge_jax.models.cache import KVCache
-from kljudge_jax.models.transformer import Transformer
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Draft:
-    """What a drafter proposes for one cycle.
-
-    Attributes:
-      tokens: int32 `[B, K]`.
-      logits: f32 `[B, K, V]`, processed exactly as the tokens were drawn.
-      raw_logits: f32 `[B, K, V]`, before processing; the same array when greedy.
-      hidden: `[B, K, Hd]`, the state after consuming each token, or None where no rule asked.
-    """
-
-    tokens: jax.Array
-    logits: jax.Array
-    raw_logits: jax.Array
-    hidden: jax.Array | None
+from kljudge_jax.models.pair import ModelPair
+from kljudge_jax.models.transformer import Transformer, parameters
+from kljudge_jax.verification.distributions import Normaliser
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelDraft:
-    """Drafts with the pair's draft model, one token after another (`lax.scan`)."""
+    """Drafts with the pair's draft model.
+
+    A fixed length is one `lax.scan`; one that adapts is a `lax.while_loop`, which ends when no row wants more.
+    """
 
     uses_draft_model: ClassVar[bool] = True
+    has_hidden: ClassVar[bool] = True
+    draws: ClassVar[bool] = True
+    always_full: ClassVar[bool] = True
+
+    def check(self, pair: ModelPair) -> None:
+        if pair.draft is None:
+            raise InputError(
+                "the pair has no draft model: load one, draft with PromptLookup() or SelfDraft(layers), or use "
+                "verifier=None for plain decoding"
+            )
+
+    def cost(self, pair: ModelPair) -> float:
+        return weights_read(pair.draft) / weights_read(pair.target)
 
     def propose(
-        self,
-        model: Transformer,
-        cache: KVCache,
-        recent: jax.Array,
-        consumed: jax.Array,
-        keys: jax.Array,
-        sampling: Sampling,
-        draft_length: int,
-        with_hidden: bool,
-    ) -> tuple[Draft, KVCache]:
-        """Rolls the draft model out for `draft_length` = K >= 1 tokens.
+        self, models: Models, caches: Caches, context: Context, sampling: Sampling, request: Request
+    ) -> tuple[Draft, Caches]:
+        """See `Drafter`. The draft's cache may lack the token before the last one, and, after cycles without a draft,
+        up to `PROBE_INTERVAL` before that."""
 
-        Args:
-          model: the draft model.
-          cache: its cache; whatever it holds up to `consumed - 1` tokens is right.
-          recent: int32 `[B, 2]`, the last two tokens of each row.
-          consumed: int32 `[B]`, how many tokens stand before the last one.
-          keys: one key a row `[B]`.
-          sampling: how tokens are drawn.
-          draft_length: K.
-          with_hidden: also consume the last token, so that every one has its hidden state.
-        """
-        # When the whole last draft was accepted, its last token is not in the cache yet. Instead of asking, the first
-        # step always takes two tokens: at one row a product costs what it costs at two. A row with a single token has
-        # no token before it; it takes its own one first and a stale one after, which the next step overwrites.
-        start = jnp.maximum(consumed - 1, 0)
-        alone = (consumed == 0)[:, None]
-        first = jnp.where(alone, recent[:, ::-1], recent)
-        hidden, cache = model(first, cache.at_length(start))
-        hidden = jnp.where(alone, hidden[:, 0], hidden[:, 1])
-        cache = cache.at_length(consumed + 1)
+        def rolled_out(cache):
+            hidden, cache = _consume_last(models.draft, cache, context, request)
+            return roll_out(models.draft, cache, hidden, context, sampling, request)
 
-        def choose(hidden, step):
-            raw = model.logits(hidden)
-            processed = process_logits(raw, sampling)
-            step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, step)
-            return jax.vmap(draw, (0, 0, None))(step_keys, processed, sampling), raw, processed
+        draft, cache = where_wanted(rolled_out, models.draft, caches.draft, context, sampling, request)
+        return draft, caches._replace(draft=cache)
 
-        def step(carry, i):
-            cache, token = carry
-            hidden, cache = model(token[:, None], cache)
-            token, raw, processed = choose(hidden[:, 0], i)
-            return (cache, token), (token, raw, processed if not sampling.greedy else None, hidden[:, 0])
 
-        token, raw, processed = choose(hidden, 0)
-        (cache, last), rest = jax.lax.scan(step, (cache, token), jnp.arange(1, draft_length))
+def weights_read(model: Transformer) -> int:
+    """How many weights one token multiplies: all but an embedding table that is not the head as well."""
+    sizes = {name: leaf.size for name, leaf in parameters(model).items()}
+    return sum(sizes.values()) - (0 if model.config.tied_head else sizes["embedding.table"])
 
-        def rows(first, others):  # [B, ...] and [K-1, B, ...] to [B, K, ...]
-            return jnp.concatenate([first[None], others]).swapaxes(0, 1)
 
-        tokens, raw_logits = rows(token, rest[0]), rows(raw, rest[1])
-        logits = raw_logits if sampling.greedy else rows(processed, rest[2])
-        states = None
-        if with_hidden:
-            final, cache = model(last[:, None], cache)
-            states = jnp.concatenate([rest[3].swapaxes(0, 1), final], axis=1)
-        return Draft(tokens, logits, raw_logits, states), cache
+def _consume_last(model: Transformer, cache: KVCache, context: Context, request: Request):
+    """The state after each row's last token, `[B, H]`, and the cache with all of the row."""
+
+    def consume(width, cache):
+        # A row that is shorter than the width takes stale tokens after its own, whose slots the next step overwrites.
+        start = jnp.maximum(context.consumed + 1 - width, 0)
+        tokens = jnp.take_along_axis(context.sequence, start[:, None] + jnp.arange(width), axis=1)
+        hidden, cache = model(tokens, cache.at_length(start))
+        last = (context.consumed - start)[:, None, None]
+        return jnp.take_along_axis(hidden, last, axis=1)[:, 0], cache.at_length(context.consumed + 1)
+
+    # When the whole last draft was accepted, its last token is not in the cache yet. Instead of asking, this always
+    # takes two tokens: at one row a product costs what it costs at two.
+    if request.adaptive is None or request.adaptive.minimum:
+        return consume(2, cache)
+    return jax.lax.cond(
+        jnp.max(context.consumed - cache.length) > 1,
+        lambda cache: consume(PROBE_INTERVAL + 2, cache),
+        lambda cache: consume(2, cache),
+        cache,
+    )
+
+
+def where_wanted(
+    rolled_out, model: Transformer, cache: KVCache, context: Context, sampling: Sampling, request: Request
+):
+    """`rolled_out(cache)`, a draft and a cache, or an empty draft if the length adapts and no row wants one."""
+    if request.adaptive is None:
+        return rolled_out(cache)
+    empty = _Rollout.start(model, cache, context, sampling, request).as_draft()
+    return jax.lax.cond(jnp.any(context.wanted > 0), rolled_out, lambda cache: (empty, cache), cache)
+
+
+def roll_out(
+    model: Transformer, cache: KVCache, hidden: jax.Array, context: Context, sampling: Sampling, request: Request
+) -> tuple[Draft, KVCache]:
+    """Draws a draft token after token.
+
+    Args:
+      model: what drafts.
+      cache: its cache, the last committed token consumed.
+      hidden: `[B, H]`, the state after that token.
+      context, sampling, request: as for a drafter.
+    """
+    draw_all = _roll_out_all if request.adaptive is None else _roll_out_wanted
+    return draw_all(model, cache, hidden, context, sampling, request)
+
+
+def _choose(model, hidden, keys, step, sampling):
+    """Draft token `step` int32 `[B]` with its raw and processed logits `[B, V]`."""
+    raw = model.logits(hidden)
+    processed = process_logits(raw, sampling)
+    step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, step)
+    return jax.vmap(draw, (0, 0, None))(step_keys, processed, sampling), raw, processed
+
+
+def _roll_out_all(model, cache, hidden, context, sampling, request):
+    def step(carry, i):
+        cache, token = carry
+        hidden, cache = model(token[:, None], cache)
+        token, raw, processed = _choose(model, hidden[:, 0], context.keys, i, sampling)
+        return (cache, token), (token, raw, processed if not sampling.greedy else None, hidden[:, 0])
+
+    token, raw, processed = _choose(model, hidden, context.keys, 0, sampling)
+    (cache, last), rest = jax.lax.scan(step, (cache, token), jnp.arange(1, request.draft_length))
+
+    def rows(first, others):  # [B, ...] and [K-1, B, ...] to [B, K, ...]
+        return jnp.concatenate([first[None], others]).swapaxes(0, 1)
+
+    tokens, raw_logits = rows(token, rest[0]), rows(raw, rest[1])
+    logits = None if sampling.greedy else rows(processed, rest[2])
+    states = None
+    if request.with_hidden:
+        final, cache = model(last[:, None], cache)
+        states = jnp.concatenate([rest[3].swapaxes(0, 1), final], axis=1)
+    return Draft(tokens, jnp.full_like(token, request.draft_length), logits, raw_logits, states), cache
+
+
+class _Rollout(NamedTuple):
+    """A draft in the making; `step` tokens of it are drawn."""
+
+    step: jax.Array
+    going: jax.Array  # bool [B], the row has proposed every token so far
+    count: jax.Array
+    token: jax.Array
+    cache: KVCache
+    tokens: jax.Array
+    logits: jax.Array | None
+    raw_logits: jax.Array
+    hidden: jax.Array | None
+
+    @classmethod
+    def start(cls, model, cache, context, sampling, request):
+        batch, length = context.consumed.shape[0], request.draft_length
+        logits = jnp.zeros((batch, length, model.config.vocab_size))
+        return cls(
+            step=jnp.int32(0),
+            going=jnp.ones((batch,), bool),
+            count=jnp.zeros((batch,), jnp.int32),
+            token=jnp.zeros((batch,), jnp.int32),
+            cache=cache,
+            tokens=jnp.zeros((batch, length), jnp.int32),
+            logits=None if sampling.greedy else logits,
+            raw_logits=logits,
+            hidden=jnp.zeros((batch, length, model.config.hidden_size), model.dtype) if request.with_hidden else None,
+        )
+
+    def as_draft(self) -> Draft:
+        return Draft(self.tokens, self.count, self.logits, self.raw_logits, self.hidden)
+
+
+def _roll_out_wanted(model, cache, hidden, context, sampling, request):
+    confidence = request.adaptive.confidence
+
+    def put(buffer, value, at):
+        return None if buffer is None else jax.lax.dynamic_update_index_in_dim(buffer, value, at, axis=1)
+
+    def propose(draft: _Rollout, hidden) -> _Rollout:
+        token, raw, processed = _choose(model, hidden, context.keys, draft.step, sampling)
+        going = draft.going & (draft.step < context.wanted)
+        if confidence:
+            # Decided before the token is drawn: to drop a token for what it is would bias what is left. NaN goes on,
+            # so that a broken model is seen and not taken for an unsure one.
+            going &= ~(Normaliser.of(raw).top < confidence)
+        return draft._replace(
+            step=draft.step + 1,
+            going=going,
+            count=draft.count + going,
+            token=token,
+            tokens=put(draft.tokens, token, draft.step),
+            logits=put(draft.logits, processed, draft.step),
+            raw_logits=put(draft.raw_logits, raw, draft.step),
+        )
+
+    def consume(draft: _Rollout) -> tuple[jax.Array, _Rollout]:
+        hidden, cache = model(draft.token[:, None], draft.cache)
+        hidden = hidden[:, 0]
+        return hidden, draft._replace(cache=cache, hidden=put(draft.hidden, hidden, draft.step - 1))
+
+    def unfinished(draft: _Rollout):
+        return (draft.step < request.draft_length) & jnp.any(draft.going & (draft.step < context.wanted))
+
+    def step(draft: _Rollout):
+        hidden, draft = consume(draft)
+        return propose(draft, hidden)
+
+    draft = propose(_Rollout.start(model, cache, context, sampling, request), hidden)
+    draft = jax.lax.while_loop(unfinished, step, draft)
+    if request.with_hidden:
+        _, draft = consume(draft)
+    return draft.as_draft(), draft.cache

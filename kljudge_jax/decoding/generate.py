@@ -8,7 +8,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from kljudge_jax.decoding.adaptive import Adaptive
 from kljudge_jax.decoding.draft import ModelDraft
+from kljudge_jax.decoding.drafter import Drafter
 from kljudge_jax.decoding.results import Generation, Progress
 from kljudge_jax.decoding.run import Run
 from kljudge_jax.models.pair import ModelPair
@@ -25,8 +27,8 @@ def generate(
     prompts: Any,
     *,
     verifier: Verifier | str | None,
-    draft_length: int = 8,
-    drafter: Any = ModelDraft(),  # noqa: B008 - frozen and empty
+    draft_length: int | Adaptive = 8,
+    drafter: Drafter | str = ModelDraft(),  # noqa: B008 - frozen and empty
     max_new_tokens: int | Sequence[int] = 256,
     temperature: float = 0.0,
     top_k: int = 0,
@@ -43,8 +45,9 @@ def generate(
       prompts: a str (completed as it is), a list of str, a chat (a list of {"role", "content"}), a list of chats, or
         token ids: a 1-D array, a list of them, or a 2-D array. All are decoded as one batch.
       verifier: the rule; a word such as "exact" or "kl:0.4" will do. None is plain decoding with the target.
-      draft_length: draft tokens a cycle, K >= 1. Unused by plain decoding.
-      drafter: what proposes them.
+      draft_length: draft tokens a cycle, K >= 1, or `Adaptive(...)`. Unused by plain decoding.
+      drafter: what proposes them: `ModelDraft()`, `PromptLookup(ngram)`, `SelfDraft(layers)`, or a word such as
+        "lookup:3"; the last two need no draft model.
       max_new_tokens: the most tokens of an answer; one number, or one a prompt.
       temperature: 0 is greedy.
       top_k, top_p: truncation of both models' distributions when sampling; 0 and 1.0 are off.

@@ -4,86 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from kljudge_jax.decoding.draft import Draft
-from kljudge_jax.decoding.sampling import Sampling, process_logits
-from kljudge_jax.decoding.score import prefill, score_draft
-from kljudge_jax.models.cache import KVCache
+from kljudge_jax.decoding.adaptive import Pace
+from kljudge_jax.decoding.drafter import Caches, Context, Draft, Models, Request
+from kljudge_jax.decoding.sampling import Sampling
+from kljudge_jax.decoding.score import prefill
+from kljudge_jax.decoding.state import DRAFT, RELAXED, TARGET, LoopState, Settings
+from kljudge_jax.decoding.verify import verify_drafts
+from kljudge_jax.models.cache import KVCache, write_rows
 from kljudge_jax.models.transformer import Transformer
-from kljudge_jax.verification.base import Verdict, Verifier, VerifyInputs
-from kljudge_jax.verification.distributions import kl_divergence
-
-# Where a committed token came from: the codes that `LoopState.origin` holds.
-ORIGINS = ("draft", "relaxed", "target")
-_DRAFT, _RELAXED, _TARGET = range(3)
-
-
-def from_draft(origin):
-    """Whether tokens of these origin codes were drafted."""
-    return origin != _TARGET
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """The static half of a run. Hashable: a new value compiles anew.
-
-    Attributes:
-      drafter: what proposes tokens; None for plain decoding, which is K = 0.
-      draft_length: K.
-      capacity: slots of each cache, S.
-      room: tokens that the buffers of new tokens hold, N.
-      trace: record the divergence and the log-probability of every token.
-    """
-
-    drafter: Any
-    draft_length: int
-    capacity: int
-    room: int
-    trace: bool
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class LoopState:
-    """Everything a run carries from cycle to cycle; B rows, N = `Settings.room`, K draft length.
-
-    Buffers of new tokens have K + 1 spare places, since a cycle writes K + 1 and counts what it keeps.
-
-    Attributes:
-      tokens: int32 `[B, N + K + 1]`, new tokens; stale from `count` on.
-      origin: int8, same shape, index into `ORIGINS`.
-      count: int32 `[B]`, tokens committed.
-      recent: int32 `[B, 2]`, the last two tokens, prompt included.
-      target_cache, draft_cache: what each model consumed: all tokens of a row but its last one, at the least.
-      running: bool `[B]`.
-      failed: bool `[B]`, stopped because a model returned NaN or +inf.
-      keys: `[B]`, one key a row.
-      budget: int32 `[B]`, tokens a row may commit.
-      cycles: int32 `[B]`.
-      cycle_drafted, cycle_committed: int32 `[B, N + 1]`, per cycle.
-      kl: f32 `[B, N + K + 1]` or None, KL(target || draft) where a token was drafted, nats at T = 1; else NaN.
-      logprobs: f32, same shape or None, log-probability under the target at T = 1.
-    """
-
-    tokens: jax.Array
-    origin: jax.Array
-    count: jax.Array
-    recent: jax.Array
-    target_cache: KVCache
-    draft_cache: KVCache | None
-    running: jax.Array
-    failed: jax.Array
-    keys: jax.Array
-    budget: jax.Array
-    cycles: jax.Array
-    cycle_drafted: jax.Array
-    cycle_committed: jax.Array
-    kl: jax.Array | None
-    logprobs: jax.Array | None
+from kljudge_jax.verification.base import Verifier
 
 
 @functools.partial(jax.jit, static_argnames="settings")
@@ -108,29 +41,26 @@ def start(
       budget: int32 `[B]`, new tokens wanted, at most `settings.room`.
       settings: the static half.
     """
-    batch = prompts.shape[0]
+    batch, width = prompts.shape
 
     def consumed(model):
-        cache = KVCache.create(model.config, batch, settings.capacity, model.dtype)
-        return prefill(model, cache, prompts, lengths)
+        cache = prefill(model, KVCache.create(model.config, batch, settings.capacity, model.dtype), prompts, lengths)
+        return jax.tree.map(lambda x: _per_draft(x, settings), cache)
 
-    ends = jnp.stack([jnp.maximum(lengths - 2, 0), lengths - 1], axis=1)
-    places = settings.room + settings.draft_length + 1
-
-    def buffer(dtype, size=places):
+    def buffer(dtype, size=settings.room + settings.draft_length + 1):
         return jnp.zeros((batch, size), dtype)
 
     return LoopState(
-        tokens=buffer(jnp.int32),
+        sequence=jnp.pad(prompts, ((0, 0), (0, settings.capacity - width))),
+        length=jnp.asarray(lengths, jnp.int32),
         origin=buffer(jnp.int8),
         count=jnp.zeros((batch,), jnp.int32),
-        recent=jnp.take_along_axis(prompts, ends, axis=1),
-        target_cache=consumed(target),
-        draft_cache=None if draft is None else consumed(draft),
+        caches=Caches(consumed(target), None if draft is None else consumed(draft)),
         running=budget > 0,
         failed=jnp.zeros((batch,), bool),
         keys=keys,
         budget=budget,
+        pace=None if settings.adaptive is None else Pace.start(batch),
         cycles=jnp.zeros((batch,), jnp.int32),
         cycle_drafted=buffer(jnp.int32, settings.room + 1),
         cycle_committed=buffer(jnp.int32, settings.room + 1),
@@ -168,137 +98,126 @@ def run_cycles(
 
     def body(carry):
         i, state = carry
-        return i + 1, cycle(target, draft, verifier, sampling, eos, state, settings)
+        return i + 1, cycle(Models(target, draft), verifier, sampling, eos, state, settings)
 
     return jax.lax.while_loop(unfinished, body, (jnp.int32(0), state))[1]
 
 
 def cycle(
-    target: Transformer,
-    draft: Transformer | None,
-    verifier: Verifier,
-    sampling: Sampling,
-    eos: jax.Array,
-    state: LoopState,
-    settings: Settings,
+    models: Models, verifier: Verifier, sampling: Sampling, eos: jax.Array, state: LoopState, settings: Settings
 ) -> LoopState:
     """One draft, one target pass, one verdict a row, and the commit."""
-    consumed = state.target_cache.length
+    consumed = state.length - 1
     # A row's draws depend on its own key and on how far it has come, never on its neighbours.
     cycle_keys = jax.vmap(jax.random.fold_in)(state.keys, state.count)
     draft_keys, verify_keys = jax.vmap(lambda key: tuple(jax.random.split(key)))(cycle_keys)
 
-    needs = getattr(verifier, "needs", frozenset())
-    if settings.drafter is None:
-        nothing = jnp.zeros((state.recent.shape[0], 0, target.config.vocab_size), jnp.float32)
-        proposal, draft_cache = Draft(nothing[..., 0].astype(jnp.int32), nothing, nothing, None), state.draft_cache
-    else:
-        proposal, draft_cache = settings.drafter.propose(
-            draft,
-            state.draft_cache,
-            state.recent,
-            consumed,
-            draft_keys,
-            sampling,
-            settings.draft_length,
-            "draft_hidden" in needs,
-        )
-    raw_logits, hidden, target_cache = score_draft(target, state.target_cache, state.recent[:, 1], proposal.tokens)
+    planned = settings.draft_length if settings.adaptive is None else settings.adaptive.wanted(state.pace)
+    wanted = jnp.where(state.running, jnp.minimum(planned, state.budget - state.count - 1), 0)
+    context = Context(state.sequence, consumed, wanted, draft_keys)
+    draft, caches, last = _propose(models, verifier, sampling, state.caches, context, settings)
 
-    is_eos = _is_any(proposal.tokens, eos)
-    wanted = jnp.minimum(_through_first(is_eos), state.budget - state.count - 1)
-    draft_fit, target_fit = _fit(proposal.raw_logits), _fit(raw_logits)
-    # Logits that are no numbers end the draft before them: nothing is ever accepted or drawn from such a row.
-    draft_count = jnp.minimum(wanted, jnp.minimum(_leading(draft_fit), _leading(target_fit)))
-    draft_count = jnp.maximum(draft_count, 0)
+    is_eos = _is_any(draft.tokens, eos)
+    count = jnp.minimum(jnp.minimum(draft.count, _through_first(is_eos)), _per_draft(wanted, settings))
+    operands = (models.target, caches.target.at_length(_per_draft(consumed, settings)), verifier, sampling)
+    operands += (last, draft, count, verify_keys)
+    passes = [functools.partial(verify_drafts, settings=settings, width=width) for width in settings.widths]
+    # No row's answer depends on the width: what it may use is `count`, and its draws are those of its own key.
+    narrowest = jnp.sum(jnp.max(count) > jnp.asarray(settings.widths))
+    outcome = passes[0](*operands) if len(passes) == 1 else jax.lax.switch(narrowest, passes, *operands)
 
-    inputs = VerifyInputs(
-        draft_tokens=proposal.tokens,
-        draft_count=draft_count,
-        draft_logits=proposal.logits,
-        target_logits=process_logits(raw_logits, sampling),
-        raw_draft_logits=proposal.raw_logits,
-        raw_target_logits=raw_logits,
-        draft_hidden=proposal.hidden,
-        target_hidden=hidden[:, 1:] if "target_hidden" in needs else None,
-        greedy=jnp.asarray(sampling.greedy),
-    )
-    verdict = verify(verifier, verify_keys, inputs)
-
-    accepted = jnp.where(state.running, jnp.clip(verdict.num_accepted, 0, draft_count), 0)
+    accepted = jnp.where(state.running, outcome.accepted, 0)
     at = jnp.arange(settings.draft_length + 1)
-    ended = jnp.any(is_eos & (at[:-1] < accepted[:, None]), axis=1)
-    unfit = ~jnp.take_along_axis(target_fit, accepted[:, None], axis=1)[:, 0]
-    unfit |= (verdict.next_token < 0) | (verdict.next_token >= target.config.vocab_size)
-    # The draft failed only where it stopped a row from using a token that it still had room for.
-    starved = (accepted == draft_count) & (draft_count < wanted)
-    failed = state.running & ~ended & (unfit | starved)
-    committed = jnp.where(state.running, accepted + ~(ended | unfit), 0)
+    emitted_eos = _is_any(outcome.emitted, eos)
+    ended = jnp.any(emitted_eos & (at < accepted[:, None]), axis=1)
+    failed = state.running & ~ended & (~outcome.fit | outcome.starved)
+    committed = jnp.where(state.running, accepted + (outcome.fit & ~ended), 0)
+    relaxed = jnp.pad(outcome.relaxed, ((0, 0), (0, 1)))
+    origin = jnp.where(at < accepted[:, None], jnp.where(relaxed, RELAXED, DRAFT), TARGET)
+    new_count = state.count + committed
+    stops = jnp.any(emitted_eos & (at < committed[:, None]), axis=1)
+    running = state.running & ~stops & ~failed & (new_count < state.budget)
 
-    padded = jnp.pad(proposal.tokens, ((0, 0), (0, 1)))
-    emitted = jnp.where(at < accepted[:, None], padded, verdict.next_token[:, None])
-    relaxed = jnp.pad(verdict.relaxed, ((0, 0), (0, 1)))
-    origin = jnp.where(at < accepted[:, None], jnp.where(relaxed, _RELAXED, _DRAFT), _TARGET).astype(jnp.int8)
-    count = state.count + committed
-    stops = _is_any(emitted, eos) & (at < committed[:, None])
-    running = state.running & ~jnp.any(stops, axis=1) & ~failed & (count < state.budget)
-
-    kl, logprobs = state.kl, state.logprobs
-    if settings.trace:
-        divergences = kl_divergence(raw_logits[:, : settings.draft_length], proposal.raw_logits)
-        divergences = jnp.where(at[:-1] < draft_count[:, None], divergences, jnp.nan)
-        kl = _write(kl, jnp.pad(divergences, ((0, 0), (0, 1)), constant_values=jnp.nan), state.count)
-        logs = jax.nn.log_softmax(raw_logits, axis=-1)
-        logprobs = _write(logprobs, jnp.take_along_axis(logs, emitted[..., None], axis=-1)[..., 0], state.count)
-
-    drafted = jnp.where(state.running, draft_count, 0)
+    drafted = jnp.where(state.running, outcome.drafted, 0)
+    caches = _commit(Caches(outcome.cache, caches.draft), consumed, committed, outcome.branch, settings)
     return LoopState(
-        tokens=_write(state.tokens, emitted, state.count),
+        sequence=_write(state.sequence, outcome.emitted, state.length),
+        length=state.length + committed,
         origin=_write(state.origin, origin, state.count),
-        count=count,
-        recent=_last_two(state.recent, emitted, committed),
-        target_cache=target_cache.at_length(consumed + committed),
-        draft_cache=draft_cache,
+        count=new_count,
+        caches=caches,
         running=running,
         failed=state.failed | failed,
         keys=state.keys,
         budget=state.budget,
+        pace=None if settings.adaptive is None else settings.adaptive.update(state.pace, wanted, drafted, accepted),
         cycles=state.cycles + state.running,
         cycle_drafted=_write(state.cycle_drafted, drafted[:, None], state.cycles),
         cycle_committed=_write(state.cycle_committed, committed[:, None], state.cycles),
-        kl=kl,
-        logprobs=logprobs,
+        kl=_write(state.kl, outcome.kl, state.count) if settings.trace else None,
+        logprobs=_write(state.logprobs, outcome.logprobs, state.count) if settings.trace else None,
     )
 
 
-def verify(verifier: Verifier, keys: jax.Array, inputs: VerifyInputs) -> Verdict:
-    """The rule over a batch: every field of `inputs` has a leading axis B, but `greedy`, which is one for all."""
-    axes = VerifyInputs(0, 0, 0, 0, 0, 0, 0, 0, None)
-    axes = dataclasses.replace(
-        axes,
-        draft_hidden=None if inputs.draft_hidden is None else 0,
-        target_hidden=None if inputs.target_hidden is None else 0,
-    )
-    return jax.vmap(lambda key, row: verifier(key, row), in_axes=(0, axes))(keys, inputs)
+def _propose(models, verifier, sampling, caches, context, settings):
+    """The drafts of a batch, `[B D]` for D drafts a row; the caches, and each draft's last committed token."""
+    drafts, width = settings.scorer.drafts, settings.draft_length
+    if drafts > 1:
+        keys = jax.vmap(lambda key: jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(drafts)))(context.keys)
+        context = jax.tree.map(lambda x: _per_draft(x, settings), dataclasses.replace(context, keys=None))
+        context = dataclasses.replace(context, keys=keys.reshape(-1))
+    last = jnp.take_along_axis(context.sequence, context.consumed[:, None], axis=1)[:, 0]
+    if settings.drafter is None:
+        nothing = jnp.zeros((last.shape[0], width), jnp.int32)
+        return Draft(nothing, jnp.zeros_like(last), None, None, None), caches, last
+    needs = getattr(verifier, "needs", frozenset())
+    request = Request(width, "draft_hidden" in needs, settings.adaptive)
+    draft, caches = settings.drafter.propose(models, caches, context, sampling, request)
+    return draft, caches, last
+
+
+def _commit(caches: Caches, consumed, committed, branch, settings: Settings) -> Caches:
+    """The caches rolled back to what was committed; where a row has several drafts, all go on from the one followed."""
+    length = _per_draft(consumed + committed, settings)
+    target, draft = caches.target.at_length(length), caches.draft
+    if draft is not None:
+        # It may have consumed less, where no row wanted a draft.
+        draft = draft.at_length(jnp.minimum(draft.length, length))
+    if settings.scorer.drafts > 1:
+        target = _follow(target, branch, consumed, settings)
+        draft = None if draft is None else _follow(draft, branch, consumed, settings)
+    return Caches(target, draft)
+
+
+def _follow(cache: KVCache, branch: jax.Array, consumed: jax.Array, settings: Settings) -> KVCache:
+    """Copies what this cycle wrote for draft `branch` `[B]` of each row to the row's other drafts."""
+    drafts, slots = settings.scorer.drafts, settings.draft_length + 1
+    start = _per_draft(consumed, settings)
+
+    def copied(stored):
+        rows = stored.reshape(-1, drafts, *stored.shape[1:])
+        heads, dim = stored.shape[1], stored.shape[3]
+        written = jax.vmap(lambda row, i, at: jax.lax.dynamic_slice(row, (i, 0, at, 0), (1, heads, slots, dim))[0])(
+            rows, branch, consumed
+        )
+        return write_rows(stored, _per_draft(written, settings), start)
+
+    return KVCache(tuple(map(copied, cache.keys)), tuple(map(copied, cache.values)), cache.length)
+
+
+def _per_draft(rows: jax.Array, settings: Settings) -> jax.Array:
+    """`[B, ...]` to `[B D, ...]`, D drafts a row."""
+    return rows if settings.scorer.drafts == 1 else jnp.repeat(rows, settings.scorer.drafts, axis=0)
 
 
 def _is_any(tokens: jax.Array, ids: jax.Array) -> jax.Array:
     return jnp.any(tokens[..., None] == ids, axis=-1)
 
 
-def _leading(flags: jax.Array) -> jax.Array:
-    """How many of flags `[B, K]` hold before the first that does not: int32 `[B]`."""
-    return jnp.sum(jnp.cumprod(flags.astype(jnp.int32), axis=1), axis=1)
-
-
 def _through_first(flags: jax.Array) -> jax.Array:
     """How many places flags `[B, K]` have up to and including the first that holds, K if none does: int32 `[B]`."""
-    return jnp.minimum(_leading(~flags) + 1, flags.shape[1])
-
-
-def _fit(logits: jax.Array) -> jax.Array:
-    """Whether logits `[..., V]` define a distribution: no NaN, no +inf, not all -inf. The maximum shows all three."""
-    return jnp.isfinite(jnp.max(logits, axis=-1))
+    before = jnp.sum(jnp.cumprod((~flags).astype(jnp.int32), axis=1), axis=1)
+    return jnp.minimum(before + 1, flags.shape[1])
 
 
 def _write(buffer: jax.Array, values: jax.Array, at: jax.Array) -> jax.Array:
@@ -306,9 +225,3 @@ def _write(buffer: jax.Array, values: jax.Array, at: jax.Array) -> jax.Array:
     return jax.vmap(lambda row, new, i: jax.lax.dynamic_update_slice(row, new, (i,)))(
         buffer, values.astype(buffer.dtype), at
     )
-
-
-def _last_two(recent: jax.Array, emitted: jax.Array, committed: jax.Array) -> jax.Array:
-    """The last two of `recent` `[B, 2]` followed by the first `committed` of `emitted`."""
-    both = jnp.concatenate([recent, emitted], axis=1)
-    return jnp.take_along_axis(both, committed[:, None] + jnp.arange(2), axis=1)

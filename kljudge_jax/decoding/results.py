@@ -29,7 +29,8 @@ class Generation:
       origin: per token "draft" (the strict rule accepts it), "relaxed" (only this rule does) or "target" (a
         correction or a bonus token).
       stats: counts and times, pooled; `stats.rows[i]` for one prompt.
-      kl: with `trace`, f32 `[T]` each: KL(target || draft) at T = 1 in nats, NaN where no draft token stood.
+      kl: with `trace`, f32 `[T]` each: KL(target || draft) at T = 1 in nats, NaN where no draft token stood; infinite
+        where the draft's distribution is all at its token.
       logprobs: with `trace`, f32 `[T]` each: log-probability under the target at T = 1.
       cycles: with `trace`, the cycles of each answer.
     """

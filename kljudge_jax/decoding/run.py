@@ -15,6 +15,7 @@ from kljudge_jax.decoding.detokenize import cut_at_stop, decode
 from kljudge_jax.decoding.results import Generation, Progress
 from kljudge_jax.decoding.sampling import Sampling
 from kljudge_jax.decoding.score import PREFILL_CHUNK
+from kljudge_jax.decoding.state import ORIGINS, Settings, from_draft
 
 # Prompts and caches are padded to these sizes, so that similar calls share one compiled loop.
 _SHORTEST_PROMPT = 16
@@ -28,9 +29,8 @@ class Run:
         self.pair = pair
         self.sampling = Sampling.create(*sampling)
         self.stop = arguments.stop_strings(stop, pair)
-        self._verifier, self._draft, drafter, draft_length = arguments.rule(
-            pair, verifier, drafter, draft_length, self.sampling
-        )
+        plan = arguments.plan(pair, verifier, drafter, draft_length, self.sampling)
+        self._verifier, self._draft = plan.verifier, plan.draft
         rows = prompts.split(given)
         self.batch = len(rows)
         names = ["the prompt"] if self.batch == 1 else [f"prompt {i}" for i in range(self.batch)]
@@ -45,9 +45,11 @@ class Run:
         for row, tokens in zip(padded, ids, strict=True):
             row[: len(tokens)] = tokens
         room = _round_up(int(budget.max()), _SLOT_BUCKET)
-        # A cycle writes K + 1 slots past what is committed; a write past the end would shift over good slots.
-        capacity = max(_round_up(int((lengths + budget).max()) + draft_length + 1, _SLOT_BUCKET), padded.shape[1])
-        self._settings = loop.Settings(drafter, draft_length, capacity, room, trace)
+        # A cycle writes slots past what is committed; a write past the end would shift over good slots.
+        slots = int((lengths + budget).max()) + plan.scorer.slots(plan.draft_length)
+        capacity = max(_round_up(slots, _SLOT_BUCKET), padded.shape[1])
+        self._lengths = lengths
+        self._settings = Settings(plan.drafter, plan.draft_length, capacity, room, trace, plan.adaptive, plan.scorer)
         self._eos = jnp.asarray(pair.eos, jnp.int32)
         keys = arguments.row_keys(key, self.batch)
 
@@ -78,7 +80,7 @@ class Run:
             settings=self._settings,
             rule=type(self._verifier),
         )
-        names = ["tokens", "origin", "count", "running", "failed", "cycles", "cycle_drafted", "cycle_committed"]
+        names = ["sequence", "origin", "count", "running", "failed", "cycles", "cycle_drafted", "cycle_committed"]
         names += ["kl", "logprobs"] if self._settings.trace else []
         self._known = jax.device_get({name: getattr(state, name) for name in names})
         compiled = compile_seconds(began)
@@ -101,7 +103,8 @@ class Run:
         count = int(self._known["count"][row])
         count = self._stopped.get(row, (count, ""))[0]
         codes = self._known["origin"][row, :count]
-        return self._known["tokens"][row, :count].copy(), [loop.ORIGINS[code] for code in codes]
+        begin = self._lengths[row]
+        return self._known["sequence"][row, begin : begin + count].copy(), [ORIGINS[code] for code in codes]
 
     def text_tokens(self, row: int) -> tuple[np.ndarray, list[str]]:
         """Those of them that are text: all but an EOS at the end."""
@@ -148,7 +151,7 @@ class Run:
         for drafted, committed in zip(
             known["cycle_drafted"][row, :cycles].tolist(), known["cycle_committed"][row, :cycles].tolist(), strict=True
         ):
-            accepted = int(np.sum(loop.from_draft(origin[at : at + committed])))
+            accepted = int(np.sum(from_draft(origin[at : at + committed])))
             found.append(stats.Cycle(drafted, accepted, committed))
             at += committed
         return stats.cut_cycles(found, self._stopped[row][0]) if row in self._stopped else found
@@ -158,8 +161,8 @@ class Run:
             return "stop"
         if self._known["failed"][row]:
             return "failed"
-        count = int(self._known["count"][row])
-        return "eos" if count and self._known["tokens"][row, count - 1] in self.pair.eos else "length"
+        tokens, _ = self.committed(row)
+        return "eos" if len(tokens) and tokens[-1] in self.pair.eos else "length"
 
 
 def _prompt_bucket(length: int) -> int:

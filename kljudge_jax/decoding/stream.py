@@ -8,8 +8,10 @@ from typing import Any
 
 import jax
 
+from kljudge_jax.decoding.adaptive import Adaptive
 from kljudge_jax.decoding.detokenize import Detokenizer, find_stop
 from kljudge_jax.decoding.draft import ModelDraft
+from kljudge_jax.decoding.drafter import Drafter
 from kljudge_jax.decoding.results import Generation
 from kljudge_jax.decoding.run import Run
 from kljudge_jax.errors import InputError
@@ -40,8 +42,8 @@ def stream(
     prompt: Any,
     *,
     verifier: Verifier | str | None,
-    draft_length: int = 8,
-    drafter: Any = ModelDraft(),  # noqa: B008 - frozen and empty
+    draft_length: int | Adaptive = 8,
+    drafter: Drafter | str = ModelDraft(),  # noqa: B008 - frozen and empty
     max_new_tokens: int | Sequence[int] = 256,
     temperature: float = 0.0,
     top_k: int = 0,

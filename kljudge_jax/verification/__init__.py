@@ -14,6 +14,7 @@ from kljudge_jax.verification.entropy import EntropyThreshold as EntropyThreshol
 from kljudge_jax.verification.entropy import FLy as FLy
 from kljudge_jax.verification.exact import GreedyExact as GreedyExact
 from kljudge_jax.verification.exact import SpeculativeSampling as SpeculativeSampling
+from kljudge_jax.verification.k_sequential import KSequential as KSequential
 from kljudge_jax.verification.kl_judge import KLJudge as KLJudge
 from kljudge_jax.verification.lenience import Lenience as Lenience
 from kljudge_jax.verification.lenience import Mentored as Mentored
@@ -22,6 +23,7 @@ from kljudge_jax.verification.pivot import PivotAware as PivotAware
 from kljudge_jax.verification.rank import MarginAcceptance as MarginAcceptance
 from kljudge_jax.verification.rank import RelaxedThinking as RelaxedThinking
 from kljudge_jax.verification.rank import TopKAcceptance as TopKAcceptance
+from kljudge_jax.verification.reflective import Reflective as Reflective
 from kljudge_jax.verification.rule import RULES
 from kljudge_jax.verification.typical import TypicalAcceptance as TypicalAcceptance
 from kljudge_jax.verification.words import describe_rules as describe_rules

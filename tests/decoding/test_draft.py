@@ -6,10 +6,12 @@ import numpy as np
 from tiny_pairs import DRAFT_LENGTH, PROMPTS, forced, greedy_by_hand
 
 import kljudge_jax as kj
+from kljudge_jax.decoding.drafter import Caches, Context, Models, Request
 from kljudge_jax.decoding.sampling import Sampling, process_logits
 from kljudge_jax.decoding.score import prefill
 from kljudge_jax.models.cache import KVCache
 
+FIXED = Request(DRAFT_LENGTH)
 KEYS = jax.random.split(jax.random.key(8), len(PROMPTS))
 
 
@@ -20,25 +22,29 @@ def begin(model):
     return prefill(model, KVCache.create(model.config, len(PROMPTS), 64), jnp.asarray(padded), jnp.asarray(lengths))
 
 
-@jax.jit(static_argnames="with_hidden")
-def propose(model, cache, recent, consumed, sampling, with_hidden=False):
-    return kj.ModelDraft().propose(model, cache, recent, consumed, KEYS, sampling, DRAFT_LENGTH, with_hidden)
+@jax.jit(static_argnames="request")
+def propose(model, cache, sequence, consumed, sampling, request=FIXED):
+    context = Context(sequence, consumed, jnp.full_like(consumed, request.draft_length), KEYS)
+    draft, caches = kj.ModelDraft().propose(Models(None, model), Caches(None, cache), context, sampling, request)
+    return draft, caches.draft
 
 
 def ends_of(sequences):
-    """The last two tokens of each, and how many stand before the last; before a single one stands anything."""
-    recent = np.array([(row[-2] if len(row) > 1 else 77, row[-1]) for row in sequences], np.int32)
-    return recent, np.array([len(row) - 1 for row in sequences], np.int32)
+    """Each sequence, followed by stale tokens, and how many tokens stand before the last one."""
+    padded = [np.pad(row, (0, 64 - len(row)), constant_values=77) for row in sequences]
+    return np.array(padded, np.int32), np.array([len(row) - 1 for row in sequences], np.int32)
 
 
 def test_a_greedy_draft_is_the_models_own_answer(pair):
     draft, _ = propose(pair.draft, begin(pair.draft), *ends_of(PROMPTS), Sampling.create())
     assert draft.tokens.shape == (4, DRAFT_LENGTH) and draft.tokens.dtype == jnp.int32
-    for prompt, tokens, logits in zip(PROMPTS, draft.tokens, draft.logits, strict=True):
+    np.testing.assert_array_equal(draft.count, DRAFT_LENGTH)
+    for prompt, tokens, logits in zip(PROMPTS, draft.tokens, draft.raw_logits, strict=True):
         assert tokens.tolist() == greedy_by_hand(pair.draft, prompt, DRAFT_LENGTH)
         expected, _ = forced(pair.draft, [*prompt, *tokens])
         np.testing.assert_allclose(logits, expected[len(prompt) - 1 : -1], atol=1e-4)
-    assert draft.raw_logits is draft.logits or np.array_equal(draft.raw_logits, draft.logits)
+    processed, raw = draft.distributions(2, 257)
+    assert processed is raw and raw.shape == (4, 2, 257)
     assert draft.hidden is None
 
 
@@ -58,7 +64,9 @@ def test_drafts_go_on_after_any_number_of_accepted_tokens(pair):
 
 def test_sampled_drafts_come_with_the_logits_they_were_drawn_from_and_their_states(pair):
     sampling = Sampling.create(0.9, top_k=7, top_p=0.95)
-    draft, cache = propose(pair.draft, begin(pair.draft), *ends_of(PROMPTS), sampling, with_hidden=True)
+    draft, cache = propose(
+        pair.draft, begin(pair.draft), *ends_of(PROMPTS), sampling, Request(DRAFT_LENGTH, with_hidden=True)
+    )
     chosen = np.take_along_axis(np.asarray(draft.logits), np.asarray(draft.tokens)[..., None], axis=-1)
     assert np.isfinite(chosen).all()
     np.testing.assert_allclose(draft.logits, process_logits(draft.raw_logits, sampling), rtol=1e-6)
@@ -71,9 +79,7 @@ def test_sampled_drafts_come_with_the_logits_they_were_drawn_from_and_their_stat
 
 
 def test_a_draft_of_one_token_has_one_state(pair):
-    def one(model, cache):
-        return kj.ModelDraft().propose(model, cache, *ends_of(PROMPTS), KEYS, Sampling.create(), 1, True)[0]
-
-    draft = jax.eval_shape(one, pair.draft, begin(pair.draft))
+    ends = ends_of(PROMPTS)
+    draft, _ = propose.eval_shape(pair.draft, begin(pair.draft), *ends, Sampling.create(), request=Request(1, True))
     assert draft.tokens.shape == (4, 1)
     assert draft.hidden.shape == (4, 1, pair.draft.config.hidden_size)

@@ -32,17 +32,10 @@ def pair_of(target, draft=None):
     return kj.ModelPair(target, draft, eos=(NEVER,))
 
 
-def sample(pair, verifier, seed=0, **sampling):
+def sample(pair, verifier, seed=0, **options):
     """Three tokens `[ROWS, 3]` after the prompt, and the run's counts."""
-    out = kj.generate(
-        pair,
-        np.tile(PROMPT, (ROWS, 1)),
-        verifier=verifier,
-        draft_length=2,
-        max_new_tokens=3,
-        key=jax.random.key(seed),
-        **sampling,
-    )
+    shared = {"draft_length": 2, "max_new_tokens": 3, "key": jax.random.key(seed)}
+    out = kj.generate(pair, np.tile(PROMPT, (ROWS, 1)), verifier=verifier, **(shared | options))
     return np.stack(out.tokens), out.stats
 
 
@@ -92,6 +85,31 @@ def test_plain_decoding_draws_from_the_target(hf_target):
 def test_speculative_sampling_draws_from_the_target(hf_target, draft, rate):
     hf, target = hf_target
     tokens, stats = sample(pair_of(target, draft(target)), "exact", **SAMPLING)
+    assert p_value(tokens, joint_distribution(hf, **SAMPLING)) > 1e-4
+    assert rate[0] <= stats.draft_acceptance_rate <= rate[1]
+
+
+@pytest.mark.parametrize(
+    ("verifier", "options", "rate"),
+    [
+        ("exact", {"drafter": kj.PromptLookup(1)}, (0.05, 0.6)),
+        (
+            "exact",
+            {"drafter": kj.SelfDraft(1), "draft_length": kj.Adaptive(1, 2, confidence=0.4, cost=0.1)},
+            (0.1, 0.9),
+        ),
+        (kj.KSequential(3), {}, (0.5, 0.95)),
+        (
+            kj.KSequential(2),
+            {"drafter": kj.SelfDraft(1), "draft_length": kj.Adaptive(maximum=1, cost=0.1)},
+            (0.1, 0.95),
+        ),
+    ],
+    ids=["lookup", "self-adaptive", "kseq", "kseq-self-adaptive"],
+)
+def test_every_way_to_draft_draws_from_the_target(hf_target, verifier, options, rate):
+    hf, target = hf_target
+    tokens, stats = sample(pair_of(target, noisy(target, 1, 0.5)), verifier, **SAMPLING, **options)
     assert p_value(tokens, joint_distribution(hf, **SAMPLING)) > 1e-4
     assert rate[0] <= stats.draft_acceptance_rate <= rate[1]
 

@@ -10,6 +10,7 @@ from tiny_pairs import DRAFT_LENGTH, NEVER, PROMPTS, answer, compilations, force
 
 import kljudge_jax as kj
 from kljudge_jax.decoding import loop
+from kljudge_jax.decoding.drafter import Models
 from kljudge_jax.decoding.sampling import Sampling
 
 
@@ -73,13 +74,15 @@ def test_blocks_of_cycles_add_up_to_the_whole(pair):
         blocks += 1
         assert state.cycles.max() == min(3 * blocks, whole.cycles.max())
     assert blocks > 2
-    for name in ("tokens", "origin"):
-        for row, other, count in zip(getattr(state, name), getattr(whole, name), whole.count, strict=True):
+    for name, counts in (("sequence", whole.length), ("origin", whole.count)):
+        for row, other, count in zip(getattr(state, name), getattr(whole, name), counts, strict=True):
             np.testing.assert_array_equal(row[:count], other[:count])
+    np.testing.assert_array_equal(whole.length, [len(prompt) + 40 for prompt in PROMPTS])
     np.testing.assert_array_equal(state.cycles, whole.cycles)
     np.testing.assert_array_equal(whole.count, 40)
     np.testing.assert_array_equal(
-        whole.target_cache.length, [len(prompt) - 1 + count for prompt, count in zip(PROMPTS, whole.count, strict=True)]
+        whole.caches.target.length,
+        [len(prompt) - 1 + count for prompt, count in zip(PROMPTS, whole.count, strict=True)],
     )
 
 
@@ -106,7 +109,7 @@ def test_rows_that_the_host_halts_stay_as_they_are(pair):
 def test_the_state_is_donated_and_a_second_run_compiles_nothing(pair):
     state, run = started(pair)
     run(state, 1000)
-    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.target_cache.keys + state.draft_cache.values))
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.caches.target.keys + state.caches.draft.values))
     other = tiny_pair(seed=7)
     with compilations() as compiled:
         state, run = started(other, budget=33)
@@ -165,7 +168,7 @@ def test_states_that_no_rule_needs_are_not_there(pair):
     settings = loop.Settings(kj.ModelDraft(), DRAFT_LENGTH, 64, 64, False)
     jax.eval_shape(
         lambda state: loop.cycle(
-            pair.target, pair.draft, Curious(), Sampling.create(), jnp.array([NEVER]), state, settings
+            Models(pair.target, pair.draft), Curious(), Sampling.create(), jnp.array([NEVER]), state, settings
         ),
         state,
     )

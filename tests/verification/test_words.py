@@ -85,6 +85,7 @@ def test_the_table_is_read_off_the_classes():
     assert {row["name"] for row in table if row["lossless"]} == {
         "BlockVerification",
         "GreedyExact",
+        "KSequential",
         "SpeculativeSampling",
     }
     assert all(row["source"] and row["summary"] for row in table)

@@ -1,0 +1,77 @@
+"""Drafting by looking the last tokens up in what is there already."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from kljudge_jax.decoding.drafter import Caches, Context, Draft, Models, Request
+from kljudge_jax.decoding.sampling import Sampling
+from kljudge_jax.errors import InputError
+from kljudge_jax.models.pair import ModelPair
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptLookup:
+    """Proposes what followed the last tokens when they stood in the prompt or the answer before.
+
+    The longest match of up to `ngram` tokens counts, the most recent of those; without any there is no draft. A match
+    so close to the end that its continuation runs into it goes on with what was just proposed, as a loop would.
+
+    Its distribution is all at its token: 0 there and -inf elsewhere. So lossless rules stay lossless (a token is
+    accepted with the target's probability of it), KL(target || draft) is infinite and a rule that asks for less keeps
+    to its strict part, KL(draft || target) is -log p(d), and the draft's entropy is 0. A rule that needs the draft's
+    states cannot be used with it.
+
+    Source: prompt lookup decoding (Saxena, 2023), and LLMA, arXiv 2304.04487.
+
+    Attributes:
+      ngram: the most tokens that are matched, from 1 on.
+
+    Raises:
+      InputError: `ngram` is no such number.
+    """
+
+    ngram: int = 3
+
+    uses_draft_model: ClassVar[bool] = False
+    has_hidden: ClassVar[bool] = False
+    draws: ClassVar[bool] = False
+    always_full: ClassVar[bool] = False
+
+    def __post_init__(self):
+        if not isinstance(self.ngram, int) or isinstance(self.ngram, bool) or self.ngram < 1:
+            raise InputError(f"give PromptLookup a whole number from 1 on as its ngram, not {self.ngram!r}")
+
+    def check(self, pair: ModelPair) -> None:
+        """It needs no model."""
+
+    def cost(self, pair: ModelPair) -> float:
+        return 0.0
+
+    def propose(
+        self, models: Models, caches: Caches, context: Context, sampling: Sampling, request: Request
+    ) -> tuple[Draft, Caches]:
+        """See `Drafter`."""
+        tokens, found = jax.vmap(lambda sequence, last: self._look_up(sequence, last, request.draft_length))(
+            context.sequence, context.consumed
+        )
+        count = jnp.where(found, jnp.minimum(context.wanted, request.draft_length), 0)
+        return Draft(tokens, count, None, None, None), caches
+
+    def _look_up(self, sequence: jax.Array, last: jax.Array, length: int) -> tuple[jax.Array, jax.Array]:
+        """The continuation int32 `[length]` of one sequence `[S]` that ends at `last`, and whether there is one."""
+        place = jnp.arange(sequence.shape[0])
+        # matched[e]: how many tokens up to e equal those up to the end.
+        alike, matched = place < last, jnp.zeros_like(place)
+        for back in range(min(self.ngram, sequence.shape[0])):
+            earlier = jnp.roll(sequence, back) == sequence[jnp.maximum(last - back, 0)]
+            alike &= earlier & (place >= back)
+            matched += alike
+        end = jnp.max(jnp.where(matched == jnp.max(matched), place, -1))
+        period = last - end
+        tokens = sequence[end + 1 + jnp.arange(length) % jnp.maximum(period, 1)]
+        return tokens, jnp.max(matched) > 0

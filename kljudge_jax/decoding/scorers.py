@@ -1,0 +1,105 @@
+"""How the target looks at a draft: one view of it, several drafts side by side, or a second look after a reflection."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from kljudge_jax.decoding.score import score_draft
+from kljudge_jax.models.cache import KVCache
+from kljudge_jax.models.transformer import Transformer
+
+
+class Scores(NamedTuple):
+    """What a target pass over a draft of w tokens gives.
+
+    Attributes:
+      logits: raw, f32 `[B, w + 1, V]`; row i predicts draft token i.
+      hidden: final-norm states `[B, w + 1, H]`; row i + 1 has consumed draft token i.
+      cache: its length is of no use.
+      reflected: raw logits of the second view, shaped as `logits`, or None where there is none.
+    """
+
+    logits: jax.Array
+    hidden: jax.Array
+    cache: KVCache
+    reflected: jax.Array | None = None
+
+
+class Scorer(Protocol):
+    """A way of scoring: a frozen, hashable dataclass, part of the compiled program.
+
+    Attributes:
+      drafts: how many drafts each row has; so many rows of both caches belong to it.
+    """
+
+    drafts: int
+
+    def slots(self, draft_length: int) -> int:
+        """How many slots a pass over a draft of that length writes."""
+
+    def score(
+        self, target: Transformer, cache: KVCache, last: jax.Array, tokens: jax.Array, count: jax.Array
+    ) -> Scores:
+        """One pass over `last` int32 `[B]` and the first `count` `[B]` of `tokens` int32 `[B, w]`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DraftScorer:
+    """Scores drafts as they are: `drafts` of them a row, all in one pass."""
+
+    drafts: int = 1
+
+    def slots(self, draft_length: int) -> int:
+        return draft_length + 1
+
+    def score(
+        self, target: Transformer, cache: KVCache, last: jax.Array, tokens: jax.Array, count: jax.Array
+    ) -> Scores:
+        return Scores(*score_draft(target, cache, last, tokens))
+
+
+@dataclasses.dataclass(frozen=True)
+class ReflectionScorer:
+    """Scores a draft twice in one pass: as it is, and as a copy that stands after the draft and a reflection prompt.
+
+    Attributes:
+      prompt: the reflection prompt's token ids, at least one.
+    """
+
+    prompt: tuple[int, ...]
+    drafts: ClassVar[int] = 1
+
+    def slots(self, draft_length: int) -> int:
+        return 1 + draft_length + len(self.prompt) + draft_length
+
+    def score(
+        self, target: Transformer, cache: KVCache, last: jax.Array, tokens: jax.Array, count: jax.Array
+    ) -> Scores:
+        """See `Scorer`. A row whose draft is empty has nothing to reflect on: its second view is its first."""
+        width = tokens.shape[1]
+        if width == 0:
+            return Scores(*score_draft(target, cache, last, tokens))
+        # The copy follows the real draft closely, for what stands between the two would be read as a part of it.
+        place = jnp.arange(self.slots(width))
+        first = jnp.concatenate([last[:, None], tokens], axis=1)
+        end = count[:, None] + 1  # of the first view
+        copy = end + len(self.prompt)
+        packed = jnp.where(
+            place < end,
+            jnp.take(first, jnp.minimum(place, width), axis=1),
+            jnp.where(
+                place < copy,
+                jnp.asarray(self.prompt, jnp.int32)[jnp.clip(place - end, 0, len(self.prompt) - 1)],
+                jnp.take_along_axis(tokens, jnp.clip(place - copy, 0, width - 1), axis=1),
+            ),
+        )
+        hidden, cache = target(packed, cache)
+        # The last token of the reflection prompt predicts the first of the copy.
+        second = jnp.take_along_axis(hidden, (copy - 1 + jnp.arange(width + 1))[..., None], axis=1)
+        logits = target.logits(hidden[:, : width + 1])
+        reflected = jnp.where((count > 0)[:, None, None], target.logits(second), logits)
+        return Scores(logits, hidden[:, : width + 1], cache, reflected)

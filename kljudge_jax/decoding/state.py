@@ -1,0 +1,94 @@
+"""What a run is: its static settings, and the state that it carries from cycle to cycle."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+
+from kljudge_jax.decoding.adaptive import Adaptive, Pace
+from kljudge_jax.decoding.drafter import Caches
+from kljudge_jax.decoding.scorers import DraftScorer, Scorer
+
+# Where a committed token came from: the codes that `LoopState.origin` holds.
+ORIGINS = ("draft", "relaxed", "target")
+DRAFT, RELAXED, TARGET = range(3)
+
+
+def from_draft(origin):
+    """Whether tokens of these origin codes were drafted."""
+    return origin != TARGET
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """The static half of a run. Hashable: a new value compiles anew.
+
+    Attributes:
+      drafter: what proposes tokens; None for plain decoding, which is K = 0.
+      draft_length: K, the longest draft.
+      capacity: slots of each cache and of each row's sequence, S.
+      room: tokens that the buffers of new tokens hold, N.
+      trace: record the divergence and the log-probability of every token.
+      adaptive: how the draft length adapts; None is always K.
+      scorer: how the target looks at a draft.
+    """
+
+    drafter: Any
+    draft_length: int
+    capacity: int
+    room: int
+    trace: bool
+    adaptive: Adaptive | None = None
+    scorer: Scorer = dataclasses.field(default_factory=DraftScorer)
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """The lengths of draft that a target pass is compiled for, ascending, K the last."""
+        if self.adaptive is not None:
+            return self.adaptive.widths()
+        varies = self.drafter is not None and not self.drafter.always_full
+        return (0, self.draft_length) if varies else (self.draft_length,)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class LoopState:
+    """Everything a run carries from cycle to cycle; B rows, N = `Settings.room`, K draft length, S slots.
+
+    Buffers of new tokens have K + 1 spare places, since a cycle writes K + 1 and counts what it keeps.
+
+    Attributes:
+      sequence: int32 `[B, S]`, prompt and new tokens by position; stale past the last token.
+      length: int32 `[B]`, tokens of `sequence`.
+      origin: int8 `[B, N + K + 1]`, per new token an index into `ORIGINS`; stale from `count` on.
+      count: int32 `[B]`, new tokens.
+      caches: what each model consumed; the target's, all tokens of a row but its last one. The rows of a scorer's
+        several drafts lie side by side.
+      running: bool `[B]`.
+      failed: bool `[B]`, stopped because a model returned NaN or +inf.
+      keys: `[B]`, one key a row.
+      budget: int32 `[B]`, tokens a row may commit.
+      pace: what an adaptive draft length remembers, or None.
+      cycles: int32 `[B]`.
+      cycle_drafted, cycle_committed: int32 `[B, N + 1]`, per cycle.
+      kl: f32 `[B, N + K + 1]` or None, KL(target || draft) where a token was drafted, nats at T = 1; else NaN.
+      logprobs: f32, same shape or None, log-probability under the target at T = 1.
+    """
+
+    sequence: jax.Array
+    length: jax.Array
+    origin: jax.Array
+    count: jax.Array
+    caches: Caches
+    running: jax.Array
+    failed: jax.Array
+    keys: jax.Array
+    budget: jax.Array
+    pace: Pace | None
+    cycles: jax.Array
+    cycle_drafted: jax.Array
+    cycle_committed: jax.Array
+    kl: jax.Array | None
+    logprobs: jax.Array | None

@@ -1,0 +1,72 @@
+"""Drafters and draft lengths by their command-line words: `lookup:3`, `self:2`, `adaptive:maximum=16`."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from kljudge_jax.decoding.adaptive import Adaptive
+from kljudge_jax.decoding.draft import ModelDraft
+from kljudge_jax.decoding.drafter import Drafter
+from kljudge_jax.decoding.prompt_lookup import PromptLookup
+from kljudge_jax.decoding.self_draft import SelfDraft
+from kljudge_jax.errors import InputError
+
+_DRAFTERS = {"model": ModelDraft, "lookup": PromptLookup, "self": SelfDraft}
+
+
+def parse_drafter(word: str) -> Drafter:
+    """The drafter of a word: `model`, `lookup` or `lookup:3` (ngram), `self:2` (layers).
+
+    Raises:
+      InputError: no such drafter, or a parameter that is unknown, missing or out of its range.
+    """
+    name, values = _split(word)
+    if name not in _DRAFTERS:
+        raise InputError(f"choose a drafter of {', '.join(_DRAFTERS)}, not {name!r}")
+    return _make(_DRAFTERS[name], name, values)
+
+
+def parse_draft_length(word: str) -> int | Adaptive:
+    """The draft length of a word: a whole number from 1 on, `adaptive`, or `adaptive:minimum=0,maximum=8`.
+
+    Raises:
+      InputError: neither, or a parameter that is unknown or out of its range.
+    """
+    name, values = _split(word)
+    if name == "adaptive":
+        return _make(Adaptive, name, values)
+    if values or not name.isdecimal() or int(name) < 1:
+        raise InputError(f"a draft length is a whole number from 1 on, or adaptive as in adaptive:0,8, not {word!r}")
+    return int(name)
+
+
+def _split(word: str) -> tuple[str, list[str]]:
+    name, colon, rest = (part.strip() for part in word.partition(":"))
+    return name, [value.strip() for value in rest.split(",")] if colon else []
+
+
+def _make(made: type, name: str, values: list[str]):
+    """`made` of values in order, then of `name=value`."""
+    fields = {field.name: field for field in dataclasses.fields(made)}
+    given: dict[str, int | float] = {}
+    for position, item in enumerate(values):
+        key, equals, text = (part.strip() for part in item.partition("="))
+        if not equals and position < len(fields):
+            key, text = list(fields)[position], key
+        if key not in fields or key in given:
+            raise InputError(f"write {_usage(made, name)!r}, for {item!r} is no parameter of {name!r}, or given twice")
+        try:
+            given[key] = int(text) if text.lstrip("-").isdecimal() else float(text)
+        except ValueError:
+            raise InputError(f"give {name!r} a number as its {key}, not {text!r}") from None
+    if any(field.default is dataclasses.MISSING and key not in given for key, field in fields.items()):
+        raise InputError(f"give {name!r} its numbers, as in {_usage(made, name)!r}")
+    return made(**given)
+
+
+def _usage(made: type, name: str) -> str:
+    shown = [
+        f"{field.name}={'...' if field.default is dataclasses.MISSING else field.default}"
+        for field in dataclasses.fields(made)
+    ]
+    return name + (":" + ",".join(shown) if shown else "")

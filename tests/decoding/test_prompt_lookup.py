@@ -1,0 +1,108 @@
+"""Prompt lookup against a plain search, and what it does to a run."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny_pairs import PROMPTS, answer, tokens_of
+
+import kljudge_jax as kj
+from kljudge_jax.decoding.drafter import Caches, Context, Models, Request
+from kljudge_jax.decoding.sampling import Sampling
+from kljudge_jax.errors import InputError
+
+LENGTH = 5
+
+
+def by_hand(sequence, ngram, length):
+    """The continuation after the longest and then latest earlier match of the sequence's end; None without one."""
+    for size in range(min(ngram, len(sequence) - 1), 0, -1):
+        for begin in range(len(sequence) - size - 1, -1, -1):
+            if sequence[begin : begin + size] == sequence[-size:]:
+                written = list(sequence)
+                for i in range(length):
+                    written.append(written[begin + size + i])
+                return written[len(sequence) :]
+    return None
+
+
+def looked_up(sequences, ngram, wanted=LENGTH):
+    batch = len(sequences)
+    padded = jnp.asarray([np.pad(row, (0, 24 - len(row)), constant_values=1) for row in sequences])
+    context = Context(
+        padded, jnp.asarray([len(row) - 1 for row in sequences]), jnp.full((batch,), wanted), jnp.zeros((batch,))
+    )
+    propose = jax.jit(kj.PromptLookup(ngram).propose, static_argnames="request")
+    draft, caches = propose(Models(None, None), Caches(None, None), context, Sampling.create(), request=Request(LENGTH))
+    assert caches == Caches(None, None)
+    return draft
+
+
+@pytest.mark.parametrize("ngram", [1, 3])
+def test_the_longest_and_latest_match_is_continued(ngram):
+    rng = np.random.default_rng(ngram)
+    sequences = [rng.integers(0, rng.integers(2, 9), size=rng.integers(1, 20)).tolist() for _ in range(300)]
+    draft = looked_up(sequences, ngram)
+    found = 0
+    for sequence, tokens, count in zip(sequences, draft.tokens.tolist(), draft.count.tolist(), strict=True):
+        expected = by_hand(sequence, ngram, LENGTH)
+        assert count == (0 if expected is None else LENGTH)
+        if expected is not None:
+            assert tokens == expected
+            found += 1
+    assert 100 < found < 300
+
+
+def test_a_row_is_given_no_more_than_it_wants():
+    draft = looked_up([[1, 2, 1], [1, 2, 3]], 3, wanted=2)
+    assert draft.count.tolist() == [2, 0] and draft.tokens[0, :2].tolist() == [2, 1]
+
+
+def test_its_distribution_is_all_at_its_token():
+    draft = looked_up([[1, 2, 1]], 3)
+    assert draft.logits is None and draft.raw_logits is None and draft.hidden is None
+    processed, raw = draft.distributions(3, 7)
+    np.testing.assert_array_equal(jax.nn.softmax(raw), jax.nn.one_hot(draft.tokens[:, :3], 7))
+    assert processed is raw
+
+
+def test_exact_decoding_needs_no_draft_model_and_plain_steps_where_nothing_matches(pair):
+    single = dataclasses.replace(pair, draft=None)
+    out = answer(single, "exact", drafter=kj.PromptLookup(), trace=True)
+    plain = answer(pair, None)
+    assert tokens_of(out) == tokens_of(plain)
+    for prompt, tokens, cycles in zip(PROMPTS, tokens_of(out), out.cycles, strict=True):
+        at = 0
+        for cycle in cycles:
+            left = len(tokens) - at - 1
+            match = by_hand([*prompt.tolist(), *tokens[:at]], 3, 4)
+            assert cycle.drafted == (0 if match is None else min(4, left))
+            at += cycle.committed
+    assert 0 < out.stats.accepted < out.stats.drafted
+    # KL(target || draft) is infinite, so the judge has nothing to add to the strict rule; nothing is NaN or fails.
+    judged = answer(single, kj.KLJudge(1e30, confidence=1.0), drafter=kj.PromptLookup(), trace=True)
+    assert tokens_of(judged) == tokens_of(plain) and judged.stats.relaxed == judged.stats.failed == 0
+    for origin, kl, logprobs in zip(judged.origin, judged.kl, judged.logprobs, strict=True):
+        assert np.isinf(kl[[o == "draft" for o in origin]]).all() and np.isfinite(logprobs).all()
+
+
+@pytest.mark.parametrize("ngram", [0, -1, 1.5, "3", True])
+def test_ngrams_that_cannot_be_are_refused(ngram):
+    with pytest.raises(InputError, match="PromptLookup a whole number from 1"):
+        kj.PromptLookup(ngram)
+
+
+def test_a_rule_that_reads_the_drafts_states_is_refused(pair):
+    @jax.tree_util.register_dataclass
+    @dataclasses.dataclass(frozen=True)
+    class Curious:
+        number: float = 0.0
+        needs = frozenset({"draft_hidden"})
+
+        def __call__(self, key, inputs):
+            raise AssertionError
+
+    with pytest.raises(InputError, match="Curious reads the draft's states, and PromptLookup has none"):
+        answer(pair, Curious(), drafter=kj.PromptLookup())

@@ -1,0 +1,58 @@
+"""Drafters and draft lengths by their words."""
+
+import pytest
+
+import kljudge_jax as kj
+from kljudge_jax.decoding.words import parse_draft_length, parse_drafter
+from kljudge_jax.errors import InputError
+
+
+@pytest.mark.parametrize(
+    ("word", "drafter"),
+    [
+        ("model", kj.ModelDraft()),
+        ("lookup", kj.PromptLookup()),
+        ("lookup:2", kj.PromptLookup(2)),
+        (" lookup : ngram = 4 ", kj.PromptLookup(4)),
+        ("self:2", kj.SelfDraft(2)),
+    ],
+)
+def test_a_word_is_a_drafter(word, drafter):
+    assert parse_drafter(word) == drafter
+
+
+@pytest.mark.parametrize(
+    ("word", "length"),
+    [
+        ("8", 8),
+        ("adaptive", kj.Adaptive()),
+        ("adaptive:1,16", kj.Adaptive(1, 16)),
+        ("adaptive:maximum=4,confidence=0.4,cost=0.2", kj.Adaptive(0, 4, 0.4, 0.2)),
+    ],
+)
+def test_a_word_is_a_draft_length(word, length):
+    assert parse_draft_length(word) == length
+
+
+@pytest.mark.parametrize(
+    ("word", "says"),
+    [
+        ("lookups", "choose a drafter of model, lookup, self"),
+        ("model:1", "write 'model'"),
+        ("self", "give 'self' its numbers, as in 'self:layers=...'"),
+        ("self:0", "from 1 on as its layers"),
+        ("lookup:two", "a number as its ngram"),
+        ("lookup:2,3", "write 'lookup:ngram=3'"),
+        ("lookup:2,ngram=3", "given twice"),
+    ],
+)
+def test_drafters_that_cannot_be_meant_are_refused_in_one_sentence(word, says):
+    with pytest.raises(InputError) as error:
+        parse_drafter(word)
+    assert says in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("word", ["0", "-1", "2.5", "", "long", "8:2", "adaptive:9,4", "adaptive:length=4"])
+def test_lengths_that_cannot_be_meant_are_refused(word):
+    with pytest.raises(InputError):
+        parse_draft_length(word)
