@@ -4,6 +4,9 @@ With delta the target's logits less the draft's and D_ij = delta_i - delta_j: KL
 while a linear judge is said to be sigmoid(sum_ij beta_ij D_ij + b); both would read the same shifts. Measured here: the
 judge's score by decile against mean KL, rank correlations, the share of the judge's logit that a linear map of shifts
 explains on questions it was not fitted to, and KL against its second-order form.
+
+One of these is no finding: behind the token the shifts are a linear map of the judge's own states, and one that loses
+nothing once it has as many shifts as the states have numbers. The shifts before the token are those that KL reads.
 """
 
 from __future__ import annotations
@@ -76,6 +79,7 @@ class Correspondence:
         shifts that predict the token, which KL reads; "after" of those behind the token, where the judge's states are.
       shifts: how many tokens' gaps those maps read.
       second_order: "rank correlation" with KL, and the "ratio" of the mean second-order form to the mean KL.
+      trained_on: the judge was fitted to these very rows, which flatters it.
       points: probability, KL, its second-order form and the label of up to 2000 mismatches, for the picture.
     """
 
@@ -88,6 +92,7 @@ class Correspondence:
     explained: dict[str, float]
     shifts: int
     second_order: dict[str, float]
+    trained_on: bool
     points: dict[str, list[float]]
 
     def to_json(self) -> dict[str, Any]:
@@ -97,7 +102,8 @@ class Correspondence:
         """Tables, each with its n."""
         lines = [
             f"{self.rows} mismatches of {self.questions} questions, {self.important:.1%} important; intervals are "
-            "95 %, by a bootstrap over questions.",
+            "95 %, by a bootstrap over questions."
+            + (" The judge was trained on these very mismatches." if self.trained_on else ""),
             "",
             "| decile of the judge | n | P(important) | important | KL(target, draft) | second order | target entropy "
             "| draft entropy |",
@@ -122,13 +128,14 @@ class Correspondence:
         return "\n".join(lines) + "\n"
 
 
-def correspond(data: Dataset, head: Head, seed: int = 0) -> Correspondence:
+def correspond(data: Dataset, head: Head, seed: int = 0, trained_on: bool = False) -> Correspondence:
     """Compares a judge with KL on a dataset, preferably of questions that the judge was not trained on.
 
     Args:
       data: mined mismatches.
       head: the judge.
       seed: of folds and bootstrap.
+      trained_on: whether the judge was fitted to these rows.
 
     Raises:
       InputError: the judge is for another pair than the data, or there are fewer than 10 questions with mismatches.
@@ -173,6 +180,7 @@ def correspond(data: Dataset, head: Head, seed: int = 0) -> Correspondence:
         {where: _explained(shifts, logit, questions, seed) for where, shifts in gaps.items() if shifts.shape[1]},
         gaps["before"].shape[1],
         {"rank correlation": _spearman(kl, second), "ratio": float(second.mean() / max(kl.mean(), 1e-12))},
+        trained_on,
         {
             "probability": probability[shown].tolist(),
             "kl": kl[shown].tolist(),
@@ -222,7 +230,7 @@ def draw(found: Correspondence, path: str | Path) -> bool:
     middle.set(xscale="log", xlabel="KL(target, draft), nats", ylabel="the judge's P(important)")
     middle.legend()
     right.scatter(np.maximum(points["kl"], 1e-6), np.maximum(points["second_order_kl"], 1e-6), 6, alpha=0.5)
-    ends = [1e-6, max(points["kl"].max(), 1.0)]
+    ends = [max(points["kl"].min(), 1e-6), max(points["kl"].max(), 1.0)]
     right.plot(ends, ends, "k:", label="equal")
     right.set(xscale="log", yscale="log", xlabel="KL(target, draft), nats", ylabel="second order, nats")
     right.legend()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from kljudge_jax.judges import correspondence
 from kljudge_jax.judges.dataset import read_dataset
-from kljudge_jax.judges.storage import load_head, save_judge
+from kljudge_jax.judges.storage import load_head, read_manifest, save_judge
 from kljudge_jax.judges.training import GridPoint, Options, TrainedJudge, fit_judge
 from kljudge_jax.models.orbax import check_destination
 
@@ -53,5 +53,7 @@ def correspond(
     Raises:
       InputError: a folder is not what it should be, or judge and data are of different pairs.
     """
-    found = correspondence.correspond(read_dataset(data), load_head(judge), seed)
+    dataset = read_dataset(data)
+    trained_on = read_manifest(judge)["data"] == dataset.origin
+    found = correspondence.correspond(dataset, load_head(judge), seed, trained_on)
     return found, correspondence.save_report(found, folder)

@@ -24,5 +24,6 @@ def test_from_data_to_judge_to_report(tmp_path):
     assert (rule.head.mean == judge.head.mean).all()
     found, files = correspond(tmp_path / "data", tmp_path / "judge", tmp_path / "report")
     assert found.auc["the judge"].value > 0.85 and files[0].is_file()
+    assert found.trained_on and "trained on these very mismatches" in files[1].read_text()
     with pytest.raises(InputError, match="not an empty folder"):
         train_judge(tmp_path / "data", tmp_path / "judge")
