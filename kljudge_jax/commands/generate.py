@@ -10,11 +10,12 @@ from kljudge_jax.commands.color import add_color, is_coloured, painted
 from kljudge_jax.commands.options import (
     FAILED,
     OK,
+    add_drafting,
     add_models,
     add_sampling,
+    check_drafter,
     check_sampling,
     command,
-    has_draft,
     load_pair,
     note,
 )
@@ -44,22 +45,22 @@ def add(commands) -> None:
         default="kl:0.4",
         help="the verification rule: exact, kl:0.4, none (no draft), ...; `kljudge rules` lists them",
     )
-    parser.add_argument("--draft-length", metavar="INT", type=int, default=8, help="draft tokens a cycle")
+    add_drafting(parser)
     parser.add_argument("--stop", metavar="TEXT", action="append", default=[], help="ends the answer; may be repeated")
     add_color(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object at the end instead of text")
 
 
 def _generate(options) -> int:
+    from kljudge_jax.decoding.words import parse_draft_length, parse_drafter
     from kljudge_jax.verification import parse_verifier
 
     prompt = _read_prompt(options)
     # Bad words are refused before minutes go into loading a model.
     rule = parse_verifier(options.verifier, options.temperature == 0)
-    if rule is not None and not has_draft(options):
-        raise InputError(f"--verifier {options.verifier} needs --draft; for plain decoding use --verifier none")
-    if rule is not None and options.draft_length < 1:
-        raise InputError(f"--draft-length must be at least 1, got {options.draft_length}; --verifier none is plain")
+    drafter, length = parse_drafter(options.drafter), parse_draft_length(options.draft_length)
+    if rule is not None:
+        check_drafter(options, drafter)
     check_sampling(options)
     if not all(options.stop):
         raise InputError("--stop needs at least one character")
@@ -70,7 +71,7 @@ def _generate(options) -> int:
     elif options.system:
         raise InputError("--system needs a chat model, without --raw")
 
-    result = _stream(options, pair, prompt, rule)
+    result = _stream(options, pair, prompt, verifier=rule, drafter=drafter, draft_length=length)
     if options.json:
         print(json.dumps(_as_json(options, pair, result)))
     else:
@@ -103,7 +104,7 @@ def _read_prompt(options) -> str:
     return prompt
 
 
-def _stream(options, pair, prompt, rule):
+def _stream(options, pair, prompt, **drafting):
     import jax
 
     from kljudge_jax import stream
@@ -112,8 +113,7 @@ def _stream(options, pair, prompt, rule):
     events = stream(
         pair,
         prompt,
-        verifier=rule,
-        draft_length=options.draft_length,
+        **drafting,
         max_new_tokens=options.max_new_tokens,
         temperature=options.temperature,
         top_k=options.top_k,

@@ -100,6 +100,38 @@ def load_pair(options):
     return pair
 
 
+def as_model_reads(task, spec: str, pair):
+    """The task, asked as text where the model has no chat template."""
+    from kljudge_jax.tasks import load_task
+
+    return task if getattr(pair.tokenizer, "chat_template", None) else load_task(spec, chat=False)
+
+
+def add_drafting(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--draft-length",
+        metavar="LENGTH",
+        default="8",
+        help="draft tokens a cycle: a number, or adaptive:maximum=8 (as many as pay)",
+    )
+    add_drafter(parser)
+
+
+def add_drafter(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--drafter",
+        metavar="DRAFTER",
+        default="model",
+        help="what proposes: model (--draft), lookup:3 (n-grams of the text), self:2 (the target's first layers)",
+    )
+
+
+def check_drafter(options, drafter) -> None:
+    """Raises `InputError` where the drafter needs a draft model and none is named."""
+    if drafter.uses_draft_model and not has_draft(options):
+        raise InputError("name a --draft, or draft without one: --drafter lookup, --drafter self:2")
+
+
 def has_draft(options) -> bool:
     """Whether the models named include a draft."""
     return options.draft is not None or options.target == EMBEDDED

@@ -10,11 +10,13 @@ from pathlib import Path
 from kljudge_jax.commands.options import (
     FAILED,
     OK,
+    add_drafter,
     add_models,
     add_sampling,
+    as_model_reads,
+    check_drafter,
     check_sampling,
     command,
-    has_draft,
     load_pair,
     note,
     split_rules,
@@ -40,6 +42,7 @@ def add(commands) -> None:
         help="rules by their words, with commas",
     )
     parser.add_argument("--draft-lengths", metavar="INTS", default="8", help="draft lengths, with commas")
+    add_drafter(parser)
     parser.add_argument("--n", metavar="INT", type=int, default=100, help="problems")
     parser.add_argument("--split", default="test", choices=("train", "validation", "test", "all"), help="of the task")
     parser.add_argument("--batch", metavar="INT", type=int, default=8, help="answers decoded side by side")
@@ -48,6 +51,7 @@ def add(commands) -> None:
 
 
 def _sweep(options) -> int:
+    from kljudge_jax.decoding.words import parse_drafter
     from kljudge_jax.evaluation import sweep
     from kljudge_jax.tasks import load_task
     from kljudge_jax.verification import parse_verifier
@@ -62,8 +66,9 @@ def _sweep(options) -> int:
         raise InputError(f"--draft-lengths takes whole numbers with commas, got {options.draft_lengths!r}") from None
     if min(lengths) < 1 or options.n < 1 or options.batch < 1:
         raise InputError("--draft-lengths, --n and --batch start at 1")
-    if not has_draft(options) and any(rule != "none" for rule in rules):
-        raise InputError("--rules other than none need --draft")
+    drafter = parse_drafter(options.drafter)
+    if any(rule != "none" for rule in rules):
+        check_drafter(options, drafter)
     task = load_task(options.task)  # a bad one is refused before minutes go into loading a model
     plan = sweep.Plan(
         cells=sweep.grid(rules, lengths),
@@ -75,10 +80,10 @@ def _sweep(options) -> int:
         temperature=options.temperature,
         top_k=options.top_k,
         top_p=options.top_p,
+        drafter=options.drafter,
     )
     pair = load_pair(options)
-    if not getattr(pair.tokenizer, "chat_template", None):
-        task = load_task(options.task, chat=False)
+    task = as_model_reads(task, options.task, pair)
     try:
         records = sweep.run_sweep(pair, task, plan, options.out, note)
     except KeyboardInterrupt:

@@ -12,6 +12,7 @@ from pathlib import Path
 import jax
 
 from kljudge_jax.decoding.generate import generate
+from kljudge_jax.decoding.words import parse_drafter
 from kljudge_jax.errors import InputError
 from kljudge_jax.evaluation.machine import describe_machine
 from kljudge_jax.evaluation.statistics import mcnemar, ratio_interval, wilson_interval
@@ -41,6 +42,7 @@ class Plan:
       cells: the combinations.
       n, split, seed: which problems of the task.
       batch: answers decoded side by side; tokens per second are those of such batches.
+      drafter: its word, as `decoding.words` reads it.
       max_new_tokens, temperature, top_k, top_p: as `generate` takes them; `seed` makes its key too.
     """
 
@@ -53,6 +55,7 @@ class Plan:
     temperature: float = 0.0
     top_k: int = 0
     top_p: float = 1.0
+    drafter: str = "model"
 
 
 def grid(rules: Sequence[str], draft_lengths: Sequence[int]) -> tuple[Cell, ...]:
@@ -112,6 +115,7 @@ def answer(pair, task, plan, cell, batch, first) -> list[dict]:
         [problem.prompt for problem in batch],
         verifier=cell.rule,
         draft_length=cell.draft_length,
+        drafter=parse_drafter(plan.drafter),
         max_new_tokens=plan.max_new_tokens,
         temperature=plan.temperature,
         top_k=plan.top_k,
