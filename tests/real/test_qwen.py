@@ -70,4 +70,4 @@ def test_exact_decoding_equals_plain_decoding_but_for_near_ties(pair, problems):
             assert tokens == {int(ours[at]), int(theirs[at])}, problem.id
             assert margin < NEAR_TIE, problem.id
     print(f"{equal} of {PROBLEMS} answers are equal")
-    assert equal >= PROBLEMS // 2
+    assert equal >= PROBLEMS - 3, "near-ties are rare"

@@ -1,0 +1,52 @@
+"""From mining to the report by the commands, and what they refuse."""
+
+import pytest
+from judge_data import PAIR, made_dataset
+
+from kljudge_jax.cli import main
+from kljudge_jax.judges.dataset import DatasetWriter
+
+
+@pytest.fixture
+def mined(tmp_path):
+    """A folder as `mine` leaves it, of mismatches that can be told apart."""
+    made = made_dataset()
+    with DatasetWriter(tmp_path / "mined", PAIR, {"task": "made"}, 9) as writer:
+        rows = [{name: values[i] for name, values in made.columns.items()} for i in range(len(made))]
+        writer.append([({"question": q}, [r for r in rows if r["question"] == q]) for q in range(40)])
+    return tmp_path / "mined"
+
+
+def test_a_judge_is_trained_and_compared(mined, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("kljudge_jax.judges.training.C_GRID", (0.01, 1.0))
+    assert main(["train-judge", str(mined), str(tmp_path / "judge")]) == 0
+    out = capsys.readouterr().out
+    assert "validation AUC" in out and "(advised)" in out and str(tmp_path / "judge") in out
+    assert main(["correspond", str(mined), str(tmp_path / "judge"), str(tmp_path / "report")]) == 0
+    out = capsys.readouterr().out
+    assert "rank correlation" in out and str(tmp_path / "report") in out
+
+
+def test_mining_fills_a_folder(tiny_folders, tmp_path, capsys):
+    words = ["mine", "--target", tiny_folders.target, "--draft", tiny_folders.draft, "--task", "arithmetic"]
+    words += ["--n", "2", "--batch", "2", "--max-new-tokens", "24", "--out", tmp_path / "out"]
+    assert main([str(word) for word in words]) == 0
+    out = capsys.readouterr()
+    assert "0 mismatches" in out.out and "2 of 2 questions" in out.err  # a random model answers nothing
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["mine", "--target", "./nowhere", "--task", "arithmetic", "--out", "x"], "--draft"),
+        (["mine", "--target", "./nowhere", "--draft", "./nowhere", "--task", "magic", "--out", "x"], "magic"),
+        (["mine", "--target", "embedded", "--task", "arithmetic", "--shortcut", "2", "--out", "x"], "shortcut"),
+        (["train-judge", "./nowhere", "x"], "nowhere"),
+        (["correspond", "./nowhere", "./nowhere", "x"], "nowhere"),
+    ],
+)
+def test_bad_input_is_one_line(words, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(words) == 2
+    err = capsys.readouterr().err
+    assert message in err and len(err.splitlines()) == 1
