@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from kljudge_jax.decoding.adaptive import PROBE_INTERVAL
 from kljudge_jax.decoding.drafter import Caches, Context, Draft, Models, Request
+from kljudge_jax.decoding.run_if import run_if
 from kljudge_jax.decoding.sampling import Sampling, draw, process_logits
 from kljudge_jax.errors import InputError
 from kljudge_jax.models.cache import KVCache
@@ -75,12 +76,10 @@ def _consume_last(model: Transformer, cache: KVCache, context: Context, request:
     # takes two tokens: at one row a product costs what it costs at two.
     if request.adaptive is None or request.adaptive.minimum:
         return consume(2, cache)
-    return jax.lax.cond(
-        jnp.max(context.consumed - cache.length) > 1,
-        lambda cache: consume(PROBE_INTERVAL + 2, cache),
-        lambda cache: consume(2, cache),
-        cache,
-    )
+    behind = jnp.max(context.consumed - cache.length) > 1
+    carry = jnp.zeros((context.consumed.shape[0], model.config.hidden_size), model.dtype), cache
+    carry = run_if(behind, lambda carry: consume(PROBE_INTERVAL + 2, carry[1]), carry)
+    return run_if(~behind, lambda carry: consume(2, carry[1]), carry)
 
 
 def where_wanted(
@@ -90,7 +89,7 @@ def where_wanted(
     if request.adaptive is None:
         return rolled_out(cache)
     empty = _Rollout.start(model, cache, context, sampling, request).as_draft()
-    return jax.lax.cond(jnp.any(context.wanted > 0), rolled_out, lambda cache: (empty, cache), cache)
+    return run_if(jnp.any(context.wanted > 0), lambda carry: rolled_out(carry[1]), (empty, cache))
 
 
 def roll_out(

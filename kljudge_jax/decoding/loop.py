@@ -10,10 +10,11 @@ import jax.numpy as jnp
 
 from kljudge_jax.decoding.adaptive import Pace
 from kljudge_jax.decoding.drafter import Caches, Context, Draft, Models, Request
+from kljudge_jax.decoding.run_if import run_if
 from kljudge_jax.decoding.sampling import Sampling
 from kljudge_jax.decoding.score import prefill
 from kljudge_jax.decoding.state import DRAFT, RELAXED, TARGET, LoopState, Settings
-from kljudge_jax.decoding.verify import verify_drafts
+from kljudge_jax.decoding.verify import Outcome, verify_drafts
 from kljudge_jax.models.cache import KVCache, write_rows
 from kljudge_jax.models.transformer import Transformer
 from kljudge_jax.verification.base import Verifier
@@ -119,12 +120,9 @@ def cycle(
 
     is_eos = _is_any(draft.tokens, eos)
     count = jnp.minimum(jnp.minimum(draft.count, _through_first(is_eos)), _per_draft(wanted, settings))
-    operands = (models.target, caches.target.at_length(_per_draft(consumed, settings)), verifier, sampling)
-    operands += (last, draft, count, verify_keys)
-    passes = [functools.partial(verify_drafts, settings=settings, width=width) for width in settings.widths]
-    # No row's answer depends on the width: what it may use is `count`, and its draws are those of its own key.
-    narrowest = jnp.sum(jnp.max(count) > jnp.asarray(settings.widths))
-    outcome = passes[0](*operands) if len(passes) == 1 else jax.lax.switch(narrowest, passes, *operands)
+    outcome, target_cache = _verify(
+        models.target, caches.target, verifier, sampling, last, draft, count, verify_keys, consumed, settings
+    )
 
     accepted = jnp.where(state.running, outcome.accepted, 0)
     at = jnp.arange(settings.draft_length + 1)
@@ -139,7 +137,7 @@ def cycle(
     running = state.running & ~stops & ~failed & (new_count < state.budget)
 
     drafted = jnp.where(state.running, outcome.drafted, 0)
-    caches = _commit(Caches(outcome.cache, caches.draft), consumed, committed, outcome.branch, settings)
+    caches = _commit(Caches(target_cache, caches.draft), consumed, committed, outcome.branch, settings)
     return LoopState(
         sequence=_write(state.sequence, outcome.emitted, state.length),
         length=state.length + committed,
@@ -174,6 +172,26 @@ def _propose(models, verifier, sampling, caches, context, settings):
     request = Request(width, "draft_hidden" in needs, settings.adaptive)
     draft, caches = settings.drafter.propose(models, caches, context, sampling, request)
     return draft, caches, last
+
+
+def _verify(target, cache, verifier, sampling, last, draft, count, keys, consumed, settings):
+    """The outcome of a pass that is no wider than the longest draft asks for, and the target's cache."""
+    cache = cache.at_length(_per_draft(consumed, settings))
+
+    def verified(width, cache):
+        return verify_drafts(
+            target, cache, verifier, sampling, last, draft, count, keys, settings=settings, width=width
+        )
+
+    widths = settings.widths
+    if len(widths) == 1:
+        return verified(widths[0], cache)
+    # No row's answer depends on the width: what it may use is `count`, and its draws are those of its own key.
+    narrowest = jnp.sum(jnp.max(count) > jnp.asarray(widths))
+    carry = Outcome.empty(consumed.shape[0], settings), cache
+    for i, width in enumerate(widths):
+        carry = run_if(narrowest == i, lambda carry, width=width: verified(width, carry[1]), carry)
+    return carry
 
 
 def _commit(caches: Caches, consumed, committed, branch, settings: Settings) -> Caches:

@@ -31,7 +31,6 @@ class Outcome(NamedTuple):
       fit: bool `[B]`, whether `next_token` is one of the vocabulary, from logits that are numbers.
       emitted: int32 `[B, K + 1]`, the accepted tokens, then `next_token`.
       branch: int32 `[B]`, which of the D drafts was followed.
-      cache: the target's, `[B D]` rows.
       kl, logprobs: f32 `[B, K + 1]`, or None without `Settings.trace`.
     """
 
@@ -43,9 +42,17 @@ class Outcome(NamedTuple):
     fit: jax.Array
     emitted: jax.Array
     branch: jax.Array
-    cache: KVCache
     kl: jax.Array | None
     logprobs: jax.Array | None
+
+    @classmethod
+    def empty(cls, batch: int, settings: Settings) -> Outcome:
+        """One of the right shapes and dtypes, before there is any."""
+        number, flag = jnp.zeros((batch,), jnp.int32), jnp.zeros((batch,), bool)
+        flags = jnp.zeros((batch, settings.draft_length), bool)
+        numbers = jnp.zeros((batch, settings.draft_length + 1), jnp.int32)
+        trace = numbers.astype(jnp.float32) if settings.trace else None
+        return cls(number, number, flags, number, flag, flag, numbers, number, trace, trace)
 
 
 def verify_drafts(
@@ -60,7 +67,7 @@ def verify_drafts(
     *,
     settings: Settings,
     width: int,
-) -> Outcome:
+) -> tuple[Outcome, KVCache]:
     """One target pass over drafts cut to `width` tokens, and a verdict a row.
 
     Args:
@@ -74,6 +81,9 @@ def verify_drafts(
       keys: `[B]`.
       settings: the static half of the run.
       width: w, up to K; what is scored costs as much.
+
+    Returns:
+      the outcome, and the cache, whose length is of no use.
     """
     drafts, vocab = settings.scorer.drafts, target.config.vocab_size
     needs = getattr(verifier, "needs", frozenset())
@@ -114,7 +124,7 @@ def verify_drafts(
         return jax.vmap(lambda row, i: row[i])(_by_row(x, drafts), branch)
 
     usable, count, tokens, target_fit = map(followed, (usable, count, tokens, target_fit))
-    accepted = jnp.clip(verdict.num_accepted, 0, usable)
+    accepted = jnp.clip(verdict.num_accepted, 0, usable).astype(jnp.int32)
     fit = jnp.take_along_axis(target_fit, accepted[:, None], axis=1)[:, 0]
     fit &= (verdict.next_token >= 0) & (verdict.next_token < vocab)
     spare = settings.draft_length - width
@@ -130,9 +140,9 @@ def verify_drafts(
         logs = jax.nn.log_softmax(raw, axis=-1)
         logprobs = jnp.take_along_axis(logs, emitted[:, : width + 1, None], axis=-1)[..., 0]
         logprobs = jnp.pad(logprobs, ((0, 0), (0, spare)))
-    return Outcome(
+    outcome = Outcome(
         accepted=accepted,
-        next_token=verdict.next_token,
+        next_token=verdict.next_token.astype(jnp.int32),
         relaxed=jnp.pad(verdict.relaxed, ((0, 0), (0, spare))),
         drafted=usable,
         # A draft failed only where it stopped a row from using a token that it still had room for.
@@ -140,10 +150,10 @@ def verify_drafts(
         fit=fit,
         emitted=emitted,
         branch=branch,
-        cache=scores.cache,
         kl=kl,
         logprobs=logprobs,
     )
+    return outcome, scores.cache
 
 
 def verdicts(verifier: Verifier, keys: jax.Array, inputs: VerifyInputs) -> Verdict:

@@ -64,8 +64,9 @@ class Verifier(Protocol):
     """A verification rule: a pure function of one sequence, which the decoding loop vmaps over the batch.
 
     Implementations are frozen dataclasses registered as pytrees, so that a threshold is data and sweeping it compiles
-    nothing. Two class attributes are read where a rule has them: `needs`, a frozenset of the inputs that cost extra
-    ("draft_hidden", "target_hidden"), and `greedy_only`, True for a rule that a temperature above 0 makes no sense of.
+    nothing. Three class attributes are read where a rule has them: `needs`, a frozenset of the inputs that cost extra
+    ("draft_hidden", "target_hidden"), `greedy_only`, True for a rule that a temperature above 0 makes no sense of, and
+    `scorer`, how the target looks at a draft: "draft", "several drafts" (`KSequential`), "reflection" (`Reflective`).
     `verification.rule` has the parts that the rules here are made of.
     """
 
