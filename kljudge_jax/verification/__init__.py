@@ -25,11 +25,15 @@ from kljudge_jax.verification.rank import RelaxedThinking as RelaxedThinking
 from kljudge_jax.verification.rank import TopKAcceptance as TopKAcceptance
 from kljudge_jax.verification.reflective import Reflective as Reflective
 from kljudge_jax.verification.rule import RULES
+from kljudge_jax.verification.rule import Rule as Rule
+from kljudge_jax.verification.rule import ThresholdRule as ThresholdRule
+from kljudge_jax.verification.rule import TokenRule as TokenRule
+from kljudge_jax.verification.rule import register as register
 from kljudge_jax.verification.typical import TypicalAcceptance as TypicalAcceptance
 from kljudge_jax.verification.words import describe_rules as describe_rules
 from kljudge_jax.verification.words import parse_verifier as parse_verifier
 
 # A rule's import above is its only line here: its name, word and row of the table come from the class.
-__all__ = sorted(
-    ["Verdict", "Verifier", "VerifyInputs", "describe_rules", "parse_verifier", *(rule.__name__ for rule in RULES)]
-)
+_TYPES = ("Rule", "ThresholdRule", "TokenRule", "Verdict", "Verifier", "VerifyInputs")
+_FUNCTIONS = ("describe_rules", "parse_verifier", "register")
+__all__ = sorted([*_TYPES, *_FUNCTIONS, *(rule.__name__ for rule in RULES)])
