@@ -62,7 +62,7 @@ TARGET = Recipe(
         (8500, (("arithmetic", 0.4), ("conversion", 0.6))),
     ),
 )
-DRAFT = Recipe(pair_config(48, 2, 128, 3), steps=5000, seed=2)
+DRAFT = Recipe(pair_config(48, 2, 128, 3), steps=3500, seed=2)
 
 
 def train_pair(
