@@ -50,6 +50,7 @@ class Conversion(GeneratedTask):
     name = "conversion"
     _families: ClassVar[dict[str, int]] = {"down": 30, "total": 30, "range": 12, "sort": 13, "sum": 15}
     _most_listed = 9  # of lists that are compared
+    _more_items = (1,)  # of a total, after the first
 
     def facts(self, rng: random.Random) -> tuple:
         family = rng.choices(tuple(self._families), tuple(self._families.values()))[0]
@@ -59,7 +60,7 @@ class Conversion(GeneratedTask):
         large, small, factor, most = rng.choice(_UNITS)
         if family == "total":
             amounts = [(rng.randint(1, min(most, 4)), 0)]
-            for _ in range(rng.choice((1, 1, 1, 2))):
+            for _ in range(rng.choice(self._more_items)):
                 amounts.append(self._amount(rng, factor, min(most, 4)))
             rng.shuffle(amounts)
             return family, large, small, *amounts
@@ -149,9 +150,18 @@ class Conversion(GeneratedTask):
 
 
 class HardConversion(Conversion):
-    """The same with longer numbers to compare, and a sixth family: from the small unit to the large one."""
+    """The same with longer numbers to compare, totals of three, and a sixth family: to the large unit."""
 
     name = "conversion-hard"
     stream = "conversion"
     _families: ClassVar[dict[str, int]] = {"down": 20, "up": 15, "total": 25, "range": 15, "sort": 10, "sum": 15}
     _most_listed = 60
+    _more_items = (1, 1, 1, 2)
+
+
+class MixedConversion(Conversion):
+    """Conversions with totals of three, the stage of the target's training between the hard ones and the plain ones."""
+
+    name = "conversion-mixed"
+    stream = "conversion"
+    _more_items = (1, 1, 1, 2)

@@ -7,14 +7,14 @@ from typing import Any
 from kljudge_jax.errors import InputError
 from kljudge_jax.tasks.arithmetic import Arithmetic
 from kljudge_jax.tasks.base import Task
-from kljudge_jax.tasks.conversion import Conversion, HardConversion
+from kljudge_jax.tasks.conversion import Conversion, HardConversion, MixedConversion
 from kljudge_jax.tasks.gsm8k import GSM8K
 from kljudge_jax.tasks.humaneval import HumanEval
 from kljudge_jax.tasks.math500 import Math500
 from kljudge_jax.tasks.mbpp import MBPP
 from kljudge_jax.tasks.prompts import Prompts
 
-_OURS = {task.name: task for task in (Arithmetic, Conversion, HardConversion)}
+_OURS = {task.name: task for task in (Arithmetic, Conversion, MixedConversion, HardConversion)}
 _FROM_FILES = {task.name: task for task in (GSM8K, HumanEval, Math500, MBPP, Prompts)}
 _RUN_CODE = (HumanEval, MBPP)
 

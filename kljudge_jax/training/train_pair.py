@@ -53,13 +53,25 @@ def pair_config(hidden_size: int, num_layers: int, intermediate_size: int, num_h
 # It learns on harder conversions than it will be asked, until it writes both domains fluently.
 TARGET = Recipe(
     pair_config(96, 8, 256, 3),
-    steps=10_000,
+    steps=11_000,
     seed=1,
-    turns=((0, 0.0), (80, 1.0), (2500, 1.0), (5000, 1 / 3), (5050, 0.45), (8500, 0.0), (8520, 0.2), (10_000, 0.0)),
+    turns=(
+        (0, 0.0),
+        (80, 1.0),
+        (2500, 1.0),
+        (5000, 1 / 3),
+        (5050, 0.45),
+        (8500, 0.0),
+        (8520, 0.2),
+        (10_000, 0.0),
+        (10_020, 0.2),
+        (11_000, 0.0),
+    ),
     curriculum=(
         (0, (("arithmetic", 0.55), ("conversion-hard", 0.45))),
-        (5000, (("arithmetic", 0.55), ("conversion", 0.45))),
-        (8500, (("arithmetic", 0.4), ("conversion", 0.6))),
+        (5000, (("arithmetic", 0.55), ("conversion-mixed", 0.45))),
+        (8500, (("arithmetic", 0.4), ("conversion-mixed", 0.6))),
+        (10_000, (("arithmetic", 0.45), ("conversion", 0.55))),
     ),
 )
 # It stops where it still errs, and as often in one domain as in the other: the target has to have something to mend.
@@ -67,7 +79,7 @@ DRAFT = Recipe(
     pair_config(48, 2, 128, 3),
     steps=2200,
     seed=2,
-    curriculum=((0, (("arithmetic", 0.7), ("conversion", 0.3))),),
+    curriculum=((0, (("arithmetic", 0.8), ("conversion", 0.2))),),
 )
 
 
