@@ -1,0 +1,67 @@
+"""The pair that is shipped: whole, small, and as good as its card says."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import kljudge_jax as kj
+from kljudge_jax.evaluation.statistics import wilson_interval
+from kljudge_jax.models.manifest import NAME
+from kljudge_jax.models.transformer import parameters
+from kljudge_jax.training.train_pair import DRAFT, TARGET
+
+FOLDER = Path(__file__).parents[1] / "checkpoints"
+PROBLEMS = 64
+
+
+@pytest.fixture(scope="module")
+def pair():
+    return kj.ModelPair.embedded()
+
+
+@pytest.fixture(scope="module")
+def card():
+    return json.loads((FOLDER / "card.json").read_text())
+
+
+def test_it_is_small_and_whole():
+    listed = {line.split("  ", 1)[1] for line in (FOLDER / NAME).read_text().splitlines()}
+    files = {file.relative_to(FOLDER).as_posix() for file in FOLDER.rglob("*") if file.is_file()}
+    assert files - listed == {NAME}
+    assert sum((FOLDER / file).stat().st_size for file in files) <= 20e6
+
+
+def test_it_was_made_by_the_recipes_of_this_version(pair, card):
+    assert pair.target.config == TARGET.config and pair.draft.config == DRAFT.config
+    for name, recipe in (("target", TARGET), ("draft", DRAFT)):
+        assert card["recipes"][name]["seed"] == recipe.seed and card["recipes"][name]["steps"] == recipe.steps
+
+
+def test_the_draft_is_much_smaller(pair, card):
+    sizes = [sum(np.size(x) for x in parameters(model).values()) for model in (pair.target, pair.draft)]
+    assert sizes[0] >= 8 * sizes[1]
+    assert card["parameters"] == {"target": sizes[0], "draft": sizes[1]}
+
+
+def test_the_card_meets_the_bars(card):
+    assert card["problems"] == 1000
+    for domain in ("arithmetic", "conversion"):
+        assert card["accuracy"]["target"][domain] >= 0.90
+        assert 0.40 <= card["accuracy"]["draft"][domain] <= 0.75
+        mismatched = card["agreement"][domain]["mismatched"]
+        assert mismatched["word"] > max(mismatched["digit"], mismatched["other"])
+
+
+@pytest.mark.parametrize("domain", ["arithmetic", "conversion"])
+def test_it_answers_as_well_as_the_card_says(pair, card, domain):
+    task = kj.load_task(domain)
+    problems = task.problems("test", PROBLEMS, seed=11)
+    prompts = [problem.prompt for problem in problems]
+    for name, model in (("target", pair.target), ("draft", pair.draft)):
+        alone = kj.ModelPair(model, None, pair.tokenizer, pair.eos)
+        text = kj.generate(alone, prompts, verifier=None, max_new_tokens=128).text
+        right = sum(task.check(problem, answer) for problem, answer in zip(problems, text, strict=True))
+        low, high = wilson_interval(right, PROBLEMS)
+        assert low - 0.05 <= card["accuracy"][name][domain] <= high + 0.05, (name, right)
