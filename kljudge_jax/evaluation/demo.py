@@ -47,7 +47,7 @@ class Demo:
         """A streamed answer with what it took."""
         note = f"{result.stats.tokens} tokens in {result.stats.cycles} target passes"
         if result.stats.relaxed:
-            note += f", {result.stats.relaxed} of them relaxed"
+            note += f"; {result.stats.relaxed} tokens relaxed"
         return answer_of(title(rule), self.pair.tokenizer, result, note=note)
 
     def time_one_by_one(self, count: int = 12, rounds: int = 2) -> dict[str, SpeedRatio]:

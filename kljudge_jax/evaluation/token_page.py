@@ -102,11 +102,13 @@ def write_picture(path: str | Path, answers: Sequence[Answer]) -> None:
     """Writes the answers as a PNG: coloured text above, the divergence of each token below."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
 
     laid = [_lay_out(answer) for answer in answers]
     heights = [0.19 * (1 + max((line for *_, line in cells), default=0)) + 1.5 for cells in laid]
     figure = Figure(figsize=(9.2, sum(heights) + 0.5), dpi=130, layout="constrained")
     FigureCanvasAgg(figure)
+    handles = [Patch(color=COLOURS[origin], label=origin) for origin in COLOURS]
     top = max((float(kl) for answer in answers for kl in answer.kl if math.isfinite(kl)), default=0.0) or 1.0
     for part, answer, cells, height in zip(
         np.atleast_1d(figure.subfigures(len(answers), 1, height_ratios=heights)), answers, laid, heights, strict=True
@@ -116,11 +118,12 @@ def write_picture(path: str | Path, answers: Sequence[Answer]) -> None:
         lines = 1 + max((line for *_, line in cells), default=0)
         text.set(xlim=(0, _COLUMNS), ylim=(lines, 0))
         text.axis("off")
+        text.legend(handles=handles, loc="lower right", ncols=3, fontsize=7, frameon=False, bbox_to_anchor=(1, 1))
         for piece, origin, column, line in cells:
             text.axvspan(column, column + len(piece), 1 - (line + 0.95) / lines, 1 - (line + 0.05) / lines,
                          color=COLOURS[origin], lw=0)  # fmt: skip
             for i, letter in enumerate(piece):
-                text.text(column + i + 0.5, line + 0.5, letter, family="monospace", fontsize=8, ha="center",
+                text.text(column + i + 0.5, line + 0.5, letter, family="monospace", fontsize=9, ha="center",
                           va="center", parse_math=False)  # fmt: skip
         places = np.arange(len(answer.kl))
         heights_of = np.where(np.isfinite(answer.kl), answer.kl, 0.0)
@@ -145,7 +148,7 @@ pre{font:14px/1.7 ui-monospace,monospace;white-space:pre-wrap;margin:.3rem 0}
 .legend{list-style:none;padding:0;font-size:.9rem;display:flex;flex-wrap:wrap;gap:.2rem 1.2rem}
 .note,footer{color:#666;font-size:.9rem}footer{margin-top:2rem}
 table{border-collapse:collapse;margin-top:1.6rem;font-size:.92rem}
-th,td{padding:.25rem .7rem;border-bottom:1px solid #ccc;text-align:right}th:first-child,td:first-child{text-align:left}
+th,td{padding:.25rem .7rem;white-space:nowrap;border-bottom:1px solid #ccc;text-align:right}th:first-child,td:first-child{text-align:left}
 svg{display:block;width:100%;height:56px}
 @media (prefers-color-scheme:dark){
 body{background:#161616;color:#e8e8e8}th,td{border-color:#444}.note,footer{color:#999}}
