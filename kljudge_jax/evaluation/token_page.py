@@ -148,7 +148,8 @@ pre{font:14px/1.7 ui-monospace,monospace;white-space:pre-wrap;margin:.3rem 0}
 .legend{list-style:none;padding:0;font-size:.9rem;display:flex;flex-wrap:wrap;gap:.2rem 1.2rem}
 .note,footer{color:#666;font-size:.9rem}footer{margin-top:2rem}
 table{border-collapse:collapse;margin-top:1.6rem;font-size:.92rem}
-th,td{padding:.25rem .7rem;white-space:nowrap;border-bottom:1px solid #ccc;text-align:right}th:first-child,td:first-child{text-align:left}
+th,td{padding:.25rem .7rem;white-space:nowrap}
+th,td{border-bottom:1px solid #ccc;text-align:right}th:first-child,td:first-child{text-align:left}
 svg{display:block;width:100%;height:56px}
 @media (prefers-color-scheme:dark){
 body{background:#161616;color:#e8e8e8}th,td{border-color:#444}.note,footer{color:#999}}
