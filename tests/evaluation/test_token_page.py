@@ -1,9 +1,9 @@
 """The page and the picture of an answer: every token is there, in the colour of its origin."""
 
+import dataclasses
 import html.parser
 
 import numpy as np
-import pytest
 from tiny_pairs import text_pair
 
 import kljudge_jax as kj
@@ -66,16 +66,23 @@ def test_a_page_needs_nothing_else(tmp_path):
     assert text.count("<rect") == 4  # of the tokens whose divergence is finite
 
 
-@pytest.mark.parametrize("answers", [[ANSWER], [ANSWER, ANSWER], [Answer("none", [], [], np.zeros(0), "")]])
-def test_the_picture_shows_every_colour_that_occurs(tmp_path, answers):
+def pixels(path, answers):
+    """How many pixels of each origin's colour the picture of some answers has."""
     import matplotlib.image
 
-    write_picture(tmp_path / "page.png", answers)
-    pixels = matplotlib.image.imread(tmp_path / "page.png")[..., :3]
-    seen = {tuple(pixel) for pixel in np.round(pixels.reshape(-1, 3) * 255).astype(int)}
-    for origin, colour in COLOURS.items():
-        rgb = tuple(int(colour[i : i + 2], 16) for i in (1, 3, 5))
-        assert (rgb in seen) == (origin in answers[0].origin)
+    write_picture(path, answers)
+    seen = np.round(matplotlib.image.imread(path)[..., :3] * 255).astype(int)
+    colours = {o: [int(colour[i : i + 2], 16) for i in (1, 3, 5)] for o, colour in COLOURS.items()}
+    return {origin: int((seen == colour).all(axis=-1).sum()) for origin, colour in colours.items()}
+
+
+def test_the_picture_shows_every_colour_that_occurs(tmp_path):
+    legend = pixels(tmp_path / "none.png", [Answer("none", [], [], np.zeros(0), "")])
+    one, two = (pixels(tmp_path / "page.png", [ANSWER] * n) for n in (1, 2))
+    assert all(0 < legend[origin] < one[origin] < two[origin] for origin in COLOURS)
+    drafted = dataclasses.replace(ANSWER, origin=["draft"] * 6)
+    found = pixels(tmp_path / "page.png", [drafted])
+    assert found["draft"] > one["draft"] and found["relaxed"] < one["relaxed"]
 
 
 def test_long_answers_are_wrapped():

@@ -12,6 +12,7 @@ from tiny_hf import hf_logits, make_hf_model, make_tokenizer
 
 from kljudge_jax.errors import InputError
 from kljudge_jax.models import pair as pair_module
+from kljudge_jax.models.manifest import write_manifest
 from kljudge_jax.models.orbax import save
 from kljudge_jax.models.pair import ModelPair
 from kljudge_jax.models.transformer import parameters
@@ -161,6 +162,9 @@ def test_the_embedded_pair(folders, tmp_path, monkeypatch):
         for folder in folders:
             model = load(SafetensorsFolder(folder), vocab_size=66)
             save(tmp_path / place / folder.name, model, make_tokenizer(), (1,))
+        with pytest.raises(InputError, match="SHA256SUMS"):
+            ModelPair.embedded()
+        write_manifest(tmp_path / place, ("target", "draft"))
         pair = ModelPair.embedded(dtype="bfloat16")
         assert pair.draft.dtype == jnp.bfloat16 and pair.eos == (1,)
         assert (pair.target_name, pair.draft_name) == ("embedded target", "embedded draft")
