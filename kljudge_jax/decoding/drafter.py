@@ -87,7 +87,7 @@ class Draft:
         if self.raw_logits is None:
             # Made here, inside the program that reads them, they are fused into it and never stored.
             at_token = jnp.arange(vocab_size) == self.tokens[:, :width, None]
-            raw = jnp.where(at_token, 0.0, -jnp.inf)
+            raw = jnp.where(at_token, jnp.float32(0.0), -jnp.inf)
         else:
             raw = self.raw_logits[:, :width]
         return (raw if self.logits is None else self.logits[:, :width]), raw

@@ -15,6 +15,11 @@ from kljudge_jax.errors import InputError
 HOPEFUL = kj.Adaptive(maximum=2, cost=0.1)
 
 
+@pytest.fixture(scope="module")
+def small():
+    return tiny_pair(vocab_size=33, num_layers=1, noise=0.4)
+
+
 def pace(accepted, tested, idle=0):
     return Pace(*(jnp.asarray([x], dtype) for x, dtype in ((accepted, float), (tested, float), (idle, int))))
 
@@ -50,47 +55,33 @@ def test_evidence_fades_but_not_while_nothing_is_drafted():
     assert (same.accepted, same.tested, same.idle) == (now.accepted, now.tested, now.idle + 1)
 
 
-def test_exact_decoding_is_plain_and_a_row_of_a_batch_gets_what_it_gets_alone(pair):
-    together = answer(pair, "exact", draft_length=HOPEFUL, trace=True)
-    assert tokens_of(together) == tokens_of(answer(pair, None))
-    drafted = {cycle.drafted for row in together.cycles for cycle in row}
-    assert drafted == {0, 1, 2}
+def test_a_row_of_a_batch_draws_and_wants_what_it_does_alone(small):
+    """Though its company decides how far the draft goes and how wide a pass is."""
+    key, sampling = jax.random.key(3), {"temperature": 1.0, "top_p": 0.9, "trace": True}
+    together = answer(small, kj.KLJudge(0.5), draft_length=HOPEFUL, key=key, **sampling)
+    assert {cycle.drafted for row in together.cycles for cycle in row} == {0, 1, 2}
     for i, prompt in enumerate(PROMPTS):
-        alone = answer(pair, "exact", prompt, draft_length=HOPEFUL, trace=True)
-        assert tokens_of(alone)[0] == tokens_of(together)[i]
-        assert alone.cycles[0] == together.cycles[i]  # its own lengths too
-
-
-def test_sampled_rows_draw_the_same_in_any_company(pair):
-    """Though the company decides how wide a pass is."""
-    sampling = {"temperature": 1.0, "top_p": 0.9, "key": jax.random.key(3)}
-    together = answer(pair, kj.KLJudge(0.5), draft_length=HOPEFUL, **sampling)
-    for i, prompt in enumerate(PROMPTS):
-        alone = answer(
-            pair,
-            kj.KLJudge(0.5),
-            prompt,
-            draft_length=HOPEFUL,
-            **sampling | {"key": jax.random.fold_in(jax.random.key(3), i)[None]},
-        )
+        own = jax.random.fold_in(key, i)[None]
+        alone = answer(small, kj.KLJudge(0.5), prompt, draft_length=HOPEFUL, key=own, **sampling)
         assert tokens_of(alone)[0] == tokens_of(together)[i] and alone.origin[0] == together.origin[i]
+        assert alone.cycles[0] == together.cycles[i]
 
 
-def test_a_draft_that_slept_has_caught_up_when_it_is_asked_again():
+def test_a_draft_that_slept_has_caught_up_when_it_is_asked_again(small):
     """An equal draft that never pays is asked every 17 cycles; were a token missing in its cache, it would err."""
-    pair = tiny_pair(4, noise=0.0)
-    out = answer(pair, "exact", draft_length=kj.Adaptive(maximum=2, cost=5.0), max_new_tokens=40, trace=True)
-    assert tokens_of(out) == tokens_of(answer(pair, None, max_new_tokens=40))
+    equal = dataclasses.replace(small, draft=small.target)
+    out = answer(equal, "exact", draft_length=kj.Adaptive(maximum=1, cost=5.0), max_new_tokens=40, trace=True)
+    assert tokens_of(out) == tokens_of(answer(equal, None, max_new_tokens=40))
     for cycles in out.cycles:
         drafted = [cycle.drafted for cycle in cycles]
         assert drafted == ([0] * PROBE_INTERVAL + [1]) * 2 + [0] * (40 - 2 * PROBE_INTERVAL - 4)
         assert all(cycle.accepted == cycle.drafted for cycle in cycles)
 
 
-def test_an_unsure_draft_ends_before_the_token_it_is_unsure_of(pair):
+def test_an_unsure_draft_ends_before_the_token_it_is_unsure_of(small):
     adaptive = kj.Adaptive(1, 2, confidence=0.5, cost=0.0)
-    out = answer(pair, "exact", draft_length=adaptive, trace=True)
-    assert tokens_of(out) == tokens_of(answer(pair, None))
+    out = answer(small, "exact", draft_length=adaptive, trace=True)
+    assert tokens_of(out) == tokens_of(answer(small, None))
     seen = set()
     for prompt, tokens, cycles in zip(PROMPTS, tokens_of(out), out.cycles, strict=True):
         sequence = prompt.tolist()
@@ -98,7 +89,7 @@ def test_an_unsure_draft_ends_before_the_token_it_is_unsure_of(pair):
             own = list(sequence)
             sure = []
             for _ in range(2):
-                logits = forced(pair.draft, own)[0][-1]
+                logits = forced(small.draft, own)[0][-1]
                 sure.append(jax.nn.softmax(logits).max() >= 0.5)
                 own.append(int(logits.argmax()))
             left = len(prompt) + len(tokens) - len(sequence) - 1

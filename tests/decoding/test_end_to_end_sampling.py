@@ -99,13 +99,8 @@ def test_speculative_sampling_draws_from_the_target(hf_target, draft, rate):
             (0.1, 0.9),
         ),
         (kj.KSequential(3), {}, (0.5, 0.95)),
-        (
-            kj.KSequential(2),
-            {"drafter": kj.SelfDraft(1), "draft_length": kj.Adaptive(maximum=1, cost=0.1)},
-            (0.1, 0.95),
-        ),
     ],
-    ids=["lookup", "self-adaptive", "kseq", "kseq-self-adaptive"],
+    ids=["lookup", "self-adaptive", "kseq"],
 )
 def test_every_way_to_draft_draws_from_the_target(hf_target, verifier, options, rate):
     hf, target = hf_target
