@@ -57,6 +57,9 @@ def _changed(recipe, options, steps, seed):
             raise InputError("--target-steps, --draft-steps and --batch start at 1")
     if not 0 <= changes.get("seed", 0) < 2**31:
         raise InputError("--seed is a number from 0 to 2**31 - 1")
+    if steps is not None:  # a shorter run turns its rates and its data in proportion
+        changes["turns"] = tuple((place * steps // recipe.steps, share) for place, share in recipe.turns)
+        changes["curriculum"] = tuple((first * steps // recipe.steps, shares) for first, shares in recipe.curriculum)
     return dataclasses.replace(recipe, **changes)
 
 

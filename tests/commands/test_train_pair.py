@@ -41,6 +41,10 @@ def test_options_change_the_recipes(called):
     (call,) = called
     assert (call["target"].steps, call["draft"].steps, call["problems"]) == (7, 9, 3)
     assert (call["target"].seed, call["draft"].seed) == (5, 6)
+    assert call["target"].turns[-1] == (7, 0.0), "the rate still falls to 0 at the end"
+    assert (
+        call["target"].curriculum[-1][0] < 7 and call["target"].curriculum[-1][1] == training.TARGET.curriculum[-1][1]
+    )
     assert call["target"].batch_size == call["draft"].batch_size == 16
 
 
