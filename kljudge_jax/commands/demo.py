@@ -71,21 +71,28 @@ def _demo(options) -> int:
         right = "right" if task.check(problems[0], event.result.text[0]) else "wrong"
         print(f"\n  ({right}; {answers[-1].note})")
 
-    note("\ntiming single answers")
-    speeds = show.time_one_by_one()
-    rows = show.compare(note)
-    cells = demo.table(rows, speeds)
-    print(f"\n{options.problems} fresh problems:\n\n{demo.aligned(cells)}\n")
-    demo.write(folder, cells, rows, speeds)
     machine = describe_machine()
     foot = (
         f"kljudge demo --task {options.task} --problems {options.problems} --rules {','.join(rules)} "
         f"--draft-length {options.draft_length} --seed {options.seed}; {machine['date']}, {machine['processor']}, "
         f"{machine['cores']} cores, {machine['device']}, jax {machine['versions']['jax']}"
     )
-    judged = answers[1:] or answers
-    write_page(folder / "answer.html", "Judge decoding, token by token", problems[0].prompt, answers, cells, foot)
-    write_picture(folder / "answer.png", judged)
+
+    def draw_page(table) -> None:
+        heading = "Judge decoding, token by token"
+        write_page(folder / "answer.html", heading, problems[0].prompt, answers, table, foot)
+
+    # Now, so that whoever stops here keeps them; the table joins the page when it is there.
+    draw_page([])
+    write_picture(folder / "answer.png", answers[1:] or answers)
+
+    note("\ntiming single answers")
+    speeds = show.time_one_by_one()
+    rows = show.compare(note)
+    cells = demo.table(rows, speeds)
+    print(f"\n{options.problems} fresh problems:\n\n{demo.aligned(cells)}\n")
+    demo.write(folder, cells, rows, speeds)
+    draw_page(cells)
     print(f"Pictures: {folder / 'answer.html'}, {folder / 'answer.png'}; table: {folder / 'table.md'}")
     note(f"{time.perf_counter() - began:.0f} s in all")
     failed = sum(row["failed"] for row in rows)

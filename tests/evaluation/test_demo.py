@@ -93,6 +93,21 @@ def test_the_command_shows_all_and_leaves_its_files(capsys, tmp_path, monkeypatc
     assert summary["machine"]["versions"]["jax"]
 
 
+def test_what_was_shown_is_kept_when_the_demo_is_stopped(capsys, tmp_path, monkeypatch):
+    def stop(self):
+        raise KeyboardInterrupt
+
+    pair = text_pair()
+    monkeypatch.setattr(kj.ModelPair, "embedded", lambda: pair)
+    monkeypatch.setattr("kljudge_jax.tasks.load_task", lambda name: Letters())
+    monkeypatch.setattr(Demo, "time_one_by_one", stop)
+    words = ["demo", "--problems", "4", "--rules", "exact", "--draft-length", "4", "--out", str(tmp_path)]
+    assert main(words) == 130
+    page = (tmp_path / "answer.html").read_text(encoding="utf-8")
+    assert "exact speculative decoding" in page and "<table>" not in page
+    assert (tmp_path / "answer.png").stat().st_size > 0
+
+
 @pytest.mark.parametrize("words", [["--problems", "0"], ["--rules", "magic"], ["--draft-length", "0"]])
 def test_the_command_refuses_nonsense(capsys, words):
     assert main(["demo", *words]) == 2
