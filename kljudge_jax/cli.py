@@ -23,6 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     options = _parser().parse_args(argv)
+    options.words = list(sys.argv[1:] if argv is None else argv)  # reports say what made them
     try:
         _keep_compiled()
         status = options.run(options)

@@ -8,9 +8,11 @@ import pytest
 
 import kljudge_jax as kj
 from kljudge_jax.evaluation.statistics import wilson_interval
+from kljudge_jax.judges.storage import load_head, read_manifest
 from kljudge_jax.models.manifest import NAME
 from kljudge_jax.models.transformer import parameters
 from kljudge_jax.training.train_pair import DRAFT, TARGET
+from kljudge_jax.verification.head import PairIdentity
 
 FOLDER = Path(__file__).parents[1] / "checkpoints"
 PROBLEMS = 64
@@ -65,3 +67,29 @@ def test_it_answers_as_well_as_the_card_says(pair, card, domain):
         right = sum(task.check(problem, answer) for problem, answer in zip(problems, text, strict=True))
         low, high = wilson_interval(right, PROBLEMS)
         assert low - 0.05 <= card["accuracy"][name][domain] <= high + 0.05, (name, right)
+
+
+def test_the_judge_is_of_this_pair_and_of_enough_mismatches(pair):
+    manifest = read_manifest(FOLDER / "judge")
+    head = load_head("embedded", pair)
+    assert head.pair == PairIdentity.of(pair)
+    training = manifest["training"]
+    assert training["rows"] >= 5_000 and training["best"]["validation_auc"] >= 0.85
+    assert manifest["data"]["split"] == "train" and manifest["data"]["task"] == "arithmetic"
+
+
+def test_the_judge_keeps_more_than_exact_decoding_and_stays_right(pair):
+    task = kj.load_task("arithmetic")
+    problems = task.problems("test", PROBLEMS, seed=11)
+    prompts = [problem.prompt for problem in problems]
+    answers = {
+        word: kj.generate(pair, prompts, verifier=word, draft_length=8, max_new_tokens=128)
+        for word in ("exact", "judge:embedded,threshold=0.2", "all")
+    }
+    right = {
+        word: sum(task.check(*pair) for pair in zip(problems, out.text, strict=True)) for word, out in answers.items()
+    }
+    exact, judged, _ = (out.stats.mean_acceptance_length for out in answers.values())
+    assert judged > 1.2 * exact
+    assert right["judge:embedded,threshold=0.2"] >= right["exact"] - 5  # `all` loses some 18
+    assert right["all"] < right["exact"] - 8

@@ -154,13 +154,15 @@ def test_sweep_writes_answers_and_a_table_and_goes_on(capsys, sweeping, tmp_path
     words = [*sweeping, "--rules", "none, exact,kl:threshold=4.0,confidence=0.9"]
     status, table, _ = run(capsys, *words)
     assert status == 0
+    assert f"Report: {tmp_path / 'out' / 'report.html'}" in table
     answers = (tmp_path / "out" / "answers.jsonl").read_text()
     assert len(answers.splitlines()) == 8 * 3
-    assert (tmp_path / "out" / "table.md").read_text() == table
-    assert table.count("\n") == 2 + 3
+    assert sum(line.startswith("|") for line in table.splitlines()) == 2 + 3
     exact = next(line for line in table.splitlines() if line.startswith("| exact"))
-    assert exact.split("|")[6].strip() == "8"  # the same text as plain decoding
-    cells = json.loads((tmp_path / "out" / "summary.json").read_text())["cells"]
+    assert exact.split("|")[8].strip() == "8"  # the same text as plain decoding
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["kind"] == "sweep" and summary["command"].startswith("kljudge sweep --target")
+    cells = summary["cells"]
     assert [cell["rule"] for cell in cells] == ["none", "exact", "kl:threshold=4.0,confidence=0.9"] and cells[1][
         "speed"
     ] > 0
@@ -184,6 +186,8 @@ def test_sweep_writes_answers_and_a_table_and_goes_on(capsys, sweeping, tmp_path
     [
         (["--rules", "none,magic"], "magic"),
         (["--draft-lengths", "4,x"], "whole numbers"),
+        (["--seeds", "7;8"], "whole numbers"),
+        (["--examples", "-1"], "--examples starts at 0"),
         (["--draft-lengths", "0"], "start at 1"),
         (["--n", "0"], "start at 1"),
         (["--n", "9"], "holds 8 problems"),
@@ -196,6 +200,24 @@ def test_a_sweep_that_cannot_be_is_refused(capsys, sweeping, words, message):
     assert status == 2
     assert out == "" and message in err
     assert len(err.strip().splitlines()) == 1
+
+
+def test_a_sweep_of_several_tasks_and_seeds_is_one_report(capsys, sweeping, tmp_path):
+    other = tmp_path / "gsm8k.jsonl"
+    other.write_text(json.dumps({"question": "1 + 1?", "answer": "#### 2"}))
+    task = f"{sweeping[sweeping.index('--task') + 1]},gsm8k:{other}"
+    words = ["--task", task, "--rules", "none,kl:0.1/4.0", "--n", "1", "--seeds", "1,2", "--max-new-tokens", "16"]
+    status, out, _ = run(capsys, *sweeping, *words)
+    assert status == 0
+    folder = tmp_path / "out"
+    folders = {path.name for path in folder.iterdir() if path.is_dir()}
+    assert folders == {"prompts-seed1", "prompts-seed2", "gsm8k-seed1", "gsm8k-seed2"}
+    assert "prompts:" in out and "gsm8k:" in out and "| kl:0.1 |" in out and "| kl:4.0 |" in out
+    cells = json.loads((folder / "summary.json").read_text())["cells"]
+    assert [(cell["task"], cell["rule"]) for cell in cells[3:]] == [
+        ("gsm8k", "none"), ("gsm8k", "kl:0.1"), ("gsm8k", "kl:4.0")
+    ]  # fmt: skip
+    assert all(cell["n"] == 1 for cell in cells[3:])  # both seeds drew the one problem
 
 
 def test_a_sweep_without_a_draft_is_plain(capsys, sweeping, tiny_folders):

@@ -138,8 +138,25 @@ def has_draft(options) -> bool:
 
 
 def split_rules(text: str) -> list[str]:
-    """Rules from their words. A comma before a word parts two rules; one before `name=` or a number does not."""
-    return [rule.strip() for rule in re.split(r",(?=\s*[a-z_]+\s*(?:[:,]|$))", text)]
+    """Rules from their words. A comma before a word parts two rules; one before `name=` or a number does not.
+
+    `kl:0.1/0.4` stands for `kl:0.1` and `kl:0.4`.
+    """
+    rules = []
+    for rule in re.split(r",(?=\s*[a-z_]+\s*(?:[:,]|$))", text):
+        name, _, rest = rule.strip().partition(":")
+        settings = rest.split("/")
+        several = len(settings) > 1 and all(re.fullmatch(r"\s*[-+.\de]+\s*", each) for each in settings)
+        rules += [f"{name}:{each.strip()}" for each in settings] if several else [rule.strip()]
+    return rules
+
+
+def whole_numbers(option: str, text: str) -> list[int]:
+    """The numbers of `8,24`; raises `InputError` where there are none."""
+    try:
+        return [int(number) for number in text.split(",")]
+    except ValueError:
+        raise InputError(f"{option} takes whole numbers with commas, got {text!r}") from None
 
 
 def note(line: str) -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
+import shlex
 import signal
 import sys
-from pathlib import Path
+from collections import defaultdict
 
 from kljudge_jax.commands.options import (
     FAILED,
@@ -20,6 +20,7 @@ from kljudge_jax.commands.options import (
     load_pair,
     note,
     split_rules,
+    whole_numbers,
 )
 from kljudge_jax.errors import InputError
 
@@ -30,29 +31,39 @@ def add(commands) -> None:
         "sweep",
         _sweep,
         "Answer the problems of a task under several rules, and compare accuracy, acceptance and speed.",
+        "  kljudge sweep --target embedded --task arithmetic,conversion --rules none,exact,kl:0.02/0.1/0.4 --n 200\n"
         "  kljudge sweep --target big.gguf --draft small.gguf --task gsm8k:test.jsonl --rules none,exact,kl:0.3 "
         "--draft-lengths 8,24 --n 30 --out results/gsm8k",
     )
     add_models(parser)
-    parser.add_argument("--task", required=True, metavar="TASK", help="arithmetic, conversion, gsm8k:FILE, ...")
+    parser.add_argument(
+        "--task", required=True, metavar="TASKS", help="arithmetic, conversion, gsm8k:FILE, ...; several with commas"
+    )
     parser.add_argument(
         "--rules",
         metavar="RULES",
         default="none,exact,kl:0.4",
-        help="rules by their words, with commas",
+        help="rules by their words, with commas; kl:0.1/0.4 stands for kl:0.1,kl:0.4",
     )
     parser.add_argument("--draft-lengths", metavar="INTS", default="8", help="draft lengths, with commas")
     add_drafter(parser)
     parser.add_argument("--n", metavar="INT", type=int, default=100, help="problems")
     parser.add_argument("--split", default="test", choices=("train", "validation", "test", "all"), help="of the task")
+    parser.add_argument("--seeds", metavar="INTS", help="several seeds, with commas, in place of --seed")
     parser.add_argument("--batch", metavar="INT", type=int, default=8, help="answers decoded side by side")
-    parser.add_argument("--out", metavar="DIR", default="results/sweep", help="where answers and the table go")
+    parser.add_argument(
+        "--examples", metavar="INT", type=int, default=1, help="answers of each task to show token by token"
+    )
+    parser.add_argument("--out", metavar="DIR", default="results/sweep", help="where answers and the report go")
     add_sampling(parser)
 
 
 def _sweep(options) -> int:
     from kljudge_jax.decoding.words import parse_drafter
     from kljudge_jax.evaluation import sweep
+    from kljudge_jax.evaluation.examples import examples
+    from kljudge_jax.evaluation.report import TaskResult, findings, read_setting, write_report
+    from kljudge_jax.evaluation.summary import markdown_table, summarise
     from kljudge_jax.tasks import load_task
     from kljudge_jax.verification import parse_verifier
 
@@ -60,21 +71,23 @@ def _sweep(options) -> int:
     rules = split_rules(options.rules)
     for rule in rules:
         parse_verifier(rule, options.temperature == 0)
-    try:
-        lengths = [int(length) for length in options.draft_lengths.split(",")]
-    except ValueError:
-        raise InputError(f"--draft-lengths takes whole numbers with commas, got {options.draft_lengths!r}") from None
+    lengths = whole_numbers("--draft-lengths", options.draft_lengths)
     if min(lengths) < 1 or options.n < 1 or options.batch < 1:
         raise InputError("--draft-lengths, --n and --batch start at 1")
+    if options.examples < 0:
+        raise InputError("--examples starts at 0")
+    seeds = whole_numbers("--seeds", options.seeds) if options.seeds else [options.seed]
     drafter = parse_drafter(options.drafter)
     if any(rule != "none" for rule in rules):
         check_drafter(options, drafter)
-    task = load_task(options.task)  # a bad one is refused before minutes go into loading a model
+    specs = [spec.strip() for spec in options.task.split(",")]
+    for spec in specs:
+        load_task(spec)  # a bad one is refused before minutes go into loading a model
     plan = sweep.Plan(
         cells=sweep.grid(rules, lengths),
         n=options.n,
         split=options.split,
-        seed=options.seed,
+        seed=seeds[0],
         batch=options.batch,
         max_new_tokens=options.max_new_tokens,
         temperature=options.temperature,
@@ -83,19 +96,27 @@ def _sweep(options) -> int:
         drafter=options.drafter,
     )
     pair = load_pair(options)
-    task = as_model_reads(task, options.task, pair)
+    tasks = [as_model_reads(load_task(spec), spec, pair) for spec in specs]
+    parts = sweep.parts(tasks, seeds, plan, options.out)
+    answered, shown = defaultdict(list), defaultdict(list)
     try:
-        records = sweep.run_sweep(pair, task, plan, options.out, note)
+        for part in parts:
+            note(f"{part.task.name}, seed {part.plan.seed}")
+            answered[part.task.name].append((part.plan, sweep.run_sweep(pair, part.task, part.plan, part.folder, note)))
+        for part in parts:
+            if part.plan.seed == seeds[0]:
+                shown[part.task.name] = examples(pair, part, options.examples)
     except KeyboardInterrupt:
         print(f"\nkljudge sweep: stopped; repeat the command to go on in {options.out}", file=sys.stderr)
         return 128 + signal.SIGINT
-    rows = sweep.summarise(records)
-    table = sweep.markdown_table(rows)
-    folder = Path(options.out)
-    (folder / "summary.json").write_text(json.dumps({"schema": sweep.SCHEMA, "cells": rows}, indent=2) + "\n")
-    (folder / "table.md").write_text(table)
-    print(table, end="")
-    failed = sum(row["failed"] for row in rows)
+    results = [TaskResult(name, summarise(sweep.pooled(records)), shown[name]) for name, records in answered.items()]
+    setting = read_setting([part.folder for part in parts], shlex.join(["kljudge", *options.words]))
+    files = write_report(options.out, results, setting)
+    for result in results:
+        print(f"{result.name}:\n\n{markdown_table(result.rows)}")
+        print("".join(f"{line}\n" for line in findings(result.rows)))
+    print(f"Report: {files[0]}")
+    failed = sum(row["failed"] for result in results for row in result.rows)
     if failed:
         print(f"kljudge sweep: a model returned NaN or +inf in {failed} answers", file=sys.stderr)
     return FAILED if failed else OK

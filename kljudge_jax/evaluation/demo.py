@@ -14,6 +14,8 @@ from kljudge_jax.decoding.results import Generation
 from kljudge_jax.decoding.stream import Event, stream
 from kljudge_jax.evaluation import sweep
 from kljudge_jax.evaluation.machine import describe_machine
+from kljudge_jax.evaluation.statistics import speed_ratio_interval
+from kljudge_jax.evaluation.summary import summarise
 from kljudge_jax.evaluation.token_page import Answer, answer_of
 from kljudge_jax.models.pair import ModelPair
 from kljudge_jax.tasks.base import Problem, Task
@@ -69,7 +71,7 @@ class Demo:
         return {rule: _speed_ratio(tokens, seconds, rule, self.rules[0]) for rule in self.rules}
 
     def compare(self, report: Callable[[str], None] = lambda line: None) -> list[dict]:
-        """All problems in one batch under every rule: the rows that `sweep.summarise` makes."""
+        """All problems in one batch under every rule: the rows that `summarise` makes."""
         records = []
         plan = sweep.Plan(
             cells=sweep.grid(self.rules, [self.draft_length]),
@@ -80,7 +82,7 @@ class Demo:
         for cell in plan.cells:
             report(f"{len(self.problems)} problems, {title(cell.rule)}")
             records += sweep.answer(self.pair, self.task, plan, cell, self.problems, 0)
-        return sweep.summarise(records)
+        return summarise(records)
 
     def _options(self, rule: str) -> dict:
         return {
@@ -162,12 +164,5 @@ def write(folder: Path, cells: Sequence[Sequence[str]], rows: list[dict], speeds
 
 def _speed_ratio(tokens, seconds, rule, baseline) -> SpeedRatio:
     speed = {name: tokens[name].sum() / seconds[name].sum() for name in (rule, baseline)}
-    ratio = speed[rule] / speed[baseline]
-    # Problems are resampled whole, all four counts together.
-    picks = np.random.default_rng(0).integers(0, len(tokens[rule]), (2000, len(tokens[rule])))
-
-    def drawn(name):
-        return tokens[name][picks].sum(axis=1) / seconds[name][picks].sum(axis=1)
-
-    low, high = np.quantile(drawn(rule) / drawn(baseline), [0.025, 0.975])
-    return SpeedRatio(float(speed[rule]), float(ratio), (float(low), float(high)))
+    interval = speed_ratio_interval((tokens[rule], seconds[rule]), (tokens[baseline], seconds[baseline]))
+    return SpeedRatio(float(speed[rule]), float(speed[rule] / speed[baseline]), interval)

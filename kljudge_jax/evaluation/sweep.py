@@ -1,11 +1,10 @@
-"""Rules x draft lengths over the problems of a task: every answer kept, resumable, summed up in one table."""
+"""Rules x draft lengths over the problems of tasks: every answer kept, resumable."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import os
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -15,7 +14,6 @@ from kljudge_jax.decoding.generate import generate
 from kljudge_jax.decoding.words import parse_drafter
 from kljudge_jax.errors import InputError
 from kljudge_jax.evaluation.machine import describe_machine
-from kljudge_jax.evaluation.statistics import mcnemar, ratio_interval, wilson_interval
 from kljudge_jax.models.pair import ModelPair
 from kljudge_jax.tasks.base import Task
 
@@ -65,6 +63,48 @@ def grid(rules: Sequence[str], draft_lengths: Sequence[int]) -> tuple[Cell, ...]
     return tuple(dict.fromkeys(cells))
 
 
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """One task under one seed: a sweep's part, which has a folder of its own where there are several."""
+
+    task: Task
+    plan: Plan
+    folder: Path
+
+
+def parts(tasks: Sequence[Task], seeds: Sequence[int], plan: Plan, folder: str | Path) -> list[Part]:
+    """The parts of a sweep: every task under every seed, in `folder/TASK-seedN`; in `folder` itself if there is one.
+
+    Raises:
+      InputError: two tasks of one name.
+    """
+    names = [task.name for task in tasks]
+    if len(set(names)) < len(names):
+        raise InputError(f"the tasks {', '.join(names)} would share a folder: sweep them one at a time")
+    found = [
+        Part(task, dataclasses.replace(plan, seed=seed), Path(folder) / f"{task.name}-seed{seed}")
+        for task in tasks
+        for seed in dict.fromkeys(seeds)
+    ]
+    return [dataclasses.replace(found[0], folder=Path(folder))] if len(found) == 1 else found
+
+
+def pooled(records_of_seeds: Sequence[tuple[Plan, Sequence[dict]]]) -> list[dict]:
+    """The records of one task under several seeds as those of one sweep.
+
+    A problem that several seeds drew counts once when decoding is greedy, for its answer is the same; when sampling,
+    its answers are different draws and all count.
+    """
+    found: dict[tuple, dict] = {}
+    for plan, records in records_of_seeds:
+        for record in records:
+            problem = record["problem"] if plan.temperature == 0 else f"{record['problem']}#{plan.seed}"
+            key = (record["rule"], record["draft_length"], problem)
+            # Batches are numbered from 0 under every seed.
+            found.setdefault(key, record | {"problem": problem, "batch": (plan.seed, record["batch"])})
+    return list(found.values())
+
+
 def run_sweep(
     pair: ModelPair, task: Task, plan: Plan, folder: str | Path, report: Callable[[str], None] = lambda line: None
 ) -> list[dict]:
@@ -107,9 +147,7 @@ def run_sweep(
 
 
 def answer(pair, task, plan, cell, batch, first) -> list[dict]:
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(
-        jax.random.key(plan.seed), jax.numpy.arange(first, first + len(batch))
-    )
+    """The records of one batch in one cell; `first` is the batch's first problem."""
     out = generate(
         pair,
         [problem.prompt for problem in batch],
@@ -120,7 +158,7 @@ def answer(pair, task, plan, cell, batch, first) -> list[dict]:
         temperature=plan.temperature,
         top_k=plan.top_k,
         top_p=plan.top_p,
-        key=keys,
+        key=row_keys(plan.seed, first, len(batch)),
     )
     return [
         {
@@ -130,11 +168,19 @@ def answer(pair, task, plan, cell, batch, first) -> list[dict]:
             "right": bool(task.check(problem, text)),
             "text": text,
             "token_ids": tokens.tolist(),
+            "origin": "".join(name[0] for name in origin),  # d(raft), r(elaxed) or t(arget), a letter a token
             "batch": first,
             **{name: value for name, value in row.to_json().items() if name != "tokens_per_second"},
         }
-        for problem, text, tokens, row in zip(batch, out.text, out.tokens, out.stats.rows, strict=True)
+        for problem, text, tokens, origin, row in zip(
+            batch, out.text, out.tokens, out.origin, out.stats.rows, strict=True
+        )
     ]
+
+
+def row_keys(seed: int, first: int, count: int) -> jax.Array:
+    """The keys of problems `first` to `first + count - 1` of a sweep: `fold_in(key(seed), i)`, in any batch."""
+    return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jax.numpy.arange(first, first + count))
 
 
 def _claim(path: Path, pair: ModelPair, task: Task, plan: Plan) -> None:
@@ -175,77 +221,3 @@ def read_records(path: Path) -> Iterator[dict]:
             whole += len(line)
             yield json.loads(line)
         file.truncate(whole)
-
-
-def summarise(records: Sequence[dict]) -> list[dict]:
-    """One row a cell, in the order they ran: accuracy, acceptance, passes and speed, each with its uncertainty.
-
-    Cells are compared with plain decoding on the answers that both have; "p" is McNemar's, "speed" the ratio of tokens
-    per second. Without a "none" cell those are None.
-    """
-    cells: dict[Cell, dict[str, dict]] = defaultdict(dict)
-    for record in records:
-        cells[Cell(record["rule"], record["draft_length"])][record["problem"]] = record
-    plain = cells.get(Cell("none", 0))
-    rows = []
-    for cell, answers in cells.items():
-        of = list(answers.values())
-        right = sum(r["right"] for r in of)
-        tokens, cycles = [r["tokens"] for r in of], [r["cycles"] for r in of]
-        row = {
-            "rule": cell.rule,
-            "draft_length": cell.draft_length,
-            "n": len(of),
-            "right": right,
-            "accuracy": right / len(of),
-            "accuracy_interval": wilson_interval(right, len(of)),
-            "mean_acceptance_length": sum(tokens) / max(sum(cycles), 1),
-            "mean_acceptance_length_interval": ratio_interval(tokens, cycles),
-            "draft_acceptance_rate": sum(r["accepted"] for r in of) / max(sum(r["drafted"] for r in of), 1),
-            "relaxed_per_answer": sum(r["relaxed"] for r in of) / len(of),
-            "target_passes_per_answer": sum(cycles) / len(of),
-            "tokens_per_answer": sum(tokens) / len(of),
-            "cut_at_length": sum(r["finish"] == "length" for r in of),
-            "failed": sum(r["failed"] for r in of),
-            "tokens_per_second": _speed(of),
-            "p": None,
-            "same_text": None,
-            "speed": None,
-        }
-        if plain:
-            both = [name for name in answers if name in plain]
-            ours, theirs = [answers[b] for b in both], [plain[b] for b in both]
-            row["p"] = mcnemar([r["right"] for r in ours], [r["right"] for r in theirs])
-            row["same_text"] = sum(a["token_ids"] == b["token_ids"] for a, b in zip(ours, theirs, strict=True))
-            row["speed"] = _speed(ours) / max(_speed(theirs), 1e-12)
-        rows.append(row)
-    return rows
-
-
-def _speed(records: Sequence[dict]) -> float:
-    """Tokens per second of batches, whose rows share one time."""
-    seconds = {r["batch"]: r["seconds"] for r in records}
-    return sum(r["tokens"] for r in records) / max(sum(seconds.values()), 1e-12)
-
-
-def markdown_table(rows: Sequence[dict]) -> str:
-    """The summary as a Markdown table."""
-    head = (
-        "| rule | draft length | right | 95 % | p | same text | mean acceptance length | relaxed / answer "
-        "| target passes / answer | tokens / answer | tokens/s | x plain |"
-    )
-    lines = [head, "|" + "---|" * (head.count("|") - 1)]
-    for row in rows:
-        low, high = row["accuracy_interval"]
-        short, long = row["mean_acceptance_length_interval"]
-        plain = row["rule"] == "none"
-        lines.append(
-            f"| {'plain' if plain else row['rule']} | {'' if plain else row['draft_length']} "
-            f"| {row['right']} of {row['n']} | {100 * low:.0f} to {100 * high:.0f} "
-            f"| {'' if plain or row['p'] is None else format(row['p'], '.2f')} "
-            f"| {'' if plain or row['same_text'] is None else row['same_text']} "
-            f"| {row['mean_acceptance_length']:.2f} ({short:.2f} to {long:.2f}) | {row['relaxed_per_answer']:.1f} "
-            f"| {row['target_passes_per_answer']:.1f} | {row['tokens_per_answer']:.0f} "
-            f"| {row['tokens_per_second']:.2f} | {'' if row['speed'] is None else format(row['speed'], '.2f')} |"
-        )
-    return "\n".join(lines) + "\n"

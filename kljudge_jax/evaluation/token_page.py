@@ -79,23 +79,32 @@ def write_page(
       table: rows of cells under them, the first one the head; may be empty.
       foot: what made the page, and on what.
     """
-    legend = "".join(
-        f'<li><span style="background:{COLOURS[o]};color:#111">&nbsp;{o}&nbsp;</span> {MEANINGS[o]}</li>'
-        for o in COLOURS
-    )
     sections = "".join(
         f"<section><h2>{html.escape(a.title)}</h2>{tokens_html(a)}{_bars(a)}<p class=note>{html.escape(a.note)}</p>"
         "</section>"
         for a in answers
     )
-    page = (
+    body = f'<pre class="prompt">{html.escape(prompt)}</pre>{legend_html()}{sections}{table_html(table)}'
+    Path(path).write_text(page(heading, body, foot), encoding="utf-8")
+
+
+def page(heading: str, body: str, foot: str, wide: bool = False) -> str:
+    """A whole page, styled, around a body of HTML; `wide` for one with large tables."""
+    return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(heading)}</title>'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<style>{_STYLE}</style></head><body><main><h1>{html.escape(heading)}</h1>"
-        f'<pre class="prompt">{html.escape(prompt)}</pre><ul class="legend">{legend}</ul>{sections}{_table(table)}'
-        f"<footer>{html.escape(foot)}</footer></main></body></html>\n"
+        f"<style>{_STYLE}</style></head><body><main{' class=wide' if wide else ''}><h1>{html.escape(heading)}</h1>"
+        f"{body}<footer>{html.escape(foot)}</footer></main></body></html>\n"
     )
-    Path(path).write_text(page, encoding="utf-8")
+
+
+def legend_html() -> str:
+    """What the colours mean."""
+    items = "".join(
+        f'<li><span style="background:{COLOURS[o]};color:#111">&nbsp;{o}&nbsp;</span> {MEANINGS[o]}</li>'
+        for o in COLOURS
+    )
+    return f'<ul class="legend">{items}</ul>'
 
 
 def write_picture(path: str | Path, answers: Sequence[Answer]) -> None:
@@ -151,6 +160,10 @@ table{border-collapse:collapse;margin-top:1.6rem;font-size:.92rem}
 th,td{padding:.25rem .7rem;white-space:nowrap}
 th,td{border-bottom:1px solid #ccc;text-align:right}th:first-child,td:first-child{text-align:left}
 svg{display:block;width:100%;height:56px}
+figure{margin:1rem 0}figure svg{height:auto;max-width:72rem;background:#fff}
+main.wide{max-width:90rem}.wide p,.wide ul,.wide pre{max-width:54rem}
+.scroll{overflow-x:auto}.scroll table{font-size:.82rem;margin-top:.4rem}.scroll td,.scroll th{padding:.2rem .45rem}
+summary{cursor:pointer;margin-top:.6rem}
 @media (prefers-color-scheme:dark){
 body{background:#161616;color:#e8e8e8}th,td{border-color:#444}.note,footer{color:#999}}
 """.strip()
@@ -173,7 +186,8 @@ def _bars(answer: Answer) -> str:
     )
 
 
-def _table(rows: Sequence[Sequence[str]]) -> str:
+def table_html(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of cells as a table, the first one its head; nothing for none."""
     if not rows:
         return ""
     cells = [

@@ -21,8 +21,12 @@ from kljudge_jax.judges.training import TrainedJudge
 from kljudge_jax.models.json_file import read_json
 from kljudge_jax.models.orbax import check_destination
 from kljudge_jax.models.pair import ModelPair
+from kljudge_jax.models.shipped import shipped_folder
 from kljudge_jax.verification.features import SETUPS
 from kljudge_jax.verification.head import Head, PairIdentity
+
+# The word for the judge that comes with the package, in place of a folder.
+EMBEDDED = "embedded"
 
 _MANIFEST = "judge.json"
 _FORMAT = "kljudge_jax.judge"
@@ -76,13 +80,13 @@ def load_head(folder: str | Path, pair: ModelPair | None = None) -> Head:
     """Reads a head.
 
     Args:
-      folder: what `save_judge` wrote.
+      folder: what `save_judge` wrote; "embedded" is the judge of the embedded pair, which comes with the package.
       pair: the pair it is meant for; None leaves that to `Head.check_pair`.
 
     Raises:
       InputError: the folder is no judge, a file of it was changed, or it was trained for another pair.
     """
-    folder = Path(folder).expanduser().absolute()
+    folder = (shipped_folder() / "judge" if folder == EMBEDDED else Path(folder)).expanduser().absolute()
     manifest = read_manifest(folder)
     found = _digests(folder / "weights")
     changed = sorted(name for name in {*found, *manifest["sha256"]} if found.get(name) != manifest["sha256"].get(name))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 
 from kljudge_jax.errors import InputError
-from kljudge_jax.models.manifest import check_manifest
+from kljudge_jax.models.shipped import shipped_folder
 from kljudge_jax.models.sources import Checkpoint, open_checkpoint, open_tokenizer
 from kljudge_jax.models.tokenizer import check_fits, compare, tokenizer_eos
 from kljudge_jax.models.transformer import Transformer
@@ -113,13 +113,9 @@ class ModelPair:
         Raises:
           InputError: this installation has none, or its files are not what was shipped.
         """
-        package = Path(__file__).parents[1]
-        for folder in (package / "checkpoints", package.parent / "checkpoints"):  # a wheel, a checkout
-            if (folder / "target").is_dir() and (folder / "draft").is_dir():
-                check_manifest(folder)
-                pair = cls.from_pretrained(folder / "target", folder / "draft", dtype=dtype, mesh=mesh)
-                return dataclasses.replace(pair, target_name="embedded target", draft_name="embedded draft")
-        raise InputError("this installation has no embedded pair: name two models with ModelPair.from_pretrained")
+        folder = shipped_folder()
+        pair = cls.from_pretrained(folder / "target", folder / "draft", dtype=dtype, mesh=mesh)
+        return dataclasses.replace(pair, target_name="embedded target", draft_name="embedded draft")
 
 
 def _shared_tokenizer(names: dict[Checkpoint, str], given: Any) -> PreTrainedTokenizerBase | None:

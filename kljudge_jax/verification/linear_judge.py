@@ -18,7 +18,7 @@ class StoredHead(Parameter):
     """A parameter that a word of the command line names by its folder."""
 
     def __str__(self) -> str:
-        return "a folder that kljudge train-judge wrote"
+        return "a folder that kljudge train-judge wrote, or embedded"
 
     def check(self, owner: str, name: str, value: object) -> None:
         """Refuses what a person may have written by mistake; lets every placeholder of a transformation pass."""

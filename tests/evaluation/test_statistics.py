@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from kljudge_jax.evaluation.statistics import mcnemar, ratio_interval, wilson_interval
+from kljudge_jax.evaluation.statistics import (
+    holm,
+    mcnemar,
+    paired_difference,
+    ratio_interval,
+    speed_ratio_interval,
+    wilson_interval,
+)
 
 
 @pytest.mark.parametrize(("successes", "n"), [(0, 1), (1, 1), (0, 30), (7, 30), (15, 30), (30, 30), (912, 1319)])
@@ -71,3 +78,34 @@ def test_the_bootstrap_of_nothing_is_nothing(above, below):
 
 def test_pairs_that_all_agree_leave_no_doubt():
     assert ratio_interval([2, 4, 8], [1, 2, 4]) == (2.0, 2.0)
+
+
+@pytest.mark.parametrize("rates", [(0.02, 0.02), (0.05, 0.01), (0.3, 0.1)])
+def test_the_paired_difference_covers_the_truth_about_as_often_as_it_says(rates):
+    lose, win = rates
+    random, covered = np.random.default_rng(3), 0
+    for _ in range(400):
+        drawn = random.random(200)
+        theirs = drawn >= win  # we win where they fail
+        ours = ~((drawn >= win) & (drawn < win + lose))
+        difference, (low, high) = paired_difference(ours, theirs)
+        assert low <= difference <= high
+        covered += low <= win - lose <= high
+    assert 370 <= covered <= 398  # 95 % of 400 is 380, give or take 4.4
+
+
+def test_the_paired_difference_of_nothing_says_nothing():
+    assert paired_difference([], []) == (0.0, (-1.0, 1.0))
+    assert paired_difference([True] * 4, [True] * 4)[0] == 0.0
+
+
+def test_holm_corrects_as_by_hand():
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.9, 0.8]) == [1.0, 1.0] and holm([]) == []
+
+
+def test_a_speed_ratio_that_is_the_same_everywhere_has_no_width():
+    ours, theirs = ([10, 30, 50], [1, 3, 5]), ([10, 30, 50], [2, 6, 10])
+    assert speed_ratio_interval(ours, theirs) == (2.0, 2.0)
+    low, high = speed_ratio_interval(([10, 30, 50], [1, 4, 4]), theirs)
+    assert low < 90 / 9 / (90 / 18) < high

@@ -4,26 +4,13 @@ import dataclasses
 import json
 
 import pytest
+from sweep_records import Letters
 from tiny_pairs import text_pair
 
 from kljudge_jax.errors import InputError
 from kljudge_jax.evaluation import sweep
-from kljudge_jax.evaluation.statistics import mcnemar, ratio_interval, wilson_interval
-from kljudge_jax.evaluation.sweep import Cell, Plan, grid, markdown_table, read_records, run_sweep, summarise
-from kljudge_jax.tasks import Problem
-
-
-class Letters:
-    """A task: an answer is right if it holds the problem's letter."""
-
-    name = "letters"
-
-    def problems(self, split="test", n=200, seed=7):
-        return [Problem(f"letters/{i}", f"text {seed} {i}", "abcdefghij"[i % 10]) for i in range(n)]
-
-    def check(self, problem, text):
-        return problem.answer in text
-
+from kljudge_jax.evaluation.summary import summarise
+from kljudge_jax.evaluation.sweep import Cell, Plan, grid, parts, pooled, read_records, run_sweep
 
 PLAN = Plan(grid(["none", "exact", "kl:4.0"], [4]), n=8, batch=4, max_new_tokens=24)
 
@@ -38,12 +25,6 @@ def finished(pair, tmp_path_factory):
     """A folder that holds a whole sweep, what it returned, and what it reported."""
     folder, lines = tmp_path_factory.mktemp("sweep"), []
     return folder, run_sweep(pair, Letters(), PLAN, folder, lines.append), lines
-
-
-def record(rule, length, problem, right, **counts):
-    given = {"tokens": 10, "cycles": 5, "drafted": 20, "accepted": 5, "relaxed": 0, "failed": 0, "finish": "eos"}
-    given |= {"batch": problem // 2, "seconds": 2.0, "token_ids": [problem]} | counts
-    return {"rule": rule, "draft_length": length, "problem": f"p/{problem}", "right": right, **given}
 
 
 def test_the_grid_holds_plain_decoding_once():
@@ -125,52 +106,37 @@ def test_a_last_line_that_was_cut_is_dropped_from_the_file(tmp_path):
     assert path.read_bytes() == b'{"a": 1}\n{"a": 2}\n'
 
 
-def test_figures_of_hand_made_records():
-    plain = [record("none", 0, i, i < 3, cycles=10, drafted=0, accepted=0, seconds=8.0) for i in range(4)]
-    judged = [record("kl:0.4", 8, i, i != 1, relaxed=i, token_ids=[i * (i < 2)]) for i in range(3)]
-    judged.append(record("kl:0.4", 8, 3, False, tokens=14, cycles=7, finish="length", failed=1))
-    first, second = summarise([*plain, *judged])
-    assert (first["rule"], first["draft_length"], first["n"], first["right"]) == ("none", 0, 4, 3)
-    assert first["accuracy"] == 0.75 and first["accuracy_interval"] == wilson_interval(3, 4)
-    assert first["tokens_per_second"] == 40 / 16  # two batches of two answers, 8 s each
-    assert (first["speed"], first["p"], first["same_text"]) == (1.0, 1.0, 4)
-
-    assert (second["n"], second["right"]) == (4, 2)
-    assert second["p"] == mcnemar([True, False, True, False], [True, True, True, False])
-    assert second["same_text"] == 3  # answer 2 has other tokens
-    assert second["mean_acceptance_length"] == 44 / 22
-    assert second["mean_acceptance_length_interval"] == ratio_interval([10, 10, 10, 14], [5, 5, 5, 7]) == (2.0, 2.0)
-    assert second["draft_acceptance_rate"] == 20 / 80
-    assert second["relaxed_per_answer"] == 3 / 4
-    assert second["target_passes_per_answer"] == 22 / 4
-    assert second["tokens_per_answer"] == 11
-    assert (second["cut_at_length"], second["failed"]) == (1, 1)
-    assert second["tokens_per_second"] == 44 / 4
-    assert second["speed"] == pytest.approx((44 / 4) / (40 / 16))
-
-
-def test_cells_are_compared_on_the_answers_that_both_have():
-    plain = [record("none", 0, i, True, seconds=8.0) for i in range(2)]
-    judged = [record("kl:0.4", 8, i, i < 2, seconds=2.0) for i in range(4)]
-    _, row = summarise([*plain, *judged])
-    assert row["n"] == 4 and row["same_text"] == 2 and row["p"] == 1.0
-    assert row["speed"] == pytest.approx((20 / 2) / (20 / 8))
-
-
-def test_without_plain_answers_nothing_is_compared():
-    (row,) = summarise([record("kl:0.4", 8, 0, True)])
-    assert row["p"] is row["same_text"] is row["speed"] is None
-    line = markdown_table([row]).splitlines()[2]
-    assert line.startswith("| kl:0.4 | 8 | 1 of 1 |") and line.endswith("|  |")
-
-
-def test_the_table_has_a_line_a_cell(finished):
-    rows = summarise(finished[1])
-    head, rule, *lines = markdown_table(rows).splitlines()
-    assert len(lines) == 3
-    assert all(line.count("|") == head.count("|") == rule.count("|") for line in lines)
-    assert lines[0].startswith("| plain |  | ") and lines[2].startswith("| kl:4.0 | 4 | ")
-
-
 def test_records_say_which_schema_they_follow(finished):
     assert json.loads((finished[0] / "plan.json").read_text())["schema"] == sweep.SCHEMA
+
+
+def test_every_answer_says_where_its_tokens_came_from(finished):
+    for answer in finished[1]:
+        assert len(answer["origin"]) == len(answer["token_ids"])
+        assert answer["origin"].count("r") == answer["relaxed"]
+        assert set(answer["origin"]) <= ({"t"} if answer["rule"] == "none" else set("drt"))
+    assert any("r" in answer["origin"] for answer in finished[1])
+
+
+def test_several_tasks_and_seeds_have_a_folder_each(tmp_path):
+    words = Letters()
+    words.name = "words"
+    found = parts([Letters(), words], [7, 8, 7], PLAN, tmp_path)
+    assert [part.folder.name for part in found] == ["letters-seed7", "letters-seed8", "words-seed7", "words-seed8"]
+    assert [part.plan.seed for part in found] == [7, 8, 7, 8]
+    (alone,) = parts([Letters()], [9], PLAN, tmp_path)
+    assert alone.folder == tmp_path and alone.plan.seed == 9
+    with pytest.raises(InputError, match="share a folder"):
+        parts([Letters(), Letters()], [7], PLAN, tmp_path)
+
+
+def test_a_problem_of_two_seeds_counts_once_when_greedy_and_twice_when_sampled(finished):
+    plan, records = PLAN, finished[1]
+    other = dataclasses.replace(plan, seed=8)
+    fresh = [record | {"problem": record["problem"] + "/other"} for record in records]
+    assert summarise(pooled([(plan, records), (other, records)]))[0]["n"] == 8
+    pool = pooled([(plan, records), (other, fresh)])
+    assert summarise(pool)[0]["n"] == 16
+    assert len({record["batch"] for record in pool}) == 4  # two of each seed, which share their numbers
+    sampled = [(dataclasses.replace(p, temperature=1.0), records) for p in (plan, other)]
+    assert summarise(pooled(sampled))[1]["n"] == 16

@@ -11,7 +11,6 @@ import pytest
 from tiny_hf import hf_logits, make_hf_model, make_tokenizer
 
 from kljudge_jax.errors import InputError
-from kljudge_jax.models import pair as pair_module
 from kljudge_jax.models.manifest import write_manifest
 from kljudge_jax.models.orbax import save
 from kljudge_jax.models.pair import ModelPair
@@ -155,7 +154,7 @@ def test_mixed_formats(folders, tmp_path):
 
 
 def test_the_embedded_pair(folders, tmp_path, monkeypatch):
-    monkeypatch.setattr(pair_module, "__file__", str(tmp_path / "kljudge_jax" / "models" / "pair.py"))
+    monkeypatch.setattr(shipped, "__file__", str(tmp_path / "kljudge_jax" / "models" / "shipped.py"))
     with pytest.raises(InputError, match=re.escape("no embedded pair: name two models")):
         ModelPair.embedded()
     for place in ("checkpoints", "kljudge_jax/checkpoints"):  # a checkout, a wheel

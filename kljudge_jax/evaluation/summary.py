@@ -1,0 +1,212 @@
+"""What the answers of a sweep come to: a row a cell, with the uncertainty of every figure, as Markdown and CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections import defaultdict
+from collections.abc import Sequence
+
+import numpy as np
+
+from kljudge_jax.evaluation.statistics import (
+    holm,
+    mcnemar,
+    paired_difference,
+    ratio_interval,
+    speed_ratio_interval,
+    wilson_interval,
+)
+from kljudge_jax.evaluation.sweep import Cell
+
+# A bootstrap over fewer batches than these says nothing.
+_FEWEST_BATCHES = 4
+
+
+def summarise(records: Sequence[dict]) -> list[dict]:
+    """One row a cell, in the order they ran: accuracy, acceptance, passes and speed, each with its uncertainty.
+
+    Cells are compared with plain decoding on the answers that both have. `p` is McNemar's, `difference` that of the
+    shares of right answers, `verdict` says whether it is more than noise once p is corrected for the number of cells
+    (Holm): "better", "worse", "noise", or "same" where no answer changed sides. `speed` is the ratio of tokens per
+    second. Without a "none" cell those are None, and so are intervals of speeds over fewer than 4 batches.
+    """
+    cells: dict[Cell, dict[str, dict]] = defaultdict(dict)
+    for record in records:
+        cells[Cell(record["rule"], record["draft_length"])][record["problem"]] = record
+    plain = cells.get(Cell("none", 0))
+    rows = [_row(cell, answers, plain) for cell, answers in cells.items()]
+    compared = [row for row in rows if row["p"] is not None and row["rule"] != "none"]
+    for row, p in zip(compared, holm([row["p"] for row in compared]), strict=True):
+        row["p_corrected"] = p
+        row["verdict"] = _verdict(row, p)
+    return rows
+
+
+def _row(cell: Cell, answers: dict[str, dict], plain: dict[str, dict] | None) -> dict:
+    of = list(answers.values())
+    right = sum(r["right"] for r in of)
+    tokens, cycles = [r["tokens"] for r in of], [r["cycles"] for r in of]
+    histogram = _pooled([r["acceptance_histogram"] for r in of if "acceptance_histogram" in r])
+    accepted, relaxed = sum(r["accepted"] for r in of), sum(r["relaxed"] for r in of)
+    row = {
+        "rule": cell.rule,
+        "draft_length": cell.draft_length,
+        "n": len(of),
+        "right": right,
+        "accuracy": right / len(of),
+        "accuracy_interval": wilson_interval(right, len(of)),
+        "mean_acceptance_length": sum(tokens) / max(sum(cycles), 1),
+        "mean_acceptance_length_interval": ratio_interval(tokens, cycles),
+        "draft_acceptance_rate": accepted / max(sum(r["drafted"] for r in of), 1),
+        "acceptance_histogram": histogram.tolist(),
+        "acceptance_by_position": _by_position(histogram),
+        "strict_per_answer": (accepted - relaxed) / len(of),
+        "relaxed_per_answer": relaxed / len(of),
+        "target_passes_per_answer": sum(cycles) / len(of),
+        "tokens_per_answer": sum(tokens) / len(of),
+        "cut_at_length": sum(r["finish"] == "length" for r in of),
+        "failed": sum(r["failed"] for r in of),
+        "tokens_per_second": _speed(of),
+        "tokens_per_second_interval": _speed_interval(of),
+        **dict.fromkeys(("p", "p_corrected", "lost", "won", "difference", "difference_interval", "verdict")),
+        **dict.fromkeys(("same_text", "speed", "speed_interval")),
+    }
+    if plain:
+        both = [name for name in answers if name in plain]
+        ours, theirs = [answers[b] for b in both], [plain[b] for b in both]
+        outcomes = [r["right"] for r in ours], [r["right"] for r in theirs]
+        row["p"] = mcnemar(*outcomes)
+        row["lost"] = sum(b and not a for a, b in zip(*outcomes, strict=True))
+        row["won"] = sum(a and not b for a, b in zip(*outcomes, strict=True))
+        row["difference"], row["difference_interval"] = paired_difference(*outcomes)
+        row["same_text"] = sum(a["token_ids"] == b["token_ids"] for a, b in zip(ours, theirs, strict=True))
+        row["speed"] = _speed(ours) / max(_speed(theirs), 1e-12)
+        row["speed_interval"] = _speed_ratio_interval(ours, theirs)
+    return row
+
+
+def _verdict(row: dict, p: float) -> str:
+    if row["lost"] == row["won"] == 0:
+        return "same"
+    if p >= 0.05:
+        return "noise"
+    return "better" if row["won"] > row["lost"] else "worse"
+
+
+def _pooled(histograms: Sequence[Sequence[int]]) -> np.ndarray:
+    """The sum of histograms, the shorter ones taken to hold zeros."""
+    total = np.zeros(max((len(h) for h in histograms), default=0), np.int64)
+    for histogram in histograms:
+        total[: len(histogram)] += histogram
+    return total
+
+
+def _by_position(histogram: np.ndarray) -> list[float]:
+    """The share of cycles that commit draft token 1, 2, ... K."""
+    reached = histogram[::-1].cumsum()[::-1]
+    return (reached[1:] / max(reached[0], 1)).tolist() if len(reached) else []
+
+
+def _batches(records: Sequence[dict]) -> dict:
+    """Tokens and seconds of each batch, whose rows share one time."""
+    found: dict = {}
+    for r in records:
+        tokens = found.get(r["batch"], (0, 0.0))[0]
+        found[r["batch"]] = tokens + r["tokens"], r["seconds"]
+    return found
+
+
+def _speed(records: Sequence[dict]) -> float:
+    """Tokens per second."""
+    batches = _batches(records).values()
+    return sum(tokens for tokens, _ in batches) / max(sum(seconds for _, seconds in batches), 1e-12)
+
+
+def _speed_interval(records: Sequence[dict]) -> tuple[float, float] | None:
+    batches = _batches(records).values()
+    if len(batches) < _FEWEST_BATCHES:
+        return None
+    return ratio_interval([tokens for tokens, _ in batches], [seconds for _, seconds in batches])
+
+
+def _speed_ratio_interval(ours: Sequence[dict], theirs: Sequence[dict]) -> tuple[float, float] | None:
+    mine, other = _batches(ours), _batches(theirs)
+    if mine.keys() != other.keys() or len(mine) < _FEWEST_BATCHES:
+        return None
+    pairs = [tuple(zip(*(batches[name] for name in mine), strict=True)) for batches in (mine, other)]
+    return speed_ratio_interval(*pairs)
+
+
+def markdown_table(rows: Sequence[dict]) -> str:
+    """The summary as a Markdown table."""
+    cells = table(rows)
+    return "\n".join(f"| {' | '.join(line)} |" for line in [cells[0], ["---"] * len(cells[0]), *cells[1:]]) + "\n"
+
+
+def table(rows: Sequence[dict]) -> list[list[str]]:
+    """The summary as cells of text, the head first."""
+    head = ["rule", "draft length", "right", "95 %", "points from plain (95 %)", "p", "verdict", "same text"]
+    head += ["mean acceptance length", "relaxed / answer", "target passes / answer", "tokens / answer", "tokens/s"]
+    lines = [[*head, "x plain"]]
+    for row in rows:
+        compared = row["rule"] != "none" and row["p"] is not None
+        low, high = row["accuracy_interval"]
+        short, long = row["mean_acceptance_length_interval"]
+        lines.append(
+            [
+                "plain" if row["rule"] == "none" else row["rule"],
+                "" if row["rule"] == "none" else str(row["draft_length"]),
+                f"{row['right']} of {row['n']}",
+                f"{100 * low:.0f} to {100 * high:.0f}",
+                _points(row) if compared else "",
+                _p_value(row["p"]) if compared else "",
+                row["verdict"] if compared else "",
+                str(row["same_text"]) if compared else "",
+                f"{row['mean_acceptance_length']:.2f} ({short:.2f} to {long:.2f})",
+                f"{row['relaxed_per_answer']:.1f}",
+                f"{row['target_passes_per_answer']:.1f}",
+                f"{row['tokens_per_answer']:.0f}",
+                f"{row['tokens_per_second']:.2f}",
+                _ratio(row),
+            ]
+        )
+    return lines
+
+
+def _points(row: dict) -> str:
+    low, high = row["difference_interval"]
+    return f"{100 * row['difference']:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
+
+
+def _p_value(p: float) -> str:
+    return f"{p:.2f}" if p >= 0.01 else f"{p:.0e}"
+
+
+def _ratio(row: dict) -> str:
+    if row["speed"] is None:
+        return ""
+    if row["rule"] == "none" or row["speed_interval"] is None:
+        return f"{row['speed']:.2f}"
+    low, high = row["speed_interval"]
+    return f"{row['speed']:.2f} ({low:.2f} to {high:.2f})"
+
+
+def csv_table(rows: Sequence[dict]) -> str:
+    """The summary as CSV: one column a figure, two for an interval (`_low`, `_high`)."""
+    flat = [_flattened(row) for row in rows]
+    file = io.StringIO()
+    writer = csv.DictWriter(file, list(dict.fromkeys(name for row in flat for name in row)), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(flat)
+    return file.getvalue()
+
+
+def _flattened(row: dict) -> dict:
+    flat = {}
+    for name, value in row.items():
+        if name.endswith("_interval"):
+            flat[f"{name}_low"], flat[f"{name}_high"] = value or (None, None)
+        elif not isinstance(value, list):  # a histogram has no column of its own
+            flat[name] = value
+    return flat

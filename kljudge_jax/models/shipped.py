@@ -1,0 +1,22 @@
+"""Where the small pair and its judge lie that come with the package."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from kljudge_jax.errors import InputError
+from kljudge_jax.models.manifest import check_manifest
+
+
+def shipped_folder() -> Path:
+    """The folder with `target/`, `draft/` and `judge/`, its files checked.
+
+    Raises:
+      InputError: this installation has none, or its files are not what was shipped.
+    """
+    package = Path(__file__).parents[1]
+    for folder in (package / "checkpoints", package.parent / "checkpoints"):  # a wheel, a checkout
+        if (folder / "target").is_dir() and (folder / "draft").is_dir():
+            check_manifest(folder)
+            return folder
+    raise InputError("this installation has no embedded pair: name two models with ModelPair.from_pretrained")

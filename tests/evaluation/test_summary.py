@@ -1,0 +1,118 @@
+"""What a sweep's answers come to: every figure by hand, and its tables."""
+
+import csv
+import io
+
+import pytest
+from sweep_records import answers, record
+
+from kljudge_jax.evaluation.statistics import (
+    mcnemar,
+    paired_difference,
+    ratio_interval,
+    speed_ratio_interval,
+    wilson_interval,
+)
+from kljudge_jax.evaluation.summary import csv_table, markdown_table, summarise
+
+
+def test_figures_of_hand_made_records():
+    plain = [record("none", 0, i, i < 3, cycles=10, drafted=0, accepted=0, seconds=8.0) for i in range(4)]
+    judged = [record("kl:0.4", 8, i, i != 1, relaxed=i, token_ids=[i * (i < 2)]) for i in range(3)]
+    judged.append(record("kl:0.4", 8, 3, False, tokens=14, cycles=7, finish="length", failed=1))
+    first, second = summarise([*plain, *judged])
+    assert (first["rule"], first["draft_length"], first["n"], first["right"]) == ("none", 0, 4, 3)
+    assert first["accuracy"] == 0.75 and first["accuracy_interval"] == wilson_interval(3, 4)
+    assert first["tokens_per_second"] == 40 / 16  # two batches of two answers, 8 s each
+    assert (first["speed"], first["p"], first["same_text"]) == (1.0, 1.0, 4)
+
+    assert (second["n"], second["right"]) == (4, 2)
+    assert second["p"] == mcnemar([True, False, True, False], [True, True, True, False])
+    assert second["same_text"] == 3  # answer 2 has other tokens
+    assert second["mean_acceptance_length"] == 44 / 22
+    assert second["mean_acceptance_length_interval"] == ratio_interval([10, 10, 10, 14], [5, 5, 5, 7]) == (2.0, 2.0)
+    assert second["draft_acceptance_rate"] == 20 / 80
+    assert second["relaxed_per_answer"] == 3 / 4
+    assert second["target_passes_per_answer"] == 22 / 4
+    assert second["tokens_per_answer"] == 11
+    assert (second["cut_at_length"], second["failed"]) == (1, 1)
+    assert second["tokens_per_second"] == 44 / 4
+    assert second["speed"] == pytest.approx((44 / 4) / (40 / 16))
+
+
+def test_cells_are_compared_on_the_answers_that_both_have():
+    plain = [record("none", 0, i, True, seconds=8.0) for i in range(2)]
+    judged = [record("kl:0.4", 8, i, i < 2, seconds=2.0) for i in range(4)]
+    _, row = summarise([*plain, *judged])
+    assert row["n"] == 4 and row["same_text"] == 2 and row["p"] == 1.0
+    assert row["speed"] == pytest.approx((20 / 2) / (20 / 8))
+
+
+def test_without_plain_answers_nothing_is_compared():
+    (row,) = summarise([record("kl:0.4", 8, 0, True)])
+    assert row["p"] is row["same_text"] is row["speed"] is None
+    line = markdown_table([row]).splitlines()[2]
+    assert line.startswith("| kl:0.4 | 8 | 1 of 1 |") and line.endswith("|  |")
+
+
+def test_the_table_has_a_line_a_cell():
+    rows = summarise(
+        [record(rule, length, i, True) for rule, length in [("none", 0), ("exact", 4), ("kl:4.0", 4)] for i in range(2)]
+    )
+    head, rule, *lines = markdown_table(rows).splitlines()
+    assert len(lines) == 3
+    assert all(line.count("|") == head.count("|") == rule.count("|") for line in lines)
+    assert lines[0].startswith("| plain |  | ") and lines[2].startswith("| kl:4.0 | 4 | ")
+
+
+def test_the_verdict_is_corrected_for_the_number_of_rules():
+    plain = answers("none", [True] * 40)
+    worse = answers("all", [i >= 6 for i in range(40)])  # 6 lost: p = 0.03
+    (_, alone), (_, first, *_) = (
+        summarise([*plain, *worse]),
+        summarise([*plain, *worse, *answers("exact", [True] * 40), *answers("kl:0.1", [i != 2 for i in range(40)])]),
+    )
+    assert alone["p"] == first["p"] == pytest.approx(2 / 2**6)
+    assert (alone["verdict"], alone["p_corrected"]) == ("worse", alone["p"])
+    assert (first["verdict"], first["p_corrected"]) == ("noise", pytest.approx(3 * 2 / 2**6))
+    assert (first["lost"], first["won"], first["difference"]) == (6, 0, -6 / 40)
+    assert first["difference_interval"] == paired_difference([i >= 6 for i in range(40)], [True] * 40)[1]
+
+
+def test_a_rule_that_changes_no_answer_is_the_same_and_one_that_mends_many_is_better():
+    plain = answers("none", [i >= 12 for i in range(40)])
+    _, exact, better = summarise(
+        [*plain, *answers("exact", [i >= 12 for i in range(40)]), *answers("all", [True] * 40)]
+    )
+    assert (exact["verdict"], better["verdict"]) == ("same", "better")
+
+
+def test_speed_has_an_interval_from_four_batches_on():
+    plain = answers("none", [True] * 8, seconds=4.0)
+    judged = [r | {"seconds": 1.0 + r["batch"]} for r in answers("kl:0.1", [True] * 8)]
+    row = summarise([*plain, *judged])[1]
+    assert row["speed_interval"] == speed_ratio_interval(([20] * 4, [1, 2, 3, 4]), ([20] * 4, [4] * 4))
+    assert row["tokens_per_second_interval"] == ratio_interval([20] * 4, [1, 2, 3, 4])
+    few = summarise([*plain[:6], *judged[:6]])[1]
+    assert few["speed_interval"] is few["tokens_per_second_interval"] is None
+    assert few["speed"] == pytest.approx((60 / 6) / (60 / 12))
+
+
+def test_positions_are_counted_over_all_cycles():
+    counted = [record("exact", 3, i, True, acceptance_histogram=h) for i, h in enumerate([[2, 0, 1, 1], [0, 0, 0, 4]])]
+    (row,) = summarise(counted)
+    assert row["acceptance_histogram"] == [2, 0, 1, 5]
+    assert row["acceptance_by_position"] == [6 / 8, 6 / 8, 5 / 8]
+
+
+def test_strict_and_relaxed_accepts_add_up():
+    (row,) = summarise([record("kl:0.1", 8, 0, True, accepted=7, relaxed=3)])
+    assert (row["strict_per_answer"], row["relaxed_per_answer"]) == (4, 3)
+
+
+def test_the_csv_has_a_column_a_figure():
+    rows = summarise([*answers("none", [True, False]), *answers("kl:threshold=0.1,confidence=1.0", [True, True])])
+    plain, judged = csv.DictReader(io.StringIO(csv_table(rows)))
+    assert judged["rule"] == "kl:threshold=0.1,confidence=1.0" and float(judged["accuracy"]) == 1.0
+    assert float(plain["accuracy_interval_low"]) == rows[0]["accuracy_interval"][0]
+    assert judged["speed_interval_low"] == "" and judged["verdict"] == "noise"
