@@ -11,6 +11,7 @@ import pytest
 from tiny_hf import hf_logits, make_hf_model, make_tokenizer
 
 from kljudge_jax.errors import InputError
+from kljudge_jax.models import shipped
 from kljudge_jax.models.manifest import write_manifest
 from kljudge_jax.models.orbax import save
 from kljudge_jax.models.pair import ModelPair
