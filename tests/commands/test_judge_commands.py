@@ -1,10 +1,12 @@
 """From mining to the report by the commands, and what they refuse."""
 
+import json
+
 import pytest
 from judge_data import PAIR, made_dataset
 
 from kljudge_jax.cli import main
-from kljudge_jax.judges.dataset import DatasetWriter
+from kljudge_jax.judges.dataset import DatasetWriter, read_dataset
 
 
 @pytest.fixture
@@ -35,9 +37,28 @@ def test_mining_fills_a_folder(tiny_folders, tmp_path, capsys):
     assert "0 mismatches" in out.out and "2 of 2 questions" in out.err  # a random model answers nothing
 
 
+@pytest.mark.parametrize("labels", ["likelihood", "rollouts", "marked"])
+def test_other_labels_fill_a_folder_too(labels, tiny_folders, tmp_path, capsys):
+    words = ["mine", "--target", tiny_folders.target, "--draft", tiny_folders.draft, "--labels", labels]
+    if labels == "marked":
+        lines = [{"prompt": "ab", "answer": "cdef", "wrong_from": at} for at in (None, 2)]
+        (tmp_path / "marked.jsonl").write_text("\n".join(map(json.dumps, lines)))
+        words += ["--answers", tmp_path / "marked.jsonl"]
+    else:
+        words += ["--task", "arithmetic", "--n", "1", "--max-new-tokens", "8"]
+    assert main([str(word) for word in [*words, "--out", tmp_path / "out"]]) == 0
+    out = capsys.readouterr()
+    assert "1 of 1 questions" in out.err and str(tmp_path / "out") in out.out
+    origin = read_dataset(tmp_path / "out").origin["labels"]
+    assert origin == {"likelihood": "selfjudge", "rollouts": "pivot", "marked": "judge-decoding"}[labels]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (["mine", "--target", "embedded", "--out", "x"], "name a --task"),
+        (["mine", "--target", "embedded", "--labels", "marked", "--task", "arithmetic", "--out", "x"], "--answers"),
+        (["mine", "--target", "embedded", "--answers", "a.jsonl", "--out", "x"], "--labels marked"),
         (["mine", "--target", "./nowhere", "--task", "arithmetic", "--out", "x"], "--draft"),
         (["mine", "--target", "./nowhere", "--draft", "./nowhere", "--task", "magic", "--out", "x"], "magic"),
         (["mine", "--target", "embedded", "--task", "arithmetic", "--shortcut", "2", "--out", "x"], "shortcut"),

@@ -35,7 +35,7 @@ def test_every_rule_has_its_points_in_both_panels(rows):
     figure = draw_tradeoff([("letters", rows)])
     by_length, by_speed = figure.axes
     kl = next(line for line in by_length.lines if len(line.get_xdata()) == 2 and line.get_marker() == "s")
-    assert list(kl.get_ydata()) == [100 / 3, 100 / 3]
+    assert list(kl.get_ydata()) == pytest.approx([100 / 3, 100 / 3])
     assert by_speed.get_xlabel().endswith("plain decoding")
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
     assert labels == ["plain decoding, 95 %", "exact", "kl", "judge:mine"]
