@@ -118,6 +118,7 @@ def _stream(options, pair, prompt, **drafting):
         temperature=options.temperature,
         top_k=options.top_k,
         top_p=options.top_p,
+        min_p=options.min_p,
         stop=options.stop,
         key=jax.random.key(options.seed),
     )

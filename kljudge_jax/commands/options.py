@@ -65,13 +65,16 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--temperature", metavar="FLOAT", type=float, default=0.0, help="0 is greedy")
     group.add_argument("--top-k", metavar="INT", type=int, default=0, help="keep the k likeliest tokens; 0 is all")
     group.add_argument("--top-p", metavar="FLOAT", type=float, default=1.0, help="keep this much probability mass")
+    group.add_argument(
+        "--min-p", metavar="FLOAT", type=float, default=0.0, help="drop tokens below this share of the likeliest one's"
+    )
     group.add_argument("--seed", metavar="INT", type=int, default=0, help="of the draws when sampling")
 
 
 def check_sampling(options) -> None:
     from kljudge_jax.decoding.sampling import Sampling
 
-    Sampling.create(options.temperature, options.top_k, options.top_p)
+    Sampling.create(options.temperature, options.top_k, options.top_p, options.min_p)
     if options.max_new_tokens < 1:
         raise InputError(f"--max-new-tokens starts at 1, got {options.max_new_tokens}")
     if not 0 <= options.seed < 2**63:

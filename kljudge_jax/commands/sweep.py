@@ -93,6 +93,7 @@ def _sweep(options) -> int:
         temperature=options.temperature,
         top_k=options.top_k,
         top_p=options.top_p,
+        min_p=options.min_p,
         drafter=options.drafter,
     )
     pair = load_pair(options)

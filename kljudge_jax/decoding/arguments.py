@@ -160,6 +160,15 @@ def check_fit(target, draft, ids, budget, names) -> None:
                 )
 
 
+def check_penalty(repetition_penalty: float) -> None:
+    """Refuses a repetition penalty by name, for those who carry their settings over from another library."""
+    if repetition_penalty != 1:
+        raise InputError(
+            "repetition_penalty must be 1.0 (off): with it the target's distribution at a draft token hangs on the "
+            "draft tokens before it, which one pass cannot score; lower the temperature or set min_p instead"
+        )
+
+
 def row_keys(key, batch: int) -> jax.Array:
     """One PRNG key a row `[B]`."""
     key = jax.random.key(0) if key is None else key

@@ -8,11 +8,13 @@ from typing import Any
 import jax
 import numpy as np
 
+from kljudge_jax.decoding import arguments
 from kljudge_jax.decoding.adaptive import Adaptive
 from kljudge_jax.decoding.draft import ModelDraft
 from kljudge_jax.decoding.drafter import Drafter
 from kljudge_jax.decoding.results import Generation, Progress
 from kljudge_jax.decoding.run import Run
+from kljudge_jax.decoding.sampling import Sampling
 from kljudge_jax.models.pair import ModelPair
 from kljudge_jax.verification import Verifier
 
@@ -33,6 +35,8 @@ def generate(
     temperature: float = 0.0,
     top_k: int = 0,
     top_p: float = 1.0,
+    min_p: float = 0.0,
+    repetition_penalty: float = 1.0,
     stop: str | Sequence[str] = (),
     key: jax.Array | None = None,
     trace: bool = False,
@@ -50,7 +54,8 @@ def generate(
         "lookup:3"; the last two need no draft model.
       max_new_tokens: the most tokens of an answer; one number, or one a prompt.
       temperature: 0 is greedy.
-      top_k, top_p: truncation of both models' distributions when sampling; 0 and 1.0 are off.
+      top_k, top_p, min_p: truncation of both models' distributions when sampling; 0, 1.0 and 0 are off.
+      repetition_penalty: 1.0, none; anything else is refused.
       stop: strings that end an answer where they begin.
       key: PRNG key, of which row r uses `fold_in(key, r)`; or an array of B keys, one a row. Default `key(0)`.
       trace: also return `kl`, `logprobs` and `cycles`.
@@ -62,9 +67,9 @@ def generate(
     Raises:
       InputError: what was asked for cannot be done; the message says why.
     """
-    run = Run(
-        pair, prompts, verifier, draft_length, drafter, max_new_tokens, (temperature, top_k, top_p), stop, key, trace
-    )
+    arguments.check_penalty(repetition_penalty)
+    sampling = Sampling.create(temperature, top_k, top_p, min_p)
+    run = Run(pair, prompts, verifier, draft_length, drafter, max_new_tokens, sampling, stop, key, trace)
     watched = bool(run.stop) or progress is not None
     while run.unfinished:
         run.advance(_WATCH_CYCLES if watched else _ALL_CYCLES)

@@ -13,7 +13,6 @@ from kljudge_jax.decoding import arguments, loop, prompts, stats
 from kljudge_jax.decoding.compile_clock import compile_seconds
 from kljudge_jax.decoding.detokenize import cut_at_stop, decode
 from kljudge_jax.decoding.results import Generation, Progress
-from kljudge_jax.decoding.sampling import Sampling
 from kljudge_jax.decoding.score import PREFILL_CHUNK
 from kljudge_jax.decoding.state import ORIGINS, Settings, from_draft
 
@@ -27,7 +26,7 @@ class Run:
 
     def __init__(self, pair, given, verifier, draft_length, drafter, max_new_tokens, sampling, stop, key, trace):
         self.pair = pair
-        self.sampling = Sampling.create(*sampling)
+        self.sampling = sampling
         self.stop = arguments.stop_strings(stop, pair)
         plan = arguments.plan(pair, verifier, drafter, draft_length, self.sampling)
         self._verifier, self._draft = plan.verifier, plan.draft

@@ -1,4 +1,4 @@
-"""From logits to the distribution that tokens are drawn from: temperature, then top-k, then top-p."""
+"""From logits to the distribution that tokens are drawn from: temperature, then top-k, top-p and min-p."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ class Sampling:
       temperature: f32 `[]`; unused when greedy.
       top_k: int32 `[]`, how many of the likeliest tokens stay; 0 is all.
       top_p: f32 `[]`, the least probability mass that stays.
+      min_p: f32 `[]`, the least probability of a token that stays, as a share of the likeliest token's; 0 is off.
       greedy: temperature 0. Static: greedy decoding compiles to no sorting and no draws.
       truncated: top-k or top-p is on. Static, since a sort of the vocabulary costs as much as a small layer.
     """
@@ -31,23 +32,27 @@ class Sampling:
     temperature: jax.Array
     top_k: jax.Array
     top_p: jax.Array
+    min_p: jax.Array
     greedy: bool = dataclasses.field(metadata={"static": True})
     truncated: bool = dataclasses.field(metadata={"static": True})
 
     @classmethod
-    def create(cls, temperature: float = 0.0, top_k: int = 0, top_p: float = 1.0) -> Sampling:
-        """Raises InputError for a temperature or a top_k below 0, or a top_p outside (0, 1]."""
+    def create(cls, temperature: float = 0.0, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0) -> Sampling:
+        """Raises InputError for a temperature or a top_k below 0, a top_p outside (0, 1], or a min_p outside [0, 1]."""
         if not _is_number(temperature) or not (temperature == 0 or _LOWEST_TEMPERATURE <= temperature < math.inf):
             raise InputError(f"temperature must be 0 (greedy) or at least {_LOWEST_TEMPERATURE}, got {temperature}")
         if not _is_number(top_k) or not 0 <= top_k < 2**31 or top_k != int(top_k):
             raise InputError(f"top_k must be a whole number from 0 (off) on, got {top_k}")
         if not _is_number(top_p) or not 0 < np.float32(top_p) <= 1:
             raise InputError(f"top_p must be above 0 and at most 1 (off), got {top_p}")
+        if not _is_number(min_p) or not 0 <= min_p <= 1:
+            raise InputError(f"min_p must be from 0 (off) to 1, got {min_p}")
         greedy = temperature == 0
         return cls(
             jnp.float32(temperature),
             jnp.int32(top_k),
             jnp.float32(top_p),
+            jnp.float32(min_p),
             greedy,
             not greedy and (top_k > 0 or top_p < 1),
         )
@@ -65,8 +70,12 @@ def process_logits(logits: jax.Array, sampling: Sampling) -> jax.Array:
     if sampling.greedy:
         return logits
     logits = logits / sampling.temperature
+    # As a share of the likeliest token, whom no truncation removes: so this may be read before top-k and top-p. "Not
+    # below", so that a NaN stays one.
+    floor = jnp.max(logits, axis=-1, keepdims=True) + jnp.log(sampling.min_p)
+    floored = jnp.where(logits < floor, -jnp.inf, logits)
     if not sampling.truncated:
-        return logits
+        return floored
     vocab = logits.shape[-1]
     ordered = -jnp.sort(-logits, axis=-1)
     kept = jnp.where(sampling.top_k > 0, jnp.minimum(sampling.top_k, vocab), vocab)
@@ -77,7 +86,7 @@ def process_logits(logits: jax.Array, sampling: Sampling) -> jax.Array:
     # comparison with 1 is by hand: rounding lets the sum reach 1 before the last token.
     stays = (jnp.cumsum(mass, axis=-1) - mass < sampling.top_p) | (sampling.top_p >= 1)
     least = jnp.min(jnp.where(stays & (ordered > -jnp.inf), ordered, jnp.inf), axis=-1, keepdims=True)
-    return jnp.where(logits >= least, logits, -jnp.inf)
+    return jnp.where(logits >= least, floored, -jnp.inf)
 
 
 def draw(key: jax.Array, logits: jax.Array, sampling: Sampling) -> jax.Array:

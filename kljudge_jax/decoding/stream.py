@@ -8,12 +8,14 @@ from typing import Any
 
 import jax
 
+from kljudge_jax.decoding import arguments
 from kljudge_jax.decoding.adaptive import Adaptive
 from kljudge_jax.decoding.detokenize import Detokenizer, find_stop
 from kljudge_jax.decoding.draft import ModelDraft
 from kljudge_jax.decoding.drafter import Drafter
 from kljudge_jax.decoding.results import Generation
 from kljudge_jax.decoding.run import Run
+from kljudge_jax.decoding.sampling import Sampling
 from kljudge_jax.errors import InputError
 from kljudge_jax.models.pair import ModelPair
 from kljudge_jax.verification import Verifier
@@ -48,6 +50,8 @@ def stream(
     temperature: float = 0.0,
     top_k: int = 0,
     top_p: float = 1.0,
+    min_p: float = 0.0,
+    repetition_penalty: float = 1.0,
     stop: str | Sequence[str] = (),
     key: jax.Array | None = None,
     trace: bool = False,
@@ -60,9 +64,9 @@ def stream(
     Raises:
       InputError: as `generate` does, at the call and not at the first piece; also for more than one prompt.
     """
-    run = Run(
-        pair, prompt, verifier, draft_length, drafter, max_new_tokens, (temperature, top_k, top_p), stop, key, trace
-    )
+    arguments.check_penalty(repetition_penalty)
+    sampling = Sampling.create(temperature, top_k, top_p, min_p)
+    run = Run(pair, prompt, verifier, draft_length, drafter, max_new_tokens, sampling, stop, key, trace)
     if run.batch != 1:
         raise InputError(f"stream answers one prompt at a time, got {run.batch}: use generate for a batch")
     return _events(run)

@@ -7,9 +7,7 @@ import os
 
 import numpy as np
 
-from kljudge_jax.decoding.generate import generate
-from kljudge_jax.decoding.words import parse_drafter
-from kljudge_jax.evaluation.sweep import Part, row_keys
+from kljudge_jax.evaluation.sweep import Part, decode
 from kljudge_jax.evaluation.token_page import Answer, answer_of
 from kljudge_jax.models.pair import ModelPair
 
@@ -31,19 +29,7 @@ def examples(pair: ModelPair, part: Part, count: int) -> Examples:
     problems = part.task.problems(split=plan.split, n=plan.n, seed=plan.seed)[:count]
     found = [(_as_text(problem.prompt), []) for problem in problems]
     for cell in plan.cells if problems else ():
-        out = generate(
-            pair,
-            [problem.prompt for problem in problems],
-            verifier=cell.rule,
-            draft_length=cell.draft_length,
-            drafter=parse_drafter(plan.drafter),
-            max_new_tokens=plan.max_new_tokens,
-            temperature=plan.temperature,
-            top_k=plan.top_k,
-            top_p=plan.top_p,
-            key=row_keys(plan.seed, 0, len(problems)),
-            trace=True,
-        )
+        out = decode(pair, plan, cell, problems, 0, trace=True)
         for row, (problem, (_, answers)) in enumerate(zip(problems, found, strict=True)):
             stats = out.stats.rows[row]
             right = "right" if part.task.check(problem, out.text[row]) else "wrong"

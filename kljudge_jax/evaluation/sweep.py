@@ -15,7 +15,7 @@ from kljudge_jax.decoding.words import parse_drafter
 from kljudge_jax.errors import InputError
 from kljudge_jax.evaluation.machine import describe_machine
 from kljudge_jax.models.pair import ModelPair
-from kljudge_jax.tasks.base import Task
+from kljudge_jax.tasks.base import Problem, Task
 
 SCHEMA = 1
 
@@ -41,7 +41,7 @@ class Plan:
       n, split, seed: which problems of the task.
       batch: answers decoded side by side; tokens per second are those of such batches.
       drafter: its word, as `decoding.words` reads it.
-      max_new_tokens, temperature, top_k, top_p: as `generate` takes them; `seed` makes its key too.
+      max_new_tokens, temperature, top_k, top_p, min_p: as `generate` takes them; `seed` makes its key too.
     """
 
     cells: tuple[Cell, ...]
@@ -53,6 +53,7 @@ class Plan:
     temperature: float = 0.0
     top_k: int = 0
     top_p: float = 1.0
+    min_p: float = 0.0
     drafter: str = "model"
 
 
@@ -146,11 +147,11 @@ def run_sweep(
     return records
 
 
-def answer(pair, task, plan, cell, batch, first) -> list[dict]:
-    """The records of one batch in one cell; `first` is the batch's first problem."""
-    out = generate(
+def decode(pair: ModelPair, plan: Plan, cell: Cell, problems: Sequence[Problem], first: int, trace: bool = False):
+    """Answers problems `first`, `first + 1`, ... of a plan as one batch: a `Generation`."""
+    return generate(
         pair,
-        [problem.prompt for problem in batch],
+        [problem.prompt for problem in problems],
         verifier=cell.rule,
         draft_length=cell.draft_length,
         drafter=parse_drafter(plan.drafter),
@@ -158,8 +159,15 @@ def answer(pair, task, plan, cell, batch, first) -> list[dict]:
         temperature=plan.temperature,
         top_k=plan.top_k,
         top_p=plan.top_p,
-        key=row_keys(plan.seed, first, len(batch)),
+        min_p=plan.min_p,
+        key=_row_keys(plan.seed, first, len(problems)),
+        trace=trace,
     )
+
+
+def answer(pair, task, plan, cell, batch, first) -> list[dict]:
+    """The records of one batch in one cell; `first` is the batch's first problem."""
+    out = decode(pair, plan, cell, batch, first)
     return [
         {
             "rule": cell.rule,
@@ -178,7 +186,7 @@ def answer(pair, task, plan, cell, batch, first) -> list[dict]:
     ]
 
 
-def row_keys(seed: int, first: int, count: int) -> jax.Array:
+def _row_keys(seed: int, first: int, count: int) -> jax.Array:
     """The keys of problems `first` to `first + count - 1` of a sweep: `fold_in(key(seed), i)`, in any batch."""
     return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jax.numpy.arange(first, first + count))
 

@@ -211,6 +211,8 @@ def test_a_token_that_is_never_written_spoils_nothing():
         ({"temperature": 1e-40}, "temperature"),
         ({"temperature": "hot"}, "temperature"),
         ({"top_p": 0.0}, "top_p"),
+        ({"min_p": 2.0}, "min_p"),
+        ({"repetition_penalty": 1.2}, "repetition_penalty must be 1.0"),
         ({"temperature": 1.0, "top_p": 1e-50}, "top_p"),
         ({"top_k": -1}, "top_k"),
         ({"top_k": float("nan")}, "top_k"),

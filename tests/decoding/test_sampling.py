@@ -21,25 +21,30 @@ def random_logits(rows=200, vocab=40, seed=0):
 
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 2.5])
 @pytest.mark.parametrize(
-    ("top_k", "top_p"),
+    ("top_k", "top_p", "min_p"),
     [
-        (0, 1.0),
-        (1, 1.0),
-        (7, 1.0),
-        (39, 1.0),
-        (40, 1.0),
-        (500, 1.0),
-        (0, 0.9),
-        (0, 0.3),
-        (0, 1e-6),
-        (0, 0.999),
-        (7, 0.8),
+        (0, 1.0, 0.0),
+        (1, 1.0, 0.0),
+        (7, 1.0, 0.0),
+        (39, 1.0, 0.0),
+        (40, 1.0, 0.0),
+        (500, 1.0, 0.0),
+        (0, 0.9, 0.0),
+        (0, 0.3, 0.0),
+        (0, 1e-6, 0.0),
+        (0, 0.999, 0.0),
+        (7, 0.8, 0.0),
+        (0, 1.0, 0.05),
+        (0, 1.0, 1.0),
+        (5, 1.0, 0.1),
+        (0, 0.8, 0.02),
+        (7, 0.9, 0.3),
     ],
 )
-def test_the_distribution_is_that_of_transformers(temperature, top_k, top_p):
+def test_the_distribution_is_that_of_transformers(temperature, top_k, top_p, min_p):
     logits = random_logits()
-    ours = process(logits, Sampling.create(temperature, top_k, top_p))
-    theirs = hf_processed(logits, temperature, top_k, top_p)
+    ours = process(logits, Sampling.create(temperature, top_k, top_p, min_p))
+    theirs = hf_processed(logits, temperature, top_k, top_p, min_p)
     np.testing.assert_array_equal(np.isneginf(ours), np.isneginf(theirs))
     np.testing.assert_allclose(ours, theirs, rtol=1e-6)
 
@@ -74,6 +79,12 @@ def test_the_lowest_temperature_leaves_numbers():
     coldest = np.asarray(process(logits, Sampling.create(1e-6)))
     assert np.isfinite(coldest).all()
     np.testing.assert_allclose(jax.nn.softmax(coldest)[np.arange(200), logits.argmax(-1)], 1.0)
+
+
+@pytest.mark.parametrize("numbers", [(1.0,), (1.0, 0, 1.0, 0.5)])
+def test_a_number_that_is_none_is_not_hidden(numbers):
+    logits = jnp.array([0.0, jnp.nan, 1.0, -1.0])
+    assert np.isnan(process_logits(logits, Sampling.create(*numbers))).any()
 
 
 def test_greedy_changes_nothing_and_draws_the_lowest_id_of_a_tie():
@@ -115,6 +126,9 @@ def test_changing_the_numbers_compiles_nothing():
         ((1.0, -1, 1.0), "top_k"),
         ((1.0, 2.5, 1.0), "top_k"),
         ((1.0, 2**31, 1.0), "top_k"),
+        ((1.0, 0, 1.0, -0.1), "min_p"),
+        ((1.0, 0, 1.0, 1.1), "min_p"),
+        ((1.0, 0, 1.0, float("nan")), "min_p"),
         ((1.0, 0, 0.0), "top_p"),
         ((1.0, 0, 1e-60), "top_p"),  # 0 in float32
         ((1.0, 0, 1.1), "top_p"),

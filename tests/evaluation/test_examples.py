@@ -27,7 +27,7 @@ def test_examples_are_the_sweeps_own_answers_and_are_kept(tmp_path, monkeypatch)
             assert "".join(name[0] for name in answer.origin) == record["origin"]
             assert answer.note.startswith("right" if record["right"] else "wrong")
 
-    monkeypatch.setattr(module, "generate", lambda *_, **__: pytest.fail("these are kept"))
+    monkeypatch.setattr(module, "decode", lambda *_, **__: pytest.fail("these are kept"))
     again = examples(pair, part, 4)
     for (_, ours), (_, theirs) in zip(found, again, strict=True):
         for a, b in zip(ours, theirs, strict=True):

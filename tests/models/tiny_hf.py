@@ -79,16 +79,17 @@ def hf_logits(model, tokens):
         return model(torch.tensor(np.asarray(tokens))).logits.numpy()
 
 
-def hf_processed(logits, temperature, top_k=0, top_p=1.0):
-    """Float32 logits `[..., V]` after its own temperature, top-k and top-p, in this order."""
+def hf_processed(logits, temperature, top_k=0, top_p=1.0, min_p=0.0):
+    """Float32 logits `[..., V]` after its own temperature, top-k, top-p and min-p, in this order."""
     import torch
-    from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+    from transformers import MinPLogitsWarper, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
     logits = np.asarray(logits, np.float32)
     scores = torch.tensor(logits.reshape(-1, logits.shape[-1]))
     warpers = [TemperatureLogitsWarper(float(temperature))]
     warpers += [TopKLogitsWarper(top_k)] if top_k else []
     warpers += [TopPLogitsWarper(top_p)] if top_p < 1 else []
+    warpers += [MinPLogitsWarper(min_p)] if min_p else []
     for warper in warpers:
         scores = warper(None, scores)
     return scores.numpy().reshape(logits.shape)
