@@ -28,6 +28,7 @@ def start(
     lengths: jax.Array,
     keys: jax.Array,
     budget: jax.Array,
+    shared_chunks: jax.Array | int = 0,
     *,
     settings: Settings,
 ) -> LoopState:
@@ -40,12 +41,14 @@ def start(
       lengths: int32 `[B]`, at least 1.
       keys: `[B]`.
       budget: int32 `[B]`, new tokens wanted, at most `settings.room`.
+      shared_chunks: int32 `[]`, what `count_shared_chunks` says of the prompts.
       settings: the static half.
     """
     batch, width = prompts.shape
 
     def consumed(model):
-        cache = prefill(model, KVCache.create(model.config, batch, settings.capacity, model.dtype), prompts, lengths)
+        empty = KVCache.create(model.config, batch, settings.capacity, model.dtype)
+        cache = prefill(model, empty, prompts, lengths, shared_chunks)
         return jax.tree.map(lambda x: _per_draft(x, settings), cache)
 
     def buffer(dtype, size=settings.room + settings.draft_length + 1):

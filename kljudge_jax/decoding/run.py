@@ -13,7 +13,7 @@ from kljudge_jax.decoding import arguments, loop, prompts, stats
 from kljudge_jax.decoding.compile_clock import compile_seconds
 from kljudge_jax.decoding.detokenize import cut_at_stop, decode
 from kljudge_jax.decoding.results import Generation, Progress
-from kljudge_jax.decoding.score import PREFILL_CHUNK
+from kljudge_jax.decoding.score import PREFILL_CHUNK, count_shared_chunks
 from kljudge_jax.decoding.state import ORIGINS, Settings, from_draft
 
 # Prompts and caches are padded to these sizes, so that similar calls share one compiled loop.
@@ -53,8 +53,9 @@ class Run:
         keys = arguments.row_keys(key, self.batch)
 
         began = time.perf_counter()
+        shared = np.int32(count_shared_chunks(padded, lengths))
         self._state = jax.block_until_ready(
-            loop.start(pair.target, self._draft, padded, lengths, keys, budget, settings=self._settings)
+            loop.start(pair.target, self._draft, padded, lengths, keys, budget, shared, settings=self._settings)
         )
         self._compile_seconds = compile_seconds(began)
         self._prefill_seconds = time.perf_counter() - began - self._compile_seconds

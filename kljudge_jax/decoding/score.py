@@ -14,7 +14,9 @@ from kljudge_jax.models.transformer import Transformer
 PREFILL_CHUNK = 128
 
 
-def prefill(model: Transformer, cache: KVCache, prompts: jax.Array, lengths: jax.Array) -> KVCache:
+def prefill(
+    model: Transformer, cache: KVCache, prompts: jax.Array, lengths: jax.Array, shared_chunks: jax.Array | int = 0
+) -> KVCache:
     """Consumes every prompt but its last token, which is the first one that a cycle consumes.
 
     Args:
@@ -22,16 +24,33 @@ def prefill(model: Transformer, cache: KVCache, prompts: jax.Array, lengths: jax
       cache: an empty cache of at least P slots.
       prompts: int32 `[B, P]`, padded on the right; P at most a chunk, or a multiple of one.
       lengths: int32 `[B]`, at least 1.
+      shared_chunks: int32 `[]`, how many whole chunks all rows begin with alike, as `count_shared_chunks` says: those
+        are computed once.
     """
-    chunk = min(prompts.shape[1], PREFILL_CHUNK)
+    batch, width = prompts.shape
+    chunk = min(width, PREFILL_CHUNK)
 
-    def consume(i, cache):
-        tokens = jax.lax.dynamic_slice_in_dim(prompts, i * chunk, chunk, axis=1)
-        return model(tokens, cache.at_length(jnp.full_like(lengths, i * chunk)))[1]
+    def consume(prompts):
+        def body(i, cache):
+            tokens = jax.lax.dynamic_slice_in_dim(prompts, i * chunk, chunk, axis=1)
+            return model(tokens, cache.at_length(jnp.full((len(prompts),), i * chunk)))[1]
 
+        return body
+
+    first = 0
+    if batch > 1 and width > chunk:  # else there is nothing to share, and a second loop would be compiled for nothing
+        first = shared_chunks
+        one = jax.lax.fori_loop(0, first, consume(prompts[:1]), jax.tree.map(lambda x: x[:1], cache))
+        cache = jax.tree.map(lambda x, all_rows: jnp.broadcast_to(x, all_rows.shape), one, cache)
     # Short prompts of a batch consume padding beyond their end: stale slots that later tokens overwrite.
     chunks = (jnp.max(lengths) - 2 + chunk) // chunk
-    return jax.lax.fori_loop(0, chunks, consume, cache).at_length(lengths - 1)
+    return jax.lax.fori_loop(first, chunks, consume(prompts), cache).at_length(lengths - 1)
+
+
+def count_shared_chunks(prompts: np.ndarray, lengths: np.ndarray) -> int:
+    """How many whole chunks of `prefill` all prompts int32 `[B, P]` of `lengths` `[B]` begin with alike."""
+    alike = np.all(prompts == prompts[:1], axis=0)[: int(lengths.min()) - 1]
+    return int(np.argmin(np.append(alike, False))) // PREFILL_CHUNK
 
 
 def score_draft(target: Transformer, cache: KVCache, last: jax.Array, draft_tokens: jax.Array):

@@ -60,6 +60,14 @@ def test_a_row_of_a_batch_gets_what_it_gets_alone(pair):
             assert alone.origin[0] == together.origin[i]
 
 
+def test_prompts_that_begin_alike_are_answered_as_alone(pair):
+    few_shot = np.random.default_rng(4).integers(1, 200, 150)  # longer than a chunk of prefill
+    prompts = [np.append(few_shot, more) for more in ([3, 1], [4, 1, 5])]
+    together = answer(pair, "exact", prompts, max_new_tokens=12)
+    for prompt, tokens in zip(prompts, tokens_of(together), strict=True):
+        assert tokens == greedy_by_hand(pair.target, prompt, 12)
+
+
 def test_rows_draw_from_keys_of_their_own(pair):
     same = [PROMPTS[0]] * 4
     sampling = {"temperature": 1.0, "top_k": 9, "top_p": 0.9}

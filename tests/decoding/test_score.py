@@ -7,7 +7,7 @@ import pytest
 from tiny_pairs import forced, tiny_config
 
 import kljudge_jax as kj
-from kljudge_jax.decoding.score import PREFILL_CHUNK, prefill, score_draft
+from kljudge_jax.decoding.score import PREFILL_CHUNK, count_shared_chunks, prefill, score_draft
 from kljudge_jax.errors import InputError
 from kljudge_jax.models.cache import KVCache
 
@@ -32,6 +32,45 @@ def test_scores_are_those_of_one_token_after_another(pair):
         np.testing.assert_allclose(pair.target.logits(state[:, 0]), logits[:, t], atol=1e-4)
     # Padding on the right changes nothing before it.
     np.testing.assert_allclose(forced(pair.target, tokens[0])[0], logits[0], atol=1e-5)
+
+
+def test_a_prefix_that_all_prompts_share_is_computed_once(pair):
+    model, lengths = pair.target, np.array([CAPACITY, PREFILL_CHUNK + 3])
+    prompts = random_tokens(2, CAPACITY)
+    prompts[:, :PREFILL_CHUNK] = prompts[0, :PREFILL_CHUNK]
+
+    @jax.jit
+    def consumed(model, prompts, shared):
+        cache = prefill(model, KVCache.create(model.config, 2, CAPACITY), prompts, lengths, shared)
+        return cache.keys, cache.length
+
+    (apart, _), (together, length) = (consumed(model, prompts, shared) for shared in (0, 1))
+    np.testing.assert_array_equal(length, lengths - 1)
+    for one, other in zip(apart, together, strict=True):
+        for row, end in enumerate(lengths - 1):
+            np.testing.assert_allclose(one[row, :, :end], other[row, :, :end], atol=1e-5)
+    # Told that they share a chunk, it looks at the first row's alone.
+    other = np.where(np.arange(CAPACITY) < PREFILL_CHUNK, np.array([[0], [1]]), 0) + prompts
+    keys, _ = consumed(model, other, 1)
+    np.testing.assert_array_equal(keys[-1][0, :, :PREFILL_CHUNK], keys[-1][1, :, :PREFILL_CHUNK])
+
+
+@pytest.mark.parametrize(
+    ("alike", "shortest", "chunks"),
+    [
+        (0, CAPACITY, 0),
+        (PREFILL_CHUNK - 1, CAPACITY, 0),
+        (PREFILL_CHUNK, CAPACITY, 1),
+        (CAPACITY, CAPACITY, 1),  # the last token is left to the first cycle, and its chunk with it
+        (CAPACITY, PREFILL_CHUNK, 0),
+        (CAPACITY, PREFILL_CHUNK + 1, 1),
+    ],
+)
+def test_chunks_are_shared_up_to_the_first_difference_and_the_shortest_prompt(alike, shortest, chunks):
+    prompts = random_tokens(3, CAPACITY)
+    prompts[:, :alike] = prompts[0, :alike]
+    prompts[1:, alike : alike + 1] = 0
+    assert count_shared_chunks(prompts, np.array([CAPACITY, shortest, CAPACITY])) == chunks
 
 
 def test_prefill_and_a_draft_pass_score_like_the_whole_sequence(pair):
