@@ -3,8 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
+import textwrap
 
 from kljudge_jax.commands.options import OK, command
+
+_KEY = (
+    "p and q are the target's and the draft's distributions, d is the draft token, and the strict rule is greedy "
+    "matching, or speculative sampling's coin when sampling. Values are given in order or by name: "
+    "kl:0.4 is kl:threshold=0.4."
+)
 
 
 def add(commands) -> None:
@@ -21,8 +29,18 @@ def _rules(options) -> int:
     if options.json:
         print(json.dumps(rows, indent=2))
         return OK
-    width = max(len(row["usage"]) for row in rows)
+    width = min(shutil.get_terminal_size().columns, 100)
+
+    def paragraph(text: str) -> str:
+        return textwrap.fill(text, width, initial_indent="    ", subsequent_indent="    ", break_long_words=False)
+
+    print(textwrap.fill(_KEY, width))
+    print("\nnone  (plain decoding)\n" + paragraph("No draft: the target alone, what the others are compared with."))
     for row in rows:
         kind = "lossless" if row["lossless"] else "relaxed"
-        print(f"{row['usage']:<{width}}  {kind:<8}  {row['summary']} [{row['source']}]")
+        print(f"\n{row['usage']}  ({row['name']}, {kind}{', greedy only' if row['greedy_only'] else ''})")
+        print(paragraph(row["summary"]))
+        for parameter in row["parameters"]:
+            print(paragraph(f"{parameter['name']}: {parameter['allowed']}"))
+        print(paragraph(f"Source: {row['source']}."))
     return OK

@@ -56,10 +56,11 @@ class Adaptive:
     Attributes:
       minimum: the fewest draft tokens of a cycle; from 1 on a row never decodes plainly.
       maximum: the most, K.
-      confidence: a draft also ends before a token that the draft model gives no probability of this much (of its own
-        distribution at temperature 1); 0 is never.
+      confidence: a draft also ends where the draft model's top probability (at temperature 1) is below this, before a
+        token is drawn there; 0 is never.
       cost: what one more draft token costs, drafting and scoring it, as a share of a plain target pass. None: the ratio
-        of the weights that each model reads, and 0.05 for scoring.
+        of the weights that each model reads, and 0.05 for scoring a position, for as many drafts and views as the
+        rule has.
 
     Raises:
       InputError: a number out of its range.

@@ -64,21 +64,22 @@ def plan(pair, verifier, drafter, draft_length, sampling: Sampling) -> Plan:
     adaptive = None
     if isinstance(draft_length, Adaptive):
         adaptive, draft_length = draft_length, draft_length.maximum
-        if adaptive.cost is None:
-            # Rounded, so that models of nearly one size share a program.
-            adaptive = dataclasses.replace(adaptive, cost=round(drafter.cost(pair) + SCORING_COST, 2))
     if not isinstance(draft_length, int | np.integer) or isinstance(draft_length, bool) or draft_length < 1:
         raise InputError(
             f"draft_length must be a whole number from 1 on or Adaptive(), got {draft_length}; for plain decoding use "
             "verifier=None"
         )
     scorer = _scorer(verifier, drafter, pair, sampling)
+    if adaptive is not None and adaptive.cost is None:
+        # Rounded, so that models of nearly one size share a program.
+        cost = scorer.drafts * drafter.cost(pair) + scorer.positions * SCORING_COST
+        adaptive = dataclasses.replace(adaptive, cost=round(cost, 2))
 
     def as_data(number):
         if not isinstance(number, int | float | np.number | np.ndarray | jax.Array):
             raise InputError(
-                f"{name} holds {number!r}, which is no number: make a rule a frozen dataclass of numbers, registered "
-                "by jax.tree_util.register_dataclass"
+                f"{name} holds {number!r}, which is no number: write a rule as a frozen dataclass of numbers under "
+                "@kljudge_jax.register"
             )
         number = jnp.asarray(number)
         if jnp.issubdtype(number.dtype, jnp.floating):

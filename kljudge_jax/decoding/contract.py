@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -84,12 +85,14 @@ def _traced(rule: type, structure, leaves, key, inputs):
         ) from error
     except TypeError as error:
         if "is not a valid JAX type" not in str(error):
+            error.add_note(f"while {rule.__name__} was traced with {_inputs_of(inputs)}")
             raise
         raise InputError(
             f"{rule.__name__} returns what is no tree of arrays: return a kljudge_jax.Verdict ({error})"
         ) from error
     except Exception as error:
         if not str(error).startswith("Leaked"):
+            error.add_note(f"while {rule.__name__} was traced with {_inputs_of(inputs)}")
             raise
         raise InputError(
             f"{rule.__name__} lets an array out of its trace: keep nothing of what it computes outside its result"
@@ -112,6 +115,15 @@ def _check_verdict(name: str, answer: Any, length: int) -> None:
 
 def _spelled(shape: tuple[int, ...], dtype) -> str:
     return f"{np.dtype(dtype).name}[{','.join(map(str, shape))}]"
+
+
+def _inputs_of(inputs: VerifyInputs) -> str:
+    """The inputs as a rule's author has to know them."""
+    given = {field.name: getattr(inputs, field.name) for field in dataclasses.fields(inputs)}
+    return ", ".join(
+        f"{name} " + ("None (name it in `needs`)" if value is None else _spelled(value.shape, value.dtype))
+        for name, value in given.items()
+    )
 
 
 def _equal(a, b) -> bool:

@@ -34,9 +34,11 @@ class Scorer(Protocol):
 
     Attributes:
       drafts: how many drafts each row has; so many rows of both caches belong to it.
+      positions: how many positions of a pass each draft token takes.
     """
 
     drafts: int
+    positions: int
 
     def slots(self, draft_length: int) -> int:
         """How many slots a pass over a draft of that length writes."""
@@ -52,6 +54,10 @@ class DraftScorer:
     """Scores drafts as they are: `drafts` of them a row, all in one pass."""
 
     drafts: int = 1
+
+    @property
+    def positions(self) -> int:
+        return self.drafts
 
     def slots(self, draft_length: int) -> int:
         return draft_length + 1
@@ -72,6 +78,7 @@ class ReflectionScorer:
 
     prompt: tuple[int, ...]
     drafts: ClassVar[int] = 1
+    positions: ClassVar[int] = 2
 
     def slots(self, draft_length: int) -> int:
         return 1 + draft_length + len(self.prompt) + draft_length

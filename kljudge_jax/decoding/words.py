@@ -27,14 +27,16 @@ def parse_drafter(word: str) -> Drafter:
 
 
 def parse_draft_length(word: str) -> int | Adaptive:
-    """The draft length of a word: a whole number from 1 on, `adaptive`, or `adaptive:minimum=0,maximum=8`.
+    """The draft length of a word: a whole number from 1 on, `adaptive`, `adaptive:8` (at most), or
+    `adaptive:minimum=0,maximum=8`.
 
     Raises:
       InputError: neither, or a parameter that is unknown or out of its range.
     """
     name, values = _split(word)
     if name == "adaptive":
-        return _make(Adaptive, name, values)
+        # Alone, a number is the most that is drafted.
+        return _make(Adaptive, name, [f"maximum={values[0]}"] if len(values) == 1 and "=" not in values[0] else values)
     if values or not name.isdecimal() or int(name) < 1:
         raise InputError(f"a draft length is a whole number from 1 on, or adaptive as in adaptive:0,8, not {word!r}")
     return int(name)
@@ -68,5 +70,6 @@ def _usage(made: type, name: str) -> str:
     shown = [
         f"{field.name}={'...' if field.default is dataclasses.MISSING else field.default}"
         for field in dataclasses.fields(made)
+        if field.default is not None
     ]
     return name + (":" + ",".join(shown) if shown else "")

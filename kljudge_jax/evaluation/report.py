@@ -100,8 +100,9 @@ def findings(rows: Sequence[dict]) -> list[str]:
         )
         fastest = max(held, key=lambda row: row["speed"])
         low, high = fastest["speed_interval"] or (None, None)
+        what = "Fastest of those here" if fastest["speed"] > 1 else "None of those is faster than plain decoding here"
         lines.append(
-            f"Fastest of those here: {_name(fastest, rows)}, {fastest['speed']:.2f} times plain decoding"
+            f"{what}: {_name(fastest, rows)}, {fastest['speed']:.2f} times plain decoding"
             + (f" ({low:.2f} to {high:.2f})." if low is not None else " (too few batches for an interval).")
         )
     if worse:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -72,9 +73,11 @@ def token_rank(logits: jax.Array, tokens: jax.Array) -> jax.Array:
 
 
 def entropy(logits: jax.Array) -> jax.Array:
-    """H(p) = -sum_v p(v) log p(v), f32 `[..., V]` to `[...]`, in nats."""
+    """H(p) = -sum_v p(v) log p(v), f32 `[..., V]` to `[...]`, in nats: from 0 to ln V."""
     log_p = Normaliser.of(logits).log_probability(logits)
-    return -jnp.sum(jnp.where(log_p == -jnp.inf, 0.0, jnp.exp(log_p) * log_p), axis=-1)
+    total = -jnp.sum(jnp.where(log_p == -jnp.inf, 0.0, jnp.exp(log_p) * log_p), axis=-1)
+    # Rounding must not carry a uniform distribution past a threshold of ln V.
+    return jnp.minimum(total, math.log(logits.shape[-1]))
 
 
 def kl_divergence(p_logits: jax.Array, q_logits: jax.Array) -> jax.Array:

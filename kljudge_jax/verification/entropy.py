@@ -17,7 +17,7 @@ from kljudge_jax.verification.rule import ThresholdRule, register
 @register
 @dataclasses.dataclass(frozen=True)
 class EntropyThreshold(ThresholdRule):
-    """Accept what the strict rule accepts, and a mismatch where the target is unsure or the draft is sure.
+    """Accept what the strict rule accepts, and a mismatch where the target is unsure (or, by choice, the draft sure).
 
     model "target": H(p) > threshold; "draft": H(q) < threshold; nats, raw logits at temperature 1. A target's threshold
     of the vocabulary's ln V, or a draft's of 0, is the strict rule.

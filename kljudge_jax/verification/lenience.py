@@ -40,10 +40,10 @@ class Lenience(TokenRule):
 class Mentored(TokenRule):
     """Accept d with probability min(1, p(d) / ((1 - alpha) q(d))), correct from p itself.
 
-    Greedy: accept iff p(d) >= (1 - alpha) max p, at temperature 1, and an alpha of 0 is the strict rule (a tie with the
-    argmax passes). When sampling no alpha is lossless: a correction from p, rather than from what p has over q, returns
-    to tokens that the draft proposed too often already. That follows from the definition as it reached us; the original
-    article solves for alpha under a bound on KL and has a correction of its own.
+    Greedy, in a form of ours: accept iff p(d) >= (1 - alpha) max p, at temperature 1, and an alpha of 0 is the strict
+    rule (a tie with the argmax passes). When sampling no alpha is lossless: a correction from p, rather than from what
+    p has over q, returns to tokens that the draft proposed too often already. That follows from the definition as it
+    reached us; the original article solves for alpha under a bound on KL and has a correction of its own.
 
     Source: mentored decoding (Tran-Thien, 2023), second-hand.
 

@@ -6,6 +6,8 @@ import dataclasses
 import math
 import numbers
 
+import numpy as np
+
 from kljudge_jax.errors import InputError
 
 _INFINITY = math.inf
@@ -46,10 +48,16 @@ class Parameter:
         if self.choices:
             wrong = value not in self.choices
         elif isinstance(value, numbers.Real):
+            # As the device will hold it: 1e-60 is 0 there, and 0.999999999 is 1.
+            given = value
+            if not self.integer:
+                with np.errstate(over="ignore"):
+                    value = float(np.float32(value))
             too_low = value <= self.minimum if self.open_below else value < self.minimum
             too_high = value >= self.maximum if self.open_above else value > self.maximum
             wrong = math.isnan(value) or too_low or too_high
-            wrong |= self.integer and not float(value).is_integer()
+            wrong |= self.integer and not (float(value).is_integer() and abs(value) < 2**31)
+            value = given
         else:
             wrong = value is None or isinstance(value, str | bytes)
         if wrong:

@@ -46,8 +46,9 @@ class RelaxedThinking(ThresholdRule):
     """Accept d iff it is among the target's k best and p(d) >= max p - delta.
 
     When sampling, a rejected token is replaced by one drawn from p. Greedy, k = 1 or a delta of 0 is the strict rule
-    (a delta of 0 lets a token through that ties with the argmax). The source applies it inside a model's thinking
-    section and decodes strictly after it; a rule sees one cycle and no section, so here it holds throughout.
+    (a delta of 0 lets a token through whose probability is the argmax's in float32). The source applies it inside a
+    model's thinking section and decodes strictly after it; a rule sees one cycle and no section, so here it holds
+    throughout.
 
     Source: TensorRT-LLM's relaxed acceptance (code), with its values for DeepSeek-R1.
 

@@ -24,6 +24,7 @@ class _Text(Parameter):
             raise InputError(f"give {owner} {self} as its {name}, not {value!r}")
 
     def parse(self, owner: str, name: str, text: str) -> str:
+        text = text[1:-1] if len(text) > 1 and text[0] == text[-1] == '"' else text
         self.check(owner, name, text)
         return text
 
@@ -78,8 +79,9 @@ class Reflective(TokenRule):
 
     def fuse(self, logits: jax.Array, reflected: jax.Array) -> jax.Array:
         """The mixed logits of both views, raw, f32 `[..., V]` each."""
-        # A token that only the second view excludes stays where that view has no weight: 0 times -inf is no number.
-        return jnp.where(self.weight > 0, (1.0 - self.weight) * logits + self.weight * reflected, logits)
+        # A token that only one view excludes stays where that view has no weight: 0 times -inf is no number.
+        mixed = (1.0 - self.weight) * logits + self.weight * reflected
+        return jnp.where(self.weight <= 0, logits, jnp.where(self.weight >= 1, reflected, mixed))
 
     def acceptance(self, inputs: VerifyInputs, odds: Odds) -> jax.Array:
         return Odds.of(_judged(inputs)).strict()

@@ -8,9 +8,13 @@ from typing import ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from kljudge_jax.errors import InputError
 from kljudge_jax.verification.base import Verdict, VerifyInputs
 from kljudge_jax.verification.distributions import Normaliser, excess, is_argmax, probabilities, token_log_probability
 from kljudge_jax.verification.parameters import parameters_of
+
+# The inputs that are only there for a rule that names them.
+NEEDS = frozenset({"draft_hidden", "target_hidden"})
 
 # Two equal distributions that were computed apart leave a residual of float32 noise. It is reached as rarely as it is
 # small, so taking p in its place moves no probability by more than this.
@@ -137,15 +141,18 @@ class TokenRule(Rule):
         """Probability, f32 `[K]`, that each draft token is accepted once all before it were."""
         raise NotImplementedError
 
+    def _acceptance(self, inputs: VerifyInputs, odds: Odds) -> jax.Array:
+        return _checked(self, "acceptance", self.acceptance(inputs, odds), inputs, jnp.float32)
+
     def law(self, inputs: VerifyInputs) -> jax.Array:
         real = jnp.arange(inputs.draft_tokens.shape[0]) < inputs.draft_count
-        accept = jnp.where(real, self.acceptance(inputs, Odds.of(inputs)), 0.0)
+        accept = jnp.where(real, self._acceptance(inputs, Odds.of(inputs)), 0.0)
         reached = jnp.cumprod(jnp.append(1.0, accept))
         return reached * (1.0 - jnp.append(accept, 0.0))
 
     def accept(self, coins: jax.Array, inputs: VerifyInputs, odds: Odds) -> tuple[jax.Array, jax.Array]:
         real = jnp.arange(inputs.draft_tokens.shape[0]) < inputs.draft_count
-        kept = jnp.cumprod(real & (coins < self.acceptance(inputs, odds)), dtype=jnp.int32)
+        kept = jnp.cumprod(real & (coins < self._acceptance(inputs, odds)), dtype=jnp.int32)
         # One coin serves both tests, so that `relaxed` compares the two rules on the same draw.
         return jnp.sum(kept), (kept == 1) & ~(coins < odds.strict())
 
@@ -170,7 +177,8 @@ class ThresholdRule(TokenRule):
     def acceptance(self, inputs: VerifyInputs, odds: Odds) -> jax.Array:
         strict = odds.strict()
         otherwise = strict if self.keeps_strict else 0.0
-        tested = jnp.where(self.passes(inputs), 1.0, otherwise)
+        passes = _checked(self, "passes", self.passes(inputs), inputs, jnp.bool_)
+        tested = jnp.where(passes, 1.0, otherwise)
         unsure = Normaliser.of(inputs.raw_target_logits[: strict.shape[0]]).top <= self.confidence
         return jnp.where(unsure, tested, strict)
 
@@ -183,11 +191,56 @@ class ThresholdRule(TokenRule):
         return jnp.where(unsure, p, excess(p, q))
 
 
+def _checked(rule: Rule, method: str, answer, inputs: VerifyInputs, dtype) -> jax.Array:
+    """What a rule's method answered, if it is one value a draft token: broadcasting would let almost all else pass."""
+    count = inputs.draft_tokens.shape[0]
+    found = (jnp.shape(answer), jnp.result_type(answer))
+    if found != ((count,), dtype):
+        shapes = [f"{jnp.dtype(kind).name}[{','.join(map(str, shape))}]" for shape, kind in (found, ((count,), dtype))]
+        raise InputError(
+            f"{type(rule).__name__}.{method} returns {shapes[0]} for a draft of {count} tokens: return {shapes[1]}"
+        )
+    return answer
+
+
+def _check_class(rule: type[Rule]) -> None:
+    """Raises `InputError` for a rule that lacks something, or asks for what there is not."""
+    name = rule.__name__
+    missing = [
+        f"the method {method!r}"
+        for kind, method in ((ThresholdRule, "passes"), (TokenRule, "acceptance"), (Rule, "accept"))
+        if issubclass(rule, kind) and getattr(rule, method) is getattr(kind, method)
+    ]
+    missing += [f"the attribute {each!r}" for each in ("word", "source") if not hasattr(rule, each)]
+    if issubclass(rule, ThresholdRule) and "confidence" not in {field.name for field in dataclasses.fields(rule)}:
+        missing.append("the field 'confidence' (1.0 is no mask)")
+    if missing:
+        raise InputError(f"{name} lacks {missing[0]}: see kljudge_jax.{rule.__mro__[1].__name__}")
+    needs = getattr(rule, "needs", frozenset())
+    unknown = [] if isinstance(needs, property) else sorted(set(needs) - NEEDS)
+    if unknown:
+        raise InputError(f"{name} needs {unknown[0]!r}: choose of {', '.join(sorted(NEEDS))}")
+    taken = [other for other in RULES if other.word == rule.word and other.greedy_only == rule.greedy_only]
+    if taken or rule.word == "none":
+        owner = taken[0].__name__ if taken else "plain decoding"
+        raise InputError(f"{name} has the word {rule.word!r}, which is {owner}'s: choose another")
+
+
 def register(rule: type) -> type:
     """Makes a frozen dataclass a rule: a pytree whose numbers are data, known to the command line by its word.
 
-    The dataclass derives from `Rule`; its fields come from `verification.parameters`.
+    One that derives from `Rule` has its fields from `verification.parameters`, or plain numbers. Any other maps
+    `(key, VerifyInputs)` to a `Verdict` in its own `__call__`, and has no word. A class that is defined again, as when
+    a notebook's cell is run twice, takes the place of the old one.
+
+    Raises:
+      InputError: the class lacks what its base class asks for, or has the word of another rule.
     """
+    if not dataclasses.is_dataclass(rule):
+        raise InputError(f"{rule.__name__} is no dataclass: write @dataclasses.dataclass(frozen=True) under @register")
+    if issubclass(rule, Rule):
+        RULES[:] = [old for old in RULES if (old.__module__, old.__qualname__) != (rule.__module__, rule.__qualname__)]
+        _check_class(rule)
     fields = dataclasses.fields(rule)
     data = tuple(field.name for field in fields if not field.metadata.get("static"))
     static = tuple(field.name for field in fields if field.metadata.get("static"))
@@ -205,7 +258,8 @@ def register(rule: type) -> type:
     # Not jax.tree_util.register_dataclass: in jaxlib 0.10.2 the structures of two such classes with as many fields
     # compare equal, and when their hashes collide, one time in thirty, jit runs one rule's program for the other.
     jax.tree_util.register_pytree_with_keys(rule, flatten_with_keys, unflatten, flatten)
-    RULES.append(rule)
+    if issubclass(rule, Rule):
+        RULES.append(rule)
     return rule
 
 

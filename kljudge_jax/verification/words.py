@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import re
 
 from kljudge_jax.errors import InputError
 from kljudge_jax.verification.parameters import parameters_of
@@ -31,7 +32,9 @@ def parse_verifier(word: str, greedy: bool) -> Rule | None:
     parameters = parameters_of(rule)
     values: dict[str, object] = {}
     named = False
-    for position, item in enumerate(rest.split(",") if colon else ()):
+    # A comma between double quotes is a part of some text.
+    items = re.split(r',(?=(?:[^"]*"[^"]*")*[^"]*$)', rest) if colon else ()
+    for position, item in enumerate(items):
         key, equals, text = (part.strip() for part in item.partition("="))
         named = named or bool(equals)
         if not equals and not named and position < len(parameters):
@@ -87,10 +90,15 @@ def _find(name: str, greedy: bool) -> type[Rule]:
     return max(fitting, key=lambda rule: rule.greedy_only)
 
 
+def _written(parameter, default) -> str:
+    """A default as one would write it: text in quotes, which keep its spaces and commas."""
+    return f'"{default}"' if isinstance(default, str) and not parameter.choices else str(default)
+
+
 def _usage(rule: type[Rule]) -> str:
     """`kl:threshold=...,confidence=0.9`"""
     shown = [
-        f"{name}={'...' if default is dataclasses.MISSING else default}"
-        for name, (_, default) in parameters_of(rule).items()
+        f"{name}={'...' if default is dataclasses.MISSING else _written(parameter, default)}"
+        for name, (parameter, default) in parameters_of(rule).items()
     ]
     return rule.word + (":" + ",".join(shown) if shown else "")

@@ -6,10 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_pairs import PROMPTS, answer, forced, tiny_pair, tokens_of
+from tiny_pairs import PROMPTS, answer, forced, text_pair, tiny_pair, tokens_of
 
 import kljudge_jax as kj
 from kljudge_jax.decoding.adaptive import PROBE_INTERVAL, Pace
+from kljudge_jax.decoding.arguments import plan
+from kljudge_jax.decoding.sampling import Sampling
 from kljudge_jax.errors import InputError
 
 HOPEFUL = kj.Adaptive(maximum=2, cost=0.1)
@@ -105,6 +107,15 @@ def test_the_cost_follows_the_models():
     costs = [drafter.cost(pair) for drafter in (kj.PromptLookup(), kj.SelfDraft(1), kj.ModelDraft())]
     assert costs[0] == 0 and 0 < costs[2] < costs[1] < 1
     assert kj.ModelDraft().cost(tiny_pair()) == 1
+
+
+@pytest.mark.parametrize(
+    ("rule", "drafts", "positions"), [("exact", 1, 1), ("kseq:3", 3, 3), ("kl:0.4", 1, 1), ("reflective:0.3", 1, 2)]
+)
+def test_the_cost_follows_what_the_rule_asks_for(rule, drafts, positions):
+    pair = text_pair()
+    found = plan(pair, rule, kj.ModelDraft(), kj.Adaptive(), Sampling.create(1.0)).adaptive.cost
+    assert found == pytest.approx(drafts * kj.ModelDraft().cost(pair) + 0.05 * positions, abs=0.006)
 
 
 @pytest.mark.parametrize(

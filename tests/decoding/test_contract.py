@@ -11,6 +11,7 @@ from tiny_pairs import PROMPTS
 import kljudge_jax as kj
 from kljudge_jax.decoding.contract import check_rule
 from kljudge_jax.errors import InputError
+from kljudge_jax.verification.rule import RULES
 
 SHAPES = {"draft_length": 4, "vocab_size": 9, "draft_state": None, "target_state": None}
 
@@ -89,3 +90,52 @@ def test_generate_checks_before_it_runs(pair, monkeypatch):
     with pytest.raises(InputError, match=r"Mine returns bool\[3\] as relaxed: return bool\[4\]"):
         mine = rule(lambda self, key, inputs: verdict(inputs, relaxed=jnp.zeros((3,), bool)))
         kj.generate(pair, PROMPTS, verifier=mine, draft_length=4)
+
+
+def as_taught(base, **methods):
+    """A rule written as the README teaches, less what it says."""
+    made = dataclasses.make_dataclass(
+        "Taught",
+        [("threshold", float, 0.5), ("confidence", float, 1.0)],
+        bases=(base,),
+        frozen=True,
+        namespace={"word": "taught", "source": "a test", **methods},
+    )
+    return kj.register(made)
+
+
+@pytest.fixture
+def forgotten():
+    """Rules that a test registers are of no other test."""
+    before = list(RULES)
+    yield
+    RULES[:] = before
+
+
+@pytest.mark.usefixtures("forgotten")
+@pytest.mark.parametrize(
+    ("base", "method", "answer", "says"),
+    [
+        (kj.ThresholdRule, "passes", lambda i: i.raw_target_logits[:-1, 0], r"float32\[4\] .* return bool\[4\]"),
+        (kj.ThresholdRule, "passes", lambda i: i.draft_tokens, r"int32\[4\] for a draft of 4 tokens: return bool\[4\]"),
+        (kj.ThresholdRule, "passes", lambda i: i.raw_target_logits[:, 0] > 0, r"bool\[5\] .* return bool\[4\]"),
+        (kj.ThresholdRule, "passes", lambda i: True, r"bool\[\] .* return bool\[4\]"),
+        (kj.TokenRule, "acceptance", lambda i: jnp.float32(1), r"float32\[\] .* return float32\[4\]"),
+        (kj.TokenRule, "acceptance", lambda i: i.draft_tokens > 0, r"bool\[4\] .* return float32\[4\]"),
+        (kj.TokenRule, "acceptance", lambda i: i.raw_target_logits[:, 0], r"float32\[5\] .* return float32\[4\]"),
+    ],
+)
+def test_what_a_base_class_asks_for_is_checked(base, method, answer, says):
+    made = as_taught(base, **{method: lambda self, inputs, odds=None: answer(inputs)})
+    with pytest.raises(InputError, match=rf"^Taught\.{method} returns {says}$"):
+        check_rule(jax.tree.map(jnp.asarray, made()), **SHAPES)
+
+
+@pytest.mark.usefixtures("forgotten")
+def test_an_error_in_a_rule_comes_with_the_shapes_that_it_had():
+    made = as_taught(kj.ThresholdRule, passes=lambda self, i: i.raw_target_logits.sum(-1) > i.raw_draft_logits.sum(-1))
+    with pytest.raises(Exception, match="shapes") as error:
+        check_rule(jax.tree.map(jnp.asarray, made()), **SHAPES)
+    (note,) = error.value.__notes__
+    assert note.startswith("while Taught was traced with draft_tokens int32[4], ")
+    assert "raw_target_logits float32[5,9]" in note and "target_hidden None (name it in `needs`)" in note

@@ -99,8 +99,10 @@ def test_speculative_sampling_draws_from_the_target(hf_target, draft, rate):
             (0.1, 0.9),
         ),
         (kj.KSequential(3), {}, (0.5, 0.95)),
+        ("block", {}, (0.3, 0.9)),
+        ("block", {"drafter": kj.PromptLookup(1)}, (0.05, 0.6)),
     ],
-    ids=["lookup", "self-adaptive", "kseq"],
+    ids=["lookup", "self-adaptive", "kseq", "block", "block-lookup"],
 )
 def test_every_way_to_draft_draws_from_the_target(hf_target, verifier, options, rate):
     hf, target = hf_target

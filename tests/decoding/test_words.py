@@ -27,6 +27,7 @@ def test_a_word_is_a_drafter(word, drafter):
         ("8", 8),
         ("adaptive", kj.Adaptive()),
         ("adaptive:1,16", kj.Adaptive(1, 16)),
+        ("adaptive:4", kj.Adaptive(0, 4)),
         ("adaptive:maximum=4,confidence=0.4,cost=0.2", kj.Adaptive(0, 4, 0.4, 0.2)),
     ],
 )

@@ -50,3 +50,9 @@ def test_the_ends_of_the_range(greedy):
         everything, draft_alone = (expected_lengths(rule, inputs) for rule in (AcceptAll(), Ensemble(0.0)))
         np.testing.assert_allclose(draft_alone, everything, atol=1e-6)
         assert never_shorter([Ensemble(weight) for weight in (1.0, 0.7, 0.3, 0.0)], greedy)
+
+
+def test_all_weight_on_the_target_is_the_strict_rule_where_probabilities_tie():
+    target, draft = np.float32([[0.0, 1e-8], [0.0, 0.0]]), np.float32([[5.0, 0.0]])
+    inputs = as_inputs([[0]], [1], draft[None], target[None], draft[None], target[None], True)
+    assert expected_lengths(SpeculativeSampling(), inputs)[0] == expected_lengths(Ensemble(1.0), inputs)[0] == 0

@@ -1,5 +1,6 @@
 """The entropy rules against their definitions; FLy's window at the draft's end."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -42,7 +43,7 @@ def test_fly_agrees_with_a_float64_transcription(window):
 
 
 @pytest.mark.parametrize("greedy", [True, False])
-@pytest.mark.parametrize("rule", [EntropyThreshold(math.log(VOCAB) + 1e-4), EntropyThreshold(0.0, "draft"), FLy(1.001)])
+@pytest.mark.parametrize("rule", [EntropyThreshold(math.log(VOCAB)), EntropyThreshold(0.0, "draft"), FLy(1.0)])
 def test_the_strict_end(rule, greedy):
     inputs = random_cases(1, greedy)
     found, strict = (expected_lengths(r, inputs) for r in (rule, SpeculativeSampling()))
@@ -71,3 +72,14 @@ def test_flys_window_is_cut_short_at_the_drafts_end():
     assert length([1, 0, 1], 6) == 0
     assert length([1, 0, 1], 1) == 3
     assert length([1, 0, 1], 6, count=2) == 2
+
+
+@pytest.mark.parametrize("vocab", [2, 30, 50, 1000, 49152, 151936])
+@pytest.mark.parametrize("rule", [EntropyThreshold, FLy])
+def test_nothing_is_less_sure_than_the_strict_end_allows(rule, vocab):
+    """A mismatch under uniform logits, whose entropy float32 can put above ln V."""
+    level = np.zeros((2, vocab), np.float32)
+    inputs = as_inputs([[1]], [1], level[None, :1], level[None], level[None, :1], level[None], True)
+    strict = rule(math.log(vocab) if rule is EntropyThreshold else 1.0)
+    assert expected_lengths(strict, inputs)[0] == 0
+    assert expected_lengths(dataclasses.replace(strict, threshold=strict.threshold - 1e-3), inputs)[0] == 1

@@ -117,6 +117,30 @@ def test_enumeration_finds_the_target_at_other_sizes(rule, length, vocab):
     np.testing.assert_allclose(joint, continuation(target, (), length + 1), atol=1e-6)
 
 
+def drafted_length(rule, target, draft, length, vocab):
+    """The accepted length that a rule expects over the draft's own draws."""
+    drafts = list(itertools.product(range(vocab), repeat=length))
+    target_logits = np.array([[target[d[:i]] for i in range(length + 1)] for d in drafts])
+    draft_logits = np.array([[draft[d[:i]] for i in range(length)] for d in drafts])
+    counts = np.full(len(drafts), length)
+    inputs = as_inputs(np.array(drafts), counts, draft_logits, target_logits, draft_logits, target_logits, False)
+    laws, _ = law_and_corrections(rule, inputs)
+    drawn = [np.prod([softmax(draft[d[:i]])[token] for i, token in enumerate(d)]) for d in drafts]
+    return float(np.dot(drawn, np.asarray(laws) @ np.arange(length + 1)))
+
+
+def test_block_verification_never_accepts_fewer_than_speculative_sampling():
+    """For every pair of models, by enumeration of the draft's draws; more for some."""
+    rng, gains = np.random.default_rng(14), []
+    for kind in KINDS_OF_MODELS:
+        for _ in range(4):
+            pair = models(rng, kind, 3, 3)
+            block, token = (drafted_length(rule, *pair, 3, 3) for rule in (BlockVerification(), SpeculativeSampling()))
+            assert block >= token - 1e-6, kind
+            gains.append(block - token)
+    assert max(gains) > 0.01
+
+
 def test_enumeration_can_fail():
     target, draft = models(np.random.default_rng(13), "random", 2, 3)
     joint = enumerated(Lenience(0.5), target, draft, 2, 2, 3)

@@ -19,6 +19,7 @@ from kljudge_jax.verification import (
     Mentored,
     RandomAcceptance,
     TopKAcceptance,
+    parse_verifier,
 )
 
 
@@ -46,6 +47,12 @@ def test_refuses(make, message):
     with pytest.raises(InputError) as error:
         make()
     assert message in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("word", ["topk:99999999999", "lenience:1e-60", "mentored:0.999999999"])
+def test_numbers_are_held_to_what_the_device_can_hold(word):
+    with pytest.raises(InputError, match=word.partition(":")[0]):
+        parse_verifier(word, True)
 
 
 def test_lets_pass():

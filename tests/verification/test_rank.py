@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from random_cases import KINDS, expected_lengths, never_shorter, random_cases
+from random_cases import KINDS, as_inputs, expected_lengths, never_shorter, random_cases
 from transcription import above, check, order, target
 
 from kljudge_jax.verification import MarginAcceptance, RelaxedThinking, SpeculativeSampling, TopKAcceptance
@@ -78,3 +78,18 @@ def test_above_the_confidence_the_strict_rule_decides_and_corrects():
         return np.maximum(position.p - position.q, 0) if position.raw_p.max() > 0.6 else position.p
 
     check(TopKAcceptance(2, 0.6), accept, residual)
+
+
+def test_the_edge_of_thinking_passes():
+    """p(d) = max p - delta, to the last bit: a tie and a delta of 0."""
+    level = np.zeros((2, 2), np.float32)
+    inputs = as_inputs([[1]], [1], level[None, :1], level[None], level[None, :1], level[None], True)
+    assert expected_lengths(RelaxedThinking(2, 0.0), inputs)[0] == 1
+    assert expected_lengths(RelaxedThinking(1, 0.0), inputs)[0] == 0
+
+
+def test_the_edge_of_the_margin_does_not_pass():
+    target = np.float32([[4.0, 2.0], [0.0, 0.0]])
+    inputs = as_inputs([[1]], [1], target[None, :1], target[None], target[None, :1], target[None], True)
+    assert expected_lengths(MarginAcceptance(0.5), inputs)[0] == 0
+    assert expected_lengths(MarginAcceptance(0.49), inputs)[0] == 1

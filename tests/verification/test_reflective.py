@@ -10,7 +10,7 @@ import pytest
 from random_cases import KINDS, random_cases, verdicts
 
 from kljudge_jax.errors import InputError
-from kljudge_jax.verification import Reflective, SpeculativeSampling, parse_verifier
+from kljudge_jax.verification import Reflective, SpeculativeSampling, describe_rules, parse_verifier
 from kljudge_jax.verification.reflective import ReflectedInputs
 
 # The mixed logits of "holes" would exclude a token that the first view does not.
@@ -68,3 +68,15 @@ def test_its_prompt_is_text():
     for prompt in ("", "  ", 3, None):
         with pytest.raises(InputError, match="Reflective some text as its prompt"):
             Reflective(prompt=prompt)
+
+
+@pytest.mark.parametrize(("weight", "mixed"), [(0.0, [2.0, -np.inf]), (1.0, [-np.inf, 1.0])])
+def test_a_view_without_weight_excludes_nothing(weight, mixed):
+    first, second = jnp.array([2.0, -jnp.inf]), jnp.array([-jnp.inf, 1.0])
+    np.testing.assert_array_equal(Reflective(weight).fuse(first, second), mixed)
+
+
+def test_its_usage_can_be_written_back():
+    (row,) = [row for row in describe_rules() if row["word"] == "reflective"]
+    assert parse_verifier(row["usage"], True) == Reflective()
+    assert parse_verifier('reflective:0.3,prompt="Hm, sure? "', True) == Reflective(0.3, "Hm, sure? ")

@@ -14,6 +14,7 @@ from random_cases import LENGTH, SIZE, VOCAB, law_and_corrections, random_cases,
 from scipy import stats
 from transcription import softmax
 
+from kljudge_jax.errors import InputError
 from kljudge_jax.verification import (
     AcceptAll,
     BlockVerification,
@@ -42,7 +43,7 @@ from kljudge_jax.verification import (
     parse_verifier,
 )
 from kljudge_jax.verification.parameters import number
-from kljudge_jax.verification.rule import RULES, TokenRule, register
+from kljudge_jax.verification.rule import RULES, Rule, ThresholdRule, TokenRule, register
 
 EXAMPLES = [
     AcceptAll(),
@@ -226,3 +227,71 @@ def test_a_new_rule_is_ten_lines():
         assert isinstance(verdicts(rule, random_cases(24, False)), Verdict)
     finally:
         RULES.remove(AtLeast)
+
+
+def test_defaults_are_the_published_numbers():
+    published = {
+        "FLy": {"threshold": 0.3, "window": 6},
+        "KLJudge": {"confidence": 0.9},
+        "KSequential": {"drafts": 2},
+        "MarginAcceptance": {"threshold": 0.9},
+        "PivotAware": {"floor": 1e-4},
+        "Reflective": {"weight": 0.3},
+        "RelaxedThinking": {"k": 10, "delta": 0.6},
+        "TypicalAcceptance": {"epsilon": 0.3, "alpha": 0.09},
+    }
+    for rule in RULES:
+        fields = {field.name: field.default for field in dataclasses.fields(rule)}
+        numbers = {name: x for name, x in fields.items() if isinstance(x, int | float) and name != "confidence"}
+        if rule.__name__ == "KLJudge":
+            numbers["confidence"] = fields["confidence"]
+        else:
+            assert fields.get("confidence", 1.0) == 1.0, rule
+        if rule.__module__.startswith("kljudge_jax."):
+            assert numbers == published.get(rule.__name__, {}), rule
+
+
+@pytest.fixture
+def forgotten():
+    """Rules that a test registers are of no other test."""
+    before = list(RULES)
+    yield
+    RULES[:] = before
+
+
+def written(name, base=ThresholdRule, fields=("threshold", "confidence"), **namespace):
+    namespace = {"word": name.lower(), "source": "a test", "passes": lambda self, inputs: None, **namespace}
+    namespace = {key: value for key, value in namespace.items() if value is not None}
+    return dataclasses.make_dataclass(
+        name, [(field, float, 1.0) for field in fields], bases=(base,), frozen=True, namespace=namespace
+    )
+
+
+@pytest.mark.usefixtures("forgotten")
+@pytest.mark.parametrize(
+    ("made", "says"),
+    [
+        (lambda: written("Mine", passes=None), "Mine lacks the method 'passes'"),
+        (lambda: written("Mine", TokenRule), "Mine lacks the method 'acceptance'"),
+        (lambda: written("Mine", Rule), "Mine lacks the method 'accept'"),
+        (lambda: written("Mine", word=None), "Mine lacks the attribute 'word'"),
+        (lambda: written("Mine", source=None), "Mine lacks the attribute 'source'"),
+        (lambda: written("Mine", fields=("threshold",)), "Mine lacks the field 'confidence'"),
+        (lambda: written("Mine", needs={"target_hiden"}), "needs 'target_hiden': choose of draft_hidden, target"),
+        (lambda: written("Mine", word="kl"), "the word 'kl', which is KLJudge's"),
+        (lambda: written("Mine", word="none"), "which is plain decoding's"),
+        (lambda: type("Bare", (), {}), "Bare is no dataclass"),
+    ],
+)
+def test_a_class_that_lacks_something_is_refused(made, says):
+    before = list(RULES)
+    with pytest.raises(InputError, match=says):
+        register(made())
+    assert before == RULES
+
+
+@pytest.mark.usefixtures("forgotten")
+def test_a_cell_that_is_run_twice_defines_one_rule():
+    first, second = register(written("Cell")), register(written("Cell"))
+    assert [rule for rule in RULES if rule.__name__ == "Cell"] == [second] != [first]
+    assert type(parse_verifier("cell:0.5", True)) is second
