@@ -78,6 +78,8 @@ def _traced(rule: type, structure, leaves, key, inputs):
     try:
         with jax.checking_leaks():
             return jax.make_jaxpr(call, return_shape=True)(leaves, key, inputs)
+    except InputError:
+        raise  # says all that there is to say
     except _ASKED_FOR_A_VALUE as error:
         raise InputError(
             f"{rule.__name__} asks for the value of an array that is only traced: write jnp.where or jax.lax.cond in "

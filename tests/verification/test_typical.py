@@ -37,6 +37,6 @@ def test_accepts_more_as_the_floors_fall(greedy):
 
 def test_the_edge_of_the_floor_does_not_pass():
     level = np.zeros((2, 2), np.float32)  # p(d) is 1/2 to the last bit, and so is the hard floor
-    inputs = as_inputs([[1]], [1], level[None, :1], level[None], level[None, :1], level[None], False)
-    assert rows(law_and_corrections(TypicalAcceptance(0.5, 4.0), inputs)[0])[0][0] == 1.0
-    assert rows(law_and_corrections(TypicalAcceptance(0.49, 4.0), inputs)[0])[0][0] == 0.0
+    inputs = as_inputs([[1]], [1], level[None, :1], level[None], level[None, :1], level[None], True)
+    assert expected_lengths(TypicalAcceptance(0.5, 4.0), inputs)[0] == 0
+    assert expected_lengths(TypicalAcceptance(0.49, 4.0), inputs)[0] == 1
