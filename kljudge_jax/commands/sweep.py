@@ -17,6 +17,7 @@ from kljudge_jax.commands.options import (
     check_drafter,
     check_sampling,
     command,
+    has_draft,
     load_pair,
     note,
     split_rules,
@@ -31,7 +32,9 @@ def add(commands) -> None:
         _sweep,
         "Answer the problems of a task under several rules, and compare accuracy, acceptance and speed.",
         "  kljudge sweep --target big.gguf --draft small.gguf --task gsm8k:test.jsonl --rules none,exact,kl:0.3 "
-        "--draft-lengths 8,24 --n 30 --out results/gsm8k",
+        "--draft-lengths 8,24 --n 30 --out results/gsm8k\n"
+        "  kljudge sweep --target embedded --task arithmetic --rules none,exact,draft,lookup:3,hf,hf:assisted "
+        "--batch 1",
     )
     add_models(parser)
     parser.add_argument("--task", required=True, metavar="TASK", help="arithmetic, conversion, gsm8k:FILE, ...")
@@ -39,7 +42,8 @@ def add(commands) -> None:
         "--rules",
         metavar="RULES",
         default="none,exact,kl:0.4",
-        help="rules by their words, with commas",
+        help="rules by their words, with commas; and baselines: draft (the draft alone), lookup:3 (exact, with drafts "
+        "looked up), hf, hf:assisted, hf:lookup:3 (Transformers on the same weights, which needs torch)",
     )
     parser.add_argument("--draft-lengths", metavar="INTS", default="8", help="draft lengths, with commas")
     add_drafter(parser)
@@ -53,11 +57,13 @@ def add(commands) -> None:
 def _sweep(options) -> int:
     from kljudge_jax.decoding.words import parse_drafter
     from kljudge_jax.evaluation import sweep
+    from kljudge_jax.evaluation.baselines import check_baselines, parse_baseline
     from kljudge_jax.tasks import load_task
     from kljudge_jax.verification import parse_verifier
 
     check_sampling(options)
-    rules = split_rules(options.rules)
+    words = split_rules(options.rules)
+    rules = [word for word in words if parse_baseline(word) is None]
     for rule in rules:
         parse_verifier(rule, options.temperature == 0)
     try:
@@ -69,9 +75,10 @@ def _sweep(options) -> int:
     drafter = parse_drafter(options.drafter)
     if any(rule != "none" for rule in rules):
         check_drafter(options, drafter)
+    check_baselines(words, has_draft(options))
     task = load_task(options.task)  # a bad one is refused before minutes go into loading a model
     plan = sweep.Plan(
-        cells=sweep.grid(rules, lengths),
+        cells=sweep.grid(words, lengths),
         n=options.n,
         split=options.split,
         seed=options.seed,

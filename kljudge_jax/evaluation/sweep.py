@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import os
 from collections import defaultdict
@@ -14,6 +15,7 @@ import jax
 from kljudge_jax.decoding.generate import generate
 from kljudge_jax.decoding.words import parse_drafter
 from kljudge_jax.errors import InputError
+from kljudge_jax.evaluation.baselines import Request, answers_of, check_baselines, parse_baseline
 from kljudge_jax.evaluation.machine import describe_machine
 from kljudge_jax.evaluation.statistics import mcnemar, ratio_interval, wilson_interval
 from kljudge_jax.models.pair import ModelPair
@@ -24,14 +26,14 @@ SCHEMA = 1
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """One combination that a sweep runs: a rule's word and a draft length (0 for plain decoding)."""
+    """One combination that a sweep runs: the word of a rule or baseline, and a draft length (0 if none is needed)."""
 
     rule: str
     draft_length: int
 
     @property
     def name(self) -> str:
-        return self.rule if self.rule == "none" else f"{self.rule} @ {self.draft_length}"
+        return f"{self.rule} @ {self.draft_length}" if self.draft_length else self.rule
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,10 +61,16 @@ class Plan:
 
 
 def grid(rules: Sequence[str], draft_lengths: Sequence[int]) -> tuple[Cell, ...]:
-    """Every rule at every draft length; plain decoding ("none") once."""
-    cells = [Cell(rule, 0) for rule in rules if rule == "none"]
-    cells += [Cell(rule, length) for length in draft_lengths for rule in rules if rule != "none"]
+    """Every rule at every draft length; plain decoding ("none") once, and so every baseline that drafts nothing."""
+    cells = [Cell(rule, 0) for rule in rules if not drafts(rule)]
+    cells += [Cell(rule, length) for length in draft_lengths for rule in rules if drafts(rule)]
     return tuple(dict.fromkeys(cells))
+
+
+def drafts(rule: str) -> bool:
+    """Whether the draft length matters to a rule or baseline of that word."""
+    baseline = parse_baseline(rule)
+    return rule != "none" if baseline is None else baseline.drafts
 
 
 def run_sweep(
@@ -74,8 +82,9 @@ def run_sweep(
     `folder/answers.jsonl` as batches end; a run that finds some there goes on after them.
 
     Raises:
-      InputError: the folder holds the answers of another plan, pair or task.
+      InputError: the folder holds the answers of another plan, pair or task, or a baseline cannot run here.
     """
+    check_baselines([cell.rule for cell in plan.cells], pair.draft is not None)
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -101,7 +110,7 @@ def run_sweep(
                 right = sum(record["right"] for record in answers)
                 report(
                     f"problems {first + 1}-{first + len(batch)} of {len(problems)}, {cell.name}: {right} right, "
-                    f"{answers[0]['seconds']:.0f} s"
+                    f"{_seconds(answers):.0f} s"
                 )
     return records
 
@@ -110,30 +119,28 @@ def answer(pair, task, plan, cell, batch, first) -> list[dict]:
     keys = jax.vmap(jax.random.fold_in, (None, 0))(
         jax.random.key(plan.seed), jax.numpy.arange(first, first + len(batch))
     )
-    out = generate(
-        pair,
-        [problem.prompt for problem in batch],
-        verifier=cell.rule,
-        draft_length=cell.draft_length,
-        drafter=parse_drafter(plan.drafter),
-        max_new_tokens=plan.max_new_tokens,
-        temperature=plan.temperature,
-        top_k=plan.top_k,
-        top_p=plan.top_p,
-        key=keys,
-    )
+    prompts = [problem.prompt for problem in batch]
+    options = {name: getattr(plan, name) for name in ("max_new_tokens", "temperature", "top_k", "top_p")}
+    options |= {"draft_length": cell.draft_length, "key": keys}
+    baseline = parse_baseline(cell.rule)
+    if baseline is None:
+        drafter = parse_drafter(plan.drafter)
+        answers = answers_of(generate(pair, prompts, verifier=cell.rule, drafter=drafter, **options))
+    else:
+        answers = baseline.answer(pair, prompts, Request(**options))
     return [
         {
             "rule": cell.rule,
             "draft_length": cell.draft_length,
             "problem": problem.id,
-            "right": bool(task.check(problem, text)),
-            "text": text,
-            "token_ids": tokens.tolist(),
-            "batch": first,
-            **{name: value for name, value in row.to_json().items() if name != "tokens_per_second"},
+            "right": bool(task.check(problem, given.text)),
+            "text": given.text,
+            "token_ids": given.tokens.tolist(),
+            "batch": first + given.batch,
+            **{name: value for name, value in given.stats.to_json().items() if name != "tokens_per_second"},
+            **given.notes,
         }
-        for problem, text, tokens, row in zip(batch, out.text, out.tokens, out.stats.rows, strict=True)
+        for problem, given in zip(batch, answers, strict=True)
     ]
 
 
@@ -181,7 +188,8 @@ def summarise(records: Sequence[dict]) -> list[dict]:
     """One row a cell, in the order they ran: accuracy, acceptance, passes and speed, each with its uncertainty.
 
     Cells are compared with plain decoding on the answers that both have; "p" is McNemar's, "speed" the ratio of tokens
-    per second. Without a "none" cell those are None.
+    per second, "first_difference" where the first other token of each differing answer stands, by problem. Without a
+    "none" cell those are None.
     """
     cells: dict[Cell, dict[str, dict]] = defaultdict(dict)
     for record in records:
@@ -210,22 +218,34 @@ def summarise(records: Sequence[dict]) -> list[dict]:
             "tokens_per_second": _speed(of),
             "p": None,
             "same_text": None,
+            "first_difference": None,
             "speed": None,
         }
         if plain:
             both = [name for name in answers if name in plain]
             ours, theirs = [answers[b] for b in both], [plain[b] for b in both]
             row["p"] = mcnemar([r["right"] for r in ours], [r["right"] for r in theirs])
-            row["same_text"] = sum(a["token_ids"] == b["token_ids"] for a, b in zip(ours, theirs, strict=True))
+            places = {name: _first_difference(answers[name]["token_ids"], plain[name]["token_ids"]) for name in both}
+            row["first_difference"] = {name: at for name, at in places.items() if at is not None}
+            row["same_text"] = len(both) - len(row["first_difference"])
             row["speed"] = _speed(ours) / max(_speed(theirs), 1e-12)
         rows.append(row)
     return rows
 
 
 def _speed(records: Sequence[dict]) -> float:
-    """Tokens per second of batches, whose rows share one time."""
-    seconds = {r["batch"]: r["seconds"] for r in records}
-    return sum(r["tokens"] for r in records) / max(sum(seconds.values()), 1e-12)
+    """Tokens per second."""
+    return sum(r["tokens"] for r in records) / max(_seconds(records), 1e-12)
+
+
+def _seconds(records: Sequence[dict]) -> float:
+    """The time of batches, whose rows share one."""
+    return sum({r["batch"]: r["seconds"] for r in records}.values())
+
+
+def _first_difference(ours: Sequence[int], theirs: Sequence[int]) -> int | None:
+    """The index of the first token that is not the same; None if all are."""
+    return next((at for at, (a, b) in enumerate(itertools.zip_longest(ours, theirs)) if a != b), None)
 
 
 def markdown_table(rows: Sequence[dict]) -> str:
@@ -240,7 +260,7 @@ def markdown_table(rows: Sequence[dict]) -> str:
         short, long = row["mean_acceptance_length_interval"]
         plain = row["rule"] == "none"
         lines.append(
-            f"| {'plain' if plain else row['rule']} | {'' if plain else row['draft_length']} "
+            f"| {'plain' if plain else row['rule']} | {row['draft_length'] or ''} "
             f"| {row['right']} of {row['n']} | {100 * low:.0f} to {100 * high:.0f} "
             f"| {'' if plain or row['p'] is None else format(row['p'], '.2f')} "
             f"| {'' if plain or row['same_text'] is None else row['same_text']} "
