@@ -25,7 +25,7 @@ from kljudge_jax.decoding.stats import Cycle, row_stats
 from kljudge_jax.errors import InputError
 from kljudge_jax.evaluation.baselines.base import Answer, Request
 from kljudge_jax.evaluation.baselines.passes import Passes, cycles_of
-from kljudge_jax.evaluation.baselines.torch_model import torch_device, torch_model
+from kljudge_jax.evaluation.baselines.torch_model import quiet, torch_device, torch_model
 from kljudge_jax.models.pair import ModelPair
 from kljudge_jax.models.transformer import Transformer
 
@@ -80,8 +80,10 @@ class _HuggingFace:
         """Answers to `rows` prompts."""
         raise NotImplementedError
 
-    def _generate(self, pair: ModelPair, ids: Sequence[np.ndarray], request: Request, **options) -> _Generated:
-        """Calls Transformers' `generate` on prompts of any lengths."""
+    def _generate(
+        self, pair: ModelPair, ids: Sequence[np.ndarray], request: Request, draft=None, **options
+    ) -> _Generated:
+        """Calls Transformers' `generate` on prompts of any lengths; options are those of its `GenerationConfig`."""
         import torch
 
         model = torch_model(pair.target)
@@ -90,14 +92,14 @@ class _HuggingFace:
         for row, seen, tokens in zip(padded, mask, ids, strict=True):
             row[width - len(tokens) :] = tokens
             seen[width - len(tokens) :] = 1
-        with torch.inference_mode(), torch.random.fork_rng(), Passes(model) as passes:
+        with quiet(), torch.inference_mode(), torch.random.fork_rng(), Passes(model) as passes:
             torch.manual_seed(_seed(request.key[0]))
             began = time.perf_counter()
             out = model.generate(
                 inputs=torch.from_numpy(padded).to(model.device),
                 attention_mask=torch.from_numpy(mask).to(model.device),
-                generation_config=_generation_config(pair, request),
-                **options,
+                generation_config=_generation_config(pair, request, **options),
+                assistant_model=draft,
             )
             out = out.cpu()  # waits for the device
             seconds = time.perf_counter() - began
@@ -164,7 +166,7 @@ class HFAssisted(_HuggingFace):
         draft.generation_config.num_assistant_tokens_schedule = "constant"
         draft.generation_config.assistant_confidence_threshold = 0.0
         with Passes(draft) as drafted:
-            done = self._generate(pair, ids, request, assistant_model=draft)
+            done = self._generate(pair, ids, request, draft)
         return _assisted(self, pair, ids, request, done, draft_passes=len(drafted))
 
 
@@ -196,7 +198,7 @@ def _assisted(baseline, pair, ids, request, done, **notes) -> list[Answer]:
     return [baseline._answer(pair, tokens, cycles, request.draft_length, done, 1, **notes)]
 
 
-def _generation_config(pair: ModelPair, request: Request) -> GenerationConfig:
+def _generation_config(pair: ModelPair, request: Request, **options) -> GenerationConfig:
     from transformers import GenerationConfig
 
     sampling = {"temperature": request.temperature, "top_k": request.top_k, "top_p": request.top_p}
@@ -206,6 +208,7 @@ def _generation_config(pair: ModelPair, request: Request) -> GenerationConfig:
         pad_token_id=0,  # what stands behind an answer that has ended, and is cut off
         do_sample=request.temperature > 0,
         **(sampling if request.temperature > 0 else {}),
+        **options,
     )
 
 

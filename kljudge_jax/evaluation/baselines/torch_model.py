@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import weakref
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import jax
@@ -50,9 +52,30 @@ def torch_model(model: Transformer) -> PreTrainedModel:
     if model not in _made:
         import torch
 
-        torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
+        torch.set_num_threads(_cores())
         _made[model] = export(model).to(torch_device())
     return _made[model]
+
+
+def _cores() -> int:
+    """How many cores this process may use, all of which JAX uses too."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keeps Transformers' progress bars and advice to its own callers off the terminal."""
+    from transformers.utils import logging
+
+    bar, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bar:
+            logging.enable_progress_bar()
 
 
 def export(model: Transformer) -> PreTrainedModel:
@@ -67,7 +90,6 @@ def export(model: Transformer) -> PreTrainedModel:
     """
     import torch
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, GenerationConfig
-    from transformers.utils import logging
 
     options = hf_config(model.config)
     try:
@@ -79,9 +101,7 @@ def export(model: Transformer) -> PreTrainedModel:
         wanted = kind(config).state_dict()
     dtype = getattr(torch, str(np.dtype(model.dtype)))
     state, wide = _state(model, wanted, dtype)
-    bar = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
+    with quiet():
         made = kind.from_pretrained(
             None,
             config=config,
@@ -91,9 +111,6 @@ def export(model: Transformer) -> PreTrainedModel:
             attn_implementation="eager" if model.config.attention_softcap else "sdpa",
             generation_config=GenerationConfig(),
         )
-    finally:
-        if bar:
-            logging.enable_progress_bar()
     for name, scale in wide.items():
         made.get_submodule(name.removesuffix(".weight")).weight = torch.nn.Parameter(scale)
     if model.config.rope.frequency_divisors is not None:

@@ -2,8 +2,18 @@ import pytest
 from tiny_hf import make_hf_model
 from tiny_pairs import noisy
 
+from kljudge_jax.evaluation.baselines import torch_model
 from kljudge_jax.models.pair import ModelPair
 from kljudge_jax.models.weights import SafetensorsFolder, load
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread():
+    """Torch on one core: on a busy machine the threads of tiny products wait for each other more than they compute."""
+    patch = pytest.MonkeyPatch()
+    patch.setattr(torch_model, "_cores", lambda: 1)
+    yield
+    patch.undo()
 
 
 @pytest.fixture(scope="session")
