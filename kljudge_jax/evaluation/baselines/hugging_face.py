@@ -160,7 +160,7 @@ class HFAssisted(_HuggingFace):
     needs_draft: ClassVar[bool] = True
 
     def decode(self, pair: ModelPair, ids: Sequence[np.ndarray], request: Request) -> list[Answer]:
-        draft = torch_model(pair.draft)
+        draft = torch_model(pair.draft, "draft")
         # Transformers reads these off the draft. At its default threshold a draft would end where it is unsure.
         draft.generation_config.num_assistant_tokens = request.draft_length
         draft.generation_config.num_assistant_tokens_schedule = "constant"

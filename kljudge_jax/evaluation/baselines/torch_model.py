@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-_made: weakref.WeakKeyDictionary[Transformer, PreTrainedModel] = weakref.WeakKeyDictionary()
+_made: weakref.WeakKeyDictionary[Transformer, dict[str, PreTrainedModel]] = weakref.WeakKeyDictionary()
 
 
 def torch_device() -> torch.device:
@@ -44,17 +44,19 @@ def torch_device() -> torch.device:
     )
 
 
-def torch_model(model: Transformer) -> PreTrainedModel:
+def torch_model(model: Transformer, role: str = "target") -> PreTrainedModel:
     """The model in torch, made at the first call and kept for as long as `model` lives.
 
-    Torch computes on the device that JAX computes on, and on a CPU with all of its cores.
+    A model that is target and draft at once is made twice, for the passes of each are counted. Torch computes on the
+    device that JAX computes on, and on a CPU with all of its cores.
     """
-    if model not in _made:
+    made = _made.setdefault(model, {})
+    if role not in made:
         import torch
 
         torch.set_num_threads(_cores())
-        _made[model] = export(model).to(torch_device())
-    return _made[model]
+        made[role] = export(model).to(torch_device())
+    return made[role]
 
 
 def _cores() -> int:

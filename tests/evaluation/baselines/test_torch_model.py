@@ -67,13 +67,12 @@ def test_a_tied_head_stays_tied(families):
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_small_dtypes_keep_every_bit(families, dtype):
-    model = recast(families("llama2")[1].target, dtype)
-    made = export(model)
+    # Rounded, as scales of a model of that dtype are.
+    wide = with_parameters(families("llama2")[1].target, lambda _, x: x.astype(jnp.dtype(dtype)).astype(np.float32))
+    made = export(recast(wide, dtype))
     assert {str(p.dtype) for p in made.parameters()} == {f"torch.{dtype}"}
-    given = np.asarray(parameters(model)["layers.1.mlp.down.kernel"]).astype(np.float32).T
-    assert np.array_equal(made.model.layers[1].mlp.down_proj.weight.float().numpy(), given)
-    close = np.asarray(kj.score(model, TOKENS.astype(np.int32))[0])
-    assert np.abs(hf_logits(made.float(), TOKENS) - close).max() < 0.1 * close.std()
+    ours = np.asarray(kj.score(wide, TOKENS.astype(np.int32))[0])
+    np.testing.assert_allclose(hf_logits(made.float(), TOKENS), ours, atol=1e-4)
 
 
 def test_the_norms_of_a_gemma_stay_float32(families):
@@ -116,7 +115,7 @@ def test_what_transformers_has_no_place_for_is_refused(families):
 def test_a_model_is_made_once_and_goes_with_ours(families):
     model = with_parameters(families("llama2")[1].target, lambda name, x: x)
     made = torch_model(model)
-    assert torch_model(model) is made
+    assert torch_model(model) is made is not torch_model(model, "draft")
     held = len(room._made)
     del model, made
     gc.collect()
