@@ -52,6 +52,23 @@ def test_the_grid_holds_plain_decoding_once():
     assert [cell.name for cell in cells[:2]] == ["none", "exact @ 8"]
 
 
+def test_the_grid_holds_baselines_that_draft_nothing_once():
+    cells = grid(["hf", "lookup:3", "draft", "hf:assisted"], [4, 8])
+    assert [cell.name for cell in cells] == [
+        *("hf", "draft"),
+        *("lookup:3 @ 4", "hf:assisted @ 4"),
+        *("lookup:3 @ 8", "hf:assisted @ 8"),
+    ]
+
+
+def test_a_baseline_that_cannot_run_is_refused_before_anything_is_written(pair, tmp_path):
+    alone = dataclasses.replace(pair, draft=None)
+    plan = dataclasses.replace(PLAN, cells=grid(["none", "draft"], [4]))
+    with pytest.raises(InputError, match="'draft' needs a draft model"):
+        run_sweep(alone, Letters(), plan, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_every_problem_is_answered_in_every_cell(finished):
     folder, records, lines = finished
     assert len(records) == 8 * 3 == len({(r["rule"], r["draft_length"], r["problem"]) for r in records})
@@ -138,6 +155,7 @@ def test_figures_of_hand_made_records():
     assert (second["n"], second["right"]) == (4, 2)
     assert second["p"] == mcnemar([True, False, True, False], [True, True, True, False])
     assert second["same_text"] == 3  # answer 2 has other tokens
+    assert (first["first_difference"], second["first_difference"]) == ({}, {"p/2": 0})
     assert second["mean_acceptance_length"] == 44 / 22
     assert second["mean_acceptance_length_interval"] == ratio_interval([10, 10, 10, 14], [5, 5, 5, 7]) == (2.0, 2.0)
     assert second["draft_acceptance_rate"] == 20 / 80
@@ -147,6 +165,15 @@ def test_figures_of_hand_made_records():
     assert (second["cut_at_length"], second["failed"]) == (1, 1)
     assert second["tokens_per_second"] == 44 / 4
     assert second["speed"] == pytest.approx((44 / 4) / (40 / 16))
+
+
+def test_the_first_other_token_is_found_also_where_one_answer_ends():
+    plain = [record("none", 0, i, True, token_ids=[1, 2, 3]) for i in range(4)]
+    texts = [[1, 2, 3], [1, 9, 3], [1, 2], [1, 2, 3, 4]]
+    others = [record("hf", 0, i, True, token_ids=text) for i, text in enumerate(texts)]
+    _, row = summarise([*plain, *others])
+    assert row["same_text"] == 1 and row["first_difference"] == {"p/1": 1, "p/2": 2, "p/3": 3}
+    assert markdown_table([row]).splitlines()[2].startswith("| hf |  | 4 of 4 |")
 
 
 def test_cells_are_compared_on_the_answers_that_both_have():
@@ -159,7 +186,7 @@ def test_cells_are_compared_on_the_answers_that_both_have():
 
 def test_without_plain_answers_nothing_is_compared():
     (row,) = summarise([record("kl:0.4", 8, 0, True)])
-    assert row["p"] is row["same_text"] is row["speed"] is None
+    assert row["p"] is row["same_text"] is row["first_difference"] is row["speed"] is None
     line = markdown_table([row]).splitlines()[2]
     assert line.startswith("| kl:0.4 | 8 | 1 of 1 |") and line.endswith("|  |")
 
