@@ -17,6 +17,7 @@ from kljudge_jax.commands.options import (
     check_drafter,
     check_sampling,
     command,
+    has_draft,
     load_pair,
     note,
     split_rules,
@@ -33,7 +34,9 @@ def add(commands) -> None:
         "Answer the problems of a task under several rules, and compare accuracy, acceptance and speed.",
         "  kljudge sweep --target embedded --task arithmetic,conversion --rules none,exact,kl:0.02/0.1/0.4 --n 200\n"
         "  kljudge sweep --target big.gguf --draft small.gguf --task gsm8k:test.jsonl --rules none,exact,kl:0.3 "
-        "--draft-lengths 8,24 --n 30 --out results/gsm8k",
+        "--draft-lengths 8,24 --n 30 --out results/gsm8k\n"
+        "  kljudge sweep --target embedded --task arithmetic --rules none,exact,draft,lookup:3,hf,hf:assisted "
+        "--batch 1",
     )
     add_models(parser)
     parser.add_argument(
@@ -43,7 +46,9 @@ def add(commands) -> None:
         "--rules",
         metavar="RULES",
         default="none,exact,kl:0.4",
-        help="rules by their words, with commas; kl:0.1/0.4 stands for kl:0.1,kl:0.4",
+        help="rules by their words, with commas; kl:0.1/0.4 stands for kl:0.1,kl:0.4. And baselines: draft (the draft "
+        "alone), lookup:3 (exact, with drafts looked up), hf, hf:assisted, hf:lookup:3 (Transformers on the same "
+        "weights, which needs torch)",
     )
     parser.add_argument("--draft-lengths", metavar="INTS", default="8", help="draft lengths, with commas")
     add_drafter(parser)
@@ -61,6 +66,7 @@ def add(commands) -> None:
 def _sweep(options) -> int:
     from kljudge_jax.decoding.words import parse_drafter
     from kljudge_jax.evaluation import sweep
+    from kljudge_jax.evaluation.baselines import check_baselines, parse_baseline
     from kljudge_jax.evaluation.examples import examples
     from kljudge_jax.evaluation.report import TaskResult, findings, read_setting, write_report
     from kljudge_jax.evaluation.summary import markdown_table, summarise
@@ -68,7 +74,8 @@ def _sweep(options) -> int:
     from kljudge_jax.verification import parse_verifier
 
     check_sampling(options)
-    rules = split_rules(options.rules)
+    words = split_rules(options.rules)
+    rules = [word for word in words if parse_baseline(word) is None]
     for rule in rules:
         parse_verifier(rule, options.temperature == 0)
     lengths = whole_numbers("--draft-lengths", options.draft_lengths)
@@ -80,11 +87,12 @@ def _sweep(options) -> int:
     drafter = parse_drafter(options.drafter)
     if any(rule != "none" for rule in rules):
         check_drafter(options, drafter)
+    check_baselines(words, has_draft(options))
     specs = [spec.strip() for spec in options.task.split(",")]
     for spec in specs:
         load_task(spec)  # a bad one is refused before minutes go into loading a model
     plan = sweep.Plan(
-        cells=sweep.grid(rules, lengths),
+        cells=sweep.grid(words, lengths),
         n=options.n,
         split=options.split,
         seed=seeds[0],

@@ -7,6 +7,7 @@ import os
 
 import numpy as np
 
+from kljudge_jax.evaluation.baselines import parse_baseline
 from kljudge_jax.evaluation.sweep import Part, decode
 from kljudge_jax.evaluation.token_page import Answer, answer_of
 from kljudge_jax.models.pair import ModelPair
@@ -15,7 +16,7 @@ Examples = list[tuple[str, list[Answer]]]
 
 
 def examples(pair: ModelPair, part: Part, count: int) -> Examples:
-    """The part's first `count` prompts as text, each with its answer in every cell, traced.
+    """The part's first `count` prompts as text, each with its answer under every rule, traced.
 
     They are decoded once and kept in `examples.json` of the part's folder, so that a finished sweep can be reported
     again at no cost.
@@ -28,7 +29,8 @@ def examples(pair: ModelPair, part: Part, count: int) -> Examples:
     plan = part.plan
     problems = part.task.problems(split=plan.split, n=plan.n, seed=plan.seed)[:count]
     found = [(_as_text(problem.prompt), []) for problem in problems]
-    for cell in plan.cells if problems else ():
+    rules = [cell for cell in plan.cells if parse_baseline(cell.rule) is None]
+    for cell in rules if problems else ():
         out = decode(pair, plan, cell, problems, 0, trace=True)
         for row, (problem, (_, answers)) in enumerate(zip(problems, found, strict=True)):
             stats = out.stats.rows[row]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 from collections import defaultdict
 from collections.abc import Sequence
 
@@ -22,6 +23,9 @@ from kljudge_jax.evaluation.sweep import Cell
 # A bootstrap over fewer batches than these says nothing.
 _FEWEST_BATCHES = 4
 
+# So many answers that are not the plain ones are named; of a relaxed rule, most are not.
+_MOST_DIFFERENCES = 20
+
 
 def summarise(records: Sequence[dict]) -> list[dict]:
     """One row a cell, in the order they ran: accuracy, acceptance, passes and speed, each with its uncertainty.
@@ -29,7 +33,8 @@ def summarise(records: Sequence[dict]) -> list[dict]:
     Cells are compared with plain decoding on the answers that both have. `p` is McNemar's, `difference` that of the
     shares of right answers, `verdict` says whether it is more than noise once p is corrected for the number of cells
     (Holm): "better", "worse", "noise", or "same" where no answer changed sides. `speed` is the ratio of tokens per
-    second. Without a "none" cell those are None, and so are intervals of speeds over fewer than 4 batches.
+    second, `first_difference` where the first other token of an answer stands, by problem, if at most 20 are not the
+    plain ones. Without a "none" cell those are None, and so are intervals of speeds over fewer than 4 batches.
     """
     cells: dict[Cell, dict[str, dict]] = defaultdict(dict)
     for record in records:
@@ -70,7 +75,7 @@ def _row(cell: Cell, answers: dict[str, dict], plain: dict[str, dict] | None) ->
         "tokens_per_second": _speed(of),
         "tokens_per_second_interval": _speed_interval(of),
         **dict.fromkeys(("p", "p_corrected", "lost", "won", "difference", "difference_interval", "verdict")),
-        **dict.fromkeys(("same_text", "speed", "speed_interval")),
+        **dict.fromkeys(("same_text", "first_difference", "speed", "speed_interval")),
     }
     if plain:
         both = [name for name in answers if name in plain]
@@ -80,10 +85,18 @@ def _row(cell: Cell, answers: dict[str, dict], plain: dict[str, dict] | None) ->
         row["lost"] = sum(b and not a for a, b in zip(*outcomes, strict=True))
         row["won"] = sum(a and not b for a, b in zip(*outcomes, strict=True))
         row["difference"], row["difference_interval"] = paired_difference(*outcomes)
-        row["same_text"] = sum(a["token_ids"] == b["token_ids"] for a, b in zip(ours, theirs, strict=True))
+        places = {name: _first_difference(answers[name]["token_ids"], plain[name]["token_ids"]) for name in both}
+        places = {name: at for name, at in places.items() if at is not None}
+        row["same_text"] = len(both) - len(places)
+        row["first_difference"] = places if len(places) <= _MOST_DIFFERENCES else None
         row["speed"] = _speed(ours) / max(_speed(theirs), 1e-12)
         row["speed_interval"] = _speed_ratio_interval(ours, theirs)
     return row
+
+
+def _first_difference(ours: Sequence[int], theirs: Sequence[int]) -> int | None:
+    """The index of the first token that is not the same; None if all are."""
+    return next((at for at, (a, b) in enumerate(itertools.zip_longest(ours, theirs)) if a != b), None)
 
 
 def _verdict(row: dict, p: float) -> str:
@@ -156,7 +169,7 @@ def table(rows: Sequence[dict]) -> list[list[str]]:
         lines.append(
             [
                 "plain" if row["rule"] == "none" else row["rule"],
-                "" if row["rule"] == "none" else str(row["draft_length"]),
+                str(row["draft_length"] or ""),
                 f"{row['right']} of {row['n']}",
                 f"{100 * low:.0f} to {100 * high:.0f}",
                 _points(row) if compared else "",
@@ -207,6 +220,6 @@ def _flattened(row: dict) -> dict:
     for name, value in row.items():
         if name.endswith("_interval"):
             flat[f"{name}_low"], flat[f"{name}_high"] = value or (None, None)
-        elif not isinstance(value, list):  # a histogram has no column of its own
+        elif not isinstance(value, list | dict):  # a histogram has no column of its own
             flat[name] = value
     return flat

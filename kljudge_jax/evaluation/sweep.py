@@ -13,6 +13,7 @@ import jax
 from kljudge_jax.decoding.generate import generate
 from kljudge_jax.decoding.words import parse_drafter
 from kljudge_jax.errors import InputError
+from kljudge_jax.evaluation.baselines import Request, answers_of, check_baselines, parse_baseline
 from kljudge_jax.evaluation.machine import describe_machine
 from kljudge_jax.models.pair import ModelPair
 from kljudge_jax.tasks.base import Problem, Task
@@ -22,14 +23,14 @@ SCHEMA = 1
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """One combination that a sweep runs: a rule's word and a draft length (0 for plain decoding)."""
+    """One combination that a sweep runs: the word of a rule or baseline, and a draft length (0 if none is needed)."""
 
     rule: str
     draft_length: int
 
     @property
     def name(self) -> str:
-        return self.rule if self.rule == "none" else f"{self.rule} @ {self.draft_length}"
+        return f"{self.rule} @ {self.draft_length}" if self.draft_length else self.rule
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,10 +59,16 @@ class Plan:
 
 
 def grid(rules: Sequence[str], draft_lengths: Sequence[int]) -> tuple[Cell, ...]:
-    """Every rule at every draft length; plain decoding ("none") once."""
-    cells = [Cell(rule, 0) for rule in rules if rule == "none"]
-    cells += [Cell(rule, length) for length in draft_lengths for rule in rules if rule != "none"]
+    """Every rule at every draft length; plain decoding ("none") once, and so every baseline that drafts nothing."""
+    cells = [Cell(rule, 0) for rule in rules if not drafts(rule)]
+    cells += [Cell(rule, length) for length in draft_lengths for rule in rules if drafts(rule)]
     return tuple(dict.fromkeys(cells))
+
+
+def drafts(rule: str) -> bool:
+    """Whether the draft length matters to a rule or baseline of that word."""
+    baseline = parse_baseline(rule)
+    return rule != "none" if baseline is None else baseline.drafts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,8 +122,9 @@ def run_sweep(
     `folder/answers.jsonl` as batches end; a run that finds some there goes on after them.
 
     Raises:
-      InputError: the folder holds the answers of another plan, pair or task.
+      InputError: the folder holds the answers of another plan, pair or task, or a baseline cannot run here.
     """
+    check_baselines([cell.rule for cell in plan.cells], pair.draft is not None)
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -142,7 +150,7 @@ def run_sweep(
                 right = sum(record["right"] for record in answers)
                 report(
                     f"problems {first + 1}-{first + len(batch)} of {len(problems)}, {cell.name}: {right} right, "
-                    f"{answers[0]['seconds']:.0f} s"
+                    f"{sum({a['batch']: a['seconds'] for a in answers}.values()):.0f} s"
                 )
     return records
 
@@ -167,22 +175,26 @@ def decode(pair: ModelPair, plan: Plan, cell: Cell, problems: Sequence[Problem],
 
 def answer(pair, task, plan, cell, batch, first) -> list[dict]:
     """The records of one batch in one cell; `first` is the batch's first problem."""
-    out = decode(pair, plan, cell, batch, first)
+    baseline = parse_baseline(cell.rule)
+    if baseline is None:
+        answers = answers_of(decode(pair, plan, cell, batch, first))
+    else:
+        options = {name: getattr(plan, name) for name in ("max_new_tokens", "temperature", "top_k", "top_p", "min_p")}
+        request = Request(cell.draft_length, **options, key=_row_keys(plan.seed, first, len(batch)))
+        answers = baseline.answer(pair, [problem.prompt for problem in batch], request)
     return [
         {
             "rule": cell.rule,
             "draft_length": cell.draft_length,
             "problem": problem.id,
-            "right": bool(task.check(problem, text)),
-            "text": text,
-            "token_ids": tokens.tolist(),
-            "origin": "".join(name[0] for name in origin),  # d(raft), r(elaxed) or t(arget), a letter a token
-            "batch": first,
-            **{name: value for name, value in row.to_json().items() if name != "tokens_per_second"},
+            "right": bool(task.check(problem, given.text)),
+            "text": given.text,
+            "token_ids": given.tokens.tolist(),
+            "batch": first + given.batch,
+            **{name: value for name, value in given.stats.to_json().items() if name != "tokens_per_second"},
+            **given.notes,
         }
-        for problem, text, tokens, origin, row in zip(
-            batch, out.text, out.tokens, out.origin, out.stats.rows, strict=True
-        )
+        for problem, given in zip(batch, answers, strict=True)
     ]
 
 

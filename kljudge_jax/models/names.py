@@ -74,6 +74,15 @@ def our_layout(name: str, array: np.ndarray, family: str) -> np.ndarray:
     return array
 
 
+def their_layout(name: str, array: np.ndarray, family: str) -> np.ndarray:
+    """The inverse of `our_layout`."""
+    if name.endswith(".kernel"):
+        return array.T
+    if name.endswith(".scale") and family.startswith("gemma"):
+        return array - np.float32(1.0)
+    return array
+
+
 def our_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     """The shape that `our_layout` gives to a tensor of that shape."""
     return shape[::-1] if name.endswith(".kernel") else shape

@@ -29,6 +29,7 @@ def test_figures_of_hand_made_records():
     assert (second["n"], second["right"]) == (4, 2)
     assert second["p"] == mcnemar([True, False, True, False], [True, True, True, False])
     assert second["same_text"] == 3  # answer 2 has other tokens
+    assert (first["first_difference"], second["first_difference"]) == ({}, {"p/2": 0})
     assert second["mean_acceptance_length"] == 44 / 22
     assert second["mean_acceptance_length_interval"] == ratio_interval([10, 10, 10, 14], [5, 5, 5, 7]) == (2.0, 2.0)
     assert second["draft_acceptance_rate"] == 20 / 80
@@ -38,6 +39,15 @@ def test_figures_of_hand_made_records():
     assert (second["cut_at_length"], second["failed"]) == (1, 1)
     assert second["tokens_per_second"] == 44 / 4
     assert second["speed"] == pytest.approx((44 / 4) / (40 / 16))
+
+
+def test_the_first_other_token_is_found_also_where_one_answer_ends():
+    plain = [record("none", 0, i, True, token_ids=[1, 2, 3]) for i in range(4)]
+    texts = [[1, 2, 3], [1, 9, 3], [1, 2], [1, 2, 3, 4]]
+    others = [record("hf", 0, i, True, token_ids=text) for i, text in enumerate(texts)]
+    _, row = summarise([*plain, *others])
+    assert row["same_text"] == 1 and row["first_difference"] == {"p/1": 1, "p/2": 2, "p/3": 3}
+    assert markdown_table([row]).splitlines()[2].startswith("| hf |  | 4 of 4 |")
 
 
 def test_cells_are_compared_on_the_answers_that_both_have():
@@ -50,7 +60,7 @@ def test_cells_are_compared_on_the_answers_that_both_have():
 
 def test_without_plain_answers_nothing_is_compared():
     (row,) = summarise([record("kl:0.4", 8, 0, True)])
-    assert row["p"] is row["same_text"] is row["speed"] is None
+    assert row["p"] is row["same_text"] is row["first_difference"] is row["speed"] is None
     line = markdown_table([row]).splitlines()[2]
     assert line.startswith("| kl:0.4 | 8 | 1 of 1 |") and line.endswith("|  |")
 

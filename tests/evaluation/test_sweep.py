@@ -33,6 +33,23 @@ def test_the_grid_holds_plain_decoding_once():
     assert [cell.name for cell in cells[:2]] == ["none", "exact @ 8"]
 
 
+def test_the_grid_holds_baselines_that_draft_nothing_once():
+    cells = grid(["hf", "lookup:3", "draft", "hf:assisted"], [4, 8])
+    assert [cell.name for cell in cells] == [
+        *("hf", "draft"),
+        *("lookup:3 @ 4", "hf:assisted @ 4"),
+        *("lookup:3 @ 8", "hf:assisted @ 8"),
+    ]
+
+
+def test_a_baseline_that_cannot_run_is_refused_before_anything_is_written(pair, tmp_path):
+    alone = dataclasses.replace(pair, draft=None)
+    plan = dataclasses.replace(PLAN, cells=grid(["none", "draft"], [4]))
+    with pytest.raises(InputError, match="'draft' needs a draft model"):
+        run_sweep(alone, Letters(), plan, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_every_problem_is_answered_in_every_cell(finished):
     folder, records, lines = finished
     assert len(records) == 8 * 3 == len({(r["rule"], r["draft_length"], r["problem"]) for r in records})

@@ -1,0 +1,81 @@
+"""What a baseline is asked and what it answers."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+
+from kljudge_jax.decoding.results import Generation
+from kljudge_jax.decoding.stats import Stats
+from kljudge_jax.models.pair import ModelPair
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """How prompts are to be decoded.
+
+    Attributes:
+      draft_length: K; unused by a baseline that drafts nothing.
+      max_new_tokens, temperature, top_k, top_p, min_p: as `generate` takes them.
+      key: one PRNG key a prompt `[B]`.
+    """
+
+    draft_length: int
+    max_new_tokens: int
+    temperature: float
+    top_k: int
+    top_p: float
+    key: jax.Array
+    min_p: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """The answer to one prompt.
+
+    Attributes:
+      text: without its EOS.
+      tokens: new tokens, EOS included, int32 `[N]`.
+      stats: its counts. `cycles` are passes of the model that answers, the prompt's left out if it gave no token.
+      batch: index of the first prompt that was decoded side by side with this one, and so shares its `seconds`.
+      notes: what else a record of it holds.
+    """
+
+    text: str
+    tokens: np.ndarray
+    stats: Stats
+    batch: int = 0
+    notes: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+class Baseline(Protocol):
+    """A way to answer prompts that is no verification rule: a frozen dataclass, named by a word.
+
+    Attributes:
+      drafts: it depends on the draft length.
+      needs_draft: it needs `pair.draft`.
+    """
+
+    drafts: bool
+    needs_draft: bool
+
+    def check(self) -> None:
+        """Raises InputError if this installation or device cannot run it."""
+
+    def answer(self, pair: ModelPair, prompts: Sequence[Any], request: Request) -> list[Answer]:
+        """One answer a prompt, in their order; prompts are as `generate` takes them."""
+
+
+def answers_of(result: Generation) -> list[Answer]:
+    """What `generate` returned, prompt by prompt."""
+    return [
+        # A letter a token: d(raft), r(elaxed) or t(arget).
+        Answer(text, tokens, stats, notes={"origin": "".join(name[0] for name in origin)})
+        for text, tokens, stats, origin in zip(
+            result.text, result.tokens, result.stats.rows, result.origin, strict=True
+        )
+    ]

@@ -1,0 +1,67 @@
+"""Baselines that our own engine runs: the draft model alone, and exact decoding with drafts that are looked up."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from kljudge_jax.decoding.generate import generate
+from kljudge_jax.decoding.prompt_lookup import PromptLookup
+from kljudge_jax.evaluation.baselines.base import Answer, Request, answers_of
+from kljudge_jax.models.pair import ModelPair
+
+
+@dataclasses.dataclass(frozen=True)
+class DraftAlone:
+    """Plain decoding with the draft model: what the pair's speed would be without a target, and its accuracy.
+
+    Its `cycles` are passes of the draft.
+    """
+
+    drafts: ClassVar[bool] = False
+    needs_draft: ClassVar[bool] = True
+
+    def check(self) -> None:
+        """It runs wherever we do."""
+
+    def answer(self, pair: ModelPair, prompts: Sequence[Any], request: Request) -> list[Answer]:
+        """See `Baseline`."""
+        alone = ModelPair(pair.draft, None, pair.tokenizer, pair.eos, pair.draft_name, "none")
+        return answers_of(generate(alone, prompts, verifier=None, **_options(request)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Lookup:
+    """Exact decoding of drafts from `PromptLookup(ngram)`: what speculation gains without a draft model."""
+
+    ngram: int = 3
+
+    drafts: ClassVar[bool] = True
+    needs_draft: ClassVar[bool] = False
+
+    def check(self) -> None:
+        """It runs wherever we do."""
+
+    def answer(self, pair: ModelPair, prompts: Sequence[Any], request: Request) -> list[Answer]:
+        """See `Baseline`."""
+        out = generate(
+            pair,
+            prompts,
+            verifier="exact",
+            drafter=PromptLookup(self.ngram),
+            draft_length=request.draft_length,
+            **_options(request),
+        )
+        return answers_of(out)
+
+
+def _options(request: Request) -> dict[str, Any]:
+    return {
+        "max_new_tokens": request.max_new_tokens,
+        "temperature": request.temperature,
+        "top_k": request.top_k,
+        "top_p": request.top_p,
+        "min_p": request.min_p,
+        "key": request.key,
+    }

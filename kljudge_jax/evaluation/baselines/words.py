@@ -1,0 +1,47 @@
+"""Baselines by their command-line word: `draft`, `lookup:3`, `hf`, `hf:assisted`, `hf:lookup`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from kljudge_jax.decoding.words import parse_drafter
+from kljudge_jax.errors import InputError
+from kljudge_jax.evaluation.baselines.base import Baseline
+from kljudge_jax.evaluation.baselines.hugging_face import HFAssisted, HFGenerate, HFLookup
+from kljudge_jax.evaluation.baselines.own_engine import DraftAlone, Lookup
+
+_HF = "hf"
+
+
+def check_baselines(words: Iterable[str], has_draft: bool) -> None:
+    """Raises InputError unless the baselines among these words can run here, with or without a draft model."""
+    found = {word: baseline for word in words if (baseline := parse_baseline(word)) is not None}
+    for word, baseline in found.items():
+        if baseline.needs_draft and not has_draft:
+            raise InputError(f"{word!r} needs a draft model: name a --draft, or leave it out")
+    for baseline in found.values():
+        baseline.check()
+
+
+def parse_baseline(word: str) -> Baseline | None:
+    """The baseline that a word of the command line stands for; None if the word may be a rule's.
+
+    Raises:
+      InputError: the word begins as a baseline's and is none.
+    """
+    name, colon, rest = (part.strip() for part in word.partition(":"))
+    if name == "draft":
+        if colon:
+            raise InputError(f"write 'draft' alone: the draft by itself takes no parameters, not {rest!r}")
+        return DraftAlone()
+    if name == "lookup":
+        return Lookup(parse_drafter(word).ngram)
+    if name != _HF:
+        return None
+    if not colon:
+        return HFGenerate()
+    if rest == "assisted":
+        return HFAssisted()
+    if rest.partition(":")[0].strip() == "lookup":
+        return HFLookup(parse_drafter(rest).ngram)
+    raise InputError(f"write 'hf', 'hf:assisted' or 'hf:lookup:3' for Transformers' own decoding, not {word!r}")

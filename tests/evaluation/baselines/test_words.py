@@ -1,0 +1,44 @@
+"""Baselines by their words, and what is refused before anything is loaded."""
+
+import pytest
+
+from kljudge_jax.errors import InputError
+from kljudge_jax.evaluation.baselines import check_baselines, parse_baseline
+from kljudge_jax.evaluation.baselines.hugging_face import HFAssisted, HFGenerate, HFLookup
+from kljudge_jax.evaluation.baselines.own_engine import DraftAlone, Lookup
+from kljudge_jax.verification.rule import RULES
+
+
+@pytest.mark.parametrize(
+    ("word", "baseline"),
+    [
+        ("draft", DraftAlone()),
+        ("lookup", Lookup(3)),
+        ("lookup:2", Lookup(2)),
+        ("lookup:ngram=5", Lookup(5)),
+        ("hf", HFGenerate()),
+        ("hf:assisted", HFAssisted()),
+        ("hf:lookup", HFLookup(3)),
+        ("hf:lookup:2", HFLookup(2)),
+    ],
+)
+def test_words(word, baseline):
+    assert parse_baseline(word) == baseline
+
+
+def test_the_words_of_rules_are_left_to_them():
+    assert {parse_baseline(word) for word in {rule.word for rule in RULES} | {"none", "kl:0.4", "magic"}} == {None}
+
+
+@pytest.mark.parametrize("word", ["draft:3", "lookup:0", "lookup:x", "hf:", "hf:magic", "hf:lookup:0", "hf:assisted:3"])
+def test_what_is_no_baseline_is_refused(word):
+    with pytest.raises(InputError):
+        parse_baseline(word)
+
+
+def test_a_baseline_that_drafts_with_a_model_needs_one():
+    check_baselines(["none", "draft", "hf:assisted"], has_draft=True)
+    check_baselines(["exact", "lookup:3", "hf", "hf:lookup"], has_draft=False)
+    for word in ("draft", "hf:assisted"):
+        with pytest.raises(InputError, match=f"'{word}' needs a draft model"):
+            check_baselines(["none", word], has_draft=False)
