@@ -66,12 +66,18 @@ def grid(rules: Sequence[str], draft_lengths: Sequence[int]) -> tuple[Cell, ...]
 
 
 def run_sweep(
-    pair: ModelPair, task: Task, plan: Plan, folder: str | Path, report: Callable[[str], None] = lambda line: None
+    pair: ModelPair,
+    task: Task,
+    plan: Plan,
+    folder: str | Path,
+    report: Callable[[str], None] = lambda line: None,
+    cells: Sequence[Cell] | None = None,
 ) -> list[dict]:
     """Answers the plan's problems in every cell, and returns one record an answer.
 
     Cells take turns batch by batch, so that a machine that slows down slows all of them. Records are appended to
-    `folder/answers.jsonl` as batches end; a run that finds some there goes on after them.
+    `folder/answers.jsonl` as batches end; a run that finds some there goes on after them. With `cells` only those of
+    the plan are run now; the records are still all there are.
 
     Raises:
       InputError: the folder holds the answers of another plan, pair or task.
@@ -89,7 +95,7 @@ def run_sweep(
     with path.open("a", encoding="utf-8") as file:
         for first in range(0, len(problems), plan.batch):
             batch = problems[first : first + plan.batch]
-            for cell in plan.cells:
+            for cell in plan.cells if cells is None else cells:
                 if all((cell.rule, cell.draft_length, problem.id) in done for problem in batch):
                     continue
                 answers = answer(pair, task, plan, cell, batch, first)
