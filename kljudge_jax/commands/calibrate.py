@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+from pathlib import Path
 
 from kljudge_jax.commands.options import (
     FAILED,
@@ -76,7 +77,8 @@ def _calibrate(options) -> int:
     plan = _plan(options)
     task = load_task(options.task)  # a bad one is refused before minutes go into loading a model
     if options.n < plan.smallest_n:
-        calibrate.write(options.out, calibrate.summary(options.target, plan, [], options.words, None))
+        if not (Path(options.out) / "plan.json").exists():  # another calibration's result stays
+            calibrate.write(options.out, calibrate.summary(options.target, plan, [], options.words, None))
         print(f"{calibration_text.too_few(plan)}\n\n{calibration_text.verdict(plan, [])}")
         return OK
     pair = load_pair(options)

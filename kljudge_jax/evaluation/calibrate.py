@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from kljudge_jax.errors import InputError
@@ -13,7 +14,14 @@ from kljudge_jax.evaluation import sweep
 from kljudge_jax.evaluation.machine import describe_machine
 from kljudge_jax.evaluation.sweep import Cell
 from kljudge_jax.evaluation.target_answers import TargetAnswers
-from kljudge_jax.judges.calibration import Outcome, loss_interval, p_value, prompts_needed, smallest_set, upper_bound
+from kljudge_jax.judges.calibration import (
+    Outcome,
+    fixed_sequence,
+    loss_interval,
+    prompts_needed,
+    smallest_set,
+    upper_bound,
+)
 from kljudge_jax.models.pair import ModelPair
 from kljudge_jax.tasks.base import Task
 
@@ -50,16 +58,13 @@ class Plan(sweep.Plan):
 
 
 @dataclasses.dataclass(frozen=True)
-class Tested:
-    """A threshold that was tested.
+class Compared:
+    """A threshold beside plain decoding, over the same problems.
 
     Attributes:
       rule: its word.
       outcome: what it did to the answers.
       right, plain_right: right answers of the rule and of plain decoding, or those that agree with the latter.
-      p_value: of the hypothesis that it loses the budget or more.
-      upper_bound: what it loses at most, at 1 - delta, this threshold alone.
-      promised: whether it, and all before it, passed.
       mean_acceptance_length, mean_acceptance_length_interval: tokens per target pass.
       failed: answers of the rule in which a model returned NaN or +inf.
     """
@@ -68,27 +73,37 @@ class Tested:
     outcome: Outcome
     right: int
     plain_right: int
-    p_value: float
-    upper_bound: float
-    promised: bool
     mean_acceptance_length: float
     mean_acceptance_length_interval: tuple[float, float]
     failed: int
 
 
 @dataclasses.dataclass(frozen=True)
-class Check:
-    """What the chosen threshold costs on other problems: a measurement, with a 95 % interval of its own."""
+class Tested(Compared):
+    """A threshold that was tested.
 
-    rule: str
+    Attributes:
+      p_value: of the hypothesis that it loses the budget or more.
+      upper_bound: what it loses at most, at 1 - delta, this threshold alone.
+      promised: whether it passed, as all before it did.
+    """
+
+    p_value: float
+    upper_bound: float
+    promised: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Check(Compared):
+    """What the chosen threshold costs on other problems: a measurement.
+
+    Attributes:
+      split: whose problems.
+      interval: of the loss, 95 %.
+    """
+
     split: str
-    outcome: Outcome
-    right: int
-    plain_right: int
     interval: tuple[float, float]
-    mean_acceptance_length: float
-    mean_acceptance_length_interval: tuple[float, float]
-    failed: int
 
 
 def calibrate(
@@ -101,14 +116,18 @@ def calibrate(
     Raises:
       InputError: the folder holds another plan, pair or task.
     """
-    task = TargetAnswers(task) if plan.without_answers else task
-    tested: list[Tested] = []
-    records = _answer(pair, task, plan, folder, report, PLAIN)
-    for cell in plan.thresholds:
-        records = _answer(pair, task, plan, folder, report, cell)
-        tested.append(_test(records, cell, plan))
-        if not tested[-1].promised:
-            break
+    compared = _compare_each(pair, task, plan, folder, report)
+    seen: list[Compared] = []
+
+    def outcomes():
+        for one in compared:
+            seen.append(one)
+            yield one.outcome
+
+    tested = []
+    for p in fixed_sequence(outcomes(), plan.budget, plan.delta):
+        bound = upper_bound(seen[-1].outcome, plan.delta)
+        tested.append(Tested(**vars(seen[-1]), p_value=p, upper_bound=bound, promised=p <= plan.delta))
     return tested
 
 
@@ -129,23 +148,10 @@ def check(
     report: Callable[[str], None] = lambda line: None,
 ) -> Check:
     """What the chosen threshold costs on `n` problems of another split, answered in a folder inside `folder`."""
-    task = TargetAnswers(task) if plan.without_answers else task
     cell = next(cell for cell in plan.thresholds if cell.rule == one.rule)
     fresh = dataclasses.replace(plan, cells=(PLAIN, cell), n=n, split=split)
-    folder = Path(folder) / _CHECK_FOLDER
-    _answer(pair, task, fresh, folder, report, PLAIN)
-    again = _test(_answer(pair, task, fresh, folder, report, cell), cell, fresh)
-    return Check(
-        one.rule,
-        split,
-        again.outcome,
-        again.right,
-        again.plain_right,
-        loss_interval(again.outcome),
-        again.mean_acceptance_length,
-        again.mean_acceptance_length_interval,
-        again.failed,
-    )
+    (again,) = _compare_each(pair, task, fresh, Path(folder) / _CHECK_FOLDER, report)
+    return Check(**vars(again), split=split, interval=loss_interval(again.outcome))
 
 
 def summary(
@@ -163,7 +169,7 @@ def summary(
         "plan": json.loads(json.dumps(dataclasses.asdict(plan))),
         "smallest_n": plan.smallest_n,
         "tested": [dataclasses.asdict(one) | {"loss": one.outcome.loss} for one in tested],
-        "threshold": None if best is None else best.rule,
+        "threshold": None if best is None else float(re.split("[:,=]", best.rule)[-1]),
         "verifier": "exact" if best is None else best.rule,
         "prompts_needed": needed(plan, last) if last is not None and not last.promised else None,
         "check": None if checked is None else dataclasses.asdict(checked) | {"loss": checked.outcome.loss},
@@ -187,34 +193,24 @@ def write(folder: str | Path, found: dict) -> None:
     os.replace(whole, path)
 
 
-def _answer(pair, task, plan, folder, report, cell) -> list[dict]:
-    records = sweep.run_sweep(pair, task, plan, folder, report, cells=[cell])
-    if isinstance(task, TargetAnswers):
-        task.learn(records)
-    return records
-
-
-def _test(records, cell, plan) -> Tested:
-    of = {"plain": {}, "rule": {}}
-    for record in records:
-        if Cell(record["rule"], record["draft_length"]) in (PLAIN, cell):
-            of["plain" if record["rule"] == "none" else "rule"][record["problem"]] = record
-    plain = [of["plain"][problem]["right"] for problem in of["plain"]]
-    rule = [of["rule"][problem]["right"] for problem in of["plain"]]
-    outcome = Outcome.of(plain, rule)
+def _compare_each(pair, task, plan, folder, report) -> Iterator[Compared]:
+    """Every threshold beside plain decoding; answered when it is asked for."""
+    task = TargetAnswers(task) if plan.without_answers else task
+    records = sweep.run_sweep(pair, task, plan, folder, report, cells=[PLAIN])
+    plain = {record["problem"]: record["right"] for record in records if record["rule"] == PLAIN.rule}
     if plan.without_answers:
-        outcome = dataclasses.replace(outcome, won=None)
-    (row,) = sweep.summarise(list(of["rule"].values()))
-    p = p_value(outcome, plan.budget, plan.delta)
-    return Tested(
-        cell.rule,
-        outcome,
-        sum(rule),
-        sum(plain),
-        p,
-        upper_bound(outcome, plan.delta),
-        p <= plan.delta,
-        row["mean_acceptance_length"],
-        row["mean_acceptance_length_interval"],
-        row["failed"],
-    )
+        task.learn(records)
+    for cell in plan.thresholds:
+        records = sweep.run_sweep(pair, task, plan, folder, report, cells=[cell])
+        answers = {record["problem"]: record for record in records if record["rule"] == cell.rule}
+        outcome = Outcome.of(list(plain.values()), [answers[problem]["right"] for problem in plain])
+        (row,) = sweep.summarise(list(answers.values()))
+        yield Compared(
+            cell.rule,
+            dataclasses.replace(outcome, won=None) if plan.without_answers else outcome,
+            row["right"],
+            sum(plain.values()),
+            row["mean_acceptance_length"],
+            row["mean_acceptance_length_interval"],
+            row["failed"],
+        )

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from kljudge_jax.judges.paired_test import binomial_p_value, binomial_upper_bound, paired_p_value
 
@@ -63,6 +63,19 @@ def p_value(outcome: Outcome, budget: float, delta: float = 0.05) -> float:
     if outcome.won is None:
         return binomial_p_value(outcome.lost, outcome.n, budget)
     return paired_p_value(outcome.lost, outcome.won, outcome.n, budget, _NUISANCE_SHARE * delta)
+
+
+def fixed_sequence(outcomes: Iterable[Outcome], budget: float, delta: float = 0.05) -> Iterator[float]:
+    """The p-values of thresholds tested from the strictest on, up to and with the first above `delta`.
+
+    What is at most `delta` is promised. Outcomes after the first that is not are never asked for, so they may be made
+    as they are drawn. The order has to be fixed before any answer is seen.
+    """
+    for outcome in outcomes:
+        p = p_value(outcome, budget, delta)
+        yield p
+        if p > delta:
+            return
 
 
 def upper_bound(outcome: Outcome, delta: float = 0.05) -> float:
