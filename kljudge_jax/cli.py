@@ -9,12 +9,23 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from kljudge_jax.commands import convert, correspond, demo, generate, mine, rules, sweep, train_judge, train_pair
+from kljudge_jax.commands import (
+    calibrate,
+    convert,
+    correspond,
+    demo,
+    generate,
+    mine,
+    rules,
+    sweep,
+    train_judge,
+    train_pair,
+)
 from kljudge_jax.commands.options import BAD_INPUT, OK, Help, Parser
 from kljudge_jax.errors import InputError
 
 # In the order of `kljudge --help`.
-_COMMANDS = (demo, generate, rules, sweep, mine, train_judge, correspond, train_pair, convert)
+_COMMANDS = (demo, generate, rules, sweep, calibrate, mine, train_judge, correspond, train_pair, convert)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

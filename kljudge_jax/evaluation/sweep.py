@@ -114,12 +114,18 @@ def pooled(records_of_seeds: Sequence[tuple[Plan, Sequence[dict]]]) -> list[dict
 
 
 def run_sweep(
-    pair: ModelPair, task: Task, plan: Plan, folder: str | Path, report: Callable[[str], None] = lambda line: None
+    pair: ModelPair,
+    task: Task,
+    plan: Plan,
+    folder: str | Path,
+    report: Callable[[str], None] = lambda line: None,
+    cells: Sequence[Cell] | None = None,
 ) -> list[dict]:
     """Answers the plan's problems in every cell, and returns one record an answer.
 
     Cells take turns batch by batch, so that a machine that slows down slows all of them. Records are appended to
-    `folder/answers.jsonl` as batches end; a run that finds some there goes on after them.
+    `folder/answers.jsonl` as batches end; a run that finds some there goes on after them. With `cells` only those of
+    the plan are run now; the records are still all there are.
 
     Raises:
       InputError: the folder holds the answers of another plan, pair or task, or a baseline cannot run here.
@@ -138,7 +144,7 @@ def run_sweep(
     with path.open("a", encoding="utf-8") as file:
         for first in range(0, len(problems), plan.batch):
             batch = problems[first : first + plan.batch]
-            for cell in plan.cells:
+            for cell in plan.cells if cells is None else cells:
                 if all((cell.rule, cell.draft_length, problem.id) in done for problem in batch):
                     continue
                 answers = answer(pair, task, plan, cell, batch, first)

@@ -29,7 +29,7 @@ class Cactus(TokenRule):
       delta: about KL(h || p) in nats, 0 or more.
     """
 
-    delta: float = number(minimum=0.0)
+    delta: float = number(minimum=0.0, relaxes="up")
 
     word = "cactus"
     source = "Cactus, arXiv 2604.04987 (paper and code)"

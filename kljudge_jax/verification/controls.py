@@ -36,7 +36,7 @@ class RandomAcceptance(TokenRule):
       rate: probability that a token which the strict rule rejects is kept.
     """
 
-    rate: float = probability()
+    rate: float = probability(relaxes="up")
 
     word = "random"
     source = "a control of ours"

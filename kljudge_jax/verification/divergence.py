@@ -39,7 +39,7 @@ class DivergenceThreshold(ThresholdRule):
     """
 
     divergence: str = choice(*_DIVERGENCES)
-    threshold: float = number()
+    threshold: float = number(relaxes="up")
     confidence: float = probability(1.0)
 
     word = "fuzzy"

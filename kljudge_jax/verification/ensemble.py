@@ -28,7 +28,7 @@ class Ensemble(TokenRule):
       weight: the target's share, 0 to 1.
     """
 
-    weight: float = probability()
+    weight: float = probability(relaxes="down")
 
     word = "ensemble"
     source = "DIVERSED, arXiv 2604.07622 (second-hand)"

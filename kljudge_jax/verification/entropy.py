@@ -63,7 +63,7 @@ class FLy(ThresholdRule):
       confidence: above this top probability of the target the strict rule decides; 1.0 is never.
     """
 
-    threshold: float = number(0.3)
+    threshold: float = number(0.3, relaxes="down")
     window: int = integer(6, minimum=0)
     confidence: float = probability(1.0)
 

@@ -32,7 +32,7 @@ class KLJudge(ThresholdRule):
       confidence: the largest top probability of the target at which a mismatch may pass; 1.0 is no mask.
     """
 
-    threshold: float = number()
+    threshold: float = number(relaxes="up")
     confidence: float = probability(0.9)
 
     word = "kl"

@@ -26,7 +26,7 @@ class Lenience(TokenRule):
       factor: l, above 0 and up to 1; the smaller, the more is accepted.
     """
 
-    factor: float = number(minimum=0.0, maximum=1.0, open_below=True)
+    factor: float = number(minimum=0.0, maximum=1.0, open_below=True, relaxes="down")
 
     word = "lenience"
     source = "arXiv 2211.17192, appendix A.5 (paper)"
@@ -51,7 +51,7 @@ class Mentored(TokenRule):
       alpha: from 0 to below 1; the larger, the more is accepted.
     """
 
-    alpha: float = number(minimum=0.0, maximum=1.0, open_above=True)
+    alpha: float = number(minimum=0.0, maximum=1.0, open_above=True, relaxes="up")
 
     word = "mentored"
     source = "mentored decoding, Tran-Thien 2023 (second-hand)"

@@ -55,7 +55,7 @@ class LinearJudge(ThresholdRule):
     """
 
     head: Head = dataclasses.field(metadata=STORED_HEAD)
-    threshold: float = number()
+    threshold: float = number(relaxes="up")
     confidence: float = probability(1.0)
 
     word = "judge"

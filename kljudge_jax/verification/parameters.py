@@ -22,6 +22,7 @@ class Parameter:
       integer: whether the number is whole.
       minimum, maximum: the range of a number, both ends included.
       open_below, open_above: `minimum` itself, `maximum` itself is refused.
+      relaxes: "up" where larger values keep more of a draft, "down" where smaller ones do, "" where that depends.
     """
 
     choices: tuple[str, ...] = ()
@@ -30,6 +31,7 @@ class Parameter:
     maximum: float = _INFINITY
     open_below: bool = False
     open_above: bool = False
+    relaxes: str = ""
 
     def __str__(self) -> str:
         if self.choices:
@@ -75,14 +77,22 @@ class Parameter:
         return value
 
 
-def number(default=dataclasses.MISSING, *, minimum=-_INFINITY, maximum=_INFINITY, open_below=False, open_above=False):
+def number(
+    default=dataclasses.MISSING,
+    *,
+    minimum=-_INFINITY,
+    maximum=_INFINITY,
+    open_below=False,
+    open_above=False,
+    relaxes="",
+):
     """A dataclass field that holds a number: data, so that changing it compiles nothing."""
-    return _field(default, Parameter((), False, minimum, maximum, open_below, open_above))
+    return _field(default, Parameter((), False, minimum, maximum, open_below, open_above, relaxes))
 
 
-def integer(default=dataclasses.MISSING, *, minimum=-_INFINITY, maximum=_INFINITY):
+def integer(default=dataclasses.MISSING, *, minimum=-_INFINITY, maximum=_INFINITY, relaxes=""):
     """A dataclass field that holds a whole number: data as well."""
-    return _field(default, Parameter(integer=True, minimum=minimum, maximum=maximum))
+    return _field(default, Parameter(integer=True, minimum=minimum, maximum=maximum, relaxes=relaxes))
 
 
 def choice(*choices: str, default=dataclasses.MISSING):
@@ -90,9 +100,9 @@ def choice(*choices: str, default=dataclasses.MISSING):
     return _field(default, Parameter(choices=choices), static=True)
 
 
-def probability(default=dataclasses.MISSING):
+def probability(default=dataclasses.MISSING, *, relaxes=""):
     """A number from 0 to 1."""
-    return number(default, minimum=0.0, maximum=1.0)
+    return number(default, minimum=0.0, maximum=1.0, relaxes=relaxes)
 
 
 def parameters_of(rule: type) -> dict[str, tuple[Parameter, object]]:

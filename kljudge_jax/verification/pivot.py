@@ -36,7 +36,7 @@ class PivotAware(ThresholdRule):
     """
 
     head: Head = dataclasses.field(metadata=STORED_HEAD)
-    threshold: float = number()
+    threshold: float = number(relaxes="up")
     floor: float = probability(1e-4)
     confidence: float = probability(1.0)
 

@@ -28,7 +28,7 @@ class TopKAcceptance(ThresholdRule):
         decides. 1.0 is always.
     """
 
-    k: int = integer(minimum=1)
+    k: int = integer(minimum=1, relaxes="up")
     confidence: float = probability(1.0)
 
     word = "topk"
@@ -58,8 +58,8 @@ class RelaxedThinking(ThresholdRule):
       confidence: above this top probability of the target the strict rule decides; 1.0 is never.
     """
 
-    k: int = integer(10, minimum=1)
-    delta: float = probability(0.6)
+    k: int = integer(10, minimum=1, relaxes="up")
+    delta: float = probability(0.6, relaxes="up")
     confidence: float = probability(1.0)
 
     word = "thinking"
@@ -89,7 +89,7 @@ class MarginAcceptance(ThresholdRule):
       confidence: above this top probability of the target the strict rule decides; 1.0 is never.
     """
 
-    threshold: float = number(0.9)
+    threshold: float = number(0.9, relaxes="down")
     confidence: float = probability(1.0)
 
     word = "margin"

@@ -68,7 +68,7 @@ class Reflective(TokenRule):
       prompt: the reflection prompt; part of the compiled program. It needs the pair's tokenizer.
     """
 
-    weight: float = probability(0.3)
+    weight: float = probability(0.3, relaxes="up")
     prompt: str = dataclasses.field(
         default=" Let me check that and write it again: ", metadata={"parameter": _Text(), "static": True}
     )

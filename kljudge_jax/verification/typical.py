@@ -30,8 +30,8 @@ class TypicalAcceptance(ThresholdRule):
       confidence: above this top probability of the target the strict rule decides; 1.0 is never.
     """
 
-    epsilon: float = number(0.3, minimum=0.0)
-    alpha: float = number(0.09, minimum=0.0)
+    epsilon: float = number(0.3, minimum=0.0, relaxes="down")
+    alpha: float = number(0.09, minimum=0.0, relaxes="down")
     confidence: float = probability(1.0)
 
     word = "typical"

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import itertools
 import re
+from collections.abc import Sequence
 
 from kljudge_jax.errors import InputError
-from kljudge_jax.verification.parameters import parameters_of
+from kljudge_jax.verification.parameters import Parameter, parameters_of
 from kljudge_jax.verification.rule import RULES, Rule
 
 _PLAIN = "none"
@@ -23,31 +25,61 @@ def parse_verifier(word: str, greedy: bool) -> Rule | None:
     Raises:
       InputError: no such rule, or a parameter that is unknown, missing, given twice or out of its range.
     """
-    name, colon, rest = (part.strip() for part in word.partition(":"))
+    name, _, rest = (part.strip() for part in word.partition(":"))
     if name == _PLAIN:
         if rest:
             raise InputError(f"write {_PLAIN!r} alone: plain decoding takes no parameters, not {rest!r}")
         return None
-    rule = _find(name, greedy)
+    rule, values = _read(word, greedy)
     parameters = parameters_of(rule)
-    values: dict[str, object] = {}
-    named = False
-    # A comma between double quotes is a part of some text.
-    items = re.split(r',(?=(?:[^"]*"[^"]*")*[^"]*$)', rest) if colon else ()
-    for position, item in enumerate(items):
-        key, equals, text = (part.strip() for part in item.partition("="))
-        named = named or bool(equals)
-        if not equals and not named and position < len(parameters):
-            key, text = list(parameters)[position], key
-        elif not equals or key not in parameters:
-            raise InputError(f"write {_usage(rule)!r}, for {item!r} is no parameter of {name!r}")
-        if key in values:
-            raise InputError(f"give {name!r} its {key} once, not twice as in {word!r}")
-        values[key] = parameters[key][0].parse(repr(name), key, text)
     missing = [key for key, (_, default) in parameters.items() if default is dataclasses.MISSING and key not in values]
     if missing:
         raise InputError(f"give {name!r} its {' and '.join(missing)}, as in {_usage(rule)!r}")
     return rule(**values)
+
+
+def threshold_words(word: str, values: Sequence[str], greedy: bool) -> list[str]:
+    """The words of a relaxed rule at several thresholds: of `kl` and `0.1`, `0.4`, they are `kl:0.1` and `kl:0.4`.
+
+    Args:
+      word: the rule less its threshold, which is the first number that the word leaves out: `kl`, `fuzzy:js`,
+        `judge:FOLDER`.
+      values: from strict to relaxed.
+      greedy: temperature 0.
+
+    Raises:
+      InputError: no such rule, one that is lossless or leaves no number open, or values that it cannot take, in no
+        order, or from relaxed to strict.
+    """
+    name, _, given = (part.strip() for part in word.partition(":"))
+    if name == _PLAIN:
+        raise InputError(f"choose a relaxed rule such as 'kl', for {_PLAIN!r} is plain decoding")
+    rule, known = _read(word, greedy)
+    if rule.lossless:
+        raise InputError(f"choose a relaxed rule such as 'kl', for {name!r} is lossless and has nothing to lose")
+    parameters = parameters_of(rule)
+    numeric = [key for key, (parameter, default) in parameters.items() if _is_number(parameter, default)]
+    open_ones = [key for key in numeric if key not in known]
+    if not open_ones:
+        raise InputError(f"leave a threshold of {_usage(rule)!r} open to be chosen, for {word!r} has none")
+    key = open_ones[0]
+    parameter = parameters[key][0]
+    numbers = [parameter.parse(repr(name), key, value.strip()) for value in values]
+    steps = list(itertools.pairwise(numbers))
+    upward, downward = all(a < b for a, b in steps), all(a > b for a, b in steps)
+    if not (upward if parameter.relaxes == "up" else downward if parameter.relaxes == "down" else upward or downward):
+        order = {"up": ", from small to large", "down": ", from large to small"}.get(parameter.relaxes, "")
+        raise InputError(f"give the thresholds of {name!r} from strict to relaxed{order}, not {','.join(values)!r}")
+    short = not given and key == next(iter(parameters))
+    head = f"{name}:{given}," if given else f"{name}:"
+    words = [head + ("" if short else f"{key}=") + value.strip() for value in values]
+    parse_verifier(words[0], greedy)  # what else it lacks
+    return words
+
+
+def _is_number(parameter: Parameter, default: object) -> bool:
+    plain = type(parameter) is Parameter and not parameter.choices
+    return plain and (default is dataclasses.MISSING or isinstance(default, int | float))
 
 
 def describe_rules() -> list[dict[str, object]]:
@@ -77,6 +109,28 @@ def describe_rules() -> list[dict[str, object]]:
             }
         )
     return rows
+
+
+def _read(word: str, greedy: bool) -> tuple[type[Rule], dict[str, object]]:
+    """The rule of a word, and the parameters that the word gives."""
+    name, colon, rest = (part.strip() for part in word.partition(":"))
+    rule = _find(name, greedy)
+    parameters = parameters_of(rule)
+    values: dict[str, object] = {}
+    named = False
+    # A comma between double quotes is a part of some text.
+    items = re.split(r',(?=(?:[^"]*"[^"]*")*[^"]*$)', rest) if colon else ()
+    for position, item in enumerate(items):
+        key, equals, text = (part.strip() for part in item.partition("="))
+        named = named or bool(equals)
+        if not equals and not named and position < len(parameters):
+            key, text = list(parameters)[position], key
+        elif not equals or key not in parameters:
+            raise InputError(f"write {_usage(rule)!r}, for {item!r} is no parameter of {name!r}")
+        if key in values:
+            raise InputError(f"give {name!r} its {key} once, not twice as in {word!r}")
+        values[key] = parameters[key][0].parse(repr(name), key, text)
+    return rule, values
 
 
 def _find(name: str, greedy: bool) -> type[Rule]:

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from random_cases import never_shorter
 
 from kljudge_jax import verification
 from kljudge_jax.errors import InputError
@@ -18,6 +19,7 @@ from kljudge_jax.verification import (
     parse_verifier,
 )
 from kljudge_jax.verification.rule import RULES
+from kljudge_jax.verification.words import threshold_words
 
 
 @pytest.mark.parametrize(
@@ -70,6 +72,74 @@ def test_what_cannot_be_meant_is_refused_in_one_sentence(word, says):
     with pytest.raises(InputError) as error:
         parse_verifier(word, greedy=False)
     assert says in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("word", "values", "words"),
+    [
+        ("kl", ["0.1", " 0.4"], ["kl:0.1", "kl:0.4"]),
+        ("kl:confidence=1.0", ["0.1"], ["kl:confidence=1.0,threshold=0.1"]),
+        ("fuzzy:js", ["0.1", "0.2"], ["fuzzy:js,threshold=0.1", "fuzzy:js,threshold=0.2"]),
+        ("topk", ["1", "3"], ["topk:1", "topk:3"]),
+        ("thinking:10", ["0.1", "0.2"], ["thinking:10,delta=0.1", "thinking:10,delta=0.2"]),
+        ("entropy", ["1.5", "0.5"], ["entropy:1.5", "entropy:0.5"]),
+        (
+            "entropy:model=draft",
+            ["0.5", "1.5"],
+            ["entropy:model=draft,threshold=0.5", "entropy:model=draft,threshold=1.5"],
+        ),
+        ("lenience", ["0.9", "0.1"], ["lenience:0.9", "lenience:0.1"]),
+    ],
+)
+def test_a_rule_less_its_threshold_is_a_word_at_each(word, values, words):
+    assert threshold_words(word, values, greedy=True) == words
+    assert all(parse_verifier(word, greedy=True) for word in words)
+
+
+@pytest.mark.parametrize(
+    ("word", "values", "says"),
+    [
+        ("kl", ["0.4", "0.1"], "from strict to relaxed, from small to large, not '0.4,0.1'"),
+        ("lenience", ["0.1", "0.9"], "from large to small"),
+        ("entropy", ["1", "2", "1.5"], "from strict to relaxed, not"),
+        ("kl", ["0.1", "0.1"], "from strict to relaxed"),
+        ("exact", ["0.1"], "'exact' is lossless"),
+        ("none", ["0.1"], "plain decoding"),
+        ("all", ["0.1"], "'all' has none"),
+        ("kl:0.4,0.9", ["0.1"], "has none"),
+        ("fuzzy", ["0.1"], "its divergence"),
+        ("topk", ["1.5"], "a whole number"),
+        ("random", ["2"], "up to 1"),
+    ],
+)
+def test_thresholds_in_no_order_or_of_no_relaxed_rule_are_refused(word, values, says):
+    with pytest.raises(InputError, match=says):
+        threshold_words(word, values, greedy=True)
+
+
+@pytest.mark.parametrize(
+    ("word", "strict", "relaxed"),
+    [
+        ("kl", "0.05", "0.5"),
+        ("fuzzy:js", "0.05", "0.3"),
+        ("topk", "1", "3"),
+        ("thinking", "1", "4"),
+        ("thinking:10", "0.1", "0.5"),
+        ("typical:alpha=1.0", "0.5", "0.1"),
+        ("typical:0.5", "0.5", "0.1"),
+        ("fly", "0.9", "0.2"),
+        ("margin", "0.9", "0.1"),
+        ("lenience", "0.9", "0.1"),
+        ("mentored", "0.1", "0.9"),
+        ("cactus", "0.1", "0.9"),
+        ("random", "0.1", "0.9"),
+    ],
+)
+def test_a_rule_keeps_more_the_way_that_it_is_said_to_relax(word, strict, relaxed):
+    rules = [parse_verifier(word, True) for word in threshold_words(word, [strict, relaxed], greedy=True)]
+    assert never_shorter(rules, greedy=True)
+    with pytest.raises(InputError, match="from strict to relaxed, from"):
+        threshold_words(word, [relaxed, strict], greedy=True)
 
 
 def test_the_table_is_read_off_the_classes():
