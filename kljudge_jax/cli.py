@@ -9,12 +9,24 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from kljudge_jax.commands import convert, correspond, demo, generate, mine, rules, sweep, train_judge, train_pair
+from kljudge_jax.commands import (
+    bench,
+    compare,
+    convert,
+    correspond,
+    demo,
+    generate,
+    mine,
+    rules,
+    sweep,
+    train_judge,
+    train_pair,
+)
 from kljudge_jax.commands.options import BAD_INPUT, OK, Help, Parser
 from kljudge_jax.errors import InputError
 
 # In the order of `kljudge --help`.
-_COMMANDS = (demo, generate, rules, sweep, mine, train_judge, correspond, train_pair, convert)
+_COMMANDS = (demo, generate, rules, sweep, bench, compare, mine, train_judge, correspond, train_pair, convert)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -23,6 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     options = _parser().parse_args(argv)
+    options.command_line = list(sys.argv[1:] if argv is None else argv)  # as they were given, for reports
     try:
         _keep_compiled()
         status = options.run(options)
