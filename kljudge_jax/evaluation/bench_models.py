@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from kljudge_jax.errors import InputError
-from kljudge_jax.evaluation.bench import Plan
+from kljudge_jax.evaluation.bench_batch import Plan
 from kljudge_jax.evaluation.limits import cache_bytes
 from kljudge_jax.evaluation.machine import free_memory
 from kljudge_jax.models.config import TransformerConfig

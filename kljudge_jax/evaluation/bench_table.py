@@ -38,7 +38,8 @@ def _setting(found) -> str:
     return (
         f"{models}; {found['dtype']}. {machine_label(machine)}, jax {machine['versions']['jax']}, {machine['date']}. "
         f"Median (10 to 90 %) of {plan['rounds']} rounds, all measurements taking turns. "
-        f"Peak memory ({memory['of']}): {memory['bytes'] / 1e9:.2f} GB.\n"
+        f"Peak memory ({memory['of']}): {memory['bytes'] / 1e9:.2f} GB. Programs found compiled on disk: "
+        f"{found['found_compiled']}.\n"
     )
 
 
@@ -101,7 +102,7 @@ def _rules(batches) -> list[list[str]]:
     cells = [head]
     for batch in batches:
         for rule in batch["rules"]:
-            model = rule.get("model")
+            model = rule["model"]
             seconds = {part["part"]: part["seconds"] for part in rule["profile"]}
             cells.append(
                 [
@@ -129,7 +130,7 @@ def _advice(batches) -> str:
         f"with verdicts {1e3 * rule['model']['pass_seconds']:.3g} ms)\n"
         for batch in batches
         for rule in batch["rules"]
-        if "advice" in rule.get("model", {})
+        if "advice" in (rule["model"] or {})
     ]
     return "What the cost model recommends\n\n" + "".join(lines) if lines else ""
 

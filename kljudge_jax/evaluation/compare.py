@@ -160,7 +160,7 @@ def _of_bench(path: Path, found: dict[str, Any]) -> Result:
         passes = batch["target_pass"]
         widest = max(passes, key=int)
         for rule in batch["rules"]:
-            plain, speed, model = rule["rule"] == bench.PLAIN, rule["speed"], rule.get("model")
+            plain, speed, model = rule["rule"] == bench.PLAIN, rule["speed"], rule["model"]
             rows.append(
                 {
                     "batch": str(batch["batch"]),
