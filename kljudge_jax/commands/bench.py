@@ -56,6 +56,7 @@ def add(commands) -> None:
     add_drafter(parser)
     parser.add_argument("--batch", metavar="INTS", default="1", help="answers decoded side by side, with commas")
     parser.add_argument("--task", metavar="TASK", default="arithmetic", help="whose prompts are answered")
+    parser.add_argument("--split", default="test", choices=("train", "validation", "test", "all"), help="of the task")
     parser.add_argument("--prompts", metavar="INT", type=int, default=4, help="how many, at least one batch of them")
     parser.add_argument("--rounds", metavar="INT", type=int, default=7, help="samples of everything")
     parser.add_argument("--profile", action="store_true", help="also show where a cycle goes, against its floors")
@@ -142,7 +143,7 @@ def _rules(options) -> tuple[str, ...]:
     """Plain decoding, then what was asked for; random weights agree on nothing, so there a coin accepts."""
     random = options.shape is not None or options.draft_shape is not None
     rate = options.acceptance
-    if rate is None and random and options.rules is None:
+    if rate is None and random and options.rules is None and _has_draft(options):
         rate = 0.8
     asked = split_rules(options.rules) if options.rules is not None else []
     if options.rules is None and rate is None:
@@ -168,4 +169,4 @@ def _pair_and_prompts(options, plan):
         from kljudge_jax.evaluation.bench_models import with_random_draft
 
         pair = with_random_draft(pair, options.draft_shape, options.mesh)
-    return pair, near_prompts(as_model_reads(task, options.task, pair), count), task.name
+    return pair, near_prompts(as_model_reads(task, options.task, pair), options.split, count), task.name

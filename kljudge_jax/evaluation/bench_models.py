@@ -66,12 +66,12 @@ def random_prompts(pair: ModelPair, count: int, length: int, seed: int) -> list[
     return list(ids.astype(np.int32))
 
 
-def near_prompts(task: Task, count: int) -> list[Any]:
-    """Prompts of a task's test problems near to the first in length, so that they share compiled programs."""
+def near_prompts(task: Task, split: str, count: int) -> list[Any]:
+    """Prompts of a split of a task, near to its first in length, so that they share compiled programs."""
     try:
-        problems = task.problems(split="test", n=4 * count)
+        problems = task.problems(split=split, n=4 * count)
     except InputError:  # it holds fewer
-        problems = task.problems(split="test", n=count)
+        problems = task.problems(split=split, n=count)
     first = _length(problems[0])
     near = sorted(range(len(problems)), key=lambda i: abs(_length(problems[i]) - first))[:count]
     return [problems[i].prompt for i in near]

@@ -5,7 +5,7 @@ import json
 import jax
 import numpy as np
 import pytest
-from tiny_pairs import DRAFT_LENGTH
+from tiny_pairs import DRAFT_LENGTH, VOCAB_SIZE, tiny_pair
 
 from kljudge_jax.cli import main
 from kljudge_jax.evaluation import bench_models, limits, timing
@@ -49,12 +49,21 @@ def benching(tiny_folders, tmp_path, quick):
     lines = [json.dumps({"prompt": f"text {i}", "answer": "a"}) for i in range(4)]
     (tmp_path / "problems.jsonl").write_text("\n".join(lines))
     words = ["bench", "--target", tiny_folders.target, "--draft", tiny_folders.draft, "--max-new-tokens", "24"]
-    words += ["--task", f"prompts:{tmp_path / 'problems.jsonl'}", "--rounds", "2", "--draft-length", DRAFT_LENGTH]
+    words += [
+        "--task",
+        f"prompts:{tmp_path / 'problems.jsonl'}",
+        "--split",
+        "all",
+        "--rounds",
+        "2",
+        "--draft-length",
+        DRAFT_LENGTH,
+    ]
     return [*words, "--out", tmp_path / "out"]
 
 
 def test_a_bench_of_two_models_has_all_its_figures(capsys, benching, tmp_path):
-    status, table, err = run(capsys, *benching, "--batch", "1,2", "--rules", "exact,kl:4.0", "--profile")
+    status, table, err = run(capsys, *benching, "--batch", "2", "--rules", "exact,kl:4.0", "--profile")
     assert status == 0, err
     assert (tmp_path / "out" / "table.md").read_text() == table
     found = json.loads((tmp_path / "out" / "bench.json").read_text())
@@ -64,7 +73,6 @@ def test_a_bench_of_two_models_has_all_its_figures(capsys, benching, tmp_path):
     assert found["models"]["target"]["shape"]["num_layers"] == 2 and found["models"]["draft"]["parameters"] > 0
     assert found["limits"]["read"]["target"]["bytes_per_second"] > 0 and found["limits"]["matmul"]["size"] == 32
     assert found["peak_memory"]["bytes"] > 1e6
-    assert [batch["batch"] for batch in found["batches"]] == [1, 2]
     for batch in found["batches"]:
         assert list(batch["target_pass"]) == ["1", "2", "3", "5"]
         for part in (*batch["target_pass"].values(), batch["draft"]):
@@ -103,24 +111,29 @@ def test_a_bench_of_shapes_accepts_by_a_coin(capsys, tmp_path, quick):
     assert "1, 2" not in table and "where a cycle goes" not in table
 
 
-def test_a_draft_may_be_a_shape_beside_a_real_target(capsys, benching, tmp_path):
-    words = [word for i, word in enumerate(benching) if word != "--draft" and benching[i - 1] != "--draft"]
-    status, _, err = run(capsys, *words, "--draft-shape", "tiny", "--prompts", "1")
-    assert status == 0, err
-    found = json.loads((tmp_path / "out" / "bench.json").read_text())
-    assert found["models"]["draft"]["name"] == "tiny"
-    assert found["models"]["draft"]["shape"]["vocab_size"] == found["models"]["target"]["shape"]["vocab_size"]
-    assert [rule["rule"] for rule in found["batches"][0]["rules"]] == ["none", "synthetic:0.8"]
+def test_a_draft_may_be_a_shape_beside_a_real_target(quick):
+    pair = bench_models.with_random_draft(tiny_pair(), "tiny:layers=1", None)
+    assert pair.draft.config.vocab_size == pair.target.config.vocab_size == VOCAB_SIZE
+    assert (pair.draft.config.num_layers, pair.draft_name) == (1, "tiny:layers=1")
 
 
-def test_a_target_alone_is_timed_plain(capsys, benching, tmp_path):
-    words = [word for i, word in enumerate(benching) if word != "--draft" and benching[i - 1] != "--draft"]
-    status, table, err = run(capsys, *words, "--prompts", "1")
+@pytest.fixture
+def alone(benching):
+    """A bench of a target without a draft."""
+    return [word for i, word in enumerate(benching) if word != "--draft" and benching[i - 1] != "--draft"]
+
+
+def test_a_target_alone_is_timed_plain_at_every_batch_size(capsys, alone, tmp_path):
+    status, table, err = run(capsys, *alone, "--batch", "1,2", "--prompts", "1")
     assert status == 0, err
     found = json.loads((tmp_path / "out" / "bench.json").read_text())
-    assert "draft" not in found["models"] and found["batches"][0]["draft"] is None
+    assert "draft" not in found["models"]
+    assert [(batch["batch"], batch["draft"]) for batch in found["batches"]] == [(1, None), (2, None)]
     assert "What the cost model recommends" not in table
-    status, _, err = run(capsys, *words, "--prompts", "1", "--rules", "exact", "--drafter", "lookup")
+
+
+def test_a_draft_that_no_model_writes_has_no_bandwidth(capsys, alone, tmp_path):
+    status, _, err = run(capsys, *alone, "--prompts", "1", "--rules", "exact", "--drafter", "lookup")
     assert status == 0, err
     found = json.loads((tmp_path / "out" / "bench.json").read_text())
     assert found["batches"][0]["draft"]["seconds"] > 0 and "bytes" not in found["batches"][0]["draft"]

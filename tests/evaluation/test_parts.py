@@ -15,13 +15,13 @@ from kljudge_jax.decoding.run import Run
 from kljudge_jax.evaluation import parts
 
 
-@pytest.fixture(scope="module", params=["exact", "kseq:2", None], ids=str)
-def run(request):
-    greedy = request.param != "kseq:2"
-    sampling = (0.0, 0, 1.0) if greedy else (1.0, 0, 1.0)
-    return Run(
-        tiny_pair(), PROMPTS, request.param, DRAFT_LENGTH, kj.ModelDraft(), 40, sampling, (), jax.random.key(1), False
-    )
+def started(rule, sampling=(0.0, 0, 1.0)):
+    return Run(tiny_pair(), PROMPTS, rule, DRAFT_LENGTH, kj.ModelDraft(), 40, sampling, (), jax.random.key(1), False)
+
+
+@pytest.fixture(scope="module")
+def run():
+    return started("exact")
 
 
 def done(probe, repetitions):
@@ -29,8 +29,9 @@ def done(probe, repetitions):
     return probe.run(probe.make(), repetitions)[1]
 
 
-@pytest.mark.parametrize("repetitions", [1, 3])
-def test_parts_repeated_give_what_one_cycle_gives(run, repetitions):
+@pytest.mark.parametrize(("rule", "temperature"), [("exact", 0.0), ("kseq:2", 1.0), (None, 0.0)])
+def test_parts_repeated_give_what_one_cycle_gives(rule, temperature):
+    run, repetitions = started(rule, (temperature, 0, 1.0)), 3
     state = run.state
     models = Models(run.pair.target, run.draft)
     whole = jax.jit(loop.cycle, static_argnums=5)(models, run.verifier, run.sampling, run.eos, state, run.settings)
