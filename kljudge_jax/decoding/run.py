@@ -48,15 +48,13 @@ class Run:
         # A cycle writes slots past what is committed; a write past the end would shift over good slots.
         slots = int((lengths + budget).max()) + plan.scorer.slots(plan.draft_length)
         capacity = max(_round_up(slots, _SLOT_BUCKET), padded.shape[1])
-        self.prompts, self.lengths = padded, lengths
+        self._prompts, self.lengths = padded, lengths
         self.settings = Settings(plan.drafter, plan.draft_length, capacity, room, trace, plan.adaptive, plan.scorer)
         self.eos = jnp.asarray(pair.eos, jnp.int32)
-        keys = arguments.row_keys(key, self.batch)
+        self._keys, self._budget = arguments.row_keys(key, self.batch), budget
 
         began = time.perf_counter()
-        self.state = jax.block_until_ready(
-            loop.start(pair.target, self.draft, padded, lengths, keys, budget, settings=self.settings)
-        )
+        self.state = jax.block_until_ready(self.start())
         self.compile_seconds = compile_seconds(began)
         self._prefill_seconds = time.perf_counter() - began - self.compile_seconds
         self._seconds = self._prefill_seconds
@@ -64,6 +62,18 @@ class Run:
         self._halted = np.zeros((self.batch,), bool)  # the rows of `_stopped`, as the device is told
         self._known: dict[str, np.ndarray] = {}
         self.unfinished = True
+
+    def start(self) -> loop.LoopState:
+        """A new state that has consumed the prompts."""
+        return loop.start(
+            self.pair.target,
+            self.draft,
+            self._prompts,
+            self.lengths,
+            self._keys,
+            self._budget,
+            settings=self.settings,
+        )
 
     def advance(self, max_cycles: int) -> None:
         """Runs a block of cycles, learns what they committed, and stops rows that hold a stop string."""

@@ -85,15 +85,7 @@ def whole_cycle(run: Run) -> Probe:
 def prompts(run: Run) -> Probe:
     """Storage allocated, and the prompts consumed by the models."""
 
-    def repeat(_, n):
-        for _ in range(n):
-            state = loop.start(
-                run.pair.target, run.draft, run.prompts, run.lengths, run.state.keys, run.state.budget,
-                settings=run.settings,
-            )  # fmt: skip
-        return state
-
-    return Probe(repeat, most=1)
+    return Probe(lambda _, n: [run.start() for _ in range(n)], most=1)
 
 
 @functools.partial(jax.jit, static_argnames=("settings", "rule"), donate_argnames="caches")
@@ -143,21 +135,17 @@ def _commit(state, caches, wanted, outcome, eos, repetitions, *, settings):
     return _repeated(step, caches, (state, wanted, outcome), repetitions)
 
 
-@functools.partial(jax.jit, static_argnames=("settings", "rule"))
-def _propose_and_score(target, draft, verifier, sampling, eos, state, *, settings, rule):
-    del rule
-    proposal, caches = loop.propose(Models(target, draft), verifier, sampling, eos, state, settings)
-    cache = _rolled_back(caches, state, settings).target
-    scores = settings.scorer.score(target, cache, proposal.last, proposal.draft.tokens, proposal.count)
-    return proposal, scores._replace(cache=None)
-
-
 def _scored(run: Run):
-    """A real proposal and its scores."""
-    return _propose_and_score(
-        run.pair.target, run.draft, run.verifier, run.sampling, run.eos, run.state,
+    """A real proposal and its scores, by the programs that are timed."""
+    one = np.int32(1)
+    _, proposal = _draft(
+        run.pair.target, run.draft, run.verifier, run.sampling, run.eos, _bare(run.state), _copy(run.state.caches), one,
         settings=run.settings, rule=type(run.verifier),
     )  # fmt: skip
+    tokens = jnp.concatenate([proposal.last[:, None], proposal.draft.tokens], axis=1)
+    cache = _copy(run.state.caches.target)
+    _, scores = _target_pass(run.pair.target, tokens, proposal.count, cache, one, scorer=run.settings.scorer)
+    return proposal, scores
 
 
 def _repeated(step, carried, given, repetitions):
