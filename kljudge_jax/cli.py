@@ -10,7 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kljudge_jax.commands import (
+    bench,
     calibrate,
+    compare,
     convert,
     correspond,
     demo,
@@ -25,7 +27,20 @@ from kljudge_jax.commands.options import BAD_INPUT, OK, Help, Parser
 from kljudge_jax.errors import InputError
 
 # In the order of `kljudge --help`.
-_COMMANDS = (demo, generate, rules, sweep, calibrate, mine, train_judge, correspond, train_pair, convert)
+_COMMANDS = (
+    demo,
+    generate,
+    rules,
+    sweep,
+    calibrate,
+    bench,
+    compare,
+    mine,
+    train_judge,
+    correspond,
+    train_pair,
+    convert,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

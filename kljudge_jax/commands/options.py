@@ -40,12 +40,12 @@ def command(commands, name: str, run: Callable, summary: str, examples: str) -> 
     return parser
 
 
-def add_models(parser: argparse.ArgumentParser) -> None:
+def add_models(parser: argparse.ArgumentParser, required: bool = True) -> None:
     group = parser.add_argument_group(
         "models",
         "a hub id, a local folder (safetensors or Orbax) or a .gguf file; `embedded` is the pair of the package",
     )
-    group.add_argument("--target", metavar="MODEL", required=True, help="the large model, whose answers are wanted")
+    group.add_argument("--target", metavar="MODEL", required=required, help="the large model, whose answers are wanted")
     group.add_argument("--draft", metavar="MODEL", help="the small model that proposes; not needed for `none`")
     group.add_argument("--revision", metavar="REV", help="branch, tag or commit of the target on the hub")
     group.add_argument("--draft-revision", metavar="REV", help="the same for the draft")
@@ -59,9 +59,11 @@ def add_models(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--mesh", metavar="SPEC", help="devices to spread the models over, such as data=2,tensor=4")
 
 
-def add_sampling(parser: argparse.ArgumentParser) -> None:
+def add_sampling(parser: argparse.ArgumentParser, max_new_tokens: int = 256) -> None:
     group = parser.add_argument_group("decoding")
-    group.add_argument("--max-new-tokens", metavar="INT", type=int, default=256, help="the most tokens of an answer")
+    group.add_argument(
+        "--max-new-tokens", metavar="INT", type=int, default=max_new_tokens, help="the most tokens of an answer"
+    )
     group.add_argument("--temperature", metavar="FLOAT", type=float, default=0.0, help="0 is greedy")
     group.add_argument("--top-k", metavar="INT", type=int, default=0, help="keep the k likeliest tokens; 0 is all")
     group.add_argument("--top-p", metavar="FLOAT", type=float, default=1.0, help="keep this much probability mass")

@@ -1,4 +1,4 @@
-"""When the last compilation ended: what separates compiling from decoding in a wall-clock time."""
+"""What compiled and when: what separates compiling from decoding in a wall-clock time."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import time
 import jax
 
 _BACKEND_COMPILE = "/jax/core/compile/backend_compile_duration"
+_CACHE_HIT = "/jax/compilation_cache/cache_hits"
 _last_end = float("-inf")
+_hits = 0
 
 
 def _note(event: str, duration: float, **_) -> None:
@@ -16,7 +18,18 @@ def _note(event: str, duration: float, **_) -> None:
         _last_end = time.perf_counter()
 
 
+def _count(event: str, **_) -> None:
+    global _hits
+    _hits += event == _CACHE_HIT
+
+
 jax.monitoring.register_event_duration_secs_listener(_note)
+jax.monitoring.register_event_listener(_count)
+
+
+def cache_hits() -> int:
+    """How many programs this process found compiled on disk, which takes far less time than to compile them."""
+    return _hits
 
 
 def compile_seconds(since: float) -> float:

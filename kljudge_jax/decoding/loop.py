@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -49,7 +50,7 @@ def start(
     def consumed(model):
         empty = KVCache.create(model.config, batch, settings.capacity, model.dtype)
         cache = prefill(model, empty, prompts, lengths, shared_chunks)
-        return jax.tree.map(lambda x: _per_draft(x, settings), cache)
+        return jax.tree.map(lambda x: per_draft(x, settings), cache)
 
     def buffer(dtype, size=settings.room + settings.draft_length + 1):
         return jnp.zeros((batch, size), dtype)
@@ -107,26 +108,58 @@ def run_cycles(
     return jax.lax.while_loop(unfinished, body, (jnp.int32(0), state))[1]
 
 
+class Proposal(NamedTuple):
+    """What a cycle puts before the target; B rows, D drafts a row.
+
+    Attributes:
+      draft: `[B D]` drafts.
+      count: int32 `[B D]`, how many tokens of each are real.
+      last: int32 `[B D]`, each row's last committed token.
+      wanted: int32 `[B]`, how many draft tokens a row could use.
+      keys: `[B]`, what the verdicts draw with.
+    """
+
+    draft: Draft
+    count: jax.Array
+    last: jax.Array
+    wanted: jax.Array
+    keys: jax.Array
+
+
 def cycle(
     models: Models, verifier: Verifier, sampling: Sampling, eos: jax.Array, state: LoopState, settings: Settings
 ) -> LoopState:
     """One draft, one target pass, one verdict a row, and the commit."""
-    consumed = state.length - 1
+    proposal, caches = propose(models, verifier, sampling, eos, state, settings)
+    outcome, target_cache = _verify(
+        models.target, caches.target, verifier, sampling, proposal, state.length - 1, settings
+    )
+    return commit(state, Caches(target_cache, caches.draft), proposal.wanted, outcome, eos, settings)
+
+
+def propose(
+    models: Models, verifier: Verifier, sampling: Sampling, eos: jax.Array, state: LoopState, settings: Settings
+) -> tuple[Proposal, Caches]:
+    """The first part of a cycle: a draft a row, or several, and the caches with what was consumed for it."""
     # A row's draws depend on its own key and on how far it has come, never on its neighbours.
     cycle_keys = jax.vmap(jax.random.fold_in)(state.keys, state.count)
     draft_keys, verify_keys = jax.vmap(lambda key: tuple(jax.random.split(key)))(cycle_keys)
 
     planned = settings.draft_length if settings.adaptive is None else settings.adaptive.wanted(state.pace)
     wanted = jnp.where(state.running, jnp.minimum(planned, state.budget - state.count - 1), 0)
-    context = Context(state.sequence, consumed, wanted, draft_keys)
+    context = Context(state.sequence, state.length - 1, wanted, draft_keys)
     draft, caches, last = _propose(models, verifier, sampling, state.caches, context, settings)
 
     is_eos = _is_any(draft.tokens, eos)
-    count = jnp.minimum(jnp.minimum(draft.count, _through_first(is_eos)), _per_draft(wanted, settings))
-    outcome, target_cache = _verify(
-        models.target, caches.target, verifier, sampling, last, draft, count, verify_keys, consumed, settings
-    )
+    count = jnp.minimum(jnp.minimum(draft.count, _through_first(is_eos)), per_draft(wanted, settings))
+    return Proposal(draft, count, last, wanted, verify_keys), caches
 
+
+def commit(
+    state: LoopState, caches: Caches, wanted: jax.Array, outcome: Outcome, eos: jax.Array, settings: Settings
+) -> LoopState:
+    """The last part of a cycle: the state with what the verdicts keep. `caches` hold all that the cycle consumed."""
+    consumed = state.length - 1
     accepted = jnp.where(state.running, outcome.accepted, 0)
     at = jnp.arange(settings.draft_length + 1)
     emitted_eos = _is_any(outcome.emitted, eos)
@@ -140,7 +173,7 @@ def cycle(
     running = state.running & ~stops & ~failed & (new_count < state.budget)
 
     drafted = jnp.where(state.running, outcome.drafted, 0)
-    caches = _commit(Caches(target_cache, caches.draft), consumed, committed, outcome.branch, settings)
+    caches = _commit(caches, consumed, committed, outcome.branch, settings)
     return LoopState(
         sequence=_write(state.sequence, outcome.emitted, state.length),
         length=state.length + committed,
@@ -165,7 +198,7 @@ def _propose(models, verifier, sampling, caches, context, settings):
     drafts, width = settings.scorer.drafts, settings.draft_length
     if drafts > 1:
         keys = jax.vmap(lambda key: jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(drafts)))(context.keys)
-        context = jax.tree.map(lambda x: _per_draft(x, settings), dataclasses.replace(context, keys=None))
+        context = jax.tree.map(lambda x: per_draft(x, settings), dataclasses.replace(context, keys=None))
         context = dataclasses.replace(context, keys=keys.reshape(-1))
     last = jnp.take_along_axis(context.sequence, context.consumed[:, None], axis=1)[:, 0]
     if settings.drafter is None:
@@ -177,9 +210,10 @@ def _propose(models, verifier, sampling, caches, context, settings):
     return draft, caches, last
 
 
-def _verify(target, cache, verifier, sampling, last, draft, count, keys, consumed, settings):
+def _verify(target, cache, verifier, sampling, proposal, consumed, settings):
     """The outcome of a pass that is no wider than the longest draft asks for, and the target's cache."""
-    cache = cache.at_length(_per_draft(consumed, settings))
+    draft, count, last, _, keys = proposal
+    cache = cache.at_length(per_draft(consumed, settings))
 
     def verified(width, cache):
         return verify_drafts(
@@ -199,7 +233,7 @@ def _verify(target, cache, verifier, sampling, last, draft, count, keys, consume
 
 def _commit(caches: Caches, consumed, committed, branch, settings: Settings) -> Caches:
     """The caches rolled back to what was committed; where a row has several drafts, all go on from the one followed."""
-    length = _per_draft(consumed + committed, settings)
+    length = per_draft(consumed + committed, settings)
     target, draft = caches.target.at_length(length), caches.draft
     if draft is not None:
         # It may have consumed less, where no row wanted a draft.
@@ -213,7 +247,7 @@ def _commit(caches: Caches, consumed, committed, branch, settings: Settings) -> 
 def _follow(cache: KVCache, branch: jax.Array, consumed: jax.Array, settings: Settings) -> KVCache:
     """Copies what this cycle wrote for draft `branch` `[B]` of each row to the row's other drafts."""
     drafts, slots = settings.scorer.drafts, settings.draft_length + 1
-    start = _per_draft(consumed, settings)
+    start = per_draft(consumed, settings)
 
     def copied(stored):
         rows = stored.reshape(-1, drafts, *stored.shape[1:])
@@ -221,12 +255,12 @@ def _follow(cache: KVCache, branch: jax.Array, consumed: jax.Array, settings: Se
         written = jax.vmap(lambda row, i, at: jax.lax.dynamic_slice(row, (i, 0, at, 0), (1, heads, slots, dim))[0])(
             rows, branch, consumed
         )
-        return write_rows(stored, _per_draft(written, settings), start)
+        return write_rows(stored, per_draft(written, settings), start)
 
     return KVCache(tuple(map(copied, cache.keys)), tuple(map(copied, cache.values)), cache.length)
 
 
-def _per_draft(rows: jax.Array, settings: Settings) -> jax.Array:
+def per_draft(rows: jax.Array, settings: Settings) -> jax.Array:
     """`[B, ...]` to `[B D, ...]`, D drafts a row."""
     return rows if settings.scorer.drafts == 1 else jnp.repeat(rows, settings.scorer.drafts, axis=0)
 

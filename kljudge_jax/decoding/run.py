@@ -29,14 +29,14 @@ class Run:
         self.sampling = sampling
         self.stop = arguments.stop_strings(stop, pair)
         plan = arguments.plan(pair, verifier, drafter, draft_length, self.sampling)
-        self._verifier, self._draft = plan.verifier, plan.draft
+        self.verifier, self.draft = plan.verifier, plan.draft
         rows = prompts.split(given)
         self.batch = len(rows)
         names = ["the prompt"] if self.batch == 1 else [f"prompt {i}" for i in range(self.batch)]
         vocab = pair.target.config.vocab_size
         ids = [prompts.tokenize(row, pair.tokenizer, vocab, name) for row, name in zip(rows, names, strict=True)]
         budget = arguments.budget(max_new_tokens, self.batch)
-        arguments.check_fit(pair.target, self._draft, ids, budget, names)
+        arguments.check_fit(pair.target, self.draft, ids, budget, names)
         budget = budget.astype(np.int32)
 
         lengths = np.array([len(row) for row in ids], np.int32)
@@ -47,44 +47,55 @@ class Run:
         # A cycle writes slots past what is committed; a write past the end would shift over good slots.
         slots = int((lengths + budget).max()) + plan.scorer.slots(plan.draft_length)
         capacity = max(_round_up(slots, _SLOT_BUCKET), padded.shape[1])
-        self._lengths = lengths
-        self._settings = Settings(plan.drafter, plan.draft_length, capacity, room, trace, plan.adaptive, plan.scorer)
-        self._eos = jnp.asarray(pair.eos, jnp.int32)
-        keys = arguments.row_keys(key, self.batch)
+        self._prompts, self.lengths = padded, lengths
+        self.settings = Settings(plan.drafter, plan.draft_length, capacity, room, trace, plan.adaptive, plan.scorer)
+        self.eos = jnp.asarray(pair.eos, jnp.int32)
+        self._keys, self._budget = arguments.row_keys(key, self.batch), budget
 
         began = time.perf_counter()
-        shared = np.int32(count_shared_chunks(padded, lengths))
-        self._state = jax.block_until_ready(
-            loop.start(pair.target, self._draft, padded, lengths, keys, budget, shared, settings=self._settings)
-        )
-        self._compile_seconds = compile_seconds(began)
-        self._prefill_seconds = time.perf_counter() - began - self._compile_seconds
+        self._shared_chunks = np.int32(count_shared_chunks(padded, lengths))
+        self.state = jax.block_until_ready(self.start())
+        self.compile_seconds = compile_seconds(began)
+        self._prefill_seconds = time.perf_counter() - began - self.compile_seconds
         self._seconds = self._prefill_seconds
         self._stopped: dict[int, tuple[int, str]] = {}  # row: tokens kept, text
         self._halted = np.zeros((self.batch,), bool)  # the rows of `_stopped`, as the device is told
         self._known: dict[str, np.ndarray] = {}
         self.unfinished = True
 
+    def start(self) -> loop.LoopState:
+        """A new state that has consumed the prompts."""
+        return loop.start(
+            self.pair.target,
+            self.draft,
+            self._prompts,
+            self.lengths,
+            self._keys,
+            self._budget,
+            self._shared_chunks,
+            settings=self.settings,
+        )
+
     def advance(self, max_cycles: int) -> None:
         """Runs a block of cycles, learns what they committed, and stops rows that hold a stop string."""
         began = time.perf_counter()
         state = loop.run_cycles(
             self.pair.target,
-            self._draft,
-            self._verifier,
+            self.draft,
+            self.verifier,
             self.sampling,
-            self._eos,
-            self._state,
+            self.eos,
+            self.state,
             self._halted,
             np.int32(max_cycles),
-            settings=self._settings,
-            rule=type(self._verifier),
+            settings=self.settings,
+            rule=type(self.verifier),
         )
         names = ["sequence", "origin", "count", "running", "failed", "cycles", "cycle_drafted", "cycle_committed"]
-        names += ["kl", "logprobs"] if self._settings.trace else []
+        names += ["kl", "logprobs"] if self.settings.trace else []
         self._known = jax.device_get({name: getattr(state, name) for name in names})
         compiled = compile_seconds(began)
-        self._compile_seconds += compiled
+        self.compile_seconds += compiled
         self._seconds += time.perf_counter() - began - compiled
 
         running = self._known["running"] & ~self._halted
@@ -95,7 +106,7 @@ class Run:
                     self._stopped[row] = cut
                     running[row] = False
                     self._halted[row] = True
-        self._state = state
+        self.state = state
         self.unfinished = bool(running.any())
 
     def committed(self, row: int) -> tuple[np.ndarray, list[str]]:
@@ -103,7 +114,7 @@ class Run:
         count = int(self._known["count"][row])
         count = self._stopped.get(row, (count, ""))[0]
         codes = self._known["origin"][row, :count]
-        begin = self._lengths[row]
+        begin = self.lengths[row]
         return self._known["sequence"][row, begin : begin + count].copy(), [ORIGINS[code] for code in codes]
 
     def text_tokens(self, row: int) -> tuple[np.ndarray, list[str]]:
@@ -119,14 +130,14 @@ class Run:
 
     def result(self) -> Generation:
         answers = [self.committed(row) for row in range(self.batch)]
-        cycles = [self._cycles(row) for row in range(self.batch)]
+        cycles = [self.cycles(row) for row in range(self.batch)]
         times = {
             "seconds": self._seconds,
             "prefill_seconds": self._prefill_seconds,
-            "compile_seconds": self._compile_seconds,
+            "compile_seconds": self.compile_seconds,
         }
         rows = [
-            stats.row_stats(cycles[i], origin.count("relaxed"), self._settings.draft_length, self._finish(i), **times)
+            stats.row_stats(cycles[i], origin.count("relaxed"), self.settings.draft_length, self._finish(i), **times)
             for i, (_, origin) in enumerate(answers)
         ]
         text = [
@@ -136,7 +147,7 @@ class Run:
         result = Generation(
             text, [tokens for tokens, _ in answers], [origin for _, origin in answers], stats.pool(rows)
         )
-        if not self._settings.trace:
+        if not self.settings.trace:
             return result
 
         def traced(name):
@@ -144,7 +155,8 @@ class Run:
 
         return dataclasses.replace(result, kl=traced("kl"), logprobs=traced("logprobs"), cycles=cycles)
 
-    def _cycles(self, row: int) -> list[stats.Cycle]:
+    def cycles(self, row: int) -> list[stats.Cycle]:
+        """The cycles of a row, up to where a stop string cut it."""
         known, cycles = self._known, int(self._known["cycles"][row])
         origin = known["origin"][row]
         found, at = [], 0

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from kljudge_jax.decoding.drafter import Draft
 from kljudge_jax.decoding.sampling import Sampling, process_logits
+from kljudge_jax.decoding.scorers import Scores
 from kljudge_jax.decoding.state import Settings
 from kljudge_jax.models.cache import KVCache
 from kljudge_jax.models.transformer import Transformer
@@ -85,10 +86,26 @@ def verify_drafts(
     Returns:
       the outcome, and the cache, whose length is of no use.
     """
-    drafts, vocab = settings.scorer.drafts, target.config.vocab_size
+    scores = settings.scorer.score(target, cache, last, draft.tokens[:, :width], count)
+    outcome = judge_drafts(verifier, sampling, draft, count, keys, scores, settings=settings)
+    return outcome, scores.cache
+
+
+def judge_drafts(
+    verifier: Verifier,
+    sampling: Sampling,
+    draft: Draft,
+    count: jax.Array,
+    keys: jax.Array,
+    scores: Scores,
+    *,
+    settings: Settings,
+) -> Outcome:
+    """The verdicts on drafts that the target has scored; arguments as in `verify_drafts`, `scores` of w tokens."""
+    width, vocab = scores.logits.shape[1] - 1, scores.logits.shape[2]
+    drafts = settings.scorer.drafts
     needs = getattr(verifier, "needs", frozenset())
     tokens = draft.tokens[:, :width]
-    scores = settings.scorer.score(target, cache, last, tokens, count)
     draft_logits, raw_draft_logits = draft.distributions(width, vocab)
 
     # Logits that are no numbers end the draft before them: nothing is ever accepted or drawn from such a row.
@@ -140,7 +157,7 @@ def verify_drafts(
         logs = jax.nn.log_softmax(raw, axis=-1)
         logprobs = jnp.take_along_axis(logs, emitted[:, : width + 1, None], axis=-1)[..., 0]
         logprobs = jnp.pad(logprobs, ((0, 0), (0, spare)))
-    outcome = Outcome(
+    return Outcome(
         accepted=accepted,
         next_token=verdict.next_token.astype(jnp.int32),
         relaxed=jnp.pad(verdict.relaxed, ((0, 0), (0, spare))),
@@ -153,7 +170,6 @@ def verify_drafts(
         kl=kl,
         logprobs=logprobs,
     )
-    return outcome, scores.cache
 
 
 def verdicts(verifier: Verifier, keys: jax.Array, inputs: VerifyInputs) -> Verdict:

@@ -6,13 +6,15 @@ import datetime
 import importlib.metadata
 import os
 import platform
+import resource
+import sys
 from pathlib import Path
 
 import jax
 
 
 def describe_machine() -> dict[str, object]:
-    """Device, processor, versions and date: what a figure needs beside it to be compared."""
+    """Device, processor, memory, driver, versions and date: what a figure needs beside it to be compared."""
     devices = jax.devices()
     packages = ("jax", "jaxlib", "flax", "transformers", "numpy")
     return {
@@ -20,17 +22,61 @@ def describe_machine() -> dict[str, object]:
         "backend": devices[0].platform,
         "device": devices[0].device_kind,
         "devices": len(devices),
+        "device_memory_bytes": _memory_stats().get("bytes_limit"),
+        "runtime": " ".join(devices[0].client.platform_version.split()),
+        "driver": _driver(),
         "processor": _processor(),
         "cores": os.cpu_count(),
+        "memory_bytes": _meminfo("MemTotal"),
+        "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "versions": {name: importlib.metadata.version(name) for name in packages},
     }
 
 
+def peak_memory() -> dict[str, object]:
+    """The most memory this process has used: of a device where it counts, else of the host (its resident set)."""
+    peak = _memory_stats().get("peak_bytes_in_use")
+    if peak is not None:
+        return {"bytes": int(peak), "of": "device"}
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {"bytes": most * (1 if sys.platform == "darwin" else 1024), "of": "resident set"}
+
+
+def free_memory() -> int | None:
+    """Bytes that each device has left, the host's where devices do not count; None where neither is known."""
+    stats = _memory_stats()
+    if "bytes_limit" in stats:
+        return int(stats["bytes_limit"] - stats.get("bytes_in_use", 0))
+    return _meminfo("MemAvailable")
+
+
+def _memory_stats() -> dict[str, int]:
+    return jax.local_devices()[0].memory_stats() or {}
+
+
+def _driver() -> str | None:
+    """The version of the GPU's kernel driver, where there is one."""
+    version = _lines("/proc/driver/nvidia/version")
+    return version[0].partition(":")[2].strip() if version else None
+
+
+def _meminfo(name: str) -> int | None:
+    for line in _lines("/proc/meminfo"):
+        key, _, value = line.partition(":")
+        if key == name:
+            return int(value.split()[0]) * 1024
+    return None
+
+
 def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
+    lines = _lines("/proc/cpuinfo")
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        return Path(path).read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []

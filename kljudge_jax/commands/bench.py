@@ -1,0 +1,172 @@
+"""`kljudge bench`."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from pathlib import Path
+
+from kljudge_jax.commands.options import (
+    EMBEDDED,
+    FAILED,
+    OK,
+    add_drafter,
+    add_models,
+    add_sampling,
+    as_model_reads,
+    check_sampling,
+    command,
+    load_pair,
+    note,
+    split_rules,
+)
+from kljudge_jax.errors import InputError
+
+
+def add(commands) -> None:
+    parser = command(
+        commands,
+        "bench",
+        _bench,
+        "Measure speed alone: the parts of a cycle, tokens per second, bandwidth, and the draft length that pays.",
+        "  kljudge bench --target embedded\n"
+        "  kljudge bench --target big.gguf --draft small.gguf --rules none,exact,kl:0.4 --batch 1,8 --profile\n"
+        "  kljudge bench --shape llama-3.1-8b --draft-shape llama-3.2-1b --dtype bfloat16 --acceptance 0.8",
+    )
+    add_models(parser, required=False)
+    group = parser.add_argument_group(
+        "random weights", "a published shape such as llama-3.1-8b, or its first layers alone: llama-3.1-8b:layers=4"
+    )
+    group.add_argument("--shape", metavar="SHAPE", help="of the target, in place of --target")
+    group.add_argument("--draft-shape", metavar="SHAPE", help="of the draft, in place of --draft")
+    group.add_argument(
+        "--acceptance",
+        metavar="RATE",
+        type=float,
+        help="add a rule that accepts each draft token with this probability, whatever it is (shapes: 0.8)",
+    )
+    group.add_argument(
+        "--prompt-tokens", metavar="INT", type=int, default=128, help="length of the random prompts of a --shape"
+    )
+    parser.add_argument(
+        "--rules", metavar="RULES", help="rules by their words, with commas (models: exact,kl:0.4); plain always runs"
+    )
+    parser.add_argument("--draft-length", metavar="INT", type=int, default=8, help="draft tokens a cycle")
+    add_drafter(parser)
+    parser.add_argument("--batch", metavar="INTS", default="1", help="answers decoded side by side, with commas")
+    parser.add_argument("--task", metavar="TASK", default="arithmetic", help="whose prompts are answered")
+    parser.add_argument("--split", default="test", choices=("train", "validation", "test", "all"), help="of the task")
+    parser.add_argument("--prompts", metavar="INT", type=int, default=4, help="how many, at least one batch of them")
+    parser.add_argument("--rounds", metavar="INT", type=int, default=7, help="samples of everything")
+    parser.add_argument("--profile", action="store_true", help="also show where a cycle goes, against its floors")
+    parser.add_argument("--out", metavar="DIR", default="results/bench", help="where bench.json and table.md go")
+    add_sampling(parser, max_new_tokens=64)
+
+
+def _bench(options) -> int:
+    from kljudge_jax.decoding.words import parse_drafter
+    from kljudge_jax.evaluation import bench
+    from kljudge_jax.evaluation.bench_table import bench_markdown
+    from kljudge_jax.evaluation.machine import describe_machine
+    from kljudge_jax.verification import parse_verifier
+
+    check_sampling(options)
+    _check_models(options)
+    drafter = parse_drafter(options.drafter)
+    rules = _rules(options)
+    for rule in rules:
+        parse_verifier(rule, options.temperature == 0)
+    if len(rules) > 1 and drafter.uses_draft_model and not _has_draft(options):
+        raise InputError("name a --draft or a --draft-shape, or draft without one: --drafter lookup, --drafter self:2")
+    try:
+        batches = tuple(dict.fromkeys(int(size) for size in options.batch.split(",")))
+    except ValueError:
+        raise InputError(f"--batch takes whole numbers with commas, got {options.batch!r}") from None
+    counts = ("draft_length", "prompts", "rounds", "prompt_tokens")
+    if min(batches) < 1 or any(getattr(options, name) < 1 for name in counts):
+        raise InputError("--batch, --draft-length, --prompts, --rounds and --prompt-tokens start at 1")
+    if options.max_new_tokens <= options.draft_length + 1:
+        raise InputError(f"--max-new-tokens leaves no room for a cycle: give at least {options.draft_length + 2}")
+    folder = Path(options.out)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder} cannot be a folder of results: {error.strerror}") from error
+    plan = bench.Plan(
+        rules=rules,
+        batches=batches,
+        draft_length=options.draft_length,
+        drafter=options.drafter,
+        max_new_tokens=options.max_new_tokens,
+        temperature=options.temperature,
+        top_k=options.top_k,
+        top_p=options.top_p,
+        rounds=options.rounds,
+        seed=options.seed,
+    )
+    pair, prompts, task = _pair_and_prompts(options, plan)
+    found = {
+        "schema": bench.SCHEMA,
+        "kind": bench.KIND,
+        "command": shlex.join(["kljudge", *options.words]),
+        "machine": describe_machine(),
+        "task": task,
+        **bench.run_bench(pair, prompts, plan, report=note),
+    }
+    table = bench_markdown(found, options.profile)
+    (folder / "bench.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    (folder / "table.md").write_text(table, encoding="utf-8")
+    print(table, end="")
+    failed = sum(rule["failed"] for batch in found["batches"] for rule in batch["rules"])
+    if failed:
+        print(f"kljudge bench: a model returned NaN or +inf in {failed} answers", file=sys.stderr)
+    return FAILED if failed else OK
+
+
+def _check_models(options) -> None:
+    if (options.target is None) == (options.shape is None):
+        raise InputError("name one target: a --target, or a --shape with random weights")
+    if options.draft is not None and options.draft_shape is not None:
+        raise InputError("name one draft: a --draft or a --draft-shape, not both")
+    if options.shape is not None and options.draft is not None:
+        raise InputError("a --shape has no tokens to share with --draft: name a --draft-shape")
+    if options.target == EMBEDDED and options.draft_shape is not None:
+        raise InputError("--target embedded brings its own draft: name nothing else")
+
+
+def _has_draft(options) -> bool:
+    return options.target == EMBEDDED or options.draft is not None or options.draft_shape is not None
+
+
+def _rules(options) -> tuple[str, ...]:
+    """Plain decoding, then what was asked for; random weights agree on nothing, so there a coin accepts."""
+    random = options.shape is not None or options.draft_shape is not None
+    rate = options.acceptance
+    if rate is None and random and options.rules is None and _has_draft(options):
+        rate = 0.8
+    asked = split_rules(options.rules) if options.rules is not None else []
+    if options.rules is None and rate is None:
+        asked = ["exact", "kl:0.4"] if _has_draft(options) else []
+    if rate is not None:
+        asked.append(f"synthetic:{rate:g}")
+    return tuple(dict.fromkeys(["none", *asked]))
+
+
+def _pair_and_prompts(options, plan):
+    """The models, the prompts, and the name of the task that they are of."""
+    from kljudge_jax.evaluation.bench_models import near_prompts, random_pair, random_prompts
+    from kljudge_jax.tasks import load_task
+
+    count = max(options.prompts, *plan.batches)
+    if options.shape is not None:
+        pair = random_pair(options.shape, options.draft_shape, options.dtype, options.mesh, plan, options.prompt_tokens)
+        prompts = random_prompts(pair, count, options.prompt_tokens, options.seed)
+        return pair, prompts, f"random:{options.prompt_tokens}"
+    task = load_task(options.task)
+    pair = load_pair(options)
+    if options.draft_shape is not None:
+        from kljudge_jax.evaluation.bench_models import with_random_draft
+
+        pair = with_random_draft(pair, options.draft_shape, options.mesh)
+    return pair, near_prompts(as_model_reads(task, options.task, pair), options.split, count), task.name

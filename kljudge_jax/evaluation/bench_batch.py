@@ -1,0 +1,180 @@
+"""What a bench times at one batch size: the prompts, the parts of a cycle, whole cycles, and whole answers."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from itertools import chain
+from typing import Any
+
+import jax
+import numpy as np
+
+from kljudge_jax.decoding.run import Run
+from kljudge_jax.decoding.scorers import DraftScorer
+from kljudge_jax.decoding.stats import Cycle
+from kljudge_jax.decoding.words import parse_drafter
+from kljudge_jax.evaluation import parts
+from kljudge_jax.evaluation.timing import Probe
+from kljudge_jax.models.pair import ModelPair
+
+PLAIN = "none"
+_ALL_CYCLES = np.iinfo(np.int32).max
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What a bench measures.
+
+    Attributes:
+      rules: their words; plain decoding ("none"), which the others are compared with, is one of them.
+      batches: answers decoded side by side, one size after another.
+      draft_length: K.
+      drafter: its word, as `decoding.words` reads it.
+      max_new_tokens, temperature, top_k, top_p: as `generate` takes them; a cycle needs K + 2 new tokens.
+      rounds: how many samples of everything count.
+      seed: of the draws.
+    """
+
+    rules: tuple[str, ...]
+    batches: tuple[int, ...] = (1,)
+    draft_length: int = 8
+    drafter: str = "model"
+    max_new_tokens: int = 64
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    rounds: int = 7
+    seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Answers:
+    """What is kept of the answers of one round, batch after batch.
+
+    Attributes:
+      tokens: committed.
+      decoding_seconds: what they took, less prompts and compilation.
+      prompt_seconds: what consuming the prompts took.
+      cycles: of all rows.
+      batch_cycles: how many the device ran: those of each batch's longest row.
+      failed: answers that ended because a model returned NaN or +inf.
+    """
+
+    tokens: int
+    decoding_seconds: float
+    prompt_seconds: float
+    cycles: list[Cycle]
+    batch_cycles: int
+    failed: int
+
+    @classmethod
+    def of(cls, runs: Sequence[Run]) -> Answers:
+        stats = [run.result().stats for run in runs]
+        cycles = [[run.cycles(row) for row in range(run.batch)] for run in runs]
+        return cls(
+            tokens=sum(s.tokens for s in stats),
+            decoding_seconds=sum(s.seconds - s.prefill_seconds for s in stats),
+            prompt_seconds=sum(s.prefill_seconds for s in stats),
+            cycles=list(chain(*chain(*cycles))),
+            batch_cycles=sum(max(map(len, rows)) for rows in cycles),
+            failed=sum(s.failed for s in stats),
+        )
+
+
+class Batch:
+    """One batch size: a started run a rule, and what is timed of it.
+
+    Attributes:
+      pair, plan, size: as given.
+      groups: the prompts, a list a batch.
+      runs: by rule, a run of the first group that has consumed its prompts and nothing more.
+      draft: the draft model, or None where nothing uses one.
+      answers: by rule, what every call gave, those before the first round included.
+      common: the rule whose draft and passes stand for all that draft and score as it does.
+      widths: the positions that its passes are timed at.
+    """
+
+    def __init__(self, pair: ModelPair, prompts: Sequence[Any], plan: Plan, size: int):
+        self.pair, self.plan, self.size = pair, plan, size
+        wanted = max(size, len(prompts) // size * size)
+        asked = [prompts[i % len(prompts)] for i in range(wanted)]
+        self.groups = [asked[i : i + size] for i in range(0, wanted, size)]
+        self.runs = {rule: self._start(rule, self.groups[0], 0) for rule in plan.rules}
+        self.draft = next((run.draft for run in self.runs.values() if run.draft is not None), None)
+        self.answers: dict[str, list[Answers]] = {rule: [] for rule in plan.rules}
+        usual = [r for r, run in self.runs.items() if r != PLAIN and run.settings.scorer == DraftScorer()]
+        self.common = usual[0] if usual else PLAIN
+        self.widths = widths(self.runs[self.common].settings.draft_length)
+
+    def probes(self) -> dict[str, Probe]:
+        """All that is timed, by name."""
+        common = self.runs[self.common]
+        found = {"prompts": parts.prompts(common)}
+        found |= {pass_over(width): parts.target_pass(common, width) for width in self.widths}
+        for rule, run in self.runs.items():
+            if run.settings.drafter is not None:
+                found.setdefault(self.draft_of(rule), parts.draft(run))
+            if run.settings.scorer != common.settings.scorer:
+                found[self.pass_of(rule)] = parts.target_pass(run, run.settings.draft_length + 1)
+            found[f"{rule}, verdicts"] = parts.verdicts(run)
+            found[f"{rule}, commit"] = parts.commit(run)
+            found[f"{rule}, cycle"] = parts.whole_cycle(run)
+            found[f"{rule}, answers"] = Probe(lambda _, n, rule=rule: self._answer(rule), most=1)
+        return {self.named(name): probe for name, probe in found.items()}
+
+    def named(self, name: str) -> str:
+        """A probe's name in a bench of several batch sizes."""
+        return f"batch {self.size}, {name}"
+
+    def draft_of(self, rule: str) -> str:
+        """The probe of the rule's draft."""
+        run, common = self.runs[rule], self.runs[self.common]
+        same = run.settings == common.settings and _with_hidden(run) == _with_hidden(common)
+        return "draft" if same else f"{rule}, draft"
+
+    def pass_of(self, rule: str) -> str:
+        """The probe of the rule's target pass."""
+        settings = self.runs[rule].settings
+        same = settings.scorer == self.runs[self.common].settings.scorer
+        return pass_over(settings.draft_length + 1) if same else f"{rule}, target pass"
+
+    def _start(self, rule: str, prompts: Sequence[Any], draw: int) -> Run:
+        plan = self.plan
+        return Run(
+            self.pair,
+            list(prompts),
+            None if rule == PLAIN else rule,
+            plan.draft_length,
+            parse_drafter(plan.drafter),
+            plan.max_new_tokens,
+            (plan.temperature, plan.top_k, plan.top_p),
+            (),
+            jax.random.key(plan.seed + draw),
+            False,
+        )
+
+    def _answer(self, rule: str) -> None:
+        done = []
+        for i, group in enumerate(self.groups):
+            # Other draws every time: a rule that tosses coins is then timed over many of them.
+            run = self._start(rule, group, 1 + i + len(self.answers[rule]) * len(self.groups))
+            while run.unfinished:
+                run.advance(_ALL_CYCLES)
+            done.append(run)
+        self.answers[rule].append(Answers.of(done))
+
+
+def pass_over(positions: int) -> str:
+    """The probe of a target pass over so many positions."""
+    return f"target pass over {positions}"
+
+
+def widths(draft_length: int) -> list[int]:
+    """The positions that target passes are timed at: 1, 2, 3, 5, 9 and so on, and K + 1."""
+    steps = [1 + 2**i for i in range(draft_length.bit_length()) if 2**i < draft_length]
+    return sorted({1, *steps, draft_length + 1})
+
+
+def _with_hidden(run: Run) -> bool:
+    return "draft_hidden" in getattr(run.verifier, "needs", frozenset())

@@ -1,0 +1,208 @@
+"""The figures of a bench at one batch size, from its timings and its answers, as plain numbers for JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from kljudge_jax.decoding.draft import ModelDraft
+from kljudge_jax.evaluation import limits
+from kljudge_jax.evaluation.bench_batch import PLAIN, Batch, Plan, pass_over
+from kljudge_jax.evaluation.cost_model import CostModel, acceptance_rate, advice, expected_tokens
+from kljudge_jax.evaluation.limits import Reached, Work
+from kljudge_jax.evaluation.timing import Timing, added, spread
+from kljudge_jax.verification import SyntheticAcceptance, parse_verifier
+
+
+def batch_figures(batch: Batch, timings: Mapping[str, Timing], reached: Mapping[str, Reached]) -> dict[str, Any]:
+    """All figures of a batch size; `reached` holds what the device reached on each model's bytes."""
+    prompts = timings[batch.named("prompts")]
+    ids = int(batch.runs[batch.common].lengths.sum())
+    capacity = batch.runs[batch.common].settings.capacity
+    passes = {}
+    for width in batch.widths:
+        timing = timings[batch.named(pass_over(width))]
+        work = limits.pass_work(batch.pair.target, batch.size, width, capacity)
+        passes[str(width)] = timing.to_json() | _achieved(timing, work, reached["target"])
+    return {
+        "batch": batch.size,
+        "capacity": capacity,
+        "prompts": {
+            "n": len(batch.groups) * batch.size,
+            "tokens": ids,
+            "tokens_per_second": ids / prompts.seconds,
+            **prompts.to_json(),
+        },
+        "draft": _draft(batch, timings, reached),
+        "target_pass": passes,
+        "rules": [_rule(batch, rule, timings, reached) for rule in batch.plan.rules],
+    }
+
+
+def _draft(batch, timings, reached) -> dict[str, Any] | None:
+    """A draft of K tokens, and one step of it."""
+    if batch.named("draft") not in timings:
+        return None
+    draft, length = timings[batch.named("draft")], batch.plan.draft_length
+    step = Timing(tuple(s / length for s in draft.samples), draft.repetitions, draft.compile_seconds)
+    plain = timings[batch.named(pass_over(1))]
+    work = _draft_work(batch, batch.common)
+    return {
+        **draft.to_json(),
+        **({} if work is None else _achieved(draft, work, reached["draft"])),
+        "step": step.to_json(),
+        "step_x_plain_pass": spread([a / b for a, b in zip(step.samples, plain.samples, strict=True)], "ratio"),
+    }
+
+
+def _rule(batch, rule, timings, reached) -> dict[str, Any]:
+    def timing(name):
+        return timings[batch.named(name)]
+
+    length = batch.runs[rule].settings.draft_length
+    answers, seconds = batch.answers[rule][-batch.plan.rounds :], timing(f"{rule}, answers").samples
+    speeds, plain = _speeds(batch, rule, timings), _speeds(batch, PLAIN, timings)
+    decoding = [a.tokens / a.decoding_seconds for a in answers]
+    row_cycles, batch_cycles = sum(len(a.cycles) for a in answers), sum(a.batch_cycles for a in answers)
+
+    pieces = {} if not length else {"draft": timing(batch.draft_of(rule))}
+    pieces |= {"target": timing(batch.pass_of(rule)), "verdicts": timing(f"{rule}, verdicts")}
+    pieces |= {"commit": timing(f"{rule}, commit")}
+    cycle, total = timing(f"{rule}, cycle"), added(*pieces.values())
+    # What a cycle of an answer took beyond one in a loop of its own: dispatch, what came back, text.
+    host = [
+        (s - a.prompt_seconds) / a.batch_cycles - c for a, s, c in zip(answers, seconds, cycle.samples, strict=True)
+    ]
+    # Rows that have ended wait for the longest one of their batch.
+    occupancy = row_cycles / (batch.size * batch_cycles)
+    return {
+        "rule": rule,
+        "draft_length": length,
+        **spread(speeds, "tokens_per_second"),
+        "speed": None if rule == PLAIN else spread([a / b for a, b in zip(speeds, plain, strict=True)], "ratio"),
+        "decoding": spread(decoding, "tokens_per_second"),
+        "tokens": sum(a.tokens for a in answers),
+        "cycles": row_cycles,
+        "mean_acceptance_length": sum(a.tokens for a in answers) / row_cycles,
+        "occupancy": occupancy,
+        "cycle": cycle.to_json(),
+        "sum_of_parts": spread(total.samples, "seconds"),
+        "cycle_over_parts": spread([c / t for c, t in zip(cycle.samples, total.samples, strict=True)], "ratio"),
+        "compile_seconds": batch.runs[rule].compile_seconds + cycle.compile_seconds,
+        "profile": _profile(batch, rule, pieces, host, cycle, reached),
+        "model": _model(batch, rule, timings, occupancy, decoding),
+        "failed": sum(a.failed for a in answers),
+    }
+
+
+def _speeds(batch, rule, timings) -> list[float]:
+    """Tokens per second of every round, from prompt to text."""
+    rounds = batch.answers[rule][-batch.plan.rounds :]
+    seconds = timings[batch.named(f"{rule}, answers")].samples
+    return [answers.tokens / s for answers, s in zip(rounds, seconds, strict=True)]
+
+
+def _model(batch, rule, timings, occupancy, decoding) -> dict[str, Any] | None:
+    """What the cost model says of a rule beside what was measured; None where no draft token was tested."""
+    length = batch.runs[rule].settings.draft_length
+    answers = batch.answers[rule][-batch.plan.rounds :]
+    rate = 0.0 if rule == PLAIN else known_rate(rule, batch.plan)
+    if rate is None:
+        rate = acceptance_rate(cycle for a in answers for cycle in a.cycles)
+    if rate is None:
+        return None
+    model = _cost_model(batch, rule, timings)
+    predicted, measured = batch.size * occupancy * model.tokens_per_second(rate, length), float(np.median(decoding))
+    found = {
+        "acceptance_rate": rate,
+        "acceptance_length": expected_tokens(rate, length),
+        "draft_step_seconds": model.draft_step,
+        "pass_seconds": model.pass_seconds(length),
+        "tokens_per_second": predicted,
+        "measured_tokens_per_second": measured,
+        "error": predicted / measured - 1,
+    }
+    if length:
+        found |= {
+            "recommended_draft_length": model.best_length(rate),
+            "advice": advice(model, rate),
+            "by_draft_length": [batch.size * model.tokens_per_second(rate, k) for k in range(length + 1)],
+        }
+    return found
+
+
+def _cost_model(batch, rule, timings) -> CostModel:
+    def seconds(name):
+        return timings[batch.named(name)].seconds
+
+    def overhead(of):
+        return seconds(f"{of}, verdicts") + seconds(f"{of}, commit")
+
+    length = batch.runs[rule].settings.draft_length
+    own = batch.pass_of(rule)
+    if own == pass_over(length + 1):
+        passes = {width: seconds(pass_over(width)) for width in batch.widths}
+    else:
+        passes = {1: seconds(pass_over(1)), length + 1: seconds(own)}
+    step = seconds(batch.draft_of(rule)) / length if length else 0.0
+    return CostModel(step, passes, {0: overhead(PLAIN), length: overhead(rule)})
+
+
+def _profile(batch, rule, pieces, host, cycle, reached) -> list[dict[str, Any]]:
+    """Where a cycle goes, and how far each part is from its floor."""
+    run, target = batch.runs[rule], batch.pair.target
+    length, rows = run.settings.draft_length, run.state.caches.target.length.shape[0]
+    scored = limits.pass_work(target, rows, run.settings.scorer.slots(length), run.settings.capacity)
+    work = {
+        "target": scored,
+        "verdicts": limits.verdict_work(target.config.vocab_size, rows, length),
+        "draft": _draft_work(batch, rule) if length else None,
+    }
+    lines = []
+    for part, timing in pieces.items():
+        device = reached["draft" if part == "draft" and "draft" in reached else "target"]
+        floor = device.floor(work[part]) if work.get(part) is not None else None
+        lines.append(
+            {
+                "part": part,
+                **spread(timing.samples, "seconds"),
+                "share": timing.seconds / cycle.seconds,
+                "floor_seconds": floor,
+                "x_floor": None if floor is None else timing.seconds / floor,
+            }
+        )
+    middle = spread(host, "seconds")
+    share = middle["seconds"] / cycle.seconds
+    return [*lines, {"part": "host", **middle, "share": share, "floor_seconds": None, "x_floor": None}]
+
+
+def _draft_work(batch, rule) -> Work | None:
+    """What a draft reads and computes where the draft model writes it: a pass over two tokens, then over one each."""
+    settings = batch.runs[rule].settings
+    if not isinstance(settings.drafter, ModelDraft):
+        return None
+    rows = batch.runs[rule].state.caches.target.length.shape[0]
+    first, others = (limits.pass_work(batch.draft, rows, n, settings.capacity) for n in (2, 1))
+    return first + others.times(settings.draft_length - 1)
+
+
+def _achieved(timing: Timing, work: Work, reached: Reached) -> dict[str, float]:
+    """Bandwidth and arithmetic of something timed, and the share of what the device reached."""
+    bandwidth, flops = work.bytes / timing.seconds, work.flops / timing.seconds
+    return {
+        "bytes": work.bytes,
+        "bytes_per_second": bandwidth,
+        "bandwidth_share": bandwidth / reached.bytes_per_second,
+        "flops": work.flops,
+        "flops_per_second": flops,
+        "flops_share": flops / reached.flops_per_second,
+        "floor_seconds": reached.floor(work),
+    }
+
+
+def known_rate(rule: str, plan: Plan) -> float | None:
+    """The acceptance rate of a rule that accepts by a coin alone; None of any other."""
+    verifier = parse_verifier(rule, plan.temperature == 0)
+    return float(verifier.rate) if isinstance(verifier, SyntheticAcceptance) else None

@@ -1,0 +1,90 @@
+"""What a bench runs on: pairs with random weights, if they fit in memory, and prompts of much the same length."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from kljudge_jax.errors import InputError
+from kljudge_jax.evaluation.bench_batch import Plan
+from kljudge_jax.evaluation.limits import cache_bytes
+from kljudge_jax.evaluation.machine import free_memory
+from kljudge_jax.models.config import TransformerConfig
+from kljudge_jax.models.pair import ModelPair
+from kljudge_jax.models.shapes import bytes_per_device, random_model, shape_config
+from kljudge_jax.models.weights import resolve_dtype
+from kljudge_jax.tasks.base import Task
+
+
+def random_pair(
+    target: str, draft: str | None, dtype: str, mesh: str | None, plan: Plan, prompt_tokens: int
+) -> ModelPair:
+    """A pair of published shapes with random weights; the larger vocabulary is cut to the smaller.
+
+    Raises:
+      InputError: no such shape, or weights and caches do not fit in memory; nothing is made then.
+    """
+    named = {"target": target} | ({} if draft is None else {"draft": draft})
+    configs = {role: shape_config(word) for role, word in named.items()}
+    vocab = min(config.vocab_size for config in configs.values())
+    configs = {role: dataclasses.replace(config, vocab_size=vocab) for role, config in configs.items()}
+    wanted, on = resolve_dtype(dtype), _mesh(mesh)
+    weights = sum(bytes_per_device(config, wanted, on) for config in configs.values())
+    # Each rule's run keeps its caches, and one of them at a time is copied.
+    slots = prompt_tokens + plan.max_new_tokens + plan.draft_length + 1
+    states = sum(plan.batches) * len(plan.rules) + max(plan.batches)
+    caches = sum(cache_bytes(config, states, slots, wanted) for config in configs.values())
+    check_memory(weights, caches)
+    models = {role: random_model(config, wanted, seed, on) for seed, (role, config) in enumerate(configs.items())}
+    return ModelPair(models["target"], models.get("draft"), None, (), target, draft or "none")
+
+
+def with_random_draft(pair: ModelPair, draft: str, mesh: str | None) -> ModelPair:
+    """The pair with a draft of a published shape, random weights, and the target's vocabulary and dtype."""
+    vocab, dtype = pair.target.config.vocab_size, pair.target.dtype
+    config: TransformerConfig = dataclasses.replace(shape_config(draft), vocab_size=vocab)
+    check_memory(bytes_per_device(config, dtype, _mesh(mesh)), 0)
+    return dataclasses.replace(pair, draft=random_model(config, dtype, 1, _mesh(mesh)), draft_name=draft)
+
+
+def check_memory(weights: int, caches: int) -> None:
+    """Raises InputError, with the numbers, where so many bytes do not fit in what a device has left."""
+    free = free_memory()
+    if free is not None and weights + caches > free:
+        raise InputError(
+            f"weights of {weights / 1e9:.1f} GB and caches of {caches / 1e9:.1f} GB do not fit in the "
+            f"{free / 1e9:.1f} GB that are free: choose a smaller shape, its first layers (such as :layers=4), "
+            "--dtype bfloat16 or a smaller --batch"
+        )
+
+
+def random_prompts(pair: ModelPair, count: int, length: int, seed: int) -> list[np.ndarray]:
+    """Prompts of random token ids, int32 `[length]` each."""
+    ids = np.random.default_rng(seed).integers(0, pair.target.config.vocab_size, (count, length))
+    return list(ids.astype(np.int32))
+
+
+def near_prompts(task: Task, split: str, count: int) -> list[Any]:
+    """Prompts of a split of a task, near to its first in length, so that they share compiled programs."""
+    try:
+        problems = task.problems(split=split, n=4 * count)
+    except InputError:  # it holds fewer
+        problems = task.problems(split=split, n=count)
+    first = _length(problems[0])
+    near = sorted(range(len(problems)), key=lambda i: abs(_length(problems[i]) - first))[:count]
+    return [problems[i].prompt for i in near]
+
+
+def _length(problem) -> int:
+    prompt = problem.prompt
+    return len(prompt) if isinstance(prompt, str) else sum(len(message["content"]) for message in prompt)
+
+
+def _mesh(spec: str | None):
+    if spec is None:
+        return None
+    from kljudge_jax.parallel.mesh import mesh_from_spec
+
+    return mesh_from_spec(spec)

@@ -1,0 +1,111 @@
+"""What a pass reads and computes, and what this device was just measured to reach: a floor under every time."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kljudge_jax.decoding.draft import weights_read
+from kljudge_jax.evaluation.timing import Probe, Timing
+from kljudge_jax.models.cache import KVCache
+from kljudge_jax.models.config import TransformerConfig
+from kljudge_jax.models.transformer import Transformer, parameters
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """Bytes read and floating-point operations of something."""
+
+    bytes: int
+    flops: int
+
+    def __add__(self, other: Work) -> Work:
+        return Work(self.bytes + other.bytes, self.flops + other.flops)
+
+    def times(self, n: int) -> Work:
+        return Work(n * self.bytes, n * self.flops)
+
+
+@dataclasses.dataclass(frozen=True)
+class Reached:
+    """What the device reached: bytes and floating-point operations per second."""
+
+    bytes_per_second: float
+    flops_per_second: float
+
+    def floor(self, work: Work) -> float:
+        """The least seconds that work can take, whichever of the two is slower (the roofline)."""
+        return max(work.bytes / self.bytes_per_second, work.flops / self.flops_per_second)
+
+
+def pass_work(model: Transformer, batch: int, positions: int, capacity: int) -> Work:
+    """A pass over `positions` tokens of each of `batch` rows, logits included.
+
+    Every weight is read once, and all slots of the cache: attention masks the empty ones, it does not skip them.
+    """
+    config, weights = model.config, weights_read(model)
+    cache = cache_bytes(config, batch, capacity, model.dtype)
+    attention = 4 * config.num_layers * batch * positions * config.num_heads * capacity * config.head_dim
+    return Work(weights * model.dtype.itemsize + cache, 2 * weights * batch * positions + attention)
+
+
+def cache_bytes(config: TransformerConfig, batch: int, capacity: int, dtype: Any) -> int:
+    """What the keys and values of a cache take."""
+    shapes = jax.eval_shape(lambda: KVCache.create(config, batch, capacity, dtype))
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in (*shapes.keys, *shapes.values))
+
+
+def verdict_work(vocab_size: int, batch: int, draft_length: int) -> Work:
+    """The least that verdicts read: both models' logits once."""
+    return Work(4 * batch * vocab_size * (2 * draft_length + 1), 0)
+
+
+def weight_bytes(model: Transformer) -> int:
+    """Bytes that `read` reads."""
+    return sum(leaf.nbytes for leaf in parameters(model).values() if leaf.ndim == 2)
+
+
+def read(model: Transformer, axis: int) -> Probe:
+    """A plain read of all matrices of a model: their sums along an axis."""
+    matrices = [leaf for leaf in parameters(model).values() if leaf.ndim == 2]
+    return Probe(lambda _, n: _read(matrices, np.int32(n), axis=axis))
+
+
+def matmul_size() -> int:
+    """n of the square product that is timed."""
+    return 1024 if jax.default_backend() == "cpu" else 8192
+
+
+def matmul(dtype) -> Probe:
+    """A square product in that dtype, accumulated in float32 as the models' own are."""
+    n = matmul_size()
+    square = jnp.full((n, n), 1 / n, dtype)
+    return Probe(lambda _, repetitions: _matmul(square, np.int32(repetitions)))
+
+
+def reached(read_bytes: int, reads: list[Timing], product: Timing) -> Reached:
+    """The best of several ways to read, and the product."""
+    return Reached(read_bytes / min(t.seconds for t in reads), 2 * math.pow(matmul_size(), 3) / product.seconds)
+
+
+@functools.partial(jax.jit, static_argnames="axis")
+def _read(matrices, repetitions, *, axis):
+    def turn(i, total):
+        fenced, _ = jax.lax.optimization_barrier((matrices, i))
+        return total + sum(jnp.sum(jnp.sum(m, axis=axis, dtype=jnp.float32)) for m in fenced)
+
+    return jax.lax.fori_loop(0, repetitions, turn, jnp.float32(0))
+
+
+@jax.jit
+def _matmul(square, repetitions):
+    def turn(_, x):
+        return jnp.dot(x, square, preferred_element_type=jnp.float32).astype(x.dtype)
+
+    return jax.lax.fori_loop(0, repetitions, turn, square)

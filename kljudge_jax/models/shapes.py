@@ -1,0 +1,164 @@
+"""Published model shapes, and models of such a shape with random weights: what a speed can be measured on."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, SingleDeviceSharding
+
+from kljudge_jax.errors import InputError
+from kljudge_jax.models.config import TransformerConfig
+from kljudge_jax.models.families import config_from_hf
+from kljudge_jax.models.transformer import Transformer, abstract, assemble, parameters
+
+
+def _llama3(factor: float, **sizes: Any) -> dict[str, Any]:
+    scaling = {"rope_type": "llama3", "factor": factor, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    return {
+        "model_type": "llama",
+        "vocab_size": 128256,
+        "num_key_value_heads": 8,
+        "max_position_embeddings": 131072,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 500000.0,
+        "rope_scaling": scaling | {"original_max_position_embeddings": 8192},
+    } | sizes
+
+
+def _qwen(family: str, longest: int, **sizes: Any) -> dict[str, Any]:
+    return {
+        "model_type": family,
+        "vocab_size": 151936,
+        "max_position_embeddings": longest,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 1_000_000.0,
+    } | sizes
+
+
+def _gemma2(**sizes: Any) -> dict[str, Any]:
+    return {"model_type": "gemma2", "vocab_size": 256000, "max_position_embeddings": 8192} | sizes
+
+
+def _smollm2(theta: float, **sizes: Any) -> dict[str, Any]:
+    return {
+        "model_type": "llama",
+        "vocab_size": 49152,
+        "max_position_embeddings": 8192,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": theta,
+        "tie_word_embeddings": True,
+    } | sizes
+
+
+def _sizes(hidden: int, intermediate: int, layers: int, heads: int, kv_heads: int, **others: Any) -> dict[str, Any]:
+    return {
+        "hidden_size": hidden,
+        "intermediate_size": intermediate,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+    } | others
+
+
+_TIED = {"tie_word_embeddings": True}
+
+# What each model's config.json says, less what says nothing about its shape.
+SHAPES: dict[str, dict[str, Any]] = {
+    "llama-3.1-8b": _llama3(8.0, **_sizes(4096, 14336, 32, 32, 8)),
+    "llama-3.1-70b": _llama3(8.0, **_sizes(8192, 28672, 80, 64, 8)),
+    "llama-3.1-405b": _llama3(8.0, **_sizes(16384, 53248, 126, 128, 8)),
+    "llama-3.2-1b": _llama3(32.0, **_sizes(2048, 8192, 16, 32, 8, **_TIED)),
+    "llama-3.2-3b": _llama3(32.0, **_sizes(3072, 8192, 28, 24, 8, **_TIED)),
+    "qwen2.5-0.5b": _qwen("qwen2", 32768, **_sizes(896, 4864, 24, 14, 2, **_TIED)),
+    "qwen2.5-1.5b": _qwen("qwen2", 131072, **_sizes(1536, 8960, 28, 12, 2, **_TIED)),
+    "qwen2.5-7b": _qwen("qwen2", 131072, **_sizes(3584, 18944, 28, 28, 4, vocab_size=152064)),
+    "qwen2.5-32b": _qwen("qwen2", 131072, **_sizes(5120, 27648, 64, 40, 8, vocab_size=152064)),
+    "qwen2.5-72b": _qwen("qwen2", 131072, **_sizes(8192, 29568, 80, 64, 8, vocab_size=152064)),
+    "qwen3-0.6b": _qwen("qwen3", 40960, **_sizes(1024, 3072, 28, 16, 8, head_dim=128, **_TIED)),
+    "qwen3-8b": _qwen("qwen3", 40960, **_sizes(4096, 12288, 36, 32, 8, head_dim=128)),
+    "qwen3-32b": _qwen("qwen3", 40960, **_sizes(5120, 25600, 64, 64, 8, head_dim=128)),
+    "gemma-2-2b": _gemma2(**_sizes(2304, 9216, 26, 8, 4, head_dim=256, query_pre_attn_scalar=256)),
+    "gemma-2-9b": _gemma2(**_sizes(3584, 14336, 42, 16, 8, head_dim=256, query_pre_attn_scalar=256)),
+    "gemma-2-27b": _gemma2(**_sizes(4608, 36864, 46, 32, 16, head_dim=128, query_pre_attn_scalar=144)),
+    "smollm2-135m": _smollm2(100000.0, **_sizes(576, 1536, 30, 9, 3)),
+    "smollm2-360m": _smollm2(100000.0, **_sizes(960, 2560, 32, 15, 5)),
+    "smollm2-1.7b": _smollm2(130000.0, **_sizes(2048, 8192, 24, 32, 32)),
+}
+
+
+def shape_config(word: str) -> TransformerConfig:
+    """The configuration of a published shape: `llama-3.1-8b`, or `llama-3.1-8b:layers=4`, its first layers alone.
+
+    Raises:
+      InputError: no such shape, or more layers than it has.
+    """
+    name, colon, rest = (part.strip() for part in word.partition(":"))
+    if name not in SHAPES:
+        raise InputError(f"choose a shape of {', '.join(SHAPES)}, not {name!r}")
+    config = config_from_hf(SHAPES[name])
+    if not colon:
+        return config
+    key, _, number = (part.strip() for part in rest.partition("="))
+    if key != "layers" or not number.isdecimal() or not 1 <= int(number) <= config.num_layers:
+        raise InputError(f"write {name}:layers=N with an N from 1 to {config.num_layers}, not {word!r}")
+    layers = int(number)
+    return dataclasses.replace(config, num_layers=layers, windows=config.windows[:layers])
+
+
+def count_parameters(config: TransformerConfig) -> int:
+    """How many parameters a model of that shape has; a head tied to the embedding counts once."""
+    return sum(math.prod(leaf.shape) for leaf in parameters(abstract(config)).values())
+
+
+def bytes_per_device(config: TransformerConfig, dtype: Any, mesh: Mesh | None = None) -> int:
+    """What the parameters take of each device's memory."""
+    total = 0
+    for name, leaf in parameters(abstract(config, dtype)).items():
+        total += math.prod(_sharding(name, leaf.shape, mesh).shard_shape(leaf.shape)) * leaf.dtype.itemsize
+    return total
+
+
+def random_model(config: TransformerConfig, dtype: Any, seed: int = 0, mesh: Mesh | None = None) -> Transformer:
+    """A model of that shape with random weights, drawn on the device in `dtype`, one tensor at a time.
+
+    Args:
+      config: the shape.
+      dtype: of every parameter but the norm scales, which are float32 ones.
+      seed: of the draws.
+      mesh: devices to spread the parameters over; None is one device.
+    """
+    # Bits come from the device's own generator: nothing hangs on how random they are, and the default one would take
+    # minutes for billions of them on a CPU.
+    key = jax.random.key(seed, impl="unsafe_rbg")
+    values = {}
+    for i, (name, leaf) in enumerate(parameters(abstract(config, dtype)).items()):
+        sharding = _sharding(name, leaf.shape, mesh)
+        if name.endswith("scale"):
+            values[name] = jnp.ones(leaf.shape, leaf.dtype, device=sharding)
+        elif name.endswith("bias"):
+            values[name] = jnp.zeros(leaf.shape, leaf.dtype, device=sharding)
+        else:
+            values[name] = _fill(sharding)(jax.random.fold_in(key, i), leaf.shape, leaf.dtype, config.hidden_size)
+    return assemble(config, values)
+
+
+def _fill(sharding):
+    return jax.jit(_uniform, static_argnums=(1, 2, 3), out_shardings=sharding)
+
+
+def _uniform(key, shape, dtype, hidden_size):
+    # As wide as the normal draw of the same scale that a `Transformer` begins with.
+    width = math.sqrt(3 / hidden_size)
+    return jax.random.uniform(key, shape, dtype, -width, width)
+
+
+def _sharding(name: str, shape: tuple[int, ...], mesh: Mesh | None):
+    if mesh is None:
+        return SingleDeviceSharding(jax.devices()[0])
+    from kljudge_jax.parallel.mesh import partition
+
+    return NamedSharding(mesh, partition(name, shape, mesh))

@@ -1,0 +1,201 @@
+"""A bench of a tiny pair by the command line, and what it refuses."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from tiny_pairs import DRAFT_LENGTH, VOCAB_SIZE, tiny_pair
+
+from kljudge_jax.cli import main
+from kljudge_jax.evaluation import bench_models, limits, timing
+from kljudge_jax.evaluation.bench_batch import Batch, Plan, widths
+from kljudge_jax.evaluation.bench_figures import known_rate
+from kljudge_jax.evaluation.cost_model import expected_tokens
+from kljudge_jax.models.shapes import SHAPES
+
+TINY = {
+    "model_type": "llama",
+    "vocab_size": 96,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+
+
+def run(capsys, *words):
+    """Exit status, stdout and stderr of one call."""
+    try:
+        status = main([str(word) for word in words])
+    except SystemExit as exit:
+        status = exit.code
+    out = capsys.readouterr()
+    return status, out.out, out.err
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Samples of one repetition, and a small square product: figures of no worth, made fast."""
+    monkeypatch.setattr(limits, "matmul_size", lambda: 32)
+    monkeypatch.setattr(timing, "SHORTEST_SAMPLE", 0.0)
+    monkeypatch.setattr("kljudge_jax.evaluation.bench.SHORTEST_SAMPLE", 0.0)
+    monkeypatch.setitem(SHAPES, "tiny", TINY)
+
+
+@pytest.fixture
+def benching(tiny_folders, tmp_path, quick):
+    lines = [json.dumps({"prompt": f"text {i}", "answer": "a"}) for i in range(4)]
+    (tmp_path / "problems.jsonl").write_text("\n".join(lines))
+    words = ["bench", "--target", tiny_folders.target, "--draft", tiny_folders.draft, "--max-new-tokens", "24"]
+    words += [
+        "--task",
+        f"prompts:{tmp_path / 'problems.jsonl'}",
+        "--split",
+        "all",
+        "--rounds",
+        "2",
+        "--draft-length",
+        DRAFT_LENGTH,
+    ]
+    return [*words, "--out", tmp_path / "out"]
+
+
+def test_a_bench_of_two_models_has_all_its_figures(capsys, benching, tmp_path):
+    status, table, err = run(capsys, *benching, "--batch", "2", "--rules", "kl:4.0", "--profile")
+    assert status == 0, err
+    assert (tmp_path / "out" / "table.md").read_text() == table
+    found = json.loads((tmp_path / "out" / "bench.json").read_text())
+    assert (found["schema"], found["kind"], found["dtype"]) == (1, "bench", "float32")
+    assert found["command"].startswith("kljudge bench --target ") and found["command"].split()[-1] == "--profile"
+    assert found["machine"]["versions"]["jax"] == jax.__version__
+    assert found["models"]["target"]["shape"]["num_layers"] == 2 and found["models"]["draft"]["parameters"] > 0
+    assert found["limits"]["read"]["target"]["bytes_per_second"] > 0 and found["limits"]["matmul"]["size"] == 32
+    assert found["peak_memory"]["bytes"] > 1e6
+    for batch in found["batches"]:
+        assert list(batch["target_pass"]) == ["1", "2", "3", "5"]
+        for part in (*batch["target_pass"].values(), batch["draft"]):
+            assert 0 < part["low"] <= part["seconds"] <= part["high"] and part["rounds"] == 2
+            assert part["bytes_per_second"] > 0 and part["flops_share"] > 0
+        assert batch["draft"]["step"]["seconds"] == pytest.approx(batch["draft"]["seconds"] / DRAFT_LENGTH)
+        assert batch["prompts"]["n"] == 4 and batch["prompts"]["seconds"] > 0
+        plain, judge = batch["rules"]
+        assert [plain["rule"], judge["rule"]] == ["none", "kl:4.0"]
+        assert plain["speed"] is None and plain["mean_acceptance_length"] == 1.0
+        assert plain["tokens"] == 2 * 4 * 24 == plain["cycles"] and plain["occupancy"] == 1.0
+        assert 1 < judge["mean_acceptance_length"] <= DRAFT_LENGTH + 1
+        assert 0 < judge["occupancy"] <= 1 and judge["speed"]["rounds"] == 2
+        assert {part["part"] for part in judge["profile"]} == {"draft", "target", "verdicts", "commit", "host"}
+        model = judge["model"]
+        assert 0 < model["acceptance_rate"] < 1 and len(model["by_draft_length"]) == DRAFT_LENGTH + 1
+        fastest = int(np.argmax(model["by_draft_length"]))
+        assert model["recommended_draft_length"] == fastest
+        assert ("does not pay" in model["advice"]) == (fastest == 0)
+        assert model["error"] == pytest.approx(model["tokens_per_second"] / model["measured_tokens_per_second"] - 1)
+    for words in ("| 2 | kl:4.0 @ 4 |", "target pass, 5 positions", "Batch 2, plain: where a cycle goes", "x floor"):
+        assert words in table
+
+
+def test_a_bench_of_shapes_accepts_by_a_coin(capsys, tmp_path, quick):
+    words = ["bench", "--shape", "tiny", "--draft-shape", "tiny:layers=1", "--acceptance", "0.7", "--rounds", "2"]
+    words += ["--max-new-tokens", "24", "--prompt-tokens", "10", "--draft-length", "2", "--batch", "8"]
+    status, table, err = run(capsys, *words, "--dtype", "bfloat16", "--out", tmp_path)
+    assert status == 0, err
+    found = json.loads((tmp_path / "bench.json").read_text())
+    assert found["dtype"] == "bfloat16" and found["task"] == "random:10"
+    coin = found["batches"][0]["rules"][1]
+    assert coin["rule"] == "synthetic:0.7" and coin["model"]["acceptance_rate"] == pytest.approx(0.7)
+    assert coin["model"]["acceptance_length"] == pytest.approx(expected_tokens(0.7, 2))
+    assert coin["mean_acceptance_length"] == pytest.approx(expected_tokens(0.7, 2), rel=0.2)
+    assert "1, 2" not in table and "where a cycle goes" not in table
+
+
+def test_a_draft_may_be_a_shape_beside_a_real_target(quick):
+    pair = bench_models.with_random_draft(tiny_pair(), "tiny:layers=1", None)
+    assert pair.draft.config.vocab_size == pair.target.config.vocab_size == VOCAB_SIZE
+    assert (pair.draft.config.num_layers, pair.draft_name) == (1, "tiny:layers=1")
+
+
+@pytest.fixture
+def alone(benching):
+    """A bench of a target without a draft."""
+    return [word for i, word in enumerate(benching) if word != "--draft" and benching[i - 1] != "--draft"]
+
+
+def test_a_target_alone_is_timed_plain_at_every_batch_size(capsys, alone, tmp_path):
+    status, table, err = run(capsys, *alone, "--batch", "1,2", "--prompts", "1")
+    assert status == 0, err
+    found = json.loads((tmp_path / "out" / "bench.json").read_text())
+    assert "draft" not in found["models"]
+    assert [(batch["batch"], batch["draft"]) for batch in found["batches"]] == [(1, None), (2, None)]
+    assert "What the cost model recommends" not in table
+
+
+def test_a_draft_that_no_model_writes_has_no_bandwidth(capsys, alone, tmp_path):
+    status, _, err = run(capsys, *alone, "--prompts", "1", "--rules", "exact", "--drafter", "lookup")
+    assert status == 0, err
+    found = json.loads((tmp_path / "out" / "bench.json").read_text())
+    assert found["batches"][0]["draft"]["seconds"] > 0 and "bytes" not in found["batches"][0]["draft"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "name one target"),
+        (["--target", "embedded", "--shape", "tiny"], "name one target"),
+        (["--shape", "huge"], "choose a shape"),
+        (["--shape", "tiny", "--draft", "embedded"], "--draft-shape"),
+        (["--target", "embedded", "--draft-shape", "tiny"], "brings its own draft"),
+        (["--target", "x", "--draft", "y", "--draft-shape", "tiny"], "not both"),
+        (["--shape", "tiny", "--rules", "exact"], "--draft-shape"),
+        (["--shape", "tiny", "--draft-shape", "tiny", "--acceptance", "1.5"], "1.5"),
+        (["--target", "embedded", "--rules", "magic"], "magic"),
+        (["--target", "embedded", "--batch", "1,x"], "whole numbers"),
+        (["--target", "embedded", "--batch", "0"], "start at 1"),
+        (["--target", "embedded", "--rounds", "0"], "start at 1"),
+        (["--target", "embedded", "--max-new-tokens", "9"], "at least 10"),
+        (["--target", "embedded", "--draft-length", "adaptive"], "adaptive"),
+    ],
+)
+def test_a_bench_that_cannot_be_is_refused(capsys, tmp_path, monkeypatch, quick, words, message):
+    monkeypatch.chdir(tmp_path)
+    status, out, err = run(capsys, "bench", *words)
+    assert status == 2
+    assert out == "" and message in err
+    assert len(err.strip().splitlines()) == 1
+
+
+def test_models_that_do_not_fit_are_refused_with_the_numbers(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(bench_models, "free_memory", lambda: 100_000_000_000)
+    words = ["--shape", "llama-3.1-70b", "--draft-shape", "llama-3.2-1b", "--dtype", "bfloat16", "--out", tmp_path]
+    status, _, err = run(capsys, "bench", *words)
+    assert status == 2
+    assert "weights of 143.6 GB" in err and "the 100.0 GB that are free" in err and "layers" in err
+
+
+def test_passes_are_timed_at_a_few_widths():
+    assert widths(8) == [1, 2, 3, 5, 9]
+    assert widths(5) == [1, 2, 3, 5, 6]
+    assert widths(1) == [1, 2]
+    assert widths(0) == [1]
+
+
+def test_a_batch_asks_for_some_prompts_twice_where_there_are_too_few(monkeypatch):
+    monkeypatch.setattr(Batch, "_start", lambda self, rule, prompts, draw: _NoRun())
+    assert Batch(None, ["a", "b", "c"], Plan(("none",)), 2).groups == [["a", "b"]]
+    assert Batch(None, ["a", "b", "c"], Plan(("none",)), 4).groups == [["a", "b", "c", "a"]]
+    assert Batch(None, ["a", "b", "c"], Plan(("none",)), 1).groups == [["a"], ["b"], ["c"]]
+
+
+class _NoRun:
+    draft = None
+
+    class settings:
+        draft_length = 0
+
+
+def test_only_a_coin_says_its_rate_beforehand():
+    plan = Plan(("none",))
+    assert known_rate("synthetic:0.25", plan) == 0.25
+    assert known_rate("random:0.25", plan) is None and known_rate("none", plan) is None

@@ -1,0 +1,73 @@
+"""The parts that a bench times are those of a cycle: one after another they give what a cycle gives."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny_pairs import DRAFT_LENGTH, PROMPTS, tiny_pair
+
+import kljudge_jax as kj
+from kljudge_jax.decoding import loop
+from kljudge_jax.decoding.drafter import Models
+from kljudge_jax.decoding.run import Run
+from kljudge_jax.evaluation import parts
+
+
+def started(rule, sampling=(0.0, 0, 1.0)):
+    return Run(tiny_pair(), PROMPTS, rule, DRAFT_LENGTH, kj.ModelDraft(), 40, sampling, (), jax.random.key(1), False)
+
+
+@pytest.fixture(scope="module")
+def run():
+    return started("exact")
+
+
+def done(probe, repetitions):
+    """What the probe's last repetition gave, without what it updated in place."""
+    return probe.run(probe.make(), repetitions)[1]
+
+
+@pytest.mark.parametrize(("rule", "temperature"), [("exact", 0.0), ("kseq:2", 1.0), (None, 0.0)])
+def test_parts_repeated_give_what_one_cycle_gives(rule, temperature):
+    run, repetitions = started(rule, (temperature, 0, 1.0)), 3
+    state = run.state
+    models = Models(run.pair.target, run.draft)
+    whole = jax.jit(loop.cycle, static_argnums=5)(models, run.verifier, run.sampling, run.eos, state, run.settings)
+    proposal, scores = parts._scored(run)
+    if run.settings.drafter is not None:
+        np.testing.assert_array_equal(done(parts.draft(run), repetitions).draft.tokens, proposal.draft.tokens)
+    outcome = done(parts.verdicts(run), repetitions)
+    after = done(parts.commit(run), repetitions)
+    for name in ("sequence", "length", "count", "origin", "running", "cycles"):
+        np.testing.assert_array_equal(getattr(after, name), getattr(whole, name), name)
+    assert (np.asarray(whole.count) >= np.asarray(outcome.accepted)).all() and whole.count.any()
+    assert scores.logits.shape[1] == run.settings.draft_length + 1
+    assert not state.length.is_deleted() and not state.caches.target.keys[0].is_deleted()
+
+
+def test_a_pass_scores_as_many_positions_as_asked_for(run):
+    for positions in (1, 3):
+        scores = done(parts.target_pass(run, positions), 2)
+        rows = run.state.caches.target.length.shape[0]
+        assert scores.logits.shape == (rows, positions, run.pair.target.config.vocab_size)
+        # Token 0 after each prompt, at the place where the prompt's cache ends.
+        cache = run.state.caches.target
+        hidden, _ = run.pair.target(jnp.zeros((rows, 1), jnp.int32), cache)
+        np.testing.assert_allclose(scores.logits[:, :1], run.pair.target.logits(hidden), rtol=1e-4, atol=1e-4)
+
+
+def test_cycles_go_on_from_the_prompts_as_often_as_there_is_room(run):
+    probe = parts.whole_cycle(run)
+    assert probe.most == 39 // (run.settings.draft_length + 1)
+    for _ in range(2):  # a sample leaves nothing behind for the next
+        state = probe.run(probe.make(), probe.most)
+        np.testing.assert_array_equal(state.cycles, probe.most)
+
+
+def test_prompts_are_consumed_as_a_run_does(run):
+    state = parts.prompts(run).run(None, 2)[1]
+    for ours, theirs in zip(jax.tree.leaves(state.caches), jax.tree.leaves(run.state.caches), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert dataclasses.replace(state, caches=None).length.shape == run.state.length.shape
