@@ -46,7 +46,7 @@ class Result:
 
 
 def read_result(path: str | Path) -> Result:
-    """Reads a `bench.json`, or a sweep's `summary.json` that has its `plan.json` beside it.
+    """Reads a `bench.json`, or a sweep's `summary.json`.
 
     Raises:
       InputError: the file cannot be read, is none of the two, or is of a schema that this version does not know.
@@ -57,11 +57,9 @@ def read_result(path: str | Path) -> Result:
         if found.get("kind") == bench.KIND:
             _check_schema(path, found, bench.SCHEMA)
             return _of_bench(path, found)
-        if "cells" in found:
+        if found.get("kind") == sweep.KIND:
             _check_schema(path, found, sweep.SCHEMA)
-            plan = read_json(path.with_name("plan.json"))
-            _check_schema(path.with_name("plan.json"), plan, sweep.SCHEMA)
-            return _of_sweep(path, found, plan)
+            return _of_sweep(path, found)
     except (KeyError, TypeError, AttributeError, IndexError) as error:
         raise InputError(f"{path} is damaged ({type(error).__name__}: {error}): measure it again") from error
     raise InputError(f"{path} is no result of kljudge: give a bench.json, or the summary.json of a sweep")
@@ -184,15 +182,17 @@ def _of_bench(path: Path, found: dict[str, Any]) -> Result:
     return Result(str(path), bench.KIND, machine_label(found["machine"]), asked, rows, bars)
 
 
-def _of_sweep(path: Path, found: dict[str, Any], plan: dict[str, Any]) -> Result:
-    asked = {name: _base(plan[name]) for name in ("target", "draft")} | {name: plan[name] for name in ("dtype", "task")}
-    asked |= {name: value for name, value in plan["plan"].items() if name != "cells"}
-    asked["cells"] = [_rule_name(cell) for cell in plan["plan"]["cells"]]
+def _of_sweep(path: Path, found: dict[str, Any]) -> Result:
+    asked = {name: _base(found[name] or "none") for name in ("target", "draft")} | {"dtype": found["dtype"]}
+    asked["tasks"] = list(dict.fromkeys(cell["task"] for cell in found["cells"]))
+    asked |= {name: value for name, value in found["plan"].items() if name not in ("cells", "seed")}
+    asked["cells"] = [_rule_name(cell) for cell in found["plan"]["cells"]]
     rows, bars = [], []
     for cell in found["cells"]:
         low, high = cell["accuracy_interval"]
         rows.append(
             {
+                "task": cell["task"],
                 "rule": _rule_name(cell),
                 "right": f"{cell['right']} of {cell['n']}",
                 "95 %": f"{100 * low:.0f} to {100 * high:.0f}",
@@ -201,8 +201,9 @@ def _of_sweep(path: Path, found: dict[str, Any], plan: dict[str, Any]) -> Result
                 "x plain": "" if cell["speed"] is None else f"{cell['speed']:.2f}",
             }
         )
-        bars.append(Bar(_rule_name(cell), cell["tokens_per_second"]))
-    return Result(str(path), "sweep", machine_label(plan["machine"]), asked, rows, bars)
+        name = _rule_name(cell) if len(asked["tasks"]) == 1 else f"{cell['task']}: {_rule_name(cell)}"
+        bars.append(Bar(name, cell["tokens_per_second"], *(cell["tokens_per_second_interval"] or ())))
+    return Result(str(path), sweep.KIND, machine_label(found["machine"]), asked, rows, bars)
 
 
 def _check_schema(path: Path, found: dict[str, Any], known: int) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from kljudge_jax.evaluation.pareto import draw_positions, draw_tradeoff, svg
 from kljudge_jax.evaluation.summary import csv_table, markdown_table, table
-from kljudge_jax.evaluation.sweep import SCHEMA
+from kljudge_jax.evaluation.sweep import KIND, SCHEMA
 from kljudge_jax.evaluation.token_page import Answer, legend_html, page, table_html, tokens_html
 
 NOTES = (
@@ -167,5 +167,5 @@ def _markdown(results: Sequence[TaskResult], setting: Setting) -> str:
 
 def _json(results: Sequence[TaskResult], setting: Setting) -> str:
     cells = [{"task": result.name} | row for result in results for row in result.rows]
-    found = {"schema": SCHEMA, "kind": "sweep", **dataclasses.asdict(setting), "cells": cells}
+    found = {"schema": SCHEMA, "kind": KIND, **dataclasses.asdict(setting), "cells": cells}
     return json.dumps(found, indent=2) + "\n"

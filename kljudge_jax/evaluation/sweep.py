@@ -19,6 +19,7 @@ from kljudge_jax.models.pair import ModelPair
 from kljudge_jax.tasks.base import Problem, Task
 
 SCHEMA = 1
+KIND = "sweep"
 
 
 @dataclasses.dataclass(frozen=True)

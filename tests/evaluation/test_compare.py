@@ -63,12 +63,12 @@ def bench_file(folder, **changes):
 
 def sweep_files(folder, **plan):
     cell = {"rule": "exact", "draft_length": 8, "n": 10, "right": 9, "accuracy_interval": [0.6, 0.98]}
-    cell |= {"mean_acceptance_length": 5.0, "tokens_per_second": 50.0, "speed": None}
+    cell |= {"mean_acceptance_length": 5.0, "tokens_per_second": 50.0, "tokens_per_second_interval": None}
+    cell |= {"task": "arithmetic", "speed": None}
     folder.mkdir(exist_ok=True)
-    (folder / "summary.json").write_text(json.dumps({"schema": 1, "cells": [cell]}))
-    asked = {"schema": 1, "target": "t", "draft": "d", "dtype": "float32", "task": "arithmetic", "machine": MACHINE}
+    asked = {"schema": 1, "kind": "sweep", "target": "t", "draft": "d", "dtype": "float32", "machine": MACHINE}
     asked["plan"] = {"cells": [{"rule": "exact", "draft_length": 8}], "n": 10, "max_new_tokens": 64} | plan
-    (folder / "plan.json").write_text(json.dumps(asked))
+    (folder / "summary.json").write_text(json.dumps(asked | {"cells": [cell]}))
     return folder / "summary.json"
 
 
