@@ -124,7 +124,8 @@ def test_a_model_is_the_same_wherever_it_lies(tmp_path):
         ('{"kind": "bench", "schema": 99}', "schema 99"),
         ('{"kind": "bench", "schema": 1}', "damaged"),
         ('{"cells": [], "schema": 2}', "schema 2"),
-        ('{"cells": [], "schema": 1}', "plan.json"),
+        ('{"cells": [], "schema": 1}', "is no result of kljudge"),
+        ('{"cells": [], "schema": 1, "kind": "sweep"}', "is damaged"),
     ],
 )
 def test_a_file_that_is_no_result_is_refused_by_name(tmp_path, capsys, text, message):
