@@ -141,10 +141,8 @@ def write_comparison(path: str | Path, results: Sequence[Result], notes: Sequenc
     axes.invert_yaxis()
     axes.margins(x=0.12)
     axes.set_xlim(left=0)
-    axes.set_xlabel(
-        "tokens per second"
-        + (", median and 10 to 90 %" if results[0].kind == bench.KIND else ", and 95 % where it is known")
-    )
+    spread = "median and 10 to 90 %" if results[0].kind == bench.KIND else "and 95 % where it is known"
+    axes.set_xlabel(f"tokens per second, {spread}")
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside upper center", fontsize=8, frameon=False, ncols=1)
     figure.savefig(path)

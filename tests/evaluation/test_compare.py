@@ -123,7 +123,7 @@ def test_a_model_is_the_same_wherever_it_lies(tmp_path):
         ("{}", "no result of kljudge"),
         ('{"kind": "bench", "schema": 99}', "schema 99"),
         ('{"kind": "bench", "schema": 1}', "damaged"),
-        ('{"cells": [], "schema": 2}', "schema 2"),
+        ('{"cells": [], "schema": 2, "kind": "sweep"}', "schema 2"),
         ('{"cells": [], "schema": 1}', "is no result of kljudge"),
         ('{"cells": [], "schema": 1, "kind": "sweep"}', "is damaged"),
     ],
@@ -144,7 +144,10 @@ def test_a_damaged_bench_is_refused_by_name(tmp_path):
 def test_sweeps_are_compared_alike(tmp_path, capsys):
     files = [str(sweep_files(tmp_path / name)) for name in "ab"]
     assert main(["compare", *files, "--out", str(tmp_path / "out")]) == 0
-    assert "| Made Up, 2 cores (a) | exact @ 8 | 9 of 10 | 60 to 98 | 5.00 | 50.0 |" in capsys.readouterr().out
+    assert (
+        "| Made Up, 2 cores (a) | arithmetic | exact @ 8 | 9 of 10 | 60 to 98 | 5.00 | 50.0 |"
+        in capsys.readouterr().out
+    )
     other = str(sweep_files(tmp_path / "c", n=20))
     assert main(["compare", files[0], other, "--out", str(tmp_path / "out")]) == 2
     assert "n 20 and not 10" in capsys.readouterr().err
