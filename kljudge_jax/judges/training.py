@@ -156,8 +156,9 @@ def fit_judge(
     known = _Problem(features, important, ~held_out, options)
     points, fits, layers = [], [], None
     for C in sorted(options.grid):
-        # A fit starts from the one before it, whose penalty was a little stronger.
-        layers, steps, norm = known.fit(C, layers)
+        # A line's fit starts from the one before it, whose penalty was a little stronger. An MLP that a strong penalty
+        # has brought to zero would never leave it: it starts anew.
+        layers, steps, norm = known.fit(C, layers if options.model == "linear" else None)
         head = known.head(layers, data)
         train, validation = (roc_auc(important[part], predict(head, features[part])) for part in (~held_out, held_out))
         points.append(GridPoint(C, train, validation, steps, norm < _GRADIENT_NORM))

@@ -70,7 +70,7 @@ def test_an_mlp_finds_what_a_line_cannot():
     data = made_dataset(questions=60)
     product = data["target_hidden"][:, 0] * data["target_hidden"][:, 1]
     crossed = {**data.columns, "important": (product > np.median(product)).astype(np.int8)}
-    judge = fit_judge(dataclasses.replace(data, columns=crossed), Options("DT", "mlp", 16, grid=(0.3,)))
+    judge = fit_judge(dataclasses.replace(data, columns=crossed), Options("DT", "mlp", 16, grid=(1e-7, 0.3)))
     rows = data.features("DT")
     assert judge.best.validation_auc > 0.8 and len(judge.head.layers) == 2
     assert roc_auc(crossed["important"], predict(judge.head, rows)) > 0.9
