@@ -17,7 +17,7 @@ import kljudge_jax as kj
 from kljudge_jax.judges.mining import Options, mine
 from kljudge_jax.judges.reference import make_reference
 
-NEW, LITERAL, ALONE, MANY = 160, 3, 12, 192
+NEW, LITERAL, ALONE, MANY = 160, 2, 6, 128
 
 
 def main():
