@@ -87,7 +87,7 @@ def _bench(options) -> int:
     if min(batches) < 1 or any(getattr(options, name) < 1 for name in counts):
         raise InputError("--batch, --draft-length, --prompts, --rounds and --prompt-tokens start at 1")
     if options.max_new_tokens <= options.draft_length + 1:
-        raise InputError(f"--max-new-tokens leaves no room for a cycle: give at least {options.draft_length + 2}")
+        raise InputError(f"--max-new-tokens leaves no room for a whole draft: give at least {options.draft_length + 2}")
     folder = Path(options.out)
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,7 @@ from kljudge_jax.decoding.compile_clock import cache_hits
 from kljudge_jax.evaluation import limits
 from kljudge_jax.evaluation.bench_batch import PLAIN, Batch, Plan
 from kljudge_jax.evaluation.bench_figures import batch_figures
-from kljudge_jax.evaluation.machine import peak_memory
+from kljudge_jax.evaluation.machine import load_average, peak_memory
 from kljudge_jax.evaluation.timing import SHORTEST_SAMPLE, measure
 from kljudge_jax.models.pair import ModelPair
 from kljudge_jax.models.transformer import Transformer, parameters
@@ -41,7 +41,7 @@ def run_bench(
     Raises:
       InputError: a rule, or a prompt, that cannot be.
     """
-    known = cache_hits()
+    known, load = cache_hits(), load_average()
     batches = [Batch(pair, prompts, plan, size) for size in plan.batches]
     draft = batches[0].draft
     models = {"target": pair.target} | ({} if draft is None else {"draft": draft})
@@ -72,6 +72,7 @@ def run_bench(
         "batches": [batch_figures(batch, timings, reached) for batch in batches],
         "found_compiled": cache_hits() - known,
         "peak_memory": peak_memory(),
+        "load_average": [load, load_average()],
     }
 
 

@@ -31,7 +31,7 @@ class Plan:
       batches: answers decoded side by side, one size after another.
       draft_length: K.
       drafter: its word, as `decoding.words` reads it.
-      max_new_tokens, temperature, top_k, top_p: as `generate` takes them; a cycle needs K + 2 new tokens.
+      max_new_tokens, temperature, top_k, top_p: as `generate` takes them.
       rounds: how many samples of everything count.
       seed: of the draws.
     """
@@ -58,6 +58,7 @@ class Answers:
       prompt_seconds: what consuming the prompts took.
       cycles: of all rows.
       batch_cycles: how many the device ran: those of each batch's longest row.
+      compile_seconds: what compiling took on top.
       failed: answers that ended because a model returned NaN or +inf.
     """
 
@@ -66,6 +67,7 @@ class Answers:
     prompt_seconds: float
     cycles: list[Cycle]
     batch_cycles: int
+    compile_seconds: float
     failed: int
 
     @classmethod
@@ -78,6 +80,7 @@ class Answers:
             prompt_seconds=sum(s.prefill_seconds for s in stats),
             cycles=list(chain(*chain(*cycles))),
             batch_cycles=sum(max(map(len, rows)) for rows in cycles),
+            compile_seconds=sum(run.compile_seconds for run in runs),
             failed=sum(s.failed for s in stats),
         )
 

@@ -90,7 +90,7 @@ def _rule(batch, rule, timings, reached) -> dict[str, Any]:
         "cycle": cycle.to_json(),
         "sum_of_parts": spread(total.samples, "seconds"),
         "cycle_over_parts": spread([c / t for c, t in zip(cycle.samples, total.samples, strict=True)], "ratio"),
-        "compile_seconds": batch.runs[rule].compile_seconds + cycle.compile_seconds,
+        "compile_seconds": batch.runs[rule].compile_seconds + sum(a.compile_seconds for a in batch.answers[rule]),
         "profile": _profile(batch, rule, pieces, host, cycle, reached),
         "model": _model(batch, rule, timings, occupancy, decoding),
         "failed": sum(a.failed for a in answers),

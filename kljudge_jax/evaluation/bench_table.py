@@ -9,7 +9,7 @@ from kljudge_jax.evaluation.demo import markdown
 
 def bench_markdown(found: dict[str, Any], profile: bool = False) -> str:
     """The document that `kljudge bench` writes, as Markdown."""
-    blocks = [_setting(found), _limits(found)]
+    blocks = [_setting(found), _busy(found), _limits(found)]
     for batch in found["batches"]:
         blocks += [f"Batch {batch['batch']}: parts of a cycle\n", markdown(_parts(batch))]
     blocks += ["Rules\n", markdown(_rules(found["batches"])), _advice(found["batches"])]
@@ -40,6 +40,19 @@ def _setting(found) -> str:
         f"Median (10 to 90 %) of {plan['rounds']} rounds, all measurements taking turns. "
         f"Peak memory ({memory['of']}): {memory['bytes'] / 1e9:.2f} GB. Programs found compiled on disk: "
         f"{found['found_compiled']}.\n"
+    )
+
+
+def _busy(found) -> str:
+    """A warning where others were at work as well."""
+    load, cores = (
+        max((load for load in found["load_average"] if load is not None), default=0),
+        found["machine"]["cores"],
+    )
+    if load <= 1.5 * cores:
+        return ""
+    return (
+        f"The machine was busy (load average {load:.0f} on {cores} cores): times are rough, and ratios hold better.\n"
     )
 
 

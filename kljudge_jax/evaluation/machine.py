@@ -51,6 +51,11 @@ def free_memory() -> int | None:
     return _meminfo("MemAvailable")
 
 
+def load_average() -> float | None:
+    """How many processes wanted to run in the last minute, this one included; None where the system does not say."""
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+
+
 def _memory_stats() -> dict[str, int]:
     return jax.local_devices()[0].memory_stats() or {}
 

@@ -66,20 +66,17 @@ def commit(run: Run) -> Probe:
 
 
 def whole_cycle(run: Run) -> Probe:
-    """Cycles as a run takes them, from its first on."""
-    batch = run.state.length.shape[0]
-    settings = run.settings
-    # Of the same shape, so that it is the same program, but no end of text: a row that stops would end the loop.
+    """The first cycle after the prompts, over and over: what a block of cycles is made of, without its dispatch."""
+    # No end of text: a row that stops drafts nothing more.
     never = jnp.full_like(run.eos, -1)
 
-    def repeat(state, n):
-        return loop.run_cycles(
-            run.pair.target, run.draft, run.verifier, run.sampling, never, state, np.zeros((batch,), bool), np.int32(n),
-            settings=settings, rule=type(run.verifier),
+    def repeat(caches, n):
+        return _cycle(
+            run.pair.target, run.draft, run.verifier, run.sampling, never, _bare(run.state), caches, np.int32(n),
+            settings=run.settings, rule=type(run.verifier),
         )  # fmt: skip
 
-    shortest = int(jnp.min(run.state.budget))
-    return Probe(repeat, lambda: _copy(run.state), most=(shortest - 1) // (settings.draft_length + 1))
+    return Probe(repeat, lambda: _copy(run.state.caches))
 
 
 def prompts(run: Run) -> Probe:
@@ -133,6 +130,18 @@ def _commit(state, caches, wanted, outcome, eos, repetitions, *, settings):
         return _rolled_back(after.caches, state, settings), dataclasses.replace(after, caches=None)
 
     return _repeated(step, caches, (state, wanted, outcome), repetitions)
+
+
+@functools.partial(jax.jit, static_argnames=("settings", "rule"), donate_argnames="caches")
+def _cycle(target, draft, verifier, sampling, eos, state, caches, repetitions, *, settings, rule):
+    del rule
+
+    def step(caches, state):
+        begun = dataclasses.replace(state, caches=caches)
+        after = loop.cycle(Models(target, draft), verifier, sampling, eos, begun, settings)
+        return _rolled_back(after.caches, state, settings), _bare(after)
+
+    return _repeated(step, caches, state, repetitions)
 
 
 def _scored(run: Run):

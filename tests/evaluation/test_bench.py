@@ -8,7 +8,7 @@ import pytest
 from tiny_pairs import DRAFT_LENGTH, VOCAB_SIZE, tiny_pair
 
 from kljudge_jax.cli import main
-from kljudge_jax.evaluation import bench_models, limits, timing
+from kljudge_jax.evaluation import bench_models, bench_table, limits, timing
 from kljudge_jax.evaluation.bench_batch import Batch, Plan, widths
 from kljudge_jax.evaluation.bench_figures import known_rate
 from kljudge_jax.evaluation.cost_model import expected_tokens
@@ -193,6 +193,13 @@ class _NoRun:
 
     class settings:
         draft_length = 0
+
+
+def test_a_busy_machine_is_said_to_be_one():
+    found = {"load_average": [None, 3.5], "machine": {"cores": 2}}
+    assert "load average 4 on 2 cores" in bench_table._busy(found)
+    for load in ([2.9, 1.0], [None, None]):
+        assert bench_table._busy(found | {"load_average": load}) == ""
 
 
 def test_only_a_coin_says_its_rate_beforehand():
