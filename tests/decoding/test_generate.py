@@ -233,7 +233,7 @@ def test_a_token_that_is_never_written_spoils_nothing():
         ({"verifier": "nonsense"}, "nonsense"),
         ({"verifier": kj.KLJudge}, "a verifier is a rule such as"),
         ({"verifier": 3}, "a verifier is a rule such as"),
-        ({"verifier": lambda key, inputs: None}, "which is no number: make a rule a frozen dataclass"),
+        ({"verifier": lambda key, inputs: None}, "which is no number: write a rule as a frozen dataclass"),
         ({"drafter": None}, "a drafter is one such as"),
         ({"key": 7}, "key is a PRNG key"),
         ({"key": jax.random.split(jax.random.key(0), 3)}, "one a prompt"),

@@ -33,7 +33,7 @@ def test_lookup_writes_the_targets_answers_whatever_it_drafts(pair):
     assert tokens_of(answers_tokens(answers)) == tokens_of(ours) == tokens_of(answer(pair, None))
     assert [a.stats.cycles for a in answers] == [row.cycles for row in ours.stats.rows]
     assert sum(a.stats.accepted for a in answers) > 0
-    assert all(a.batch == 0 and a.notes == {} for a in answers)
+    assert all(a.batch == 0 and set(a.notes) == {"origin"} for a in answers)
 
 
 class answers_tokens:
