@@ -137,7 +137,8 @@ def write_comparison(path: str | Path, results: Sequence[Result], notes: Sequenc
         if known:
             axes.errorbar(speeds, places, xerr=errors, fmt="none", ecolor="#333", elinewidth=1, capsize=2)
         for box, (_, bar) in zip(drawn, here, strict=True):
-            axes.annotate(f"{bar.speed:,.0f}" if bar.speed >= 100 else f"{bar.speed:.3g}", (max(bar.high or 0, bar.speed), box.get_y() + box.get_height() / 2),
+            number = f"{bar.speed:,.0f}" if bar.speed >= 100 else f"{bar.speed:.3g}"
+            axes.annotate(number, (max(bar.high or 0, bar.speed), box.get_y() + box.get_height() / 2),
                           xytext=(4, 0), textcoords="offset points", va="center", fontsize=8)  # fmt: skip
     axes.set_yticks(range(len(groups)), groups)
     axes.invert_yaxis()
