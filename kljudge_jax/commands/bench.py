@@ -102,6 +102,7 @@ def _bench(options) -> int:
         temperature=options.temperature,
         top_k=options.top_k,
         top_p=options.top_p,
+        min_p=options.min_p,
         rounds=options.rounds,
         seed=options.seed,
     )

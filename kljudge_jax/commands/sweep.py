@@ -123,7 +123,7 @@ def _sweep(options) -> int:
     files = write_report(options.out, results, setting)
     for result in results:
         print(f"{result.name}:\n\n{markdown_table(result.rows)}")
-        print("".join(f"{line}\n" for line in findings(result.rows)))
+        print("".join(f"{line}\n" for line in findings(result.rows, setting.greedy)))
     print(f"Report: {files[0]}")
     failed = sum(row["failed"] for result in results for row in result.rows)
     if failed:

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from kljudge_jax.decoding.run import Run
+from kljudge_jax.decoding.sampling import Sampling
 from kljudge_jax.decoding.scorers import DraftScorer
 from kljudge_jax.decoding.stats import Cycle
 from kljudge_jax.decoding.words import parse_drafter
@@ -31,7 +32,7 @@ class Plan:
       batches: answers decoded side by side, one size after another.
       draft_length: K.
       drafter: its word, as `decoding.words` reads it.
-      max_new_tokens, temperature, top_k, top_p: as `generate` takes them.
+      max_new_tokens, temperature, top_k, top_p, min_p: as `generate` takes them.
       rounds: how many samples of everything count.
       seed: of the draws.
     """
@@ -44,6 +45,7 @@ class Plan:
     temperature: float = 0.0
     top_k: int = 0
     top_p: float = 1.0
+    min_p: float = 0.0
     rounds: int = 7
     seed: int = 0
 
@@ -151,7 +153,7 @@ class Batch:
             plan.draft_length,
             parse_drafter(plan.drafter),
             plan.max_new_tokens,
-            (plan.temperature, plan.top_k, plan.top_p),
+            Sampling.create(plan.temperature, plan.top_k, plan.top_p, plan.min_p),
             (),
             jax.random.key(plan.seed + draw),
             False,

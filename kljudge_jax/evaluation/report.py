@@ -55,6 +55,10 @@ class Setting:
     plan: dict
     machine: dict
 
+    @property
+    def greedy(self) -> bool:
+        return self.plan["temperature"] == 0
+
 
 def read_setting(folders: Sequence[str | Path], command: str) -> Setting:
     """The setting of a sweep from the `plan.json` of its parts, which differ in task and seed only."""
@@ -83,8 +87,8 @@ def write_report(folder: str | Path, results: Sequence[TaskResult], setting: Set
     return [folder / name for name in (*texts, "tradeoff.png", "positions.png")]
 
 
-def findings(rows: Sequence[dict]) -> list[str]:
-    """What the figures say, in sentences."""
+def findings(rows: Sequence[dict], greedy: bool = True) -> list[str]:
+    """What the figures say, in sentences; `greedy` says whether a lossless rule should write the plain answers."""
     compared = [row for row in rows if row["verdict"] is not None]
     if not compared:
         return ["No plain decoding in this sweep (rule none): accuracy and speed are compared with nothing."]
@@ -107,7 +111,7 @@ def findings(rows: Sequence[dict]) -> list[str]:
         )
     if worse:
         lines.append(f"Worse than plain decoding: {', '.join(worse)}.")
-    changed = [row for row in compared if row["rule"] == "exact" and row["same_text"] < row["n"]]
+    changed = [row for row in compared if greedy and row["rule"] == "exact" and row["same_text"] < row["n"]]
     lines += [
         f"{_name(row, rows)} wrote {row['same_text']} of {row['n']} plain answers token for token." for row in changed
     ]
@@ -122,7 +126,7 @@ def _name(row: dict, rows: Sequence[dict]) -> str:
 def _about(setting: Setting) -> list[str]:
     plan, machine = setting.plan, setting.machine
     seeds = ("seed " if len(plan["seeds"]) == 1 else "seeds ") + ", ".join(map(str, plan["seeds"]))
-    how = "greedy" if plan["temperature"] == 0 else f"temperature {plan['temperature']:g}"
+    how = "greedy" if setting.greedy else f"temperature {plan['temperature']:g}"
     return [
         f"Target {setting.target}, draft {setting.draft or 'none'}, {setting.dtype}, {how}, at most "
         f"{plan['max_new_tokens']} new tokens, batches of {plan['batch']}, {plan['split']} split, {seeds}.",
@@ -137,7 +141,7 @@ def _html(results: Sequence[TaskResult], setting: Setting, tradeoff: str, positi
     parts = [f"<p>{html.escape(line)}</p>" for line in _about(setting)]
     for result in results:
         parts.append(f"<h2>{html.escape(result.name)}</h2><ul>")
-        parts += [f"<li>{html.escape(line)}</li>" for line in findings(result.rows)]
+        parts += [f"<li>{html.escape(line)}</li>" for line in findings(result.rows, setting.greedy)]
         parts.append("</ul>")
     parts.append(f"<h2>What is gained, what is lost</h2><figure>{tradeoff}</figure>")
     for result in results:
@@ -160,7 +164,7 @@ def _html(results: Sequence[TaskResult], setting: Setting, tradeoff: str, positi
 def _markdown(results: Sequence[TaskResult], setting: Setting) -> str:
     lines = ["# Judge decoding: a sweep", "", *_about(setting), "", f"    {setting.command}", ""]
     for result in results:
-        lines += [f"## {result.name}", "", *(f"- {line}" for line in findings(result.rows)), ""]
+        lines += [f"## {result.name}", "", *(f"- {line}" for line in findings(result.rows, setting.greedy)), ""]
         lines += [markdown_table(result.rows)]
     return "\n".join([*lines, "![what is gained, what is lost](tradeoff.png)", "", NOTES, ""])
 

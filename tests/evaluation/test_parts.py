@@ -12,10 +12,12 @@ import kljudge_jax as kj
 from kljudge_jax.decoding import loop
 from kljudge_jax.decoding.drafter import Models
 from kljudge_jax.decoding.run import Run
+from kljudge_jax.decoding.sampling import Sampling
 from kljudge_jax.evaluation import parts
 
 
-def started(rule, sampling=(0.0, 0, 1.0)):
+def started(rule, temperature=0.0):
+    sampling = Sampling.create(temperature)
     return Run(tiny_pair(), PROMPTS, rule, DRAFT_LENGTH, kj.ModelDraft(), 40, sampling, (), jax.random.key(1), False)
 
 
@@ -31,7 +33,7 @@ def done(probe, repetitions):
 
 @pytest.mark.parametrize(("rule", "temperature"), [("exact", 0.0), ("kseq:2", 1.0), (None, 0.0)])
 def test_parts_repeated_give_what_one_cycle_gives(rule, temperature):
-    run, repetitions = started(rule, (temperature, 0, 1.0)), 3
+    run, repetitions = started(rule, temperature), 3
     state = run.state
     models = Models(run.pair.target, run.draft)
     whole = jax.jit(loop.cycle, static_argnums=5)(models, run.verifier, run.sampling, run.eos, state, run.settings)

@@ -50,9 +50,9 @@ def test_the_findings_say_when_nothing_was_compared():
 
 def test_the_findings_say_when_exact_decoding_wrote_something_else():
     changed = [record | {"token_ids": [-1]} for record in answers("exact", [True] * 3)]
-    assert "exact wrote 0 of 3 plain answers token for token." in findings(
-        summarise([*answers("none", [True] * 3), *changed])
-    )
+    rows = summarise([*answers("none", [True] * 3), *changed])
+    assert "exact wrote 0 of 3 plain answers token for token." in findings(rows)
+    assert not any("token for token" in line for line in findings(rows, greedy=False))
 
 
 class Links(html.parser.HTMLParser):

@@ -86,7 +86,7 @@ def test_it_asks_for_the_states_that_its_head_reads():
 
 @pytest.mark.parametrize("head", ["judge", None, 0.4])
 def test_what_is_no_head_is_refused(head):
-    with pytest.raises(InputError, match="train-judge wrote as its head"):
+    with pytest.raises(InputError, match="train-judge wrote, or embedded as its head"):
         LinearJudge(head, 0.4)
     with pytest.raises(InputError, match=r"judge:head=\.\.\.,threshold=\.\.\.,confidence=1\.0"):
         parse_verifier("judge", greedy=True)
