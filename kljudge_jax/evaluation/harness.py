@@ -6,8 +6,10 @@ Importing this file registers the name. What the harness asks of a model is desc
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import jax
 import jinja2
@@ -26,14 +28,35 @@ from kljudge_jax.models.pair import ModelPair
 from kljudge_jax.verification import Verifier
 
 try:
+    from lm_eval import simple_evaluate
     from lm_eval.api.model import TemplateLM
     from lm_eval.api.registry import register_model
+    from lm_eval.tasks import TaskManager
     from lm_eval.utils import simple_parse_args_string
     from tqdm import tqdm
 except ImportError as error:
     raise InputError(f"the harness is not installed ({error}): pip install 'kljudge-jax[harness]'") from error
 
 _LOADED_WITH = ("dtype", "mesh", "revision", "draft_revision", "tokenizer")
+
+
+def harness_runs(names: Sequence[str], include_path: str | None = None) -> dict[str, Callable[..., dict]]:
+    """What evaluates a model on each of some tasks: `simple_evaluate` without its `tasks`.
+
+    Args:
+      names: of the harness, or of YAML files in `include_path`.
+      include_path: a folder of more tasks.
+
+    Raises:
+      InputError: there is no such task or folder.
+    """
+    if include_path is not None and not Path(include_path).is_dir():
+        raise InputError(f"{include_path} is no folder of tasks: name one that holds YAML files")
+    known = TaskManager(include_path=include_path)
+    for name in names:
+        if name not in known.all_tasks:
+            raise InputError(f"the harness has no task {name!r}: `lm_eval ls tasks` lists those it has")
+    return {name: functools.partial(simple_evaluate, tasks=[name], task_manager=known) for name in names}
 
 
 @register_model("kljudge")
