@@ -106,7 +106,7 @@ def test_both_tasks_run_and_agree_with_our_own_checker(folder, problems, tmp_pat
 
 def test_a_choice_is_scored_by_the_target_whatever_the_order(pair):
     lm = needs_harness().KLJudgeLM(pair, batch_size=3)
-    asked = [("ab", "cde"), ("", "xyz"), ("a longer context ", "q"), ("b", "long continuation")]
+    asked = [("ab", "cde"), ("", "xyz"), ("a longer context", " q"), ("b", "long continuation")]
     answers = lm.loglikelihood([instance("loglikelihood", *one) for one in asked], disable_tqdm=True)
     encode = byte_tokenizer()
     for (context, continuation), (total, _) in zip(asked, answers, strict=True):
