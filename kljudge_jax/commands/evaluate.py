@@ -1,0 +1,94 @@
+"""`kljudge evaluate`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from kljudge_jax.commands.options import (
+    FAILED,
+    OK,
+    add_drafting,
+    add_models,
+    check_drafter,
+    command,
+    load_pair,
+    note,
+    split_rules,
+)
+from kljudge_jax.errors import InputError
+
+
+def add(commands) -> None:
+    parser = command(
+        commands,
+        "evaluate",
+        _evaluate,
+        "Run tasks of lm-evaluation-harness under several rules (needs the extra `harness`).",
+        "  kljudge evaluate --target big.gguf --draft small.gguf --rules none,exact,kl:0.4 --harness-tasks gsm8k "
+        "--limit 50\n"
+        "  kljudge evaluate --target embedded --harness-tasks my_task --include-path my_tasks",
+    )
+    add_models(parser)
+    parser.add_argument("--harness-tasks", required=True, metavar="NAMES", help="tasks of the harness, with commas")
+    parser.add_argument("--include-path", metavar="DIR", help="a folder of your own tasks (YAML)")
+    parser.add_argument(
+        "--rules",
+        metavar="RULES",
+        default="none,exact,kl:0.4",
+        help="rules by their words, with commas; the others are compared with the first. A task that compares "
+        "log-likelihoods is scored by the target alone, whatever the rule",
+    )
+    add_drafting(parser)
+    parser.add_argument("--limit", metavar="INT", type=int, help="the first documents of each task only")
+    parser.add_argument(
+        "--num-fewshot", metavar="INT", type=int, help="examples before each question, if not the task's"
+    )
+    parser.add_argument("--chat", action="store_true", help="ask through the chat template")
+    parser.add_argument("--batch", metavar="INT", type=int, default=8, help="requests answered side by side")
+    parser.add_argument(
+        "--max-new-tokens", metavar="INT", type=int, default=256, help="of an answer, where a task does not say"
+    )
+    parser.add_argument("--seed", metavar="INT", type=int, default=0, help="of the draws of tasks that sample")
+    parser.add_argument("--out", metavar="DIR", default="results/evaluate", help="where harness.json and harness.md go")
+
+
+def _evaluate(options) -> int:
+    from kljudge_jax.decoding.words import parse_draft_length, parse_drafter
+    from kljudge_jax.evaluation.harness import KLJudgeLM, harness_runs
+    from kljudge_jax.evaluation.harness_table import compare_with_first, harness_markdown, harness_rows
+    from kljudge_jax.verification import parse_verifier
+
+    rules = split_rules(options.rules)
+    for rule in rules:
+        parse_verifier(rule, True)
+    if options.batch < 1 or options.max_new_tokens < 1 or (options.limit is not None and options.limit < 1):
+        raise InputError("--batch, --max-new-tokens and --limit start at 1")
+    drafter, length = parse_drafter(options.drafter), parse_draft_length(options.draft_length)
+    if any(rule != "none" for rule in rules):
+        check_drafter(options, drafter)
+    runs = harness_runs([name.strip() for name in options.harness_tasks.split(",")], options.include_path)
+    folder = Path(options.out)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder} cannot be a folder of results: {error.strerror}") from error
+    pair = load_pair(options)
+    rows, failed = [], 0
+    for rule in rules:
+        for name, run in runs.items():
+            note(f"{name}, {rule}")
+            lm = KLJudgeLM(pair, rule, length, drafter, options.batch, options.max_new_tokens, seed=options.seed)
+            found = run(lm, limit=options.limit, num_fewshot=options.num_fewshot, apply_chat_template=options.chat)
+            rows += harness_rows(rule, found, lm.stats)
+            failed += lm.stats.failed if lm.stats else 0
+    compare_with_first(rows)
+    table = harness_markdown(rows)
+    kept = {"schema": 1, "command": options.words, "target": pair.target_name, "draft": pair.draft_name, "rows": rows}
+    (folder / "harness.json").write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+    (folder / "harness.md").write_text(table, encoding="utf-8")
+    print(table, end="")
+    if failed:
+        print(f"kljudge evaluate: a model returned NaN or +inf in {failed} answers", file=sys.stderr)
+    return FAILED if failed else OK
