@@ -5,7 +5,16 @@ from __future__ import annotations
 import signal
 import sys
 
-from kljudge_jax.commands.options import OK, add_models, as_model_reads, command, has_draft, load_pair
+from kljudge_jax.commands.options import (
+    OK,
+    add_models,
+    add_run_code,
+    as_model_reads,
+    command,
+    has_draft,
+    load_checked_task,
+    load_pair,
+)
 from kljudge_jax.errors import InputError
 
 
@@ -35,51 +44,76 @@ def add(commands) -> None:
         help="for marked, in place of a task: JSON lines with prompt, answer and wrong_from, the character at which "
         "the first wrong token stands, or null",
     )
-    parser.add_argument("--split", default="train", choices=("train", "validation", "test", "all"), help="of the task")
-    parser.add_argument("--n", metavar="INT", type=int, default=1000, help="problems")
-    parser.add_argument("--seed", metavar="INT", type=int, default=7, help="of the problems")
-    parser.add_argument("--max-new-tokens", metavar="INT", type=int, default=256, help="the most tokens of an answer")
-    parser.add_argument(
-        "--reference", choices=("target", "gold"), default="target", help="whose final answer has to stay the same"
+    add_run_code(parser)
+    which = parser.add_argument_group("which problems, and how (not with marked)")
+    which.add_argument("--split", choices=("train", "validation", "test", "all"), help="of the task (train)")
+    which.add_argument("--n", metavar="INT", type=int, help="problems (1000)")
+    which.add_argument("--seed", metavar="INT", type=int, help="of the problems (7)")
+    which.add_argument("--max-new-tokens", metavar="INT", type=int, help="the most tokens of an answer (256)")
+    which.add_argument(
+        "--reference",
+        choices=("target", "gold"),
+        help="semi-greedy, rollouts: whose final answer has to stay the same (target)",
     )
-    parser.add_argument(
+    which.add_argument(
         "--shortcut",
         metavar="FLOAT",
         type=float,
-        default=0.0,
-        help="a token that the target gives less probability than this is important without a rollout; "
-        "AutoJudge's is 0.01, 0 is none",
+        help="semi-greedy: a token that the target gives less probability than this is important without a rollout; "
+        "AutoJudge's is 0.01, 0 is none (0)",
     )
-    parser.add_argument("--batch", metavar="INT", type=int, default=32, help="questions in flight")
+    which.add_argument("--batch", metavar="INT", type=int, help="semi-greedy: questions in flight (32)")
+    which.add_argument(
+        "--threshold",
+        metavar="FLOAT",
+        type=float,
+        help="likelihood: nats that an important token costs (1); rollouts: the share of them it loses (0.5)",
+    )
+    which.add_argument("--window", metavar="INT", type=int, help="likelihood: how many later tokens count (20)")
+    which.add_argument("--rollouts", metavar="INT", type=int, help="rollouts: how many (8)")
+    which.add_argument("--temperature", metavar="FLOAT", type=float, help="rollouts: theirs (0.7)")
     parser.add_argument("--out", metavar="DIR", required=True, help="the dataset; repeat the command to go on with it")
+
+
+# What each kind of labels reads, in the words of the command line and of the functions that make them.
+_READS = {
+    "semi-greedy": {"split", "n", "seed", "max_new_tokens", "reference", "shortcut", "batch"},
+    "likelihood": {"split", "n", "seed", "max_new_tokens", "threshold", "window"},
+    "rollouts": {"split", "n", "seed", "max_new_tokens", "reference", "threshold", "rollouts", "temperature"},
+    "marked": set(),
+}
 
 
 def _mine(options) -> int:
     from kljudge_jax.judges.mining import Options, mine
     from kljudge_jax.judges.sources import label_by_likelihood, label_by_rollouts, label_marked_answers
-    from kljudge_jax.tasks import load_task
 
     if not has_draft(options):
         raise InputError("mining compares two models: name a --draft")
-    if options.n < 1:
-        raise InputError("--n starts at 1")
     marked = options.labels == "marked"
     if marked != (options.answers is not None) or marked == (options.task is not None):
         raise InputError("name a --task to mine, or --labels marked with its --answers")
-    settings = Options(options.max_new_tokens, options.reference, options.shortcut, options.batch)
-    task = None if marked else load_task(options.task)  # a bad one is refused before minutes go into loading a model
+    names = sorted(set().union(*_READS.values()))
+    given = {name: value for name in names if (value := getattr(options, name)) is not None}
+    unread = [name for name in given if name not in _READS[options.labels]]
+    if unread:
+        raise InputError(f"--labels {options.labels} does not read --{unread[0].replace('_', '-')}: leave it out")
+    if given.get("n", 1) < 1 or given.get("rollouts", 1) < 1 or given.get("window", 0) < 0:
+        raise InputError("--n and --rollouts start at 1, --window at 0")
+    problems = {name: given.pop(name) for name in ("split", "n", "seed") if name in given}
+    settings = Options(**given) if options.labels == "semi-greedy" else None
+    task = None if marked else load_checked_task(options.task, options.run_code)
     pair = load_pair(options)
 
     def counted(finished, questions):
         print(f"{finished} of {questions} questions", file=sys.stderr, flush=True)
 
-    problems = {"split": options.split, "n": options.n, "seed": options.seed}
     try:
         if marked:
             data = label_marked_answers(pair, options.answers, options.out, progress=counted)
         else:
-            task = as_model_reads(task, options.task, pair)
-            if options.labels == "semi-greedy":
+            task = as_model_reads(task, options.task, pair, options.run_code)
+            if settings is not None:
                 data = mine(
                     pair,
                     task,
@@ -90,9 +124,7 @@ def _mine(options) -> int:
                 )
             else:
                 label = {"likelihood": label_by_likelihood, "rollouts": label_by_rollouts}[options.labels]
-                held_to = {"reference": options.reference} if options.labels == "rollouts" else {}
-                most = options.max_new_tokens
-                data = label(pair, task, options.out, **problems, **held_to, max_new_tokens=most, progress=counted)
+                data = label(pair, task, options.out, **problems, **given, progress=counted)
     except KeyboardInterrupt:
         print(f"\nkljudge mine: stopped; repeat the command to go on in {options.out}", file=sys.stderr)
         return 128 + signal.SIGINT

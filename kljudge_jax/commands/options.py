@@ -105,11 +105,29 @@ def load_pair(options):
     return pair
 
 
-def as_model_reads(task, spec: str, pair):
+def as_model_reads(task, spec: str, pair, run_code: bool = False):
     """The task, asked as text where the model has no chat template."""
     from kljudge_jax.tasks import load_task
 
-    return task if getattr(pair.tokenizer, "chat_template", None) else load_task(spec, chat=False)
+    return task if getattr(pair.tokenizer, "chat_template", None) else load_task(spec, chat=False, run_code=run_code)
+
+
+def add_run_code(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--run-code",
+        action="store_true",
+        help="run the code that the models write, confined, to check humaneval and mbpp",
+    )
+
+
+def load_checked_task(spec: str, run_code: bool):
+    """The task, refused before minutes go into loading a model if its answers cannot be checked."""
+    from kljudge_jax.tasks import load_task
+
+    task = load_task(spec, run_code=run_code)
+    if getattr(task, "run_code", run_code) != run_code or getattr(task, "run_code", True) is False:
+        raise InputError(f"checking {task.name} runs code that the models write: allow it with --run-code")
+    return task
 
 
 def add_drafting(parser: argparse.ArgumentParser) -> None:

@@ -103,7 +103,7 @@ class Correspondence:
         lines = [
             f"{self.rows} mismatches of {self.questions} questions, {self.important:.1%} important; intervals are "
             "95 %, by a bootstrap over questions."
-            + (" The judge was trained on these very mismatches." if self.trained_on else ""),
+            + (" The judge was trained on some of these very questions, which flatters it." if self.trained_on else ""),
             "",
             "| decile of the judge | n | P(important) | important | KL(target, draft) | second order | target entropy "
             "| draft entropy |",
@@ -120,7 +120,10 @@ class Correspondence:
             "",
             f"A linear map of {self.shifts} logit-gap shifts explains, on questions it has not seen, "
             + " and ".join(f"{share:.1%} ({where} the token)" for where, share in self.explained.items())
-            + " of the variance of the judge's logit.",
+            + f" of the variance of the judge's logit: at the least, since {self.rows} rows fit it. After the token "
+            "the map is exact where there are as many gaps as states, and a large share is no finding."
+            if self.explained
+            else "No logit gaps were kept in these data, so nothing is said of a linear map of their shifts.",
             "",
             f"KL's second-order form has a rank correlation of {self.second_order['rank correlation']:.3f} with KL, "
             f"and is {self.second_order['ratio']:.2f} times as large on average.",

@@ -13,6 +13,7 @@ question is there as a whole or not at all. Nothing is pickled.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,6 +26,9 @@ from kljudge_jax.errors import InputError
 from kljudge_jax.models.json_file import read_json
 from kljudge_jax.verification.features import PRIMITIVES, SETUPS, judge_features
 from kljudge_jax.verification.head import PairIdentity
+
+# How many tokens' logit gaps a row keeps, for `judges.correspondence`.
+GAP_TOKENS = 1024
 
 _FORMAT = "kljudge_jax.judge_dataset"
 _VERSION = 1
@@ -143,6 +147,7 @@ class DatasetWriter:
     def __init__(self, folder: str | Path, pair: PairIdentity, origin: Mapping[str, Any], gap_tokens: int):
         self.folder = Path(folder)
         self._schema = columns_of(pair, gap_tokens)
+        self._asked: list[str] = []
         self._lock = None
         try:
             (self.folder / "columns").mkdir(parents=True, exist_ok=True)
@@ -178,12 +183,28 @@ class DatasetWriter:
         """The questions that are done."""
         return {record["question"] for record in self.records}
 
+    def expect(self, questions: Sequence[Any]) -> None:
+        """Says what each question asks, as plain data that prints alike every time; records keep a digest of it.
+
+        Raises:
+          InputError: a question that is finished asked something else.
+        """
+        self._asked = [hashlib.sha256(repr(question).encode()).hexdigest()[:16] for question in questions]
+        for record in self.records:
+            at = record["question"]
+            if at < len(self._asked) and record.get("asked", self._asked[at]) != self._asked[at]:
+                raise InputError(
+                    f"{self.folder} holds answers to other questions than these (question {at} is another): name a "
+                    "new folder"
+                )
+
     def append(self, questions: Iterable[tuple[Mapping[str, Any], Sequence[Mapping[str, Any]]]]) -> None:
         """Adds questions, each a record with at least "question", and its rows: a value for every column but that."""
         records, added = [], []
         for record, rows in questions:
             first = self._rows + len(added)
-            records.append({**record, "first_row": first, "rows": len(rows)})
+            asked = {"asked": self._asked[record["question"]]} if self._asked else {}
+            records.append({**record, **asked, "first_row": first, "rows": len(rows)})
             added += [{**row, "question": record["question"]} for row in rows]
         for name, (dtype, shape) in self._schema.items():
             values = np.array([row[name] for row in added], dtype).reshape(len(added), *shape)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from kljudge_jax.judges import correspondence
-from kljudge_jax.judges.dataset import read_dataset
+from kljudge_jax.judges.dataset import Dataset, read_dataset
 from kljudge_jax.judges.storage import load_head, read_manifest, save_judge
 from kljudge_jax.judges.training import GridPoint, Options, TrainedJudge, fit_judge
 from kljudge_jax.models.orbax import check_destination
@@ -32,8 +33,25 @@ def train_judge(
     check_destination(folder)  # before the work, not after it
     dataset = read_dataset(data)
     judge = fit_judge(dataset, options, report)
-    save_judge(folder, judge, dataset.origin)
+    save_judge(folder, judge, {**dataset.origin, "asked": asked_in(dataset)})
     return judge
+
+
+def asked_in(dataset: Dataset) -> list[str]:
+    """Digests of the questions of a dataset."""
+    return sorted({record["asked"] for record in dataset.questions if "asked" in record})
+
+
+def shares_questions(fitted_to: Mapping[str, Any], dataset: Dataset) -> bool:
+    """Whether a judge whose manifest says what it was fitted to has seen questions of this dataset.
+
+    Where one of the two does not say which questions it holds, those of one task, split and seed count as the
+    same.
+    """
+    ours, theirs = set(asked_in(dataset)), set(fitted_to.get("asked", ()))
+    if ours and theirs:
+        return bool(ours & theirs)
+    return all(fitted_to.get(name) == dataset.origin.get(name) for name in ("task", "split", "seed"))
 
 
 def correspond(
@@ -54,6 +72,6 @@ def correspond(
       InputError: a folder is not what it should be, or judge and data are of different pairs.
     """
     dataset = read_dataset(data)
-    trained_on = read_manifest(judge)["data"] == dataset.origin
+    trained_on = shares_questions(read_manifest(judge)["data"], dataset)
     found = correspondence.correspond(dataset, load_head(judge), seed, trained_on)
     return found, correspondence.save_report(found, folder)

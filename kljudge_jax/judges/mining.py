@@ -26,7 +26,7 @@ import numpy as np
 from kljudge_jax.decoding import prompts
 from kljudge_jax.decoding.detokenize import decode
 from kljudge_jax.errors import InputError
-from kljudge_jax.judges.dataset import Dataset, DatasetWriter, gap_ids, read_dataset
+from kljudge_jax.judges.dataset import GAP_TOKENS, Dataset, DatasetWriter, gap_ids, read_dataset
 from kljudge_jax.judges.passes import WIDTHS, Lane, compare, roll_out
 from kljudge_jax.judges.reference import KINDS, Reference, make_reference
 from kljudge_jax.models.pair import ModelPair
@@ -56,7 +56,7 @@ class Options:
     reference: str = "target"
     shortcut: float = 0.0
     batch: int = 32
-    gap_tokens: int = 1024
+    gap_tokens: int = GAP_TOKENS
 
     def __post_init__(self):
         if self.reference not in KINDS:
@@ -139,6 +139,7 @@ def mine(
         "shortcut": options.shortcut,
     }
     with DatasetWriter(folder, identity, origin, len(ids)) as writer:
+        writer.expect([problem.prompt for problem in problems])
         done = writer.finished
         waiting = len(set(range(len(problems))) - done)
         began = time.perf_counter()

@@ -7,6 +7,7 @@ import dataclasses
 from kljudge_jax.errors import InputError
 from kljudge_jax.tasks.answers import final_number, last_boxed, parse_number
 from kljudge_jax.tasks.base import Problem, Task
+from kljudge_jax.tasks.math500 import Math500
 
 KINDS = ("target", "gold")
 
@@ -53,4 +54,5 @@ def make_reference(task: Task, problem: Problem, text: str, kind: str) -> Refere
         # The task itself says whether this is how it reads the text.
         if own and task.check(dataclasses.replace(problem, answer=own), text):
             return Reference(task, dataclasses.replace(problem, answer=own))
-    return None if parse_number(problem.answer) is not None else Reference(task, problem, right=False)
+    reads_answers = isinstance(task, Math500) or parse_number(problem.answer) is not None
+    return None if reads_answers else Reference(task, problem, right=False)

@@ -18,7 +18,7 @@ from kljudge_jax.decoding import prompts
 from kljudge_jax.decoding.generate import generate
 from kljudge_jax.decoding.score import score
 from kljudge_jax.errors import InputError
-from kljudge_jax.judges.dataset import Dataset, DatasetWriter, gap_ids, read_dataset
+from kljudge_jax.judges.dataset import GAP_TOKENS, Dataset, DatasetWriter, gap_ids, read_dataset
 from kljudge_jax.judges.labels import first_wrong_labels, likelihood_difference, pivot_score
 from kljudge_jax.judges.passes import compare
 from kljudge_jax.judges.reference import make_reference
@@ -37,7 +37,7 @@ def label_marked_answers(
     path: str | Path,
     folder: str | Path,
     *,
-    gap_tokens: int = 0,
+    gap_tokens: int = GAP_TOKENS,
     progress: Report = lambda finished, questions: None,
 ) -> Dataset:
     """Judge Decoding's data: every token of answers in which the first wrong token is marked.
@@ -91,7 +91,7 @@ def label_by_likelihood(
     max_new_tokens: int = 256,
     threshold: float = 1.0,
     window: int = 20,
-    gap_tokens: int = 0,
+    gap_tokens: int = GAP_TOKENS,
     progress: Report = lambda finished, questions: None,
 ) -> Dataset:
     """SelfJudge's data: the draft's mismatches on the target's answer, by what the token costs in log-likelihood.
@@ -133,7 +133,7 @@ def label_by_rollouts(
     rollouts: int = 8,
     temperature: float = 0.7,
     reference: str = "target",
-    gap_tokens: int = 0,
+    gap_tokens: int = GAP_TOKENS,
     progress: Report = lambda finished, questions: None,
 ) -> Dataset:
     """Pivot-aware decoding's data: the draft's mismatches on the target's answer, by several sampled rollouts each.
@@ -179,15 +179,24 @@ def _write(pair, folder, origin: Mapping[str, Any], questions: Sequence, rows: C
         raise InputError("labels are made of text, and the pair has no tokenizer: load one with it")
     read = _Reader(pair, gap_ids(identity.vocab_size, gap_tokens))
     with DatasetWriter(folder, identity, origin, len(read.ids)) as writer:
+        # A problem is its prompt; of marked answers the marks count as well.
+        writer.expect([question.prompt if isinstance(question, Problem) else question for question in questions])
         done = writer.finished
         for index, question in enumerate(questions):
             if index in done:
                 continue
-            status, found = rows(index, question, read)
+            try:
+                status, found = rows(index, question, read)
+            except _NoNumbers:
+                status, found = "failed", []
             important = sum(bool(row["important"]) for row in found)
             writer.append([({"question": index, "status": status, "important": important}, found)])
             progress(len(writer.records), len(questions))
     return read_dataset(folder)
+
+
+class _NoNumbers(Exception):
+    """A model returned NaN or +inf."""
 
 
 class _Reader:
@@ -204,6 +213,8 @@ class _Reader:
         """The prompt with the target's greedy answer, and where that begins."""
         prompt = prompts.tokenize(problem.prompt, self.pair.tokenizer, self.vocab_size, f"problem {problem.id}")
         out = generate(self.pair, prompt, verifier=None, max_new_tokens=max_new_tokens)
+        if out.stats.failed:
+            raise _NoNumbers
         return np.concatenate([prompt, out.tokens[0]]).astype(np.int32), len(prompt)
 
     def mismatches(self, tokens: np.ndarray, start: int) -> Iterator[tuple[int, int]]:
@@ -232,6 +243,8 @@ class _Reader:
             columns |= {"target_hidden": target_hidden[at], "draft_hidden": draft_hidden[at]}
             columns |= {"target_token": jnp.argmax(target_logits[at - 1], axis=-1)}
             columns = jax.device_get(columns)
+            if not all(np.isfinite(columns[name]).all() for name in ("target_hidden", "draft_hidden")):
+                raise _NoNumbers
             found += [
                 {name: values[i] for name, values in columns.items()}
                 | {"position": position - start, "draft_token": tokens[position]}

@@ -86,7 +86,7 @@ def load_head(folder: str | Path, pair: ModelPair | None = None) -> Head:
     Raises:
       InputError: the folder is no judge, a file of it was changed, or it was trained for another pair.
     """
-    folder = (shipped_folder() / "judge" if folder == EMBEDDED else Path(folder)).expanduser().absolute()
+    folder = _resolved(folder)
     manifest = read_manifest(folder)
     found = _digests(folder / "weights")
     changed = sorted(name for name in {*found, *manifest["sha256"]} if found.get(name) != manifest["sha256"].get(name))
@@ -112,7 +112,7 @@ def load_head(folder: str | Path, pair: ModelPair | None = None) -> Head:
 
 def read_manifest(folder: str | Path) -> dict[str, Any]:
     """What `judge.json` says. Raises `InputError` if there is none, or it was changed."""
-    path = Path(folder) / _MANIFEST
+    path = _resolved(folder) / _MANIFEST
     if not path.is_file():
         raise InputError(f"{folder} has no {_MANIFEST}: give a folder that kljudge train-judge wrote")
     manifest = read_json(path)
@@ -121,6 +121,10 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
     if manifest.get("manifest_sha256") != _own_digest(manifest) or manifest.get("setup") not in SETUPS:
         raise InputError(f"{path} is not the file that was saved: train or copy it again")
     return manifest
+
+
+def _resolved(folder: str | Path) -> Path:
+    return (shipped_folder() / "judge" if folder == EMBEDDED else Path(folder)).expanduser().absolute()
 
 
 def _digests(folder: Path) -> dict[str, str]:

@@ -62,6 +62,8 @@ class Options:
             raise InputError(f"give a grid of numbers above 0, not {self.grid}")
         if not 0 < self.validation_share < 1:
             raise InputError(f"hold out a share of questions between 0 and 1, not {self.validation_share}")
+        if self.seed < 0:
+            raise InputError(f"a seed starts at 0, got {self.seed}")
         if self.hidden_size < 1:
             raise InputError(f"give the MLP at least one hidden unit, not {self.hidden_size}")
 
@@ -91,6 +93,7 @@ class TrainedJudge:
       advised_threshold: the most permissive one with a recall of 90 %.
       rows, important, questions: sizes of the data.
       validation_rows, validation_questions: of the part held out.
+      left_out: rows with a feature that is no finite number, which nothing was fitted to.
     """
 
     head: Head
@@ -104,6 +107,7 @@ class TrainedJudge:
     questions: int
     validation_rows: int
     validation_questions: int
+    left_out: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """Everything but the weights, as plain JSON."""
@@ -116,14 +120,15 @@ class TrainedJudge:
             f"{self.options.setup} {self.options.model}, C {self.best.C:.3g}: validation AUC "
             f"{self.best.validation_auc:.3f} on {self.validation_rows} mismatches of {self.validation_questions} "
             f"questions ({self.best.train_auc:.3f} on the other {self.rows - self.validation_rows}); "
-            f"{self.important / self.rows:.1%} of all {self.rows} important",
+            f"{self.important / self.rows:.1%} of all {self.rows} important"
+            + (f"; {self.left_out} rows without finite features left out" if self.left_out else ""),
             "",
             "| threshold | recall of important | precision | passed |",
             "|---|---|---|---|",
         ]
         for row in self.table:
             mark = " (advised)" if row.threshold == self.advised_threshold else ""
-            lines.append(f"| {row.threshold:.4g}{mark} | {row.recall:.1%} | {row.precision:.1%} | {row.passed:.1%} |")
+            lines.append(f"| {row.threshold:.6g}{mark} | {row.recall:.1%} | {row.precision:.1%} | {row.passed:.1%} |")
         return "\n".join(lines) + "\n"
 
 
@@ -179,6 +184,7 @@ def fit_judge(
         len(np.unique(questions)),
         int(held_out.sum()),
         len(np.unique(questions[held_out])),
+        len(data) - len(features),
     )
 
 

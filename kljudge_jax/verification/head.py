@@ -77,7 +77,8 @@ class Head:
         return SETUPS[self.setup]
 
     def important(self, inputs: VerifyInputs) -> jax.Array:
-        """P(important) of each draft token of a sequence, f32 `[K]`: 1 where a feature is no finite number.
+        """P(important) of each draft token of a sequence, f32 `[K]`: infinite, above any threshold, where a feature is no
+        finite number.
 
         Raises:
           InputError: the states have another size than those the head was trained on.
@@ -99,7 +100,7 @@ class Head:
         # An infinite feature times a negative weight would be a sure "unimportant".
         finite = jnp.all(jnp.isfinite(features), axis=-1)
         probability = jax.nn.sigmoid(self.logit(jnp.where(finite[:, None], features, 0.0)))
-        return jnp.where(finite & jnp.isfinite(probability), probability, 1.0)
+        return jnp.where(finite & jnp.isfinite(probability), probability, jnp.inf)
 
     def check_pair(self, pair: Any) -> None:
         """Raises `InputError`, naming both, if the head was trained for another pair than this `ModelPair`."""

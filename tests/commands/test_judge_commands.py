@@ -53,9 +53,56 @@ def test_other_labels_fill_a_folder_too(labels, tiny_folders, tmp_path, capsys):
     assert origin == {"likelihood": "selfjudge", "rollouts": "pivot", "marked": "judge-decoding"}[labels]
 
 
+def test_code_is_run_only_when_allowed(capsys, tmp_path):
+    """Refused before a model is looked for; allowed, the model is what is missing."""
+    line = {"task_id": "MBPP/1", "text": "Add.", "code": "def f(a): return a", "test_list": ["assert f(1) == 1"]}
+    (tmp_path / "mbpp.jsonl").write_text(json.dumps(line | {"prompt": "Add."}))
+    words = ["mine", "--target", "./nowhere", "--draft", "./nowhere", "--task", f"mbpp:{tmp_path / 'mbpp.jsonl'}"]
+    words += ["--out", str(tmp_path / "out")]
+    assert main(words) == 2 and "allow it with --run-code" in capsys.readouterr().err
+    assert main([*words, "--run-code"]) == 2 and "nowhere" in capsys.readouterr().err
+
+
+def test_other_questions_are_not_mixed_into_a_folder(tiny_folders, tmp_path, capsys):
+    words = ["mine", "--target", tiny_folders.target, "--draft", tiny_folders.draft, "--labels", "marked"]
+    for name, answer in (("a", "cdef"), ("b", "fedc")):
+        (tmp_path / name).mkdir()
+        line = {"prompt": "ab", "answer": answer, "wrong_from": None}
+        (tmp_path / name / "marked.jsonl").write_text(json.dumps(line))
+    words = [[*words, "--answers", tmp_path / name / "marked.jsonl", "--out", tmp_path / "out"] for name in "ab"]
+    first, other = ([str(word) for word in of] for of in words)
+    assert main(first) == main(first) == 0
+    assert main(other) == 2
+    assert "other questions than these (question 0 is another): name a new folder" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (
+            [
+                "mine",
+                "--target",
+                "embedded",
+                "--task",
+                "arithmetic",
+                "--labels",
+                "likelihood",
+                "--reference",
+                "gold",
+                "--out",
+                "x",
+            ],
+            "--labels likelihood does not read --reference",
+        ),
+        (
+            ["mine", "--target", "embedded", "--task", "arithmetic", "--rollouts", "3", "--out", "x"],
+            "--labels semi-greedy does not read --rollouts",
+        ),
+        (
+            ["mine", "--target", "embedded", "--labels", "marked", "--answers", "a", "--n", "3", "--out", "x"],
+            "--labels marked does not read --n",
+        ),
         (["mine", "--target", "embedded", "--out", "x"], "name a --task"),
         (["mine", "--target", "embedded", "--labels", "marked", "--task", "arithmetic", "--out", "x"], "--answers"),
         (["mine", "--target", "embedded", "--answers", "a.jsonl", "--out", "x"], "--labels marked"),
@@ -63,6 +110,7 @@ def test_other_labels_fill_a_folder_too(labels, tiny_folders, tmp_path, capsys):
         (["mine", "--target", "./nowhere", "--draft", "./nowhere", "--task", "magic", "--out", "x"], "magic"),
         (["mine", "--target", "embedded", "--task", "arithmetic", "--shortcut", "2", "--out", "x"], "shortcut"),
         (["train-judge", "./nowhere", "x"], "nowhere"),
+        (["train-judge", "./nowhere", "x", "--seed", "-1"], "a seed starts at 0"),
         (["correspond", "./nowhere", "./nowhere", "x"], "nowhere"),
     ],
 )

@@ -31,6 +31,7 @@ def test_a_box_is_compared_as_the_task_compares_it():
     task, problem = Math500.__new__(Math500), Problem("a", "q", "x+1")
     wrong = make_reference(task, problem, r"\boxed{x + 2}", "target")
     assert wrong.same(r"so \boxed{x+2}") and not wrong.same(r"\boxed{x+1}")
+    assert make_reference(task, problem, "cut off before any box", "target") is None
 
 
 def test_what_only_passes_or_fails_is_compared_so():

@@ -1,10 +1,11 @@
 """Other label sources against hand-made ones, on a tiny pair."""
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
-from tiny_pairs import forced, greedy_by_hand, text_pair
+from tiny_pairs import forced, greedy_by_hand, text_pair, with_parameters
 from toy_task import LetterParity
 from transcription import softmax
 
@@ -93,3 +94,12 @@ def test_marked_answers_that_cannot_be_used_are_refused(pair, tmp_path, record, 
     (tmp_path / "marked.jsonl").write_text(json.dumps(record))
     with pytest.raises(InputError, match=says):
         label_marked_answers(pair, tmp_path / "marked.jsonl", tmp_path / "data")
+
+
+def test_a_model_without_numbers_yields_no_labels(tmp_path):
+    pair = text_pair()
+    broken = dataclasses.replace(
+        pair, draft=with_parameters(pair.draft, lambda name, x: x * np.nan if name == "final_norm.scale" else x)
+    )
+    found = label_by_likelihood(broken, LetterParity(), tmp_path, n=2, max_new_tokens=8)
+    assert len(found) == 0 and [record["status"] for record in found.questions] == ["failed", "failed"]
