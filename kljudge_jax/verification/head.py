@@ -77,8 +77,8 @@ class Head:
         return SETUPS[self.setup]
 
     def important(self, inputs: VerifyInputs) -> jax.Array:
-        """P(important) of each draft token of a sequence, f32 `[K]`: infinite, above any threshold, where a feature is no
-        finite number.
+        """P(important) of each draft token of a sequence, f32 `[K]`: infinite, and so above any threshold, where a
+        feature is no finite number.
 
         Raises:
           InputError: the states have another size than those the head was trained on.
