@@ -36,6 +36,7 @@ def _demo(options) -> int:
     from kljudge_jax import ModelPair
     from kljudge_jax.evaluation import demo
     from kljudge_jax.evaluation.machine import describe_machine
+    from kljudge_jax.evaluation.text_table import aligned
     from kljudge_jax.evaluation.token_page import write_page, write_picture
     from kljudge_jax.tasks import load_task
     from kljudge_jax.verification import parse_verifier
@@ -90,7 +91,7 @@ def _demo(options) -> int:
     speeds = show.time_one_by_one()
     rows = show.compare(note)
     cells = demo.table(rows, speeds)
-    print(f"\n{options.problems} fresh problems:\n\n{demo.aligned(cells)}\n")
+    print(f"\n{options.problems} fresh problems:\n\n{aligned(cells)}\n")
     demo.write(folder, cells, rows, speeds)
     draw_page(cells)
     print(f"Pictures: {folder / 'answer.html'}, {folder / 'answer.png'}; table: {folder / 'table.md'}")

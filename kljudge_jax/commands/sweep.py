@@ -12,12 +12,14 @@ from kljudge_jax.commands.options import (
     OK,
     add_drafter,
     add_models,
+    add_run_code,
     add_sampling,
     as_model_reads,
     check_drafter,
     check_sampling,
     command,
     has_draft,
+    load_checked_task,
     load_pair,
     note,
     split_rules,
@@ -52,6 +54,7 @@ def add(commands) -> None:
     )
     parser.add_argument("--draft-lengths", metavar="INTS", default="8", help="draft lengths, with commas")
     add_drafter(parser)
+    add_run_code(parser)
     parser.add_argument("--n", metavar="INT", type=int, default=100, help="problems")
     parser.add_argument("--split", default="test", choices=("train", "validation", "test", "all"), help="of the task")
     parser.add_argument("--seeds", metavar="INTS", help="several seeds, with commas, in place of --seed")
@@ -90,7 +93,7 @@ def _sweep(options) -> int:
     check_baselines(words, has_draft(options))
     specs = [spec.strip() for spec in options.task.split(",")]
     for spec in specs:
-        load_task(spec)  # a bad one is refused before minutes go into loading a model
+        load_checked_task(spec, options.run_code)
     plan = sweep.Plan(
         cells=sweep.grid(words, lengths),
         n=options.n,
@@ -105,7 +108,7 @@ def _sweep(options) -> int:
         drafter=options.drafter,
     )
     pair = load_pair(options)
-    tasks = [as_model_reads(load_task(spec), spec, pair) for spec in specs]
+    tasks = [as_model_reads(load_task(spec, run_code=options.run_code), spec, pair, options.run_code) for spec in specs]
     parts = sweep.parts(tasks, seeds, plan, options.out)
     answered, shown = defaultdict(list), defaultdict(list)
     try:

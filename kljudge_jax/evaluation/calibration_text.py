@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from kljudge_jax.evaluation.calibrate import Check, Plan, Tested, chosen, needed
-from kljudge_jax.evaluation.demo import aligned
+from kljudge_jax.evaluation.text_table import aligned
 
 
 def table(plan: Plan, tested: Sequence[Tested]) -> str:

@@ -16,6 +16,7 @@ from kljudge_jax.evaluation import sweep
 from kljudge_jax.evaluation.machine import describe_machine
 from kljudge_jax.evaluation.statistics import speed_ratio_interval
 from kljudge_jax.evaluation.summary import summarise
+from kljudge_jax.evaluation.text_table import markdown
 from kljudge_jax.evaluation.token_page import Answer, answer_of
 from kljudge_jax.models.pair import ModelPair
 from kljudge_jax.tasks.base import Problem, Task
@@ -133,21 +134,6 @@ def table(rows: Sequence[dict], speeds: dict[str, SpeedRatio]) -> list[list[str]
             ]
         )  # fmt: skip
     return cells
-
-
-def markdown(cells: Sequence[Sequence[str]]) -> str:
-    """Cells as a Markdown table."""
-    rows = ["| " + " | ".join(row) + " |" for row in cells]
-    return "\n".join([rows[0], "|" + "---|" * len(cells[0]), *rows[1:]]) + "\n"
-
-
-def aligned(cells: Sequence[Sequence[str]]) -> str:
-    """Cells as columns for a terminal."""
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    return "\n".join(
-        "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])
-        for row in cells
-    )
 
 
 def write(folder: Path, cells: Sequence[Sequence[str]], rows: list[dict], speeds: dict[str, SpeedRatio]) -> None:

@@ -19,6 +19,7 @@ from kljudge_jax.evaluation.statistics import (
     wilson_interval,
 )
 from kljudge_jax.evaluation.sweep import Cell
+from kljudge_jax.evaluation.text_table import markdown
 
 # A bootstrap over fewer batches than these says nothing.
 _FEWEST_BATCHES = 4
@@ -153,8 +154,7 @@ def _speed_ratio_interval(ours: Sequence[dict], theirs: Sequence[dict]) -> tuple
 
 def markdown_table(rows: Sequence[dict]) -> str:
     """The summary as a Markdown table."""
-    cells = table(rows)
-    return "\n".join(f"| {' | '.join(line)} |" for line in [cells[0], ["---"] * len(cells[0]), *cells[1:]]) + "\n"
+    return markdown(table(rows))
 
 
 def table(rows: Sequence[dict]) -> list[list[str]]:

@@ -10,6 +10,7 @@ import kljudge_jax as kj
 from kljudge_jax.cli import main
 from kljudge_jax.evaluation import demo
 from kljudge_jax.evaluation.demo import Demo, SpeedRatio, _speed_ratio
+from kljudge_jax.evaluation.text_table import aligned, markdown
 from kljudge_jax.tasks.base import Problem
 
 
@@ -55,8 +56,8 @@ def test_the_table_compares_all_rules_on_all_problems(shown):
     speeds = {row["rule"]: SpeedRatio(100.0, 1.0, (0.9, 1.1)) for row in rows}
     cells = demo.table(rows, speeds)
     assert len({len(row) for row in cells}) == 1 and len(cells) == 4
-    assert demo.markdown(cells).count("\n") == 5
-    assert len({len(line) for line in demo.aligned(cells).splitlines()}) == 1
+    assert markdown(cells).count("\n") == 5
+    assert len({len(line) for line in aligned(cells).splitlines()}) == 1
 
 
 def test_single_answers_are_timed_under_every_rule(shown):
