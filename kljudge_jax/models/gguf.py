@@ -28,7 +28,7 @@ _KINDS = frozenset(
 _TOP = {
     "token_embd.weight": "embedding.table",
     "output_norm.weight": "final_norm.scale",
-    "output.weight": "head.kernel",
+    "output.weight": "head.weight",
 }
 _MODULES = {
     "attn_q": "attention.query",
@@ -49,7 +49,7 @@ _NORMS = {
 }
 _LAYER = re.compile(r"^blk\.(\d+)\.(\w+)\.(weight|bias)$")
 
-_VALUES_PER_CHUNK = 1 << 18  # 1 MB of float32: decoded and transposed within the processor's cache, 3 times as fast
+_VALUES_PER_CHUNK = 1 << 18  # 1 MB of float32: decoded within the processor's cache
 
 
 class GGUFFile:
@@ -106,10 +106,7 @@ class GGUFFile:
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of every tensor by our dotted name and in our layout; one that has none keeps the file's name."""
-        return {
-            name: entry.shape[::-1] if name.endswith(".kernel") else entry.shape
-            for name, entry in self._entries.items()
-        }
+        return {name: entry.shape for name, entry in self._entries.items()}
 
     def read(self, name: str) -> np.ndarray:
         """One tensor in our layout, float32. Holds it and a few megabytes, not the file."""
@@ -119,9 +116,9 @@ class GGUFFile:
             order = _half_order(self.config.num_heads, self.config.head_dim)
         elif self.config.family == "llama" and ".attention.key." in name:
             order = _half_order(self.config.num_kv_heads, self.config.head_dim)
-        return self._decode(entry, order, transpose=name.endswith(".kernel"))
+        return self._decode(entry, order)
 
-    def _decode(self, entry: TensorEntry, order: np.ndarray | None = None, transpose: bool = False) -> np.ndarray:
+    def _decode(self, entry: TensorEntry, order: np.ndarray | None = None) -> np.ndarray:
         """A tensor's numbers, its outputs put in `order` (the last axis if it has one axis, else the first)."""
         stored = self._data[entry.start : entry.start + entry.size]
         if len(entry.shape) == 1:
@@ -132,20 +129,16 @@ class GGUFFile:
         if order is not None:
             rows = rows[order]
         width = entry.shape[-1]
-        out = np.empty((width, len(rows)) if transpose else (len(rows), width), np.float32)
+        out = np.empty((len(rows), width), np.float32)
         step = max(1, _VALUES_PER_CHUNK // width)
 
         def decode(start: int) -> None:
-            values = dequantize(rows[start : start + step], entry.kind)
-            if transpose:
-                out[:, start : start + step] = values.T
-            else:
-                out[start : start + step] = values
+            out[start : start + step] = dequantize(rows[start : start + step], entry.kind)
 
         # NumPy lets go of the interpreter's lock while it computes.
         with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
             list(pool.map(decode, range(0, len(rows), step)))
-        return out if transpose or len(entry.shape) == 2 else out.reshape(entry.shape)
+        return out if len(entry.shape) == 2 else out.reshape(entry.shape)
 
 
 def _our_name(theirs: str) -> str:
@@ -158,7 +151,7 @@ def _our_name(theirs: str) -> str:
         if module in _NORMS and kind == "weight":
             return f"layers.{index}.{_NORMS[module]}.scale"
         if module in _MODULES:
-            return f"layers.{index}.{_MODULES[module]}.{'kernel' if kind == 'weight' else 'bias'}"
+            return f"layers.{index}.{_MODULES[module]}.{kind}"
     return theirs
 
 

@@ -119,7 +119,7 @@ class _Options:
                 max_position=self.count("context_length"),
                 norm_eps=self.number("attention.layer_norm_rms_epsilon"),
                 activation="gelu_tanh" if gemma else "silu",
-                tied_head="head.kernel" not in shapes,
+                tied_head="head.weight" not in shapes,
                 qkv_bias="layers.0.attention.query.bias" in shapes,
                 out_bias="layers.0.attention.out.bias" in shapes,
                 mlp_bias="layers.0.mlp.down.bias" in shapes,

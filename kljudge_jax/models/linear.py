@@ -1,4 +1,4 @@
-"""One product with a weight matrix: the only place that knows how it is best done on this backend."""
+"""The matrices of a model: what multiplies hidden states, and the table of token embeddings."""
 
 from __future__ import annotations
 
@@ -6,24 +6,23 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-
-def _dot(rows: jax.Array, weight: jax.Array, weight_axis: int) -> jax.Array:
-    """`rows` `[M, I]` by `weight`, contracted over its axis `weight_axis`, accumulated in float32: f32 `[M, O]`."""
-    # XLA's CPU backend multiplies a single bfloat16 row by a scalar loop, 8 to 12 times slower than two rows.
-    lonely = rows.shape[0] == 1 and rows.dtype == jnp.bfloat16 and jax.default_backend() == "cpu"
-    if lonely:
-        rows = jnp.concatenate([rows, rows])
-    out = jax.lax.dot_general(rows, weight, (((1,), (weight_axis,)), ((), ())), preferred_element_type=jnp.float32)
-    return out[:1] if lonely else out
+from kljudge_jax.kernels.product import product
 
 
 class Linear(nnx.Module):
-    """`x @ kernel + bias`, kernel `[I, O]`, bias `[O]`; products are accumulated in float32."""
+    """`x @ weight.T + bias`, weight `[O, I]` as checkpoints store it, bias `[O]`; products accumulate in float32.
 
-    def __init__(self, key: jax.Array, in_size: int, out_size: int, bias: bool = False, dtype=jnp.float32):
-        scale = in_size**-0.5
-        self.kernel = nnx.Param((scale * jax.random.normal(key, (in_size, out_size))).astype(dtype))
+    Attributes:
+      scale: f32 `[O]` of an int8 weight, else None.
+      local: whether the weight lies on one device.
+    """
+
+    def __init__(self, key: jax.Array, in_size: int, out_size: int, bias: bool = False, dtype=jnp.float32, local=True):
+        deviation = in_size**-0.5
+        self.weight = nnx.Param((deviation * jax.random.normal(key, (out_size, in_size))).astype(dtype))
+        self.scale = None
         self.bias = nnx.Param(jnp.zeros((out_size,), dtype)) if bias else None
+        self.local = local
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """x `[..., I]` to `[..., O]` in x's dtype."""
@@ -31,18 +30,20 @@ class Linear(nnx.Module):
 
     def in_float32(self, x: jax.Array) -> jax.Array:
         """The same, before it is rounded to x's dtype: what logits are made of."""
-        kernel = self.kernel[...]
-        out = _dot(x.reshape(-1, x.shape[-1]), kernel, 0)
+        weight, scale = self.weight[...], None if self.scale is None else self.scale[...]
+        out = product(x.reshape(-1, x.shape[-1]), weight, scale, self.local)
         if self.bias is not None:
             out = out + self.bias[...].astype(jnp.float32)
-        return out.reshape(*x.shape[:-1], kernel.shape[1])
+        return out.reshape(*x.shape[:-1], weight.shape[0])
 
 
 class Embedding(nnx.Module):
-    """Token embeddings `[V, H]`, and the head of a model that ties the two."""
+    """Token embeddings `[V, H]`, and the head of a model that ties the two; `scale` and `local` as in `Linear`."""
 
-    def __init__(self, key: jax.Array, vocab_size: int, hidden_size: int, dtype=jnp.float32):
+    def __init__(self, key: jax.Array, vocab_size: int, hidden_size: int, dtype=jnp.float32, local=True):
         self.table = nnx.Param((hidden_size**-0.5 * jax.random.normal(key, (vocab_size, hidden_size))).astype(dtype))
+        self.scale = None
+        self.local = local
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
         """tokens int32 `[...]` to `[..., H]`."""
@@ -55,5 +56,5 @@ class Embedding(nnx.Module):
 
     def attend(self, x: jax.Array) -> jax.Array:
         """x `[..., H]` to logits f32 `[..., V]`."""
-        table = self.table[...]
-        return _dot(x.reshape(-1, x.shape[-1]), table, 1).reshape(*x.shape[:-1], table.shape[0])
+        table, scale = self.table[...], None if self.scale is None else self.scale[...]
+        return product(x.reshape(-1, x.shape[-1]), table, scale, self.local).reshape(*x.shape[:-1], table.shape[0])

@@ -9,7 +9,7 @@ import numpy as np
 _TOP = {
     "embed_tokens.weight": "embedding.table",
     "norm.weight": "final_norm.scale",
-    "lm_head.weight": "head.kernel",
+    "lm_head.weight": "head.weight",
 }
 
 _MODULES = {
@@ -61,14 +61,12 @@ def our_name(theirs: str, family: str, tied_head: bool) -> str | None:
     if module in norms and kind == "weight":
         return f"layers.{index}.{norms[module]}.scale"
     if module in _MODULES:
-        return f"layers.{index}.{_MODULES[module]}.{'kernel' if kind == 'weight' else 'bias'}"
+        return f"layers.{index}.{_MODULES[module]}.{kind}"
     return theirs
 
 
 def our_layout(name: str, array: np.ndarray, family: str) -> np.ndarray:
-    """A checkpoint's tensor in the layout of our parameter `name`: kernels `[I, O]`, norms as the plain factor."""
-    if name.endswith(".kernel"):
-        return array.T
+    """A checkpoint's tensor in the layout of our parameter `name`: norms as the plain factor."""
     if name.endswith(".scale") and family.startswith("gemma"):
         return array.astype(np.float32) + 1.0  # Gemma stores w and applies 1 + w.
     return array
@@ -76,13 +74,6 @@ def our_layout(name: str, array: np.ndarray, family: str) -> np.ndarray:
 
 def their_layout(name: str, array: np.ndarray, family: str) -> np.ndarray:
     """The inverse of `our_layout`."""
-    if name.endswith(".kernel"):
-        return array.T
     if name.endswith(".scale") and family.startswith("gemma"):
         return array - np.float32(1.0)
     return array
-
-
-def our_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape that `our_layout` gives to a tensor of that shape."""
-    return shape[::-1] if name.endswith(".kernel") else shape

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 _MANIFEST = "model.json"
 _FORMAT = "kljudge_jax.model"
-_VERSION = 1
+_VERSION = 2
 
 
 def is_ours(folder: str | Path) -> bool:

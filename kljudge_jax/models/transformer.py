@@ -49,13 +49,13 @@ def rotate(x: jax.Array, positions: jax.Array, rope: Rope) -> jax.Array:
 class Attention(nnx.Module):
     """Grouped-query attention of one layer."""
 
-    def __init__(self, key: jax.Array, config: TransformerConfig, layer: int, dtype):
+    def __init__(self, key: jax.Array, config: TransformerConfig, layer: int, dtype, local: bool):
         keys = jax.random.split(key, 4)
         inner, shared = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-        self.query = Linear(keys[0], config.hidden_size, inner, config.qkv_bias, dtype)
-        self.key = Linear(keys[1], config.hidden_size, shared, config.qkv_bias, dtype)
-        self.value = Linear(keys[2], config.hidden_size, shared, config.qkv_bias, dtype)
-        self.out = Linear(keys[3], inner, config.hidden_size, config.out_bias, dtype)
+        self.query = Linear(keys[0], config.hidden_size, inner, config.qkv_bias, dtype, local)
+        self.key = Linear(keys[1], config.hidden_size, shared, config.qkv_bias, dtype, local)
+        self.value = Linear(keys[2], config.hidden_size, shared, config.qkv_bias, dtype, local)
+        self.out = Linear(keys[3], inner, config.hidden_size, config.out_bias, dtype, local)
         self.query_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else None
         self.key_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else None
         self.config = config
@@ -103,11 +103,11 @@ class Attention(nnx.Module):
 class MLP(nnx.Module):
     """The gated feed-forward of one layer: `down(activation(gate(x)) * up(x))`."""
 
-    def __init__(self, key: jax.Array, config: TransformerConfig, dtype):
+    def __init__(self, key: jax.Array, config: TransformerConfig, dtype, local: bool):
         keys = jax.random.split(key, 3)
-        self.gate = Linear(keys[0], config.hidden_size, config.intermediate_size, config.mlp_bias, dtype)
-        self.up = Linear(keys[1], config.hidden_size, config.intermediate_size, config.mlp_bias, dtype)
-        self.down = Linear(keys[2], config.intermediate_size, config.hidden_size, config.mlp_bias, dtype)
+        self.gate = Linear(keys[0], config.hidden_size, config.intermediate_size, config.mlp_bias, dtype, local)
+        self.up = Linear(keys[1], config.hidden_size, config.intermediate_size, config.mlp_bias, dtype, local)
+        self.down = Linear(keys[2], config.intermediate_size, config.hidden_size, config.mlp_bias, dtype, local)
         self.activation = config.activation
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -117,16 +117,16 @@ class MLP(nnx.Module):
 class Block(nnx.Module):
     """One layer: attention and MLP, each normed before and, in Gemma 2 and 3, after."""
 
-    def __init__(self, key: jax.Array, config: TransformerConfig, layer: int, dtype):
+    def __init__(self, key: jax.Array, config: TransformerConfig, layer: int, dtype, local: bool):
         attention_key, mlp_key = jax.random.split(key)
 
         def norm():
             return RMSNorm(config.hidden_size, config.norm_eps)
 
         self.attention_norm = norm()
-        self.attention = Attention(attention_key, config, layer, dtype)
+        self.attention = Attention(attention_key, config, layer, dtype, local)
         self.mlp_norm = norm()
-        self.mlp = MLP(mlp_key, config, dtype)
+        self.mlp = MLP(mlp_key, config, dtype, local)
         self.post_attention_norm = norm() if config.post_norms else None
         self.post_mlp_norm = norm() if config.post_norms else None
 
@@ -142,15 +142,24 @@ class Transformer(nnx.Module):
 
     A pytree whose leaves are its parameters and whose structure carries `config`: pass it through `jax.jit` as an
     argument like any other.
+
+    Attributes:
+      config: the shape.
+      local: whether all parameters lie on one device, which then multiplies by means of its own.
     """
 
-    def __init__(self, config: TransformerConfig, key: jax.Array, dtype=jnp.float32):
+    def __init__(self, config: TransformerConfig, key: jax.Array, dtype=jnp.float32, local: bool = True):
         keys = jax.random.split(key, config.num_layers + 2)
         self.config = config
-        self.embedding = Embedding(keys[0], config.vocab_size, config.hidden_size, dtype)
-        self.layers = nnx.List([Block(keys[i + 1], config, i, dtype) for i in range(config.num_layers)])
+        self.local = local
+        self.embedding = Embedding(keys[0], config.vocab_size, config.hidden_size, dtype, local)
+        self.layers = nnx.List([Block(keys[i + 1], config, i, dtype, local) for i in range(config.num_layers)])
         self.final_norm = RMSNorm(config.hidden_size, config.norm_eps)
-        self.head = None if config.tied_head else Linear(keys[-1], config.hidden_size, config.vocab_size, dtype=dtype)
+        self.head = (
+            None
+            if config.tied_head
+            else Linear(keys[-1], config.hidden_size, config.vocab_size, dtype=dtype, local=local)
+        )
 
     @property
     def dtype(self):
@@ -188,19 +197,25 @@ class Transformer(nnx.Module):
 
 
 def parameters(model: Transformer) -> dict[str, jax.Array]:
-    """The parameters by dotted name ("layers.0.attention.query.kernel"), in a fixed order."""
+    """The parameters by dotted name ("layers.0.attention.query.weight"), in a fixed order."""
     flat, _ = jax.tree_util.tree_flatten_with_path(model)
     return {_dotted(path): leaf for path, leaf in flat}
 
 
-def abstract(config: TransformerConfig, dtype=jnp.float32) -> Transformer:
+def abstract(config: TransformerConfig, dtype=jnp.float32, local: bool = True) -> Transformer:
     """The model with a `ShapeDtypeStruct` in place of each parameter: what a loader has to fill."""
-    return jax.eval_shape(lambda: Transformer(config, jax.random.key(0), dtype))
+    return jax.eval_shape(lambda: Transformer(config, jax.random.key(0), dtype, local))
 
 
-def assemble(config: TransformerConfig, values: dict[str, jax.Array]) -> Transformer:
-    """A model of the given parameters, named as `parameters` names them; shapes are the caller's promise."""
-    flat, structure = jax.tree_util.tree_flatten_with_path(abstract(config))
+def assemble(config: TransformerConfig, values: dict[str, jax.Array], local: bool | None = None) -> Transformer:
+    """A model of the given parameters, named as `parameters` names them; shapes are the caller's promise.
+
+    `local` says whether they lie on one device. None looks where they lie, which a traced array cannot tell: give it
+    within a jitted function.
+    """
+    if local is None:
+        local = all(len(value.devices()) == 1 for value in values.values() if isinstance(value, jax.Array))
+    flat, structure = jax.tree_util.tree_flatten_with_path(abstract(config, local=local))
     return jax.tree_util.tree_unflatten(structure, [values[_dotted(path)] for path, _ in flat])
 
 

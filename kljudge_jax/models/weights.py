@@ -175,7 +175,7 @@ class SafetensorsFolder:
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         return {
-            ours: names.our_shape(ours, tuple(self._open(file).get_slice(theirs).get_shape()))
+            ours: tuple(self._open(file).get_slice(theirs).get_shape())
             for ours, (file, theirs) in self._tensors.items()
         }
 

@@ -18,13 +18,13 @@ AXES = ("data", "fsdp", "tensor")
 # the vocabulary, `fsdp` the hidden size; whatever is not named here is replicated.
 _RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"embedding\.table", ("tensor", "fsdp")),
-    (r"head\.kernel", ("fsdp", "tensor")),
-    (r"attention\.(query|key|value)\.kernel", ("fsdp", "tensor")),
+    (r"head\.weight", ("tensor", "fsdp")),
+    (r"attention\.(query|key|value)\.weight", ("tensor", "fsdp")),
     (r"attention\.(query|key|value)\.bias", ("tensor",)),
-    (r"attention\.out\.kernel", ("tensor", "fsdp")),
-    (r"mlp\.(gate|up)\.kernel", ("fsdp", "tensor")),
+    (r"attention\.out\.weight", ("fsdp", "tensor")),
+    (r"mlp\.(gate|up)\.weight", ("tensor", "fsdp")),
     (r"mlp\.(gate|up)\.bias", ("tensor",)),
-    (r"mlp\.down\.kernel", ("tensor", "fsdp")),
+    (r"mlp\.down\.weight", ("fsdp", "tensor")),
 )
 
 

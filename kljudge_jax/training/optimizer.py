@@ -45,6 +45,8 @@ def schedule(steps: int, peak: float, turns: Turns = ()) -> optax.Schedule:
 
 def _matrices(params: dict) -> dict:
     return {
-        name: MuonDimensionNumbers() if name.startswith("layers.") and name.endswith(".kernel") else None
+        name: MuonDimensionNumbers(reduction_axis=1, output_axis=0)
+        if name.startswith("layers.") and name.endswith(".weight")
+        else None
         for name in params
     }

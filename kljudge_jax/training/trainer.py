@@ -170,7 +170,7 @@ def _start(recipe):
 @functools.partial(jax.jit, static_argnames="recipe", donate_argnames="state")
 def _step(recipe, state, tokens, weights):
     def loss_of(params):
-        return weighted_loss(assemble(recipe.config, params), tokens, weights)
+        return weighted_loss(assemble(recipe.config, params, local=False), tokens, weights)
 
     loss, gradient = jax.value_and_grad(loss_of)(state["params"])
     updates, inner = _optimizer(recipe).update(gradient, state["optimizer"], state["params"])

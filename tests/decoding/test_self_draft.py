@@ -50,7 +50,7 @@ def test_exact_decoding_is_plain_decoding_without_a_draft_model(pair):
 
 def test_layers_that_change_nothing_reject_nothing():
     def silence(name, x):
-        return 0 * x if name in ("layers.1.attention.out.kernel", "layers.1.mlp.down.kernel") else x
+        return 0 * x if name in ("layers.1.attention.out.weight", "layers.1.mlp.down.weight") else x
 
     idle = kj.ModelPair(with_parameters(tiny_model(), silence), eos=(999,))
     out = answer(idle, "exact", drafter=kj.SelfDraft(1))
@@ -61,7 +61,7 @@ def test_a_cut_model_keeps_the_windows_of_its_layers():
     model = tiny_model(num_layers=3, windows=(4, 0, 4))
     cut = first_layers(model, 2)
     assert cut.config.windows == (4, 0) and cut.config.num_layers == len(cut.layers) == 2
-    assert cut.head.kernel[...] is model.head.kernel[...]
+    assert cut.head.weight[...] is model.head.weight[...]
 
 
 @pytest.mark.parametrize("layers", [0, -1, 1.0, "1"])

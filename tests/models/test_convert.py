@@ -14,7 +14,7 @@ def test_a_converted_model_is_the_same_model(hf_models, tmp_path, dtype):
     folder = hf_models("gemma2")[1]
     convert(folder, tmp_path / "ours", dtype)
     stored = OrbaxFolder(tmp_path / "ours")
-    assert stored.read("layers.0.mlp.up.kernel").dtype == jnp.dtype(dtype)
+    assert stored.read("layers.0.mlp.up.weight").dtype == jnp.dtype(dtype)
     assert stored.read("final_norm.scale").dtype == np.float32
     one = ModelPair.from_pretrained(folder, dtype=dtype)
     other = ModelPair.from_pretrained(tmp_path / "ours", dtype=dtype)

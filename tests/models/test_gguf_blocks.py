@@ -109,8 +109,8 @@ def test_random_blocks_decode_by_the_definition(name, tmp_path):
     data = blocks.reshape(5, 2 * size)
     path = write_llama(tmp_path / "tiny.gguf", {"blk.0.ffn_up.weight": (data, kind), "extra.weight": (data, kind)})
     file = GGUFFile(path)
-    assert file.shapes()["layers.0.mlp.up.kernel"] == (2 * width, 5)
-    np.testing.assert_allclose(file.read("layers.0.mlp.up.kernel"), want.T, rtol=1e-5, atol=1e-6)
+    assert file.shapes()["layers.0.mlp.up.weight"] == (5, 2 * width)
+    np.testing.assert_allclose(file.read("layers.0.mlp.up.weight"), want, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(file.read("extra.weight"), want, rtol=1e-5, atol=1e-6)
 
 
@@ -132,5 +132,5 @@ def test_what_was_quantised_comes_back_within_its_error(name, tmp_path):
     kind = GGMLQuantizationType[name]
     want = np.random.default_rng(5).uniform(-1, 1, (64, 256)).astype(np.float32)
     path = write_llama(tmp_path / "tiny.gguf", {"blk.0.ffn_up.weight": (quantize(want, kind), kind)})
-    error = np.abs(GGUFFile(path).read("layers.0.mlp.up.kernel") - want.T).max()
+    error = np.abs(GGUFFile(path).read("layers.0.mlp.up.weight") - want).max()
     assert ERRORS[name] / 2 < error < 1.1 * ERRORS[name]  # a scale is rounded to float16, too

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from kljudge_jax.models.names import our_layout, our_name, our_shape
+from kljudge_jax.models.names import our_layout, our_name
 
 
 @pytest.mark.parametrize(
@@ -11,10 +11,10 @@ from kljudge_jax.models.names import our_layout, our_name, our_shape
         ("embed_tokens.weight", "llama", "embedding.table"),  # a base model without its head
         ("model.language_model.embed_tokens.weight", "gemma3_text", "embedding.table"),
         ("language_model.model.norm.weight", "gemma3_text", "final_norm.scale"),
-        ("lm_head.weight", "llama", "head.kernel"),
-        ("model.layers.12.self_attn.q_proj.weight", "qwen2", "layers.12.attention.query.kernel"),
+        ("lm_head.weight", "llama", "head.weight"),
+        ("model.layers.12.self_attn.q_proj.weight", "qwen2", "layers.12.attention.query.weight"),
         ("model.layers.12.self_attn.q_proj.bias", "qwen2", "layers.12.attention.query.bias"),
-        ("model.layers.0.self_attn.o_proj.weight", "llama", "layers.0.attention.out.kernel"),
+        ("model.layers.0.self_attn.o_proj.weight", "llama", "layers.0.attention.out.weight"),
         ("model.layers.0.self_attn.k_norm.weight", "qwen3", "layers.0.attention.key_norm.scale"),
         ("model.layers.0.post_attention_layernorm.weight", "llama", "layers.0.mlp_norm.scale"),
         ("model.layers.0.post_attention_layernorm.weight", "gemma2", "layers.0.post_attention_norm.scale"),
@@ -46,10 +46,9 @@ def test_what_is_no_parameter_is_left_out():
     assert our_name("lm_head.weight", "llama", tied_head=True) is None
 
 
-def test_kernels_are_transposed_and_gemma_norms_are_the_factor():
-    kernel = np.arange(6, dtype=np.float32).reshape(2, 3)
-    np.testing.assert_array_equal(our_layout("head.kernel", kernel, "llama"), kernel.T)
-    assert our_shape("head.kernel", (2, 3)) == (3, 2) and our_shape("embedding.table", (2, 3)) == (2, 3)
+def test_weights_stay_as_they_are_and_gemma_norms_are_the_factor():
+    weight = np.arange(6, dtype=np.float32).reshape(2, 3)
+    np.testing.assert_array_equal(our_layout("head.weight", weight, "llama"), weight)
     norm = np.array([-0.5, 0.25], np.float16)
     np.testing.assert_array_equal(our_layout("final_norm.scale", norm, "gemma2"), np.array([0.5, 1.25], np.float32))
     assert our_layout("final_norm.scale", norm, "llama") is norm

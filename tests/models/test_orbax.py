@@ -107,7 +107,7 @@ def test_foreign_folders_are_refused(tmp_path):
 @pytest.mark.parametrize(
     "change, message",
     [
-        (dict(version=2), "version 2 and this program reads 1"),
+        (dict(version=3), "version 3 and this program reads 2"),
         (dict(config={}), "does not describe a model: 'rope'"),
         (dict(eos="end"), "eos is 'end'"),
     ],

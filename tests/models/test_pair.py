@@ -141,8 +141,8 @@ def test_the_constructor_refuses_what_was_not_aligned(folders):
 
 def test_a_mesh_spreads_the_parameters(folders):
     pair = ModelPair.from_pretrained(*folders, mesh="data=2,tensor=4")
-    kernel = parameters(pair.target)["layers.0.mlp.up.kernel"]
-    assert len(kernel.devices()) == 8 and kernel.addressable_shards[0].data.shape == (32, 12)
+    weight = parameters(pair.target)["layers.0.mlp.up.weight"]
+    assert len(weight.devices()) == 8 and weight.addressable_shards[0].data.shape == (12, 32)
     alone = ModelPair.from_pretrained(*folders)
     for one, other in zip(jax.tree.leaves(pair), jax.tree.leaves(alone), strict=True):
         np.testing.assert_array_equal(one, other)

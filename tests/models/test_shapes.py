@@ -81,8 +81,8 @@ def test_random_weights_have_the_spread_of_a_new_model(tiny):
             assert (values == 1).all()
         else:
             assert abs(values.mean()) < 0.05 and 0.8 < values.std() * 16**0.5 < 1.2, name
-    kernels = [np.asarray(leaf, np.float32) for name, leaf in named.items() if name.endswith("gate.kernel")]
-    assert not np.array_equal(kernels[0], kernels[1])
+    weights = [np.asarray(leaf, np.float32) for name, leaf in named.items() if name.endswith("gate.weight")]
+    assert not np.array_equal(weights[0], weights[1])
     hidden, _ = model(jnp.arange(8)[None])
     assert jnp.isfinite(model.logits(hidden)).all()
 

@@ -89,7 +89,7 @@ def test_parameters_and_assemble_are_inverse(model):
     again = assemble(TINY, parameters(model))
     assert jax.tree.structure(again) == jax.tree.structure(model)
     assert all(a is b for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(model), strict=True))
-    assert "layers.1.attention.query.kernel" in parameters(model)
+    assert "layers.1.attention.query.weight" in parameters(model)
 
 
 def test_norm_scales_stay_float32():

@@ -48,10 +48,10 @@ def test_missing_unknown_and_misshapen_tensors_are_listed_at_once(folder):
     with pytest.raises(InputError) as error:
         load(SafetensorsFolder(folder))
     for fault in (
-        "layers.1.mlp.up.kernel is missing",
+        "layers.1.mlp.up.weight is missing",
         "final_norm.scale is missing",
         "layers.0.attention.query.bias is not known",
-        "head.kernel is [32, 63] instead of [32, 64]",
+        "head.weight is [63, 32] instead of [64, 32]",
     ):
         assert fault in str(error.value)
     assert str(folder) in str(error.value) and str(error.value).count(" is ") == 4
@@ -127,9 +127,9 @@ def test_bfloat16_files_and_models(hf_models, tmp_path, name):
         assert file.get_slice("model.norm.weight").get_dtype() == "BF16"
     model = load(SafetensorsFolder(tmp_path), jnp.bfloat16)
     values = parameters(model)
-    stored = theirs.model.layers[0].mlp.up_proj.weight.detach().float().numpy().T
-    assert values["layers.0.mlp.up.kernel"].dtype == jnp.bfloat16
-    np.testing.assert_array_equal(np.asarray(values["layers.0.mlp.up.kernel"], np.float32), stored)
+    stored = theirs.model.layers[0].mlp.up_proj.weight.detach().float().numpy()
+    assert values["layers.0.mlp.up.weight"].dtype == jnp.bfloat16
+    np.testing.assert_array_equal(np.asarray(values["layers.0.mlp.up.weight"], np.float32), stored)
     # 1 + w in float32: in bfloat16 the sum would lose most of w.
     norm = theirs.model.norm.weight.detach().float().numpy() + (1 if name == "gemma2" else 0)
     assert values["final_norm.scale"].dtype == jnp.float32
@@ -138,7 +138,7 @@ def test_bfloat16_files_and_models(hf_models, tmp_path, name):
 
 def test_what_float16_cannot_hold_is_refused(folder):
     rewrite(folder, lambda tensors: tensors["model.layers.0.mlp.up_proj.weight"].__setitem__((0, 0), 1e6))
-    with pytest.raises(InputError, match=r"layers\.0\.mlp\.up\.kernel.*float16: use bfloat16"):
+    with pytest.raises(InputError, match=r"layers\.0\.mlp\.up\.weight.*float16: use bfloat16"):
         load(SafetensorsFolder(folder), jnp.float16)
     assert load(SafetensorsFolder(folder), jnp.bfloat16).dtype == jnp.bfloat16
 

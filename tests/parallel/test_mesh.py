@@ -54,12 +54,12 @@ def test_a_spec_that_cannot_be_is_refused(spec, message):
     [
         ("embedding.table", (64, 16), ("tensor", "fsdp")),
         ("embedding.table", (63, 16), (None, "fsdp")),
-        ("head.kernel", (16, 64), ("fsdp", "tensor")),
-        ("layers.11.attention.query.kernel", (16, 32), ("fsdp", "tensor")),
+        ("head.weight", (64, 16), ("tensor", "fsdp")),
+        ("layers.11.attention.query.weight", (32, 16), ("tensor", "fsdp")),
         ("layers.0.attention.value.bias", (6,), (None,)),
         ("layers.0.attention.key.bias", (8,), ("tensor",)),
-        ("layers.0.attention.out.kernel", (32, 16), ("tensor", "fsdp")),
-        ("layers.0.mlp.down.kernel", (24, 15), ("tensor", None)),
+        ("layers.0.attention.out.weight", (16, 32), ("fsdp", "tensor")),
+        ("layers.0.mlp.down.weight", (15, 24), (None, "tensor")),
         ("layers.0.attention.out.bias", (16,), ()),
         ("layers.0.attention_norm.scale", (16,), ()),
         ("final_norm.scale", (16,), ()),
@@ -86,13 +86,15 @@ def test_every_matrix_of_a_model_is_split():
 
 def silent(model):
     """The model without a word for its last token, END: its logit is 0, and others are above."""
-    return with_parameters(model, lambda name, x: x * (np.arange(END + 1) < END) if name == "head.kernel" else x)
+    return with_parameters(
+        model, lambda name, x: x * (np.arange(END + 1) < END)[:, None] if name == "head.weight" else x
+    )
 
 
 def cut(model):
     """The same without that token: 256 tokens can be split."""
     values = {name: np.asarray(x) for name, x in parameters(model).items()}
-    values |= {"embedding.table": values["embedding.table"][:END], "head.kernel": values["head.kernel"][:, :END]}
+    values |= {"embedding.table": values["embedding.table"][:END], "head.weight": values["head.weight"][:END]}
     return assemble(tiny_config(vocab_size=END), values)
 
 

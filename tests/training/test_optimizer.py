@@ -6,7 +6,7 @@ import pytest
 
 from kljudge_jax.training.optimizer import make_optimizer, schedule
 
-SHAPES = {"layers.0.mlp.gate.kernel": (16, 32), "embedding.table": (40, 16), "final_norm.scale": (16,)}
+SHAPES = {"layers.0.mlp.gate.weight": (32, 16), "embedding.table": (40, 16), "final_norm.scale": (16,)}
 
 
 def test_matrices_move_by_orthogonal_steps_and_the_rest_by_adam():
@@ -22,7 +22,7 @@ def test_matrices_move_by_orthogonal_steps_and_the_rest_by_adam():
         return update
 
     update = fourth_update()
-    singular = jnp.linalg.svd(update["layers.0.mlp.gate.kernel"] / (0.5 * 2**0.5), compute_uv=False)
+    singular = jnp.linalg.svd(update["layers.0.mlp.gate.weight"] / (0.5 * 2**0.5), compute_uv=False)
     assert float(singular.min()) > 0.6 and float(singular.max()) < 1.3, "all directions move alike"
     # Adam divides a gradient that never changes by its own size: what is left is its sign, and the rate.
     for name in ("embedding.table", "final_norm.scale"):
