@@ -2,47 +2,57 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from kljudge_jax.kernels.product import product
+from kljudge_jax.kernels.product import product, products
 
 
 class Linear(nnx.Module):
     """`x @ weight.T + bias`, weight `[O, I]` as checkpoints store it, bias `[O]`; products accumulate in float32.
 
     Attributes:
-      scale: f32 `[O]` of an int8 weight, else None.
       local: whether the weight lies on one device.
     """
 
     def __init__(self, key: jax.Array, in_size: int, out_size: int, bias: bool = False, dtype=jnp.float32, local=True):
         deviation = in_size**-0.5
         self.weight = nnx.Param((deviation * jax.random.normal(key, (out_size, in_size))).astype(dtype))
-        self.scale = None
         self.bias = nnx.Param(jnp.zeros((out_size,), dtype)) if bias else None
         self.local = local
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """x `[..., I]` to `[..., O]` in x's dtype."""
-        return self.in_float32(x).astype(x.dtype)
+        return side_by_side(x, self)[0]
 
     def in_float32(self, x: jax.Array) -> jax.Array:
         """The same, before it is rounded to x's dtype: what logits are made of."""
-        weight, scale = self.weight[...], None if self.scale is None else self.scale[...]
-        out = product(x.reshape(-1, x.shape[-1]), weight, scale, self.local)
-        if self.bias is not None:
-            out = out + self.bias[...].astype(jnp.float32)
-        return out.reshape(*x.shape[:-1], weight.shape[0])
+        return _in_float32(x, (self,))[0]
+
+
+def side_by_side(x: jax.Array, *layers: Linear) -> tuple[jax.Array, ...]:
+    """What each of several layers makes of the same x, as one piece of work."""
+    return tuple(out.astype(x.dtype) for out in _in_float32(x, layers))
+
+
+def _in_float32(x: jax.Array, layers: Sequence[Linear]) -> list[jax.Array]:
+    rows = x.reshape(-1, x.shape[-1])
+    found = products(rows, [layer.weight[...] for layer in layers], all(layer.local for layer in layers))
+    found = [
+        out if layer.bias is None else out + layer.bias[...].astype(jnp.float32)
+        for layer, out in zip(layers, found, strict=True)
+    ]
+    return [out.reshape(*x.shape[:-1], out.shape[-1]) for out in found]
 
 
 class Embedding(nnx.Module):
-    """Token embeddings `[V, H]`, and the head of a model that ties the two; `scale` and `local` as in `Linear`."""
+    """Token embeddings `[V, H]`, and the head of a model that ties the two; `local` as in `Linear`."""
 
     def __init__(self, key: jax.Array, vocab_size: int, hidden_size: int, dtype=jnp.float32, local=True):
         self.table = nnx.Param((hidden_size**-0.5 * jax.random.normal(key, (vocab_size, hidden_size))).astype(dtype))
-        self.scale = None
         self.local = local
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
@@ -56,5 +66,5 @@ class Embedding(nnx.Module):
 
     def attend(self, x: jax.Array) -> jax.Array:
         """x `[..., H]` to logits f32 `[..., V]`."""
-        table, scale = self.table[...], None if self.scale is None else self.scale[...]
-        return product(x.reshape(-1, x.shape[-1]), table, scale, self.local).reshape(*x.shape[:-1], table.shape[0])
+        table = self.table[...]
+        return product(x.reshape(-1, x.shape[-1]), table, self.local).reshape(*x.shape[:-1], table.shape[0])

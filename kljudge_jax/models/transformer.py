@@ -8,7 +8,7 @@ from flax import nnx
 
 from kljudge_jax.models.cache import KVCache, write_rows
 from kljudge_jax.models.config import Rope, TransformerConfig
-from kljudge_jax.models.linear import Embedding, Linear
+from kljudge_jax.models.linear import Embedding, Linear, side_by_side
 
 # Finite, so that a query that sees nothing (a padding row) gets a mean of stale values and not a NaN.
 _MASKED = -1e30
@@ -65,9 +65,9 @@ class Attention(nnx.Module):
         """x `[B, T, H]`, positions `[B, T]`, stored (keys, values) `[B, G, S, D]` or None: `[B, T, H]` and stored."""
         config, (batch, length, _) = self.config, x.shape
         heads, groups, dim = config.num_heads, config.num_kv_heads, config.head_dim
-        query = self.query(x).reshape(batch, length, heads, dim)
-        key = self.key(x).reshape(batch, length, groups, dim)
-        value = self.value(x).reshape(batch, length, groups, dim)
+        query, key, value = side_by_side(x, self.query, self.key, self.value)
+        query = query.reshape(batch, length, heads, dim)
+        key, value = key.reshape(batch, length, groups, dim), value.reshape(batch, length, groups, dim)
         if self.query_norm is not None:
             query, key = self.query_norm(query), self.key_norm(key)
         rope = config.layer_rope(self.layer)
@@ -111,7 +111,8 @@ class MLP(nnx.Module):
         self.activation = config.activation
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return self.down(_ACTIVATIONS[self.activation](self.gate(x)) * self.up(x))
+        gate, up = side_by_side(x, self.gate, self.up)
+        return self.down(_ACTIVATIONS[self.activation](gate) * up)
 
 
 class Block(nnx.Module):
