@@ -19,9 +19,9 @@ from typing import NamedTuple
 
 import jax
 
-_SOURCE = Path(__file__).with_name("thin_matmul.cc")
+_SOURCE = Path(__file__).with_name("decoding.cc")
 _FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-w")
-_TARGETS = ("kljudge_float32", "kljudge_bfloat16")
+_TARGETS = ("kljudge_float32", "kljudge_bfloat16", "kljudge_attention")
 _SWITCH = "KLJUDGE_NATIVE"
 
 
@@ -60,7 +60,7 @@ def _built(compiler: str) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:  # a home that cannot be written
         folder = Path(tempfile.mkdtemp(prefix="kljudge_jax"))
-    path = folder / f"thin_matmul-{digest.hexdigest()[:16]}.so"
+    path = folder / f"decoding-{digest.hexdigest()[:16]}.so"
     if not path.exists():
         # Others may be compiling the same: each writes a file of its own, and the last one to end gives it the name.
         partial = path.with_suffix(f".{os.getpid()}.partial")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -26,19 +24,15 @@ class Linear(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """x `[..., I]` to `[..., O]` in x's dtype."""
-        return side_by_side(x, self)[0]
+        return self.in_float32(x).astype(x.dtype)
 
     def in_float32(self, x: jax.Array) -> jax.Array:
         """The same, before it is rounded to x's dtype: what logits are made of."""
-        return _in_float32(x, (self,))[0]
+        return side_by_side(x, self)[0]
 
 
-def side_by_side(x: jax.Array, *layers: Linear) -> tuple[jax.Array, ...]:
-    """What each of several layers makes of the same x, as one piece of work."""
-    return tuple(out.astype(x.dtype) for out in _in_float32(x, layers))
-
-
-def _in_float32(x: jax.Array, layers: Sequence[Linear]) -> list[jax.Array]:
+def side_by_side(x: jax.Array, *layers: Linear) -> list[jax.Array]:
+    """What each of several layers makes of the same x, as one piece of work: f32, not yet rounded to x's dtype."""
     rows = x.reshape(-1, x.shape[-1])
     found = products(rows, [layer.weight[...] for layer in layers], all(layer.local for layer in layers))
     found = [

@@ -1,4 +1,4 @@
-// Products of a few rows with a large weight matrix, for XLA's CPU backend.
+// Products of a few rows with a large weight matrix, and attention over a cache, for XLA's CPU backend.
 //
 // Decoding multiplies 1 to some dozen rows by every weight of a model, so that its time is that of reading the weights
 // once. XLA's own products repack the weights at every call. Here a weight is read as it is stored, `[O, I]` with I
@@ -322,10 +322,173 @@ ffi::Error BFloat16Impl(ffi::RemainingArgs arguments, ffi::RemainingRets results
   return Plain<BFloat16>(arguments, results);
 }
 
+// e to the power of x for x <= 0, to 2 units in the last place (Cephes' polynomial); 0 below -87, NaN of NaN.
+inline F32 Exp(F32 x) {
+  typedef int32_t I32 __attribute__((vector_size(64)));
+  const F32 low = F32{} - 87.0f;
+  const I32 tiny = x < low;
+  const F32 kept = (F32)(((I32)x & ~tiny));  // 0 where the result will be 0
+  const F32 turns = kept * 1.44269504088896341f - 0.5f;
+  const I32 n = __builtin_convertvector(turns, I32);  // towards 0, which for x <= 0 rounds x / ln 2 to nearest
+  const F32 whole = __builtin_convertvector(n, F32);
+  const F32 r = kept - whole * 0.693359375f + whole * 2.12194440e-4f;
+  F32 p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * r * r + r + 1.0f;
+  const F32 value = p * (F32)((n + 127) << 23);
+  return (F32)((I32)value & ~tiny);
+}
+
+// What attention reads and writes; one row of the batch is `time` queries of `heads` heads.
+struct Attention {
+  const float *query, *key, *value;  // [B, T, N, D], [B, T, G, D] twice
+  const int32_t* start;              // [B], the position of a row's first query
+  float *keys, *values;              // [B, G, S, D]
+  float* out;                        // [B, T, N, D]
+  int64_t batch, time, heads, groups, dim, slots, window;
+  float softcap;
+
+  // The new keys and values of one row and group go to their slots; where those lie past the end, as far back as XLA
+  // would put them.
+  void Store(int64_t unit) const {
+    const int64_t b = unit / groups, g = unit % groups, at = std::clamp<int64_t>(start[b], 0, slots - time);
+    for (int64_t t = 0; t < time; ++t) {
+      const int64_t from = ((b * time + t) * groups + g) * dim, to = ((b * groups + g) * slots + at + t) * dim;
+      std::memcpy(keys + to, key + from, dim * sizeof(float));
+      std::memcpy(values + to, value + from, dim * sizeof(float));
+    }
+  }
+
+  // One query head of one row. `scores` has room for time x slots, padded to whole vectors.
+  void Head(int64_t unit, std::vector<float>& scores) const {
+    const int64_t b = unit / heads, n = unit % heads, g = n / (heads / groups);
+    const float* k = keys + (b * groups + g) * slots * dim;
+    const float* v = values + (b * groups + g) * slots * dim;
+    const int64_t seen = std::clamp<int64_t>(start[b] + time, 1, slots), width = (slots + 15) / 16 * 16;
+    scores.resize(time * width);
+    const int64_t first = window ? std::max<int64_t>(0, start[b] + 1 - window) / 4 * 4 : 0;
+    for (int64_t s = first; s < seen; s += 4) {
+      const int64_t there = std::min<int64_t>(4, seen - s);
+      for (int64_t t = 0; t < time; ++t) {
+        const float* q = query + ((b * time + t) * heads + n) * dim;
+        float four[4];
+        if (there == 4) {
+          F32 sums[4] = {};
+          int64_t i = 0;
+          for (; i + 16 <= dim; i += 16) {
+            const F32 x = Load<F32>(q + i);
+            for (int j = 0; j < 4; ++j) sums[j] += x * Load<F32>(k + (s + j) * dim + i);
+          }
+          SumFour(sums, four);
+          for (; i < dim; ++i)
+            for (int j = 0; j < 4; ++j) four[j] += q[i] * k[(s + j) * dim + i];
+        } else {
+          for (int j = 0; j < there; ++j) {
+            F32 sums[4] = {};
+            int64_t i = 0;
+            for (; i + 16 <= dim; i += 16) sums[0] += Load<F32>(q + i) * Load<F32>(k + (s + j) * dim + i);
+            float all[4];
+            SumFour(sums, all);  // as above, so that a slot's score is the same whoever stands beside it
+            for (; i < dim; ++i) all[0] += q[i] * k[(s + j) * dim + i];
+            four[j] = all[0];
+          }
+        }
+        for (int j = 0; j < there; ++j) scores[t * width + s + j] = four[j];
+      }
+    }
+    for (int64_t t = 0; t < time; ++t) {
+      const int64_t last = std::clamp<int64_t>(start[b] + t, 0, slots - 1), from = window ? std::max<int64_t>(0, last + 1 - window) : 0;
+      float* row = scores.data() + t * width;
+      if (softcap != 0)
+        for (int64_t s = from; s <= last; ++s) row[s] = softcap * std::tanh(row[s] / softcap);
+      float most = row[from];
+      for (int64_t s = from; s <= last; ++s) most = row[s] > most || row[s] != row[s] ? row[s] : most;
+      // Whole vectors, at places that do not depend on how many queries there are.
+      const int64_t begin = from / 16 * 16, end = (last + 16) / 16 * 16;
+      for (int64_t s = begin; s < from; ++s) row[s] = -INFINITY;
+      for (int64_t s = last + 1; s < end; ++s) row[s] = -INFINITY;
+      F32 total = {};
+      for (int64_t s = begin; s < end; s += 16) {
+        const F32 e = Exp(Load<F32>(row + s) - most);
+        total += e;
+        std::memcpy(row + s, &e, sizeof e);
+      }
+      const float scale = 1.0f / Sum(total);
+      float* to = out + ((b * time + t) * heads + n) * dim;
+      int64_t i = 0;
+      for (; i + 64 <= dim; i += 64) Mix<4>(row, v + i, from, last, scale, to + i);
+      for (; i + 16 <= dim; i += 16) Mix<1>(row, v + i, from, last, scale, to + i);
+      for (; i < dim; ++i) {
+        float sum = 0;
+        for (int64_t s = from; s <= last; ++s) sum += row[s] * v[s * dim + i];
+        to[i] = sum * scale;
+      }
+    }
+  }
+
+  template <int kVectors>
+  void Mix(const float* weights, const float* v, int64_t from, int64_t last, float scale, float* to) const {
+    F32 sums[kVectors] = {};
+    for (int64_t s = from; s <= last; ++s)
+      for (int j = 0; j < kVectors; ++j) sums[j] += weights[s] * Load<F32>(v + s * dim + 16 * j);
+    for (int j = 0; j < kVectors; ++j) {
+      const F32 mixed = sums[j] * scale;
+      std::memcpy(to + 16 * j, &mixed, sizeof mixed);
+    }
+  }
+
+  void Run() const {
+    // A handful of scores costs less than to call another thread.
+    const bool small = batch * time * heads * (start[0] + time) < 2048;
+    for (int64_t unit = 0; unit < batch * groups; ++unit) Store(unit);
+    const int64_t units = batch * heads, each = small ? units : std::max<int64_t>(1, units / 64);
+    Workers::Get().Run((units + each - 1) / each, [this, units, each](int64_t part) {
+      static thread_local std::vector<float> scores;
+      for (int64_t unit = part * each; unit < std::min(units, (part + 1) * each); ++unit) Head(unit, scores);
+    });
+  }
+};
+
+ffi::Error AttentionImpl(ffi::Buffer<ffi::F32> query, ffi::Buffer<ffi::F32> key, ffi::Buffer<ffi::F32> value,
+                         ffi::Buffer<ffi::S32> start, ffi::Buffer<ffi::F32> keys, ffi::Buffer<ffi::F32> values,
+                         ffi::ResultBuffer<ffi::F32> out, ffi::ResultBuffer<ffi::F32> new_keys,
+                         ffi::ResultBuffer<ffi::F32> new_values, int64_t window, float softcap) {
+  const auto q = query.dimensions(), stored = keys.dimensions();
+  const int64_t bytes = keys.size_bytes();
+  // XLA gives the cache itself where nobody needs the old one; else a place for a copy.
+  if (new_keys->typed_data() != keys.typed_data()) std::memcpy(new_keys->typed_data(), keys.typed_data(), bytes);
+  if (new_values->typed_data() != values.typed_data())
+    std::memcpy(new_values->typed_data(), values.typed_data(), bytes);
+  Attention attention{query.typed_data(),      key.typed_data(),         value.typed_data(),
+                      start.typed_data(),      new_keys->typed_data(),   new_values->typed_data(),
+                      out->typed_data(),       int64_t(q[0]),            int64_t(q[1]),
+                      int64_t(q[2]),           int64_t(stored[1]),       int64_t(q[3]),
+                      int64_t(stored[2]),      window,                   softcap};
+  attention.Run();
+  return ffi::Error::Success();
+}
+
 }  // namespace
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(kljudge_float32, Float32Impl, ffi::Ffi::Bind().RemainingArgs().RemainingRets());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(kljudge_bfloat16, BFloat16Impl, ffi::Ffi::Bind().RemainingArgs().RemainingRets());
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(kljudge_attention, AttentionImpl,
+                              ffi::Ffi::Bind()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::S32>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Ret<ffi::Buffer<ffi::F32>>()
+                                  .Ret<ffi::Buffer<ffi::F32>>()
+                                  .Ret<ffi::Buffer<ffi::F32>>()
+                                  .Attr<int64_t>("window")
+                                  .Attr<float>("softcap"));
 
 // The instructions that the compiler was allowed, for reports.
 extern "C" const char* kljudge_describe() {
