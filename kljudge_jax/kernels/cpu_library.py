@@ -21,7 +21,7 @@ import jax
 
 _SOURCE = Path(__file__).with_name("decoding.cc")
 _FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-w")
-_TARGETS = ("kljudge_float32", "kljudge_bfloat16", "kljudge_attention")
+_TARGETS = ("kljudge_float32", "kljudge_bfloat16", "kljudge_int8", "kljudge_int4", "kljudge_attention")
 _SWITCH = "KLJUDGE_NATIVE"
 
 

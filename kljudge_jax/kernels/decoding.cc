@@ -322,9 +322,211 @@ ffi::Error BFloat16Impl(ffi::RemainingArgs arguments, ffi::RemainingRets results
   return Plain<BFloat16>(arguments, results);
 }
 
+// Rows rounded to int8 in groups of 64 that share a scale: what the integer products multiply with. A row ends in zeros
+// up to a whole group.
+struct Int8Rows {
+  int64_t count, size, groups;
+  std::vector<int8_t> values;  // [count, groups, 64]
+  std::vector<float> scales;   // [count, groups]
+  std::vector<int32_t> sums;   // [count, groups, 16], of four neighbours each
+
+  Int8Rows(const float* rows, int64_t count, int64_t size)
+      : count(count), size(size), groups((size + kGroup - 1) / kGroup), values(count * groups * kGroup),
+        scales(count * groups), sums(count * groups * 16) {
+    const int64_t each = std::max<int64_t>(1, count * groups / 16);
+    Workers::Get().Run((count * groups + each - 1) / each, [&](int64_t part) {
+      for (int64_t i = part * each; i < std::min(count * groups, (part + 1) * each); ++i) Round(rows, i);
+    });
+  }
+
+  void Round(const float* rows, int64_t i) {
+    const int64_t from = i % groups * kGroup, there = std::min(kGroup, size - from);
+    const float* x = rows + i / groups * size + from;
+    float most = 0;
+    bool fit = true;
+    for (int64_t j = 0; j < there; ++j) {
+      most = std::max(most, std::fabs(x[j]));
+      fit &= std::isfinite(x[j]);
+    }
+    // What is no number makes the whole row none, as it does in a float product.
+    scales[i] = fit ? most / 127 : NAN;
+    const float inverse = fit && most > 0 ? 127 / most : 0;
+    int8_t* to = values.data() + i * kGroup;
+    for (int64_t j = 0; j < there; ++j) to[j] = static_cast<int8_t>(std::lrint(fit ? x[j] * inverse : 0));
+    for (int64_t j = 0; j < 16; ++j) {
+      const int8_t* four = to + 4 * j;
+      sums[i * 16 + j] = four[0] + four[1] + four[2] + four[3];
+    }
+  }
+};
+
+typedef int32_t I32 __attribute__((vector_size(64)));
+typedef uint8_t U8 __attribute__((vector_size(64)));
+typedef uint8_t U8Half __attribute__((vector_size(32)));
+
+// sum + unsigned bytes by signed bytes, four neighbours a lane.
+inline I32 DotBytes(I32 sum, U8 unsigned_bytes, U8 signed_bytes) {
+#if defined(__AVX512VNNI__)
+  return (I32)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)unsigned_bytes, (__m512i)signed_bytes);
+#else
+  for (int lane = 0; lane < 16; ++lane)
+    for (int i = 0; i < 4; ++i)
+      sum[lane] += int32_t(unsigned_bytes[4 * lane + i]) * int32_t(int8_t(signed_bytes[4 * lane + i]));
+  return sum;
+#endif
+}
+
+// An int8 weight, one scale an output. 128 is added to make its bytes unsigned, and 128 times a row's sum taken off.
+struct Int8 {
+  const int8_t* weight;  // [O, I]
+  const float* scale;    // [O]
+  static constexpr int32_t kOffset = 128;
+
+  int64_t Bytes(int64_t size) const { return size; }
+  const void* At(int64_t o, int64_t g, int64_t size) const { return weight + o * size + g * kGroup; }
+  U8 Group(int64_t o, int64_t g, int64_t size) const {
+    const int8_t* at = weight + o * size + g * kGroup;
+    U8 bytes = {};
+    if (g * kGroup + kGroup <= size) bytes = Load<U8>(at);
+    else std::memcpy(&bytes, at, size - g * kGroup);
+    return bytes ^ uint8_t{0x80};
+  }
+  F32 Scales(int64_t, int64_t, int64_t) const { return F32{} + 1.0f; }
+  float Final(int64_t o) const { return scale[o]; }
+  static constexpr bool kScaledGroups = false;
+};
+
+// An int4 weight, 32 values a scale: of 64 values byte j holds value j in its lower half and j + 32 in its upper one,
+// each with 8 added.
+struct Int4 {
+  const uint8_t* weight;  // [O, I / 2]
+  const uint16_t* scale;  // [O, I / 32], bfloat16
+  static constexpr int32_t kOffset = 8;
+
+  int64_t Bytes(int64_t size) const { return size / 2; }
+  const void* At(int64_t o, int64_t g, int64_t size) const { return weight + o * (size / 2) + g * (kGroup / 2); }
+  U8 Group(int64_t o, int64_t g, int64_t size) const {
+    const U8Half packed = Load<U8Half>(weight + o * (size / 2) + g * (kGroup / 2));
+    const U8Half low = packed & uint8_t{15}, high = packed >> 4;
+#if defined(__AVX512F__)
+    return (U8)_mm512_inserti64x4(_mm512_castsi256_si512((__m256i)low), (__m256i)high, 1);
+#else
+    U8 bytes;
+    std::memcpy(&bytes, &low, sizeof low);
+    std::memcpy(reinterpret_cast<char*>(&bytes) + sizeof low, &high, sizeof high);
+    return bytes;
+#endif
+  }
+  F32 Scales(int64_t o, int64_t g, int64_t size) const {
+    const uint16_t* two = scale + o * (size / 32) + 2 * g;
+    const float low = BFloat16::Widen(two[0]), high = BFloat16::Widen(two[1]);
+#if defined(__AVX512F__)
+    return (F32)_mm512_mask_broadcastss_ps(_mm512_set1_ps(low), 0xff00, _mm_set_ss(high));
+#else
+    F32 scales;
+    for (int i = 0; i < 16; ++i) scales[i] = i < 8 ? low : high;
+    return scales;
+#endif
+  }
+  float Final(int64_t) const { return 1; }
+  static constexpr bool kScaledGroups = true;
+};
+
+template <class Kind, int kOut, int kRows>
+inline void IntegerTile(const Kind& kind, const Int8Rows& rows, int64_t row, int64_t o, float* out, int64_t stride) {
+  F32 sums[kRows][kOut] = {};
+  for (int64_t g = 0; g < rows.groups; ++g) {
+    U8 w[kOut];
+    F32 scales[kOut];
+    for (int j = 0; j < kOut; ++j) {
+      w[j] = kind.Group(o + j, g, rows.size);
+      if (Kind::kScaledGroups) scales[j] = kind.Scales(o + j, g, rows.size);
+      __builtin_prefetch(static_cast<const char*>(kind.At(o + j, g, rows.size)) + kAhead, 0, 2);
+    }
+    for (int r = 0; r < kRows; ++r) {
+      const int64_t i = (row + r) * rows.groups + g;
+      const U8 x = Load<U8>(rows.values.data() + i * kGroup);
+      const I32 offset = Load<I32>(rows.sums.data() + i * 16) * -Kind::kOffset;
+      for (int j = 0; j < kOut; ++j) {
+        const F32 dot = __builtin_convertvector(DotBytes(offset, w[j], x), F32);
+        sums[r][j] += (Kind::kScaledGroups ? dot * scales[j] : dot) * rows.scales[i];
+      }
+    }
+  }
+  for (int r = 0; r < kRows; ++r) {
+    float whole[kOut];
+    if constexpr (kOut == 4) {
+      SumFour(sums[r], whole);
+    } else {
+      for (int j = 0; j < kOut; ++j) whole[j] = Sum(sums[r][j]);
+    }
+    for (int j = 0; j < kOut; ++j) out[(row + r) * stride + o + j] = whole[j] * kind.Final(o + j);
+  }
+}
+
+template <class Kind, int kOut>
+void IntegerRows(const Kind& kind, const Int8Rows& rows, int64_t o, float* out, int64_t stride) {
+  for (int64_t row = 0; row < rows.count;) {
+    const int64_t left = rows.count - row, now = left <= 5 ? left : left < 10 ? (left + 1) / 2 : 5;
+    switch (now) {
+      case 1: IntegerTile<Kind, kOut, 1>(kind, rows, row, o, out, stride); break;
+      case 2: IntegerTile<Kind, kOut, 2>(kind, rows, row, o, out, stride); break;
+      case 3: IntegerTile<Kind, kOut, 3>(kind, rows, row, o, out, stride); break;
+      case 4: IntegerTile<Kind, kOut, 4>(kind, rows, row, o, out, stride); break;
+      default: IntegerTile<Kind, kOut, 5>(kind, rows, row, o, out, stride); break;
+    }
+    row += now;
+  }
+}
+
+// Rows, then a weight and its scale each; one result a pair.
+template <class Kind>
+ffi::Error Integer(ffi::RemainingArgs arguments, ffi::RemainingRets results) {
+  auto given = arguments.get<ffi::Buffer<ffi::F32>>(0);
+  if (!given.has_value()) return given.error();
+  const Int8Rows rows(given->typed_data(), given->dimensions()[0], given->dimensions()[1]);
+  struct One {
+    Kind kind;
+    int64_t outputs, part, first;
+    float* out;
+  };
+  std::vector<One> all;
+  int64_t parts = 0;
+  for (size_t i = 0; i < results.size(); ++i) {
+    auto weight = arguments.get<ffi::AnyBuffer>(2 * i + 1);
+    auto scale = arguments.get<ffi::AnyBuffer>(2 * i + 2);
+    auto out = results.get<ffi::AnyBuffer>(i);
+    if (!weight.has_value()) return weight.error();
+    if (!scale.has_value()) return scale.error();
+    if (!out.has_value()) return out.error();
+    Kind kind{static_cast<decltype(Kind::weight)>(weight->untyped_data()),
+              static_cast<decltype(Kind::scale)>(scale->untyped_data())};
+    const int64_t outputs = weight->dimensions()[0], part = PartSize(outputs, kind.Bytes(rows.size));
+    all.push_back({kind, outputs, part, parts, static_cast<float*>((*out)->untyped_data())});
+    parts += (outputs + part - 1) / part;
+  }
+  Workers::Get().Run(parts, [&](int64_t number) {
+    size_t which = all.size() - 1;
+    while (all[which].first > number) --which;
+    const One& one = all[which];
+    int64_t o = (number - one.first) * one.part;
+    const int64_t end = std::min(one.outputs, o + one.part);
+    for (; o + 4 <= end; o += 4) IntegerRows<Kind, 4>(one.kind, rows, o, one.out, one.outputs);
+    for (; o < end; ++o) IntegerRows<Kind, 1>(one.kind, rows, o, one.out, one.outputs);
+  });
+  return ffi::Error::Success();
+}
+
+ffi::Error Int8Impl(ffi::RemainingArgs arguments, ffi::RemainingRets results) {
+  return Integer<Int8>(arguments, results);
+}
+
+ffi::Error Int4Impl(ffi::RemainingArgs arguments, ffi::RemainingRets results) {
+  return Integer<Int4>(arguments, results);
+}
+
 // e to the power of x for x <= 0, to 2 units in the last place (Cephes' polynomial); 0 below -87, NaN of NaN.
 inline F32 Exp(F32 x) {
-  typedef int32_t I32 __attribute__((vector_size(64)));
   const F32 low = F32{} - 87.0f;
   const I32 tiny = x < low;
   const F32 kept = (F32)(((I32)x & ~tiny));  // 0 where the result will be 0
@@ -476,6 +678,8 @@ ffi::Error AttentionImpl(ffi::Buffer<ffi::F32> query, ffi::Buffer<ffi::F32> key,
 XLA_FFI_DEFINE_HANDLER_SYMBOL(kljudge_float32, Float32Impl, ffi::Ffi::Bind().RemainingArgs().RemainingRets());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(kljudge_bfloat16, BFloat16Impl, ffi::Ffi::Bind().RemainingArgs().RemainingRets());
 
+XLA_FFI_DEFINE_HANDLER_SYMBOL(kljudge_int8, Int8Impl, ffi::Ffi::Bind().RemainingArgs().RemainingRets());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(kljudge_int4, Int4Impl, ffi::Ffi::Bind().RemainingArgs().RemainingRets());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(kljudge_attention, AttentionImpl,
                               ffi::Ffi::Bind()
                                   .Arg<ffi::Buffer<ffi::F32>>()

@@ -1,10 +1,12 @@
-"""One product of rows with a weight matrix: the only place that knows how it is best done on this backend.
+"""Products of rows with weight matrices: the only place that knows how they are best done on this backend.
 
 | backend | weight | rows | form |
 |---|---|---|---|
 | CPU, one device | float32, bfloat16 | up to `_MOST_ROWS` | native: the weight is read once, as it is stored |
+| CPU, one device | int8, int4 | any | native, in integers: rows are rounded to int8 in groups of 64 |
 | CPU, otherwise | bfloat16 | 1 | XLA, on two equal rows |
-| any | any | any | XLA |
+| any | float | any | XLA |
+| any | int8, int4 | any | XLA, on the weight in the dtype of the rows |
 """
 
 from __future__ import annotations
@@ -15,34 +17,56 @@ import jax
 import jax.numpy as jnp
 
 from kljudge_jax.kernels.cpu_library import library
+from kljudge_jax.kernels.quantize import from_int4, from_int8
 
 # From here on a product is bound by arithmetic, and XLA's, which packs the weight first, is as fast or faster.
 _MOST_ROWS = 192
 
+# What a weight is stored as: the array itself, or integers and their scale (see `quantize`).
+Weight = jax.Array | tuple[jax.Array, jax.Array]
+
 _NATIVE = {jnp.dtype(jnp.float32): "kljudge_float32", jnp.dtype(jnp.bfloat16): "kljudge_bfloat16"}
 
 
-def product(rows: jax.Array, weight: jax.Array, local: bool = True) -> jax.Array:
+def product(rows: jax.Array, weight: Weight, local: bool = True) -> jax.Array:
     """`rows @ weight.T`, accumulated in float32.
 
     Args:
       rows: `[M, I]`, float32, bfloat16 or float16.
-      weight: `[O, I]` in the dtype of `rows`.
+      weight: `[O, I]` in the dtype of `rows`; or what `to_int8` or `to_int4` made of it.
       local: whether weight and rows lie on one device. XLA cannot split a native product over several.
 
     Returns:
       f32 `[M, O]`.
     """
-    return products(rows, (weight,), local)[0]
+    return products(rows, [weight], local)[0]
 
 
-def products(rows: jax.Array, weights: Sequence[jax.Array], local: bool = True) -> tuple[jax.Array, ...]:
+def products(rows: jax.Array, weights: Sequence[Weight], local: bool = True) -> tuple[jax.Array, ...]:
     """`product` of the same rows with each of several weights, which takes less time than one after the other."""
-    native = local and 0 < rows.shape[0] <= _MOST_ROWS and rows.shape[1] > 0 and jax.default_backend() == "cpu"
-    native &= all(weight.dtype == rows.dtype in _NATIVE for weight in weights)
-    if native and library().ready:
+    native = local and 0 not in rows.shape and jax.default_backend() == "cpu" and library().ready
+    stored = {_stored(weight) for weight in weights}
+    if native and stored <= {"int8"}:
+        return _call("kljudge_int8", rows.astype(jnp.float32), weights)
+    if native and stored <= {"int4"}:
+        return _call("kljudge_int4", rows.astype(jnp.float32), weights)
+    if native and stored == {rows.dtype} and rows.dtype in _NATIVE and rows.shape[0] <= _MOST_ROWS:
         return _native(rows, *weights)
-    return tuple(_by_xla(rows, weight) for weight in weights)
+    if native and len(stored) > 1:
+        return tuple(product(rows, weight, local) for weight in weights)
+    return tuple(_by_xla(rows, _in_dtype(weight, rows.dtype)) for weight in weights)
+
+
+def _stored(weight: Weight):
+    if isinstance(weight, tuple):
+        return "int8" if weight[0].dtype == jnp.int8 else "int4"
+    return weight.dtype
+
+
+def _in_dtype(weight: Weight, dtype) -> jax.Array:
+    if not isinstance(weight, tuple):
+        return weight
+    return (from_int8 if weight[0].dtype == jnp.int8 else from_int4)(*weight, dtype)
 
 
 def _by_xla(rows: jax.Array, weight: jax.Array) -> jax.Array:
@@ -54,10 +78,16 @@ def _by_xla(rows: jax.Array, weight: jax.Array) -> jax.Array:
     return out[:1] if lonely else out
 
 
+def _call(target: str, rows: jax.Array, weights: Sequence[Weight]) -> tuple[jax.Array, ...]:
+    operands = jax.tree.leaves(list(weights))
+    outputs = [jax.tree.leaves(weight)[0].shape[0] for weight in weights]
+    results = tuple(jax.ShapeDtypeStruct((rows.shape[0], count), jnp.float32) for count in outputs)
+    return tuple(jax.ffi.ffi_call(target, results, vmap_method="sequential")(rows, *operands))
+
+
 @jax.custom_vjp
 def _native(rows: jax.Array, *weights: jax.Array) -> tuple[jax.Array, ...]:
-    results = tuple(jax.ShapeDtypeStruct((rows.shape[0], weight.shape[0]), jnp.float32) for weight in weights)
-    return tuple(jax.ffi.ffi_call(_NATIVE[rows.dtype], results, vmap_method="sequential")(rows, *weights))
+    return _call(_NATIVE[rows.dtype], rows, weights)
 
 
 def _native_forward(rows, *weights):
