@@ -161,7 +161,16 @@ def _pair_and_prompts(options, plan):
 
     count = max(options.prompts, *plan.batches)
     if options.shape is not None:
-        pair = random_pair(options.shape, options.draft_shape, options.dtype, options.mesh, plan, options.prompt_tokens)
+        pair = random_pair(
+            options.shape,
+            options.draft_shape,
+            options.dtype,
+            options.mesh,
+            plan,
+            options.prompt_tokens,
+            options.bits,
+            options.draft_bits,
+        )
         prompts = random_prompts(pair, count, options.prompt_tokens, options.seed)
         return pair, prompts, f"random:{options.prompt_tokens}"
     task = load_task(options.task)
@@ -169,5 +178,5 @@ def _pair_and_prompts(options, plan):
     if options.draft_shape is not None:
         from kljudge_jax.evaluation.bench_models import with_random_draft
 
-        pair = with_random_draft(pair, options.draft_shape, options.mesh)
+        pair = with_random_draft(pair, options.draft_shape, options.mesh, options.draft_bits)
     return pair, near_prompts(as_model_reads(task, options.task, pair), options.split, count), task.name

@@ -54,8 +54,12 @@ def add_models(parser: argparse.ArgumentParser, required: bool = True) -> None:
         "--dtype",
         default="auto",
         choices=("auto", "float32", "bfloat16", "float16"),
-        help="of the weights; auto is bfloat16 on GPU and TPU, float32 on CPU",
+        help="of the weights; auto is bfloat16, but float32 on a CPU without a C++ compiler",
     )
+    group.add_argument(
+        "--bits", type=int, choices=(8, 4), help="round the target's matrices to so many bits as they are loaded"
+    )
+    group.add_argument("--draft-bits", type=int, choices=(8, 4), help="the same for the draft")
     group.add_argument("--mesh", metavar="SPEC", help="devices to spread the models over, such as data=2,tensor=4")
 
 
@@ -89,7 +93,12 @@ def load_pair(options):
     if options.target == EMBEDDED:
         if options.draft not in (None, EMBEDDED) or options.tokenizer or options.revision or options.draft_revision:
             raise InputError("--target embedded brings its own draft and tokenizer: name nothing else")
-        return ModelPair.embedded(dtype="float32" if options.dtype == "auto" else options.dtype, mesh=options.mesh)
+        return ModelPair.embedded(
+            dtype="float32" if options.dtype == "auto" else options.dtype,
+            mesh=options.mesh,
+            bits=options.bits,
+            draft_bits=options.draft_bits,
+        )
     began = time.perf_counter()
     note(f"loading {options.target}" + (f" and {options.draft}" if options.draft else ""))
     pair = ModelPair.from_pretrained(
@@ -97,12 +106,28 @@ def load_pair(options):
         options.draft,
         dtype=options.dtype,
         mesh=options.mesh,
+        bits=options.bits,
+        draft_bits=options.draft_bits,
         revision=options.revision,
         draft_revision=options.draft_revision,
         tokenizer=options.tokenizer,
     )
-    note(f"loaded in {time.perf_counter() - began:.0f} s")
+    note(f"loaded in {time.perf_counter() - began:.0f} s: {_describe(pair)}")
     return pair
+
+
+def _describe(pair) -> str:
+    """What the models are kept as, and by what they are multiplied."""
+    import jax
+
+    from kljudge_jax.kernels.cpu_library import library
+
+    def kept(model):
+        return str(model.dtype) if model.storage.bits is None else f"int{model.storage.bits} ({model.dtype})"
+
+    words = kept(pair.target) if pair.draft is None else f"{kept(pair.target)} and {kept(pair.draft)}"
+    by = f", {library().reason}" if jax.default_backend() == "cpu" and pair.target.storage.local else ""
+    return f"{words} on {jax.default_backend()}{by}"
 
 
 def as_model_reads(task, spec: str, pair, run_code: bool = False):

@@ -39,7 +39,7 @@ class ModelDraft:
             )
 
     def cost(self, pair: ModelPair) -> float:
-        return weights_read(pair.draft) / weights_read(pair.target)
+        return bytes_read(pair.draft) / bytes_read(pair.target)
 
     def propose(
         self, models: Models, caches: Caches, context: Context, sampling: Sampling, request: Request
@@ -55,10 +55,11 @@ class ModelDraft:
         return draft, caches._replace(draft=cache)
 
 
-def weights_read(model: Transformer) -> int:
-    """How many weights one token multiplies: all but an embedding table that is not the head as well."""
-    sizes = {name: leaf.size for name, leaf in parameters(model).items()}
-    return sum(sizes.values()) - (0 if model.config.tied_head else sizes["embedding.table"])
+def bytes_read(model: Transformer) -> int:
+    """The bytes of the weights that one token multiplies: all but an embedding table that is not the head as well."""
+    sizes = {name: leaf.nbytes for name, leaf in parameters(model).items()}
+    unread = 0 if model.config.tied_head else sum(n for name, n in sizes.items() if name.startswith("embedding."))
+    return sum(sizes.values()) - unread
 
 
 def _consume_last(model: Transformer, cache: KVCache, context: Context, request: Request):

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import jax.numpy as jnp
 
-from kljudge_jax.decoding.draft import roll_out, weights_read, where_wanted
+from kljudge_jax.decoding.draft import bytes_read, roll_out, where_wanted
 from kljudge_jax.decoding.drafter import Caches, Context, Draft, Models, Request
 from kljudge_jax.decoding.sampling import Sampling
 from kljudge_jax.errors import InputError
@@ -51,7 +51,7 @@ class SelfDraft:
             )
 
     def cost(self, pair: ModelPair) -> float:
-        return weights_read(first_layers(pair.target, self.layers)) / weights_read(pair.target)
+        return bytes_read(first_layers(pair.target, self.layers)) / bytes_read(pair.target)
 
     def propose(
         self, models: Models, caches: Caches, context: Context, sampling: Sampling, request: Request
@@ -75,4 +75,4 @@ def first_layers(model: Transformer, count: int) -> Transformer:
     """The model cut after `count` layers, with the same arrays."""
     config = model.config
     cut = dataclasses.replace(config, num_layers=count, windows=config.windows[:count])
-    return assemble(cut, parameters(model), model.local)
+    return assemble(cut, parameters(model), model.storage)

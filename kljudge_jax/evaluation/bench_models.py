@@ -19,7 +19,14 @@ from kljudge_jax.tasks.base import Task
 
 
 def random_pair(
-    target: str, draft: str | None, dtype: str, mesh: str | None, plan: Plan, prompt_tokens: int
+    target: str,
+    draft: str | None,
+    dtype: str,
+    mesh: str | None,
+    plan: Plan,
+    prompt_tokens: int,
+    bits: int | None = None,
+    draft_bits: int | None = None,
 ) -> ModelPair:
     """A pair of published shapes with random weights; the larger vocabulary is cut to the smaller.
 
@@ -31,22 +38,26 @@ def random_pair(
     vocab = min(config.vocab_size for config in configs.values())
     configs = {role: dataclasses.replace(config, vocab_size=vocab) for role, config in configs.items()}
     wanted, on = resolve_dtype(dtype), _mesh(mesh)
-    weights = sum(bytes_per_device(config, wanted, on) for config in configs.values())
+    rounded = {"target": bits, "draft": draft_bits}
+    weights = sum(bytes_per_device(config, wanted, on, rounded[role]) for role, config in configs.items())
     # Each rule's run keeps its caches, and one of them at a time is copied.
     slots = prompt_tokens + plan.max_new_tokens + plan.draft_length + 1
     states = sum(plan.batches) * len(plan.rules) + max(plan.batches)
     caches = sum(cache_bytes(config, states, slots, wanted) for config in configs.values())
     check_memory(weights, caches)
-    models = {role: random_model(config, wanted, seed, on) for seed, (role, config) in enumerate(configs.items())}
+    models = {
+        role: random_model(config, wanted, seed, on, rounded[role])
+        for seed, (role, config) in enumerate(configs.items())
+    }
     return ModelPair(models["target"], models.get("draft"), None, (), target, draft or "none")
 
 
-def with_random_draft(pair: ModelPair, draft: str, mesh: str | None) -> ModelPair:
+def with_random_draft(pair: ModelPair, draft: str, mesh: str | None, bits: int | None = None) -> ModelPair:
     """The pair with a draft of a published shape, random weights, and the target's vocabulary and dtype."""
     vocab, dtype = pair.target.config.vocab_size, pair.target.dtype
     config: TransformerConfig = dataclasses.replace(shape_config(draft), vocab_size=vocab)
-    check_memory(bytes_per_device(config, dtype, _mesh(mesh)), 0)
-    return dataclasses.replace(pair, draft=random_model(config, dtype, 1, _mesh(mesh)), draft_name=draft)
+    check_memory(bytes_per_device(config, dtype, _mesh(mesh), bits), 0)
+    return dataclasses.replace(pair, draft=random_model(config, dtype, 1, _mesh(mesh), bits), draft_name=draft)
 
 
 def check_memory(weights: int, caches: int) -> None:
@@ -56,7 +67,7 @@ def check_memory(weights: int, caches: int) -> None:
         raise InputError(
             f"weights of {weights / 1e9:.1f} GB and caches of {caches / 1e9:.1f} GB do not fit in the "
             f"{free / 1e9:.1f} GB that are free: choose a smaller shape, its first layers (such as :layers=4), "
-            "--dtype bfloat16 or a smaller --batch"
+            "--dtype bfloat16, --bits 8 or a smaller --batch"
         )
 
 

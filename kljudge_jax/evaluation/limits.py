@@ -11,10 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kljudge_jax.decoding.draft import weights_read
+from kljudge_jax.decoding.draft import bytes_read
 from kljudge_jax.evaluation.timing import Probe, Timing
 from kljudge_jax.models.cache import KVCache
 from kljudge_jax.models.config import TransformerConfig
+from kljudge_jax.models.shapes import count_parameters
 from kljudge_jax.models.transformer import Transformer, parameters
 
 
@@ -49,10 +50,11 @@ def pass_work(model: Transformer, batch: int, positions: int, capacity: int) -> 
 
     Every weight is read once, and all slots of the cache: attention masks the empty ones, it does not skip them.
     """
-    config, weights = model.config, weights_read(model)
+    config = model.config
+    weights = count_parameters(config) - (0 if config.tied_head else config.vocab_size * config.hidden_size)
     cache = cache_bytes(config, batch, capacity, model.dtype)
     attention = 4 * config.num_layers * batch * positions * config.num_heads * capacity * config.head_dim
-    return Work(weights * model.dtype.itemsize + cache, 2 * weights * batch * positions + attention)
+    return Work(bytes_read(model) + cache, 2 * weights * batch * positions + attention)
 
 
 def cache_bytes(config: TransformerConfig, batch: int, capacity: int, dtype: Any) -> int:

@@ -6,10 +6,10 @@ value of largest magnitude over -8, so that it is met exactly (the form of llama
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
-import ml_dtypes
-import numpy as np
 
 GROUP = 32  # values of an int4 weight that share a scale
 _BLOCK = 64  # values whose halves lie in the two halves of 32 bytes
@@ -20,27 +20,31 @@ def can_be_int4(in_size: int) -> bool:
     return in_size % _BLOCK == 0
 
 
-def to_int8(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+@functools.partial(jax.jit, static_argnums=1)
+def round_to(weight: jax.Array, bits: int) -> tuple[jax.Array, jax.Array]:
+    """A weight `[O, I]` in 8 or 4 bits: see `to_int8` and `to_int4`."""
+    return to_int8(weight) if bits == 8 else to_int4(weight)
+
+
+def to_int8(weight: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Weight float `[O, I]` as int8 `[O, I]` and scale f32 `[O]`."""
-    weight = np.asarray(weight, np.float32)
-    scale = np.abs(weight).max(axis=1) / 127
-    inverse = np.divide(1, scale, out=np.zeros_like(scale), where=scale > 0)
-    return np.rint(weight * inverse[:, None]).astype(np.int8), scale
+    weight = jnp.asarray(weight, jnp.float32)
+    scale = jnp.max(jnp.abs(weight), axis=1) / 127
+    return jnp.round(weight / jnp.where(scale > 0, scale, 1)[:, None]).astype(jnp.int8), scale
 
 
-def to_int4(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def to_int4(weight: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Weight float `[O, I]` as uint8 `[O, I / 2]` and scale bfloat16 `[O, I / 32]`; I is a multiple of 64.
 
     Of each 64 values byte j holds value j in its lower half and value j + 32 in its upper one, each with 8 added.
     """
     outputs, size = weight.shape
-    groups = np.asarray(weight, np.float32).reshape(outputs, size // GROUP, GROUP)
-    at = np.abs(groups).argmax(axis=2)[..., None]
-    scale = (np.take_along_axis(groups, at, axis=2)[..., 0] / -8).astype(ml_dtypes.bfloat16)
-    wide = scale.astype(np.float32)
-    inverse = np.divide(1, wide, out=np.zeros_like(wide), where=wide != 0)
-    values = (np.clip(np.rint(groups * inverse[..., None]), -8, 7) + 8).astype(np.uint8)
-    pairs = values.reshape(outputs, size // _BLOCK, 2, GROUP)
+    groups = jnp.asarray(weight, jnp.float32).reshape(outputs, size // GROUP, GROUP)
+    least, most = jnp.min(groups, axis=2), jnp.max(groups, axis=2)
+    scale = (jnp.where(-least > most, least, most) / -8).astype(jnp.bfloat16)
+    wide = scale.astype(jnp.float32)[..., None]
+    values = jnp.clip(jnp.round(groups / jnp.where(wide == 0, 1, wide)), -8, 7) + 8
+    pairs = values.astype(jnp.uint8).reshape(outputs, size // _BLOCK, 2, GROUP)
     return (pairs[:, :, 0] | (pairs[:, :, 1] << 4)).reshape(outputs, size // 2), scale
 
 

@@ -62,6 +62,8 @@ class ModelPair:
         *,
         dtype: str = "float32",
         mesh: str | None = None,
+        bits: int | None = None,
+        draft_bits: int | None = None,
         revision: str | None = None,
         draft_revision: str | None = None,
         tokenizer: Any = None,
@@ -72,14 +74,19 @@ class ModelPair:
 
         Args:
           target, draft: hub id, local folder (safetensors, or ours) or .gguf file.
-          dtype: "float32", "bfloat16", "float16", or "auto": bfloat16 on GPU and TPU, float32 on CPU.
+          dtype: "float32", "bfloat16", "float16", or "auto": bfloat16, but float32 on a CPU without a C++ compiler.
           mesh: devices to spread the parameters over, such as "data=2,tensor=4"; None is one device.
+          bits, draft_bits: 8 or 4, to round the matrices of the target or the draft to as they are loaded; None keeps
+            them in `dtype`. Fewer bytes are read for a token, and something of the model is lost.
           revision, draft_revision: branch, tag or commit of a hub id.
           tokenizer: in place of the target's: a tokenizer, or where to find one (hub id, folder or .gguf file).
 
         Raises:
           InputError: a model cannot be found, read or run, or the two do not share a tokenizer.
         """
+        for name, asked in (("bits", bits), ("draft_bits", draft_bits)):
+            if asked not in (None, 8, 4):
+                raise InputError(f"{name} is 8, 4 or None, not {asked!r}")
         wanted = resolve_dtype(dtype)
         if mesh is None:
             place = None
@@ -98,8 +105,8 @@ class ModelPair:
         vocab_size = min(source.config.vocab_size for source in names)
         eos = tuple(i for i in target_source.eos or tokenizer_eos(tokenizer) if i < vocab_size)
         return cls(
-            load(target_source, wanted, vocab_size, place),
-            None if draft_source is None else load(draft_source, wanted, vocab_size, place),
+            load(target_source, wanted, vocab_size, place, bits),
+            None if draft_source is None else load(draft_source, wanted, vocab_size, place, draft_bits),
             tokenizer,
             eos,
             str(target),
@@ -107,14 +114,23 @@ class ModelPair:
         )
 
     @classmethod
-    def embedded(cls, *, dtype: str = "float32", mesh: str | None = None) -> ModelPair:
+    def embedded(
+        cls,
+        *,
+        dtype: str = "float32",
+        mesh: str | None = None,
+        bits: int | None = None,
+        draft_bits: int | None = None,
+    ) -> ModelPair:
         """Loads the small pair that comes with the package.
 
         Raises:
           InputError: this installation has none, or its files are not what was shipped.
         """
         folder = shipped_folder()
-        pair = cls.from_pretrained(folder / "target", folder / "draft", dtype=dtype, mesh=mesh)
+        pair = cls.from_pretrained(
+            folder / "target", folder / "draft", dtype=dtype, mesh=mesh, bits=bits, draft_bits=draft_bits
+        )
         return dataclasses.replace(pair, target_name="embedded target", draft_name="embedded draft")
 
 

@@ -11,8 +11,10 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, SingleDeviceSharding
 
 from kljudge_jax.errors import InputError
+from kljudge_jax.kernels.quantize import round_to
 from kljudge_jax.models.config import TransformerConfig
 from kljudge_jax.models.families import config_from_hf
+from kljudge_jax.models.linear import Storage, scale_name
 from kljudge_jax.models.transformer import Transformer, abstract, assemble, parameters
 
 
@@ -114,15 +116,17 @@ def count_parameters(config: TransformerConfig) -> int:
     return sum(math.prod(leaf.shape) for leaf in parameters(abstract(config)).values())
 
 
-def bytes_per_device(config: TransformerConfig, dtype: Any, mesh: Mesh | None = None) -> int:
-    """What the parameters take of each device's memory."""
+def bytes_per_device(config: TransformerConfig, dtype: Any, mesh: Mesh | None = None, bits: int | None = None) -> int:
+    """What the parameters take of each device's memory; `bits` as in `linear.Storage`."""
     total = 0
-    for name, leaf in parameters(abstract(config, dtype)).items():
+    for name, leaf in parameters(abstract(config, Storage(dtype, bits))).items():
         total += math.prod(_sharding(name, leaf.shape, mesh).shard_shape(leaf.shape)) * leaf.dtype.itemsize
     return total
 
 
-def random_model(config: TransformerConfig, dtype: Any, seed: int = 0, mesh: Mesh | None = None) -> Transformer:
+def random_model(
+    config: TransformerConfig, dtype: Any, seed: int = 0, mesh: Mesh | None = None, bits: int | None = None
+) -> Transformer:
     """A model of that shape with random weights, drawn on the device in `dtype`, one tensor at a time.
 
     Args:
@@ -130,12 +134,13 @@ def random_model(config: TransformerConfig, dtype: Any, seed: int = 0, mesh: Mes
       dtype: of every parameter but the norm scales, which are float32 ones.
       seed: of the draws.
       mesh: devices to spread the parameters over; None is one device.
+      bits: 8 or 4, to round the matrices to; None keeps them in `dtype`.
     """
-    # Bits come from the device's own generator: nothing hangs on how random they are, and the default one would take
-    # minutes for billions of them on a CPU.
+    # The numbers come from the device's own generator: nothing hangs on how random they are, and the default one would
+    # take minutes for billions of them on a CPU.
     key = jax.random.key(seed, impl="unsafe_rbg")
-    values = {}
-    for i, (name, leaf) in enumerate(parameters(abstract(config, dtype)).items()):
+    storage, values = Storage(dtype, bits, local=mesh is None or mesh.size == 1), {}
+    for i, (name, leaf) in enumerate(parameters(abstract(config, Storage(dtype))).items()):
         sharding = _sharding(name, leaf.shape, mesh)
         if name.endswith("scale"):
             values[name] = jnp.ones(leaf.shape, leaf.dtype, device=sharding)
@@ -143,7 +148,10 @@ def random_model(config: TransformerConfig, dtype: Any, seed: int = 0, mesh: Mes
             values[name] = jnp.zeros(leaf.shape, leaf.dtype, device=sharding)
         else:
             values[name] = _fill(sharding)(jax.random.fold_in(key, i), leaf.shape, leaf.dtype, config.hidden_size)
-    return assemble(config, values)
+            own = storage.bits_of(name, leaf.shape[-1])
+            if own is not None:
+                values[name], values[scale_name(name)] = round_to(values[name], own)
+    return assemble(config, values, storage)
 
 
 def _fill(sharding):

@@ -9,7 +9,7 @@ from flax import nnx
 from kljudge_jax.kernels.attention import cached_attention, is_native
 from kljudge_jax.models.cache import KVCache, write_rows
 from kljudge_jax.models.config import Rope, TransformerConfig
-from kljudge_jax.models.linear import Embedding, Linear, side_by_side
+from kljudge_jax.models.linear import Embedding, Linear, Storage, side_by_side
 
 # Finite, so that a query that sees nothing (a padding row) gets a mean of stale values and not a NaN.
 _MASKED = -1e30
@@ -50,13 +50,18 @@ def rotate(x: jax.Array, positions: jax.Array, rope: Rope) -> jax.Array:
 class Attention(nnx.Module):
     """Grouped-query attention of one layer."""
 
-    def __init__(self, key: jax.Array, config: TransformerConfig, layer: int, dtype, local: bool):
+    def __init__(self, key: jax.Array, config: TransformerConfig, layer: int, storage: Storage):
         keys = jax.random.split(key, 4)
         inner, shared = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-        self.query = Linear(keys[0], config.hidden_size, inner, config.qkv_bias, dtype, local)
-        self.key = Linear(keys[1], config.hidden_size, shared, config.qkv_bias, dtype, local)
-        self.value = Linear(keys[2], config.hidden_size, shared, config.qkv_bias, dtype, local)
-        self.out = Linear(keys[3], inner, config.hidden_size, config.out_bias, dtype, local)
+
+        def linear(name, key, in_size, out_size, bias):
+            bits = storage.bits_of(f"layers.{layer}.attention.{name}.weight", in_size)
+            return Linear(key, in_size, out_size, bias, storage, bits)
+
+        self.query = linear("query", keys[0], config.hidden_size, inner, config.qkv_bias)
+        self.key = linear("key", keys[1], config.hidden_size, shared, config.qkv_bias)
+        self.value = linear("value", keys[2], config.hidden_size, shared, config.qkv_bias)
+        self.out = linear("out", keys[3], inner, config.hidden_size, config.out_bias)
         self.query_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else None
         self.key_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else None
         self.config = config
@@ -116,32 +121,37 @@ class Attention(nnx.Module):
 class MLP(nnx.Module):
     """The gated feed-forward of one layer: `down(activation(gate(x)) * up(x))`."""
 
-    def __init__(self, key: jax.Array, config: TransformerConfig, dtype, local: bool):
+    def __init__(self, key: jax.Array, config: TransformerConfig, layer: int, storage: Storage):
         keys = jax.random.split(key, 3)
-        self.gate = Linear(keys[0], config.hidden_size, config.intermediate_size, config.mlp_bias, dtype, local)
-        self.up = Linear(keys[1], config.hidden_size, config.intermediate_size, config.mlp_bias, dtype, local)
-        self.down = Linear(keys[2], config.intermediate_size, config.hidden_size, config.mlp_bias, dtype, local)
+
+        def linear(name, key, in_size, out_size):
+            bits = storage.bits_of(f"layers.{layer}.mlp.{name}.weight", in_size)
+            return Linear(key, in_size, out_size, config.mlp_bias, storage, bits)
+
+        self.gate = linear("gate", keys[0], config.hidden_size, config.intermediate_size)
+        self.up = linear("up", keys[1], config.hidden_size, config.intermediate_size)
+        self.down = linear("down", keys[2], config.intermediate_size, config.hidden_size)
         self.activation = config.activation
 
     def __call__(self, x: jax.Array) -> jax.Array:
         gate, up = side_by_side(x, self.gate, self.up)
-        # Rounded once: an activation in 16 bits would be rounded at every step, and take several times as long on a CPU.
+        # Rounded once: in 16 bits it would be rounded at every step, and take several times as long on a CPU.
         return self.down((_ACTIVATIONS[self.activation](gate) * up).astype(x.dtype))
 
 
 class Block(nnx.Module):
     """One layer: attention and MLP, each normed before and, in Gemma 2 and 3, after."""
 
-    def __init__(self, key: jax.Array, config: TransformerConfig, layer: int, dtype, local: bool):
+    def __init__(self, key: jax.Array, config: TransformerConfig, layer: int, storage: Storage):
         attention_key, mlp_key = jax.random.split(key)
 
         def norm():
             return RMSNorm(config.hidden_size, config.norm_eps)
 
         self.attention_norm = norm()
-        self.attention = Attention(attention_key, config, layer, dtype, local)
+        self.attention = Attention(attention_key, config, layer, storage)
         self.mlp_norm = norm()
-        self.mlp = MLP(mlp_key, config, dtype, local)
+        self.mlp = MLP(mlp_key, config, layer, storage)
         self.post_attention_norm = norm() if config.post_norms else None
         self.post_mlp_norm = norm() if config.post_norms else None
 
@@ -160,25 +170,24 @@ class Transformer(nnx.Module):
 
     Attributes:
       config: the shape.
-      local: whether all parameters lie on one device, which then multiplies by means of its own.
+      storage: how its matrices are kept.
     """
 
-    def __init__(self, config: TransformerConfig, key: jax.Array, dtype=jnp.float32, local: bool = True):
+    def __init__(self, config: TransformerConfig, key: jax.Array, storage: Storage = Storage()):  # noqa: B008 - frozen
         keys = jax.random.split(key, config.num_layers + 2)
+        vocab, hidden = config.vocab_size, config.hidden_size
         self.config = config
-        self.local = local
-        self.embedding = Embedding(keys[0], config.vocab_size, config.hidden_size, dtype, local)
-        self.layers = nnx.List([Block(keys[i + 1], config, i, dtype, local) for i in range(config.num_layers)])
-        self.final_norm = RMSNorm(config.hidden_size, config.norm_eps)
-        self.head = (
-            None
-            if config.tied_head
-            else Linear(keys[-1], config.hidden_size, config.vocab_size, dtype=dtype, local=local)
-        )
+        self.storage = storage
+        self.embedding = Embedding(keys[0], vocab, hidden, storage, storage.bits_of("embedding.table", hidden))
+        self.layers = nnx.List([Block(keys[i + 1], config, i, storage) for i in range(config.num_layers)])
+        self.final_norm = RMSNorm(hidden, config.norm_eps)
+        head_bits = storage.bits_of("head.weight", hidden)
+        self.head = None if config.tied_head else Linear(keys[-1], hidden, vocab, False, storage, head_bits)
 
     @property
     def dtype(self):
-        return self.embedding.table[...].dtype
+        """Of hidden states."""
+        return self.storage.dtype
 
     def __call__(self, tokens: jax.Array, cache: KVCache | None = None) -> tuple[jax.Array, KVCache | None]:
         """Consumes tokens after what the cache holds.
@@ -217,20 +226,21 @@ def parameters(model: Transformer) -> dict[str, jax.Array]:
     return {_dotted(path): leaf for path, leaf in flat}
 
 
-def abstract(config: TransformerConfig, dtype=jnp.float32, local: bool = True) -> Transformer:
+def abstract(config: TransformerConfig, storage: Storage = Storage()) -> Transformer:  # noqa: B008 - frozen
     """The model with a `ShapeDtypeStruct` in place of each parameter: what a loader has to fill."""
-    return jax.eval_shape(lambda: Transformer(config, jax.random.key(0), dtype, local))
+    return jax.eval_shape(lambda: Transformer(config, jax.random.key(0), storage))
 
 
-def assemble(config: TransformerConfig, values: dict[str, jax.Array], local: bool | None = None) -> Transformer:
+def assemble(config: TransformerConfig, values: dict[str, jax.Array], storage: Storage | None = None) -> Transformer:
     """A model of the given parameters, named as `parameters` names them; shapes are the caller's promise.
 
-    `local` says whether they lie on one device. None looks where they lie, which a traced array cannot tell: give it
-    within a jitted function.
+    `storage` None is for matrices without bits of their own, of the dtype that the embedding has; where they lie is
+    looked up, which traced arrays cannot tell: give it within a jitted function.
     """
-    if local is None:
+    if storage is None:
         local = all(len(value.devices()) == 1 for value in values.values() if isinstance(value, jax.Array))
-    flat, structure = jax.tree_util.tree_flatten_with_path(abstract(config, local=local))
+        storage = Storage(values["embedding.table"].dtype, local=local)
+    flat, structure = jax.tree_util.tree_flatten_with_path(abstract(config, storage))
     return jax.tree_util.tree_unflatten(structure, [values[_dotted(path)] for path, _ in flat])
 
 

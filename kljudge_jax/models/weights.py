@@ -13,10 +13,13 @@ import numpy as np
 import safetensors
 
 from kljudge_jax.errors import InputError
+from kljudge_jax.kernels.cpu_library import library
+from kljudge_jax.kernels.quantize import round_to
 from kljudge_jax.models import names
 from kljudge_jax.models.config import TransformerConfig
 from kljudge_jax.models.families import config_from_hf
 from kljudge_jax.models.json_file import read_json
+from kljudge_jax.models.linear import Storage, is_matrix, scale_name
 from kljudge_jax.models.tokenizer import eos_ids, has_tokenizer, load_tokenizer
 from kljudge_jax.models.transformer import Transformer, abstract, assemble, parameters
 
@@ -48,9 +51,12 @@ class TensorSource(Protocol):
 
 
 def resolve_dtype(name: str) -> Any:
-    """The dtype of that name; "auto" is bfloat16 on GPU and TPU, float32 on CPU. InputError if there is none."""
+    """The dtype of that name; "auto" is the fastest on this device. InputError if there is none.
+
+    That is bfloat16, but for a CPU without the native products, where XLA multiplies small models faster in float32.
+    """
     if name == "auto":
-        name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+        name = "float32" if jax.default_backend() == "cpu" and not library().ready else "bfloat16"
     if name not in _DTYPES:
         raise InputError(f"dtype {name!r} is not supported: expected {', '.join(_DTYPES)} or auto")
     return _DTYPES[name]
@@ -61,6 +67,7 @@ def load(
     dtype: Any = jnp.float32,
     vocab_size: int | None = None,
     place: Callable[[str, np.ndarray], jax.Array] | None = None,
+    bits: int | None = None,
 ) -> Transformer:
     """Builds a transformer from a checkpoint.
 
@@ -70,6 +77,7 @@ def load(
       dtype: of every parameter but the norm scales, which stay float32.
       vocab_size: how many rows of the embedding and the head to keep; None keeps all.
       place: puts the array of the parameter of that name on its devices; None puts it on the default one.
+      bits: 8 or 4, to round the matrices to (`linear.Storage`); None keeps them in `dtype`.
 
     Raises:
       InputError: tensors are missing, unknown or of another shape (all of them are listed), or do not fit `dtype`.
@@ -80,15 +88,22 @@ def load(
         if vocab_size > config.vocab_size:
             raise InputError(f"{source.where} has {config.vocab_size} tokens: {vocab_size} cannot be cut from them")
         config = dataclasses.replace(config, vocab_size=vocab_size)
-    values = {}
-    for name, want in parameters(abstract(config, dtype)).items():
+    storage, values = Storage(dtype, bits), {}
+    for name, want in parameters(abstract(config, Storage(dtype))).items():
         array = source.read(name)
         if array.shape != want.shape:
             array = array[tuple(slice(size) for size in want.shape)]
-        array = _cast(array, want.dtype, name, source.where)
-        values[name] = jnp.asarray(array) if place is None else place(name, array)
+        own = storage.bits_of(name, want.shape[-1]) if is_matrix(name) else None
+        if own is None:
+            leaves = {name: _cast(array, want.dtype, name, source.where)}
+        else:
+            leaves = dict(zip((name, scale_name(name)), jax.device_get(round_to(array, own)), strict=True))
         del array  # else it would still be held while the next one is read
-    return assemble(config, values)
+        for leaf, numbers in leaves.items():
+            values[leaf] = jnp.asarray(numbers) if place is None else place(leaf, numbers)
+        del leaves
+    local = all(len(value.devices()) == 1 for value in values.values())
+    return assemble(config, values, dataclasses.replace(storage, local=local))
 
 
 def _cast(array: np.ndarray, dtype: Any, name: str, where: str) -> np.ndarray:

@@ -8,6 +8,7 @@ from tiny_hf import FAMILIES, hf_logits
 
 from kljudge_jax.models.cache import KVCache
 from kljudge_jax.models.config import TransformerConfig
+from kljudge_jax.models.linear import Storage
 from kljudge_jax.models.transformer import Transformer, abstract, assemble, parameters
 from kljudge_jax.models.weights import SafetensorsFolder, load
 
@@ -93,14 +94,14 @@ def test_parameters_and_assemble_are_inverse(model):
 
 
 def test_norm_scales_stay_float32():
-    leaves = parameters(abstract(TINY, jnp.bfloat16))
+    leaves = parameters(abstract(TINY, Storage(jnp.bfloat16)))
     assert {leaf.dtype for name, leaf in leaves.items() if name.endswith(".scale")} == {np.dtype(np.float32)}
     assert {leaf.dtype for name, leaf in leaves.items() if not name.endswith(".scale")} == {np.dtype(jnp.bfloat16)}
 
 
 def test_bfloat16_stays_near_float32(model):
-    want = abstract(TINY, jnp.bfloat16)
-    narrow = jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), model, want)
+    want = parameters(abstract(TINY, Storage(jnp.bfloat16)))
+    narrow = assemble(TINY, {name: leaf.astype(want[name].dtype) for name, leaf in parameters(model).items()})
     tokens = jnp.arange(8, dtype=jnp.int32)[None]
     hidden, _ = narrow(tokens)
     assert hidden.dtype == jnp.bfloat16 and narrow.dtype == jnp.bfloat16
