@@ -93,8 +93,8 @@ def run_cycles(
     settings: Settings,
     rule: type,
 ) -> LoopState:
-    """Runs cycles until every row has stopped, or `enough` int32 `[]` of those that ran have, `max_cycles` int32 `[]` at
-    the most. `state` is donated.
+    """Runs cycles until every row has stopped, or `enough` int32 `[]` of those that ran have; `max_cycles` int32 `[]`
+    at the most. `state` is donated.
 
     `eos` int32 `[E]` holds every id that ends an answer, and `halted` bool `[B]` the rows that the host stopped; the
     other arguments are those of `cycle`. `rule` is the verifier's class: jit keys a program by the structure of its

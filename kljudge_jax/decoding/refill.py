@@ -11,10 +11,14 @@ import jax.numpy as jnp
 
 from kljudge_jax.decoding.adaptive import Pace
 from kljudge_jax.decoding.drafter import Caches
-from kljudge_jax.decoding.score import prefill_from
+from kljudge_jax.decoding.score import PREFILL_CHUNK, prefill_from
 from kljudge_jax.decoding.state import LoopState, Settings
 from kljudge_jax.models.cache import KVCache
 from kljudge_jax.models.transformer import Transformer
+
+# On a CPU a single prompt goes in chunks of these many tokens, for padding costs as much as text does. Elsewhere a pass
+# over few tokens costs what one over many does.
+_CPU_CHUNK = 32
 
 
 class Entries(NamedTuple):
@@ -49,8 +53,8 @@ def refill(
     """Consumes the first `count` int32 `[]` entries, each in its slot, one after another. `state` is donated.
 
     What the state holds of other rows is not touched. `shared_chunks` int32 `[]` is how many whole chunks all prompts
-    of the run begin with alike: a slot holds their keys and values from the prompt before. A row of its own goes at the
-    speed of a batch on a CPU, and costs no padding to the length of another.
+    of the run begin with alike: a slot holds their keys and values from the prompt before. A prompt alone is not padded
+    to the length of another, which on a CPU, where a token costs the same in any batch, makes it cheaper.
     """
 
     def enter(i, state):
@@ -93,7 +97,9 @@ def _consumed(model, cache: KVCache, entry: Entries, shared_chunks, drafts: int)
         return jax.lax.dynamic_slice(stored, (first, 0, 0, 0), (1, stored.shape[1], width, stored.shape[3]))
 
     part = KVCache(*(tuple(map(taken, x)) for x in (cache.keys, cache.values)), jnp.zeros((1,), jnp.int32))
-    part = prefill_from(model, part, entry.prompts[None], entry.lengths[None], shared_chunks)
+    chunk = min(width, _CPU_CHUNK if jax.default_backend() == "cpu" else PREFILL_CHUNK)
+    shared = shared_chunks * PREFILL_CHUNK
+    part = prefill_from(model, part, entry.prompts[None], entry.lengths[None], shared, chunk)
 
     def put(stored, new):
         return jax.lax.dynamic_update_slice(stored, jnp.repeat(new, drafts, axis=0), (first, 0, 0, 0))

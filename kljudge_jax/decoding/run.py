@@ -75,7 +75,13 @@ class Run:
         self._prompts, self.lengths = padded, lengths
         self.settings = Settings(plan.drafter, plan.draft_length, capacity, room, trace, plan.adaptive, plan.scorer)
         self.eos = jnp.asarray(pair.eos, jnp.int32)
-        self._keys, self._budget = arguments.row_keys(key, self.batch), budget
+        keys = arguments.row_keys(key, self.batch)
+        # On the host: to index an array on the device costs a dispatch.
+        self._keys, self._key_kind, self._budget = (
+            np.asarray(jax.random.key_data(keys)),
+            jax.random.key_impl(keys),
+            budget,
+        )
         self._shared_chunks = np.int32(count_shared_chunks(padded, lengths))
 
         self.queue = Queue(self.batch, slots)
@@ -100,7 +106,7 @@ class Run:
             self.draft,
             self._prompts[first],
             self.lengths[first],
-            self._keys[first],
+            jax.random.wrap_key_data(self._keys[first], impl=self._key_kind),
             self._budget[first],
             self._shared_chunks,
             settings=self.settings,
@@ -212,7 +218,7 @@ class Run:
             Entries(
                 self._prompts[places],
                 self.lengths[places],
-                self._keys[places],
+                jax.random.wrap_key_data(self._keys[places], impl=self._key_kind),
                 self._budget[places],
                 np.resize(np.array(slots, np.int32), self.queue.slots),
             ),

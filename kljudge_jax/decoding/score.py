@@ -27,33 +27,33 @@ def prefill(
       shared_chunks: int32 `[]`, how many whole chunks all rows begin with alike, as `count_shared_chunks` says: those
         are computed once.
     """
-    first = 0
-    if len(prompts) > 1 and prompts.shape[1] > PREFILL_CHUNK:  # else nothing is shared, and a loop more is compiled
-        first = shared_chunks
-        one = _consume(model, jax.tree.map(lambda x: x[:1], cache), prompts[:1], 0, first)
+    chunk, first = min(prompts.shape[1], PREFILL_CHUNK), 0
+    if len(prompts) > 1 and prompts.shape[1] > chunk:  # else nothing is shared, and a loop more would be compiled
+        first = shared_chunks * chunk
+        one = _consume(model, jax.tree.map(lambda x: x[:1], cache), prompts[:1], 0, first, chunk)
         cache = jax.tree.map(lambda x, all_rows: jnp.broadcast_to(x, all_rows.shape), one, cache)
-    return prefill_from(model, cache, prompts, lengths, first)
+    return prefill_from(model, cache, prompts, lengths, first, chunk)
 
 
 def prefill_from(
-    model: Transformer, cache: KVCache, prompts: jax.Array, lengths: jax.Array, first: jax.Array | int
+    model: Transformer, cache: KVCache, prompts: jax.Array, lengths: jax.Array, first: jax.Array | int, chunk: int
 ) -> KVCache:
-    """`prefill` where every row of the cache holds the first `first` int32 `[]` chunks of its prompt already."""
-    chunk = min(prompts.shape[1], PREFILL_CHUNK)
+    """`prefill`, where the cache holds the first `first` tokens of every row already, int32 `[]`, whole chunks of them.
+
+    `chunk` tokens a row are consumed in one pass; P is a multiple of it.
+    """
     # Short prompts of a batch consume padding beyond their end: stale slots that later tokens overwrite.
-    chunks = (jnp.max(lengths) - 2 + chunk) // chunk
-    return _consume(model, cache, prompts, first, chunks).at_length(lengths - 1)
+    return _consume(model, cache, prompts, first, jnp.max(lengths) - 1, chunk).at_length(lengths - 1)
 
 
-def _consume(model, cache, prompts, first, end):
-    """The cache after chunks `first` to `end` of the prompts."""
-    chunk = min(prompts.shape[1], PREFILL_CHUNK)
+def _consume(model, cache, prompts, first, end, chunk):
+    """The cache after the chunks that hold tokens `first` to `end` of the prompts."""
 
     def body(i, cache):
         tokens = jax.lax.dynamic_slice_in_dim(prompts, i * chunk, chunk, axis=1)
         return model(tokens, cache.at_length(jnp.full((len(prompts),), i * chunk)))[1]
 
-    return jax.lax.fori_loop(first, end, body, cache)
+    return jax.lax.fori_loop(first // chunk, (end + chunk - 1) // chunk, body, cache)
 
 
 def count_shared_chunks(prompts: np.ndarray, lengths: np.ndarray) -> int:
