@@ -173,7 +173,7 @@ class Run:
 
     def answer(self, prompt: int) -> Generation:
         """One answer that has ended."""
-        return self._generation([prompt], self._ended[prompt][1])
+        return self._generation([prompt], stats.pool([self._ended[prompt][1]]))
 
     def result(self) -> Generation:
         """All answers, which have ended."""
