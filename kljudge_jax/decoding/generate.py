@@ -21,6 +21,8 @@ from kljudge_jax.verification import Verifier
 # How many cycles run on the device before the host looks for a stop string or reports progress; without either the
 # whole run is one block.
 _WATCH_CYCLES = 16
+# So many while prompts wait for the slots of answers that a stop string ends, which only the host sees.
+_STOP_CYCLES = 4
 _ALL_CYCLES = np.iinfo(np.int32).max
 
 
@@ -79,7 +81,8 @@ def generate(
     run = Run(pair, prompts, verifier, draft_length, drafter, max_new_tokens, sampling, stop, key, trace, batch_size)
     watched = bool(run.stop) or progress is not None
     while run.unfinished:
-        ended = run.advance(_WATCH_CYCLES if watched else _ALL_CYCLES, watched=answered is not None)
+        block = _STOP_CYCLES if run.stop and run.queue.waiting else _WATCH_CYCLES if watched else _ALL_CYCLES
+        ended = run.advance(block, watched=answered is not None)
         if progress is not None:
             progress(run.progress())
         if answered is not None:
