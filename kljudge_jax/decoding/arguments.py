@@ -150,6 +150,15 @@ def budget(max_new_tokens, batch: int) -> np.ndarray:
     return np.broadcast_to(wanted, (batch,)).astype(np.int64)
 
 
+def slots(batch_size, prompts: int) -> int:
+    """How many of so many prompts are decoded side by side."""
+    if batch_size is None:
+        return prompts
+    if not isinstance(batch_size, int | np.integer) or isinstance(batch_size, bool) or batch_size < 1:
+        raise InputError(f"batch_size must be a whole number from 1 on, or None for all prompts, got {batch_size!r}")
+    return min(int(batch_size), prompts)
+
+
 def check_fit(target, draft, ids, budget, names) -> None:
     """Refuses prompts that, with their new tokens, are longer than a model was made for."""
     for model, whose in ((target, "target"), (draft, "draft")):

@@ -21,6 +21,8 @@ from kljudge_jax.verification import Verifier
 # How many cycles run on the device before the host looks for a stop string or reports progress; without either the
 # whole run is one block.
 _WATCH_CYCLES = 16
+# So many while prompts wait for the slots of answers that a stop string ends, which only the host sees.
+_STOP_CYCLES = 4
 _ALL_CYCLES = np.iinfo(np.int32).max
 
 
@@ -41,13 +43,15 @@ def generate(
     key: jax.Array | None = None,
     trace: bool = False,
     progress: Callable[[Progress], None] | None = None,
+    batch_size: int | None = None,
+    answered: Callable[[int, Generation], None] | None = None,
 ) -> Generation:
     """Answers prompts by speculative decoding under a verification rule.
 
     Args:
       pair: target, draft and tokenizer.
       prompts: a str (completed as it is), a list of str, a chat (a list of {"role", "content"}), a list of chats, or
-        token ids: a 1-D array, a list of them, or a 2-D array. All are decoded as one batch.
+        token ids: a 1-D array, a list of them, or a 2-D array.
       verifier: the rule; a word such as "exact" or "kl:0.4" will do. None is plain decoding with the target.
       draft_length: draft tokens a cycle, K >= 1, or `Adaptive(...)`. Unused by plain decoding.
       drafter: what proposes them: `ModelDraft()`, `PromptLookup(ngram)`, `SelfDraft(layers)`, or a word such as
@@ -60,6 +64,11 @@ def generate(
       key: PRNG key, of which row r uses `fold_in(key, r)`; or an array of B keys, one a row. Default `key(0)`.
       trace: also return `kl`, `logprobs` and `cycles`.
       progress: called with a `Progress` between blocks of cycles.
+      batch_size: how many prompts are decoded side by side; the others wait, and each takes the slot of an answer that
+        ended. Every answer is what it would be alone. None is all of them. A slot has room for the longest prompt with
+        its new tokens, so prompts of like length go best together.
+      answered: called with the index of a prompt and its answer alone, a `Generation`, soon after it ends; in the order
+        in which they end. What it does takes no time of `stats`.
 
     Returns:
       A `Generation`. An answer whose model returned NaN or +inf ends before it; `stats.failed` counts those.
@@ -69,10 +78,14 @@ def generate(
     """
     arguments.check_penalty(repetition_penalty)
     sampling = Sampling.create(temperature, top_k, top_p, min_p)
-    run = Run(pair, prompts, verifier, draft_length, drafter, max_new_tokens, sampling, stop, key, trace)
+    run = Run(pair, prompts, verifier, draft_length, drafter, max_new_tokens, sampling, stop, key, trace, batch_size)
     watched = bool(run.stop) or progress is not None
     while run.unfinished:
-        run.advance(_WATCH_CYCLES if watched else _ALL_CYCLES)
+        block = _STOP_CYCLES if run.stop and run.queue.waiting else _WATCH_CYCLES if watched else _ALL_CYCLES
+        ended = run.advance(block, watched=answered is not None)
         if progress is not None:
             progress(run.progress())
+        if answered is not None:
+            for prompt in ended:
+                answered(prompt, run.answer(prompt))
     return run.result()

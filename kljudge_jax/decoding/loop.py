@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from kljudge_jax.decoding.adaptive import Pace
 from kljudge_jax.decoding.drafter import Caches, Context, Draft, Models, Request
@@ -19,6 +20,9 @@ from kljudge_jax.decoding.verify import Outcome, verify_drafts
 from kljudge_jax.models.cache import KVCache, write_rows
 from kljudge_jax.models.transformer import Transformer
 from kljudge_jax.verification.base import Verifier
+
+# More rows than there are: cycles then run until the last row stops.
+NEVER_ENOUGH = np.iinfo(np.int32).max
 
 
 @functools.partial(jax.jit, static_argnames="settings")
@@ -84,11 +88,13 @@ def run_cycles(
     state: LoopState,
     halted: jax.Array,
     max_cycles: jax.Array,
+    enough: jax.Array | int = NEVER_ENOUGH,
     *,
     settings: Settings,
     rule: type,
 ) -> LoopState:
-    """Runs cycles until every row has stopped, `max_cycles` int32 `[]` at the most. `state` is donated.
+    """Runs cycles until every row has stopped, or `enough` int32 `[]` of those that ran have; `max_cycles` int32 `[]`
+    at the most. `state` is donated.
 
     `eos` int32 `[E]` holds every id that ends an answer, and `halted` bool `[B]` the rows that the host stopped; the
     other arguments are those of `cycle`. `rule` is the verifier's class: jit keys a program by the structure of its
@@ -96,10 +102,12 @@ def run_cycles(
     """
     del rule
     state = dataclasses.replace(state, running=state.running & ~halted)
+    began = jnp.sum(state.running)
 
     def unfinished(carry):
         i, state = carry
-        return (i < max_cycles) & jnp.any(state.running)
+        left = jnp.sum(state.running)
+        return (i < max_cycles) & (left > 0) & (began - left < enough)
 
     def body(carry):
         i, state = carry

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 
 import jax
@@ -12,19 +11,44 @@ import numpy as np
 from kljudge_jax.decoding import arguments, loop, prompts, stats
 from kljudge_jax.decoding.compile_clock import compile_seconds
 from kljudge_jax.decoding.detokenize import cut_at_stop, decode
+from kljudge_jax.decoding.queue import Queue
+from kljudge_jax.decoding.refill import Entries, refill
 from kljudge_jax.decoding.results import Generation, Progress
+from kljudge_jax.decoding.row import Row, look
 from kljudge_jax.decoding.score import PREFILL_CHUNK, count_shared_chunks
-from kljudge_jax.decoding.state import ORIGINS, Settings, from_draft
+from kljudge_jax.decoding.state import Settings
 
 # Prompts and caches are padded to these sizes, so that similar calls share one compiled loop.
 _SHORTEST_PROMPT = 16
 _SLOT_BUCKET = 64
 
 
-class Run:
-    """One call of `generate` or `stream`: checked input, the state on the device, and what the host knows of it."""
+# While prompts wait, a block of cycles ends when one slot in so many is free: a look of the host costs time, and an
+# empty slot too.
+_SLOTS_A_LOOK = 8
 
-    def __init__(self, pair, given, verifier, draft_length, drafter, max_new_tokens, sampling, stop, key, trace):
+
+class Run:
+    """One call of `generate` or `stream`: checked input, the state on the device, and what the host knows of it.
+
+    With `batch_size` fewer slots than prompts, a prompt that waits takes the place of an answer that ended. All slots
+    are as large as the longest prompt with its new tokens needs.
+    """
+
+    def __init__(
+        self,
+        pair,
+        given,
+        verifier,
+        draft_length,
+        drafter,
+        max_new_tokens,
+        sampling,
+        stop,
+        key,
+        trace,
+        batch_size=None,
+    ):
         self.pair = pair
         self.sampling = sampling
         self.stop = arguments.stop_strings(stop, pair)
@@ -32,6 +56,7 @@ class Run:
         self.verifier, self.draft = plan.verifier, plan.draft
         rows = prompts.split(given)
         self.batch = len(rows)
+        slots = arguments.slots(batch_size, self.batch)
         names = ["the prompt"] if self.batch == 1 else [f"prompt {i}" for i in range(self.batch)]
         vocab = pair.target.config.vocab_size
         ids = [prompts.tokenize(row, pair.tokenizer, vocab, name) for row, name in zip(rows, names, strict=True)]
@@ -45,39 +70,56 @@ class Run:
             row[: len(tokens)] = tokens
         room = _round_up(int(budget.max()), _SLOT_BUCKET)
         # A cycle writes slots past what is committed; a write past the end would shift over good slots.
-        slots = int((lengths + budget).max()) + plan.scorer.slots(plan.draft_length)
-        capacity = max(_round_up(slots, _SLOT_BUCKET), padded.shape[1])
+        needed = int((lengths + budget).max()) + plan.scorer.slots(plan.draft_length)
+        capacity = max(_round_up(needed, _SLOT_BUCKET), padded.shape[1])
         self._prompts, self.lengths = padded, lengths
         self.settings = Settings(plan.drafter, plan.draft_length, capacity, room, trace, plan.adaptive, plan.scorer)
         self.eos = jnp.asarray(pair.eos, jnp.int32)
-        self._keys, self._budget = arguments.row_keys(key, self.batch), budget
-
-        began = time.perf_counter()
+        keys = arguments.row_keys(key, self.batch)
+        # On the host: to index an array on the device costs a dispatch.
+        self._keys, self._key_kind, self._budget = (
+            np.asarray(jax.random.key_data(keys)),
+            jax.random.key_impl(keys),
+            budget,
+        )
         self._shared_chunks = np.int32(count_shared_chunks(padded, lengths))
+
+        self.queue = Queue(self.batch, slots)
+        began = time.perf_counter()
         self.state = jax.block_until_ready(self.start())
-        self.compile_seconds = compile_seconds(began)
-        self._prefill_seconds = time.perf_counter() - began - self.compile_seconds
-        self._seconds = self._prefill_seconds
-        self._stopped: dict[int, tuple[int, str]] = {}  # row: tokens kept, text
-        self._halted = np.zeros((self.batch,), bool)  # the rows of `_stopped`, as the device is told
+        compiled = compile_seconds(began)
+        self.queue.begun(list(range(slots)), time.perf_counter() - began - compiled, compiled)
+        self._halted = np.zeros((slots,), bool)  # the slots that the host stopped
         self._known: dict[str, np.ndarray] = {}
+        self._ended: dict[int, tuple[Row, stats.Stats]] = {}
         self.unfinished = True
 
+    @property
+    def compile_seconds(self) -> float:
+        return self.queue.compile_seconds
+
     def start(self) -> loop.LoopState:
-        """A new state that has consumed the prompts."""
+        """A new state that has consumed the first prompts, one a slot."""
+        first = slice(self.queue.slots)
         return loop.start(
             self.pair.target,
             self.draft,
-            self._prompts,
-            self.lengths,
-            self._keys,
-            self._budget,
+            self._prompts[first],
+            self.lengths[first],
+            jax.random.wrap_key_data(self._keys[first], impl=self._key_kind),
+            self._budget[first],
             self._shared_chunks,
             settings=self.settings,
         )
 
-    def advance(self, max_cycles: int) -> None:
-        """Runs a block of cycles, learns what they committed, and stops rows that hold a stop string."""
+    def advance(self, max_cycles: int, watched: bool = False) -> list[int]:
+        """Fills the free slots, runs a block of cycles and learns what they committed: the prompts that it ended.
+
+        A block ends after `max_cycles`, or when enough answers have ended: while prompts wait, or always if `watched`.
+        Rows that hold a stop string are stopped.
+        """
+        self._refill()
+        queue = self.queue
         began = time.perf_counter()
         state = loop.run_cycles(
             self.pair.target,
@@ -88,93 +130,105 @@ class Run:
             self.state,
             self._halted,
             np.int32(max_cycles),
+            np.int32(max(1, queue.slots // _SLOTS_A_LOOK) if queue.waiting or watched else loop.NEVER_ENOUGH),
             settings=self.settings,
             rule=type(self.verifier),
         )
-        names = ["sequence", "origin", "count", "running", "failed", "cycles", "cycle_drafted", "cycle_committed"]
-        names += ["kl", "logprobs"] if self.settings.trace else []
-        self._known = jax.device_get({name: getattr(state, name) for name in names})
         compiled = compile_seconds(began)
-        self.compile_seconds += compiled
-        self._seconds += time.perf_counter() - began - compiled
-
-        running = self._known["running"] & ~self._halted
-        for row in range(self.batch) if self.stop else ():
-            if row not in self._stopped:
-                cut = cut_at_stop(self.pair.tokenizer, self.text_tokens(row)[0], self.stop)
-                if cut is not None:
-                    self._stopped[row] = cut
-                    running[row] = False
-                    self._halted[row] = True
+        self._known = look(state, self.settings.trace)
         self.state = state
-        self.unfinished = bool(running.any())
+        over = []
+        for slot, prompt in queue.occupied():
+            if self.stop or not self._known["running"][slot]:
+                row = self._cut(Row.of(self._known, slot))
+                if not row.running:
+                    over.append((slot, prompt, row))
+        queue.ran(self._known["cycles"], time.perf_counter() - began - compiled, compiled)
+        for slot, prompt, row in over:
+            counts = row.stats(self.settings.draft_length, self.pair.eos, **queue.times(prompt))
+            self._ended[prompt] = row, counts
+            self._halted[slot] = True
+            queue.leave(slot)
+        self.unfinished = len(self._ended) < self.batch
+        return [prompt for _, prompt, _ in over]
 
-    def committed(self, row: int) -> tuple[np.ndarray, list[str]]:
-        """Tokens of a row and their origins, up to where a stop string cut it."""
-        count = int(self._known["count"][row])
-        count = self._stopped.get(row, (count, ""))[0]
-        codes = self._known["origin"][row, :count]
-        begin = self.lengths[row]
-        return self._known["sequence"][row, begin : begin + count].copy(), [ORIGINS[code] for code in codes]
+    def row(self, prompt: int) -> Row:
+        """What is known of an answer that was begun."""
+        if prompt in self._ended:
+            return self._ended[prompt][0]
+        return Row.of(self._known, int(np.flatnonzero(self.queue.prompt == prompt)[0]))
 
-    def text_tokens(self, row: int) -> tuple[np.ndarray, list[str]]:
-        """Those of them that are text: all but an EOS at the end."""
-        tokens, origin = self.committed(row)
-        end = len(tokens) - bool(len(tokens) and tokens[-1] in self.pair.eos)
-        return tokens[:end], origin[:end]
+    def text_tokens(self, prompt: int) -> tuple[np.ndarray, list[str]]:
+        """The tokens of an answer that are text, and their origins: all but an EOS at the end."""
+        return self.row(prompt).text_tokens(self.pair.eos)
+
+    def cycles(self, prompt: int) -> list[stats.Cycle]:
+        """The cycles of an answer."""
+        return self.row(prompt).cycles
 
     def progress(self) -> Progress:
-        running = self._known["running"]
-        finished = sum(row in self._stopped or not running[row] for row in range(self.batch))
-        return Progress(int(self._known["count"].sum()), finished, self.batch, self._seconds)
+        tokens = sum(len(row.tokens) for row, _ in self._ended.values())
+        tokens += sum(int(self._known["count"][slot]) for slot, _ in self.queue.occupied())
+        return Progress(tokens, len(self._ended), self.batch, self.queue.seconds)
+
+    def answer(self, prompt: int) -> Generation:
+        """One answer that has ended."""
+        return self._generation([prompt], stats.pool([self._ended[prompt][1]]))
 
     def result(self) -> Generation:
-        answers = [self.committed(row) for row in range(self.batch)]
-        cycles = [self.cycles(row) for row in range(self.batch)]
-        times = {
-            "seconds": self._seconds,
-            "prefill_seconds": self._prefill_seconds,
-            "compile_seconds": self.compile_seconds,
-        }
-        rows = [
-            stats.row_stats(cycles[i], origin.count("relaxed"), self.settings.draft_length, self._finish(i), **times)
-            for i, (_, origin) in enumerate(answers)
-        ]
-        text = [
-            self._stopped[i][1] if i in self._stopped else decode(self.pair.tokenizer, self.text_tokens(i)[0])
-            for i in range(self.batch)
-        ]
-        result = Generation(
-            text, [tokens for tokens, _ in answers], [origin for _, origin in answers], stats.pool(rows)
+        """All answers, which have ended."""
+        queue = self.queue
+        rows = [self._ended[prompt][1] for prompt in range(self.batch)]
+        pooled = stats.pool(
+            rows,
+            seconds=queue.seconds,
+            prefill_seconds=queue.prefill_seconds,
+            compile_seconds=queue.compile_seconds,
         )
-        if not self.settings.trace:
-            return result
+        return self._generation(range(self.batch), pooled)
 
-        def traced(name):
-            return [self._known[name][i, : len(tokens)].copy() for i, (tokens, _) in enumerate(answers)]
+    def _generation(self, of, counts: stats.Stats) -> Generation:
+        rows = [self._ended[prompt][0] for prompt in of]
+        text = [
+            decode(self.pair.tokenizer, row.text_tokens(self.pair.eos)[0]) if row.text is None else row.text
+            for row in rows
+        ]
+        traced = {}
+        if self.settings.trace:
+            traced = {name: [getattr(row, name) for row in rows] for name in ("kl", "logprobs", "cycles")}
+        return Generation(text, [row.tokens for row in rows], [row.origin for row in rows], counts, **traced)
 
-        return dataclasses.replace(result, kl=traced("kl"), logprobs=traced("logprobs"), cycles=cycles)
+    def _cut(self, row: Row) -> Row:
+        cut = cut_at_stop(self.pair.tokenizer, row.text_tokens(self.pair.eos)[0], self.stop) if self.stop else None
+        return row if cut is None else row.cut(*cut)
 
-    def cycles(self, row: int) -> list[stats.Cycle]:
-        """The cycles of a row, up to where a stop string cut it."""
-        known, cycles = self._known, int(self._known["cycles"][row])
-        origin = known["origin"][row]
-        found, at = [], 0
-        for drafted, committed in zip(
-            known["cycle_drafted"][row, :cycles].tolist(), known["cycle_committed"][row, :cycles].tolist(), strict=True
-        ):
-            accepted = int(np.sum(from_draft(origin[at : at + committed])))
-            found.append(stats.Cycle(drafted, accepted, committed))
-            at += committed
-        return stats.cut_cycles(found, self._stopped[row][0]) if row in self._stopped else found
-
-    def _finish(self, row: int) -> str:
-        if row in self._stopped:
-            return "stop"
-        if self._known["failed"][row]:
-            return "failed"
-        tokens, _ = self.committed(row)
-        return "eos" if len(tokens) and tokens[-1] in self.pair.eos else "length"
+    def _refill(self) -> None:
+        """Puts prompts that wait into the slots of answers that ended."""
+        entered = self.queue.enter()
+        if not entered:
+            return
+        slots, some = map(list, zip(*entered, strict=True))
+        places = np.resize(some, self.queue.slots)  # those after the first `len(some)` are not read
+        self._halted[slots] = False
+        began = time.perf_counter()
+        self.state = refill(
+            self.pair.target,
+            self.draft,
+            self.state,
+            Entries(
+                self._prompts[places],
+                self.lengths[places],
+                jax.random.wrap_key_data(self._keys[places], impl=self._key_kind),
+                self._budget[places],
+                np.resize(np.array(slots, np.int32), self.queue.slots),
+            ),
+            np.int32(len(some)),
+            self._shared_chunks,
+            settings=self.settings,
+        )
+        compiled = compile_seconds(began)
+        jax.block_until_ready(self.state.length)
+        self.queue.begun(some, time.perf_counter() - began - compiled, compiled)
 
 
 def _prompt_bucket(length: int) -> int:

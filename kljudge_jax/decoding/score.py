@@ -27,24 +27,33 @@ def prefill(
       shared_chunks: int32 `[]`, how many whole chunks all rows begin with alike, as `count_shared_chunks` says: those
         are computed once.
     """
-    batch, width = prompts.shape
-    chunk = min(width, PREFILL_CHUNK)
-
-    def consume(prompts):
-        def body(i, cache):
-            tokens = jax.lax.dynamic_slice_in_dim(prompts, i * chunk, chunk, axis=1)
-            return model(tokens, cache.at_length(jnp.full((len(prompts),), i * chunk)))[1]
-
-        return body
-
-    first = 0
-    if batch > 1 and width > chunk:  # else there is nothing to share, and a second loop would be compiled for nothing
-        first = shared_chunks
-        one = jax.lax.fori_loop(0, first, consume(prompts[:1]), jax.tree.map(lambda x: x[:1], cache))
+    chunk, first = min(prompts.shape[1], PREFILL_CHUNK), 0
+    if len(prompts) > 1 and prompts.shape[1] > chunk:  # else nothing is shared, and a loop more would be compiled
+        first = shared_chunks * chunk
+        one = _consume(model, jax.tree.map(lambda x: x[:1], cache), prompts[:1], 0, first, chunk)
         cache = jax.tree.map(lambda x, all_rows: jnp.broadcast_to(x, all_rows.shape), one, cache)
+    return prefill_from(model, cache, prompts, lengths, first, chunk)
+
+
+def prefill_from(
+    model: Transformer, cache: KVCache, prompts: jax.Array, lengths: jax.Array, first: jax.Array | int, chunk: int
+) -> KVCache:
+    """`prefill`, where the cache holds the first `first` tokens of every row already, int32 `[]`, whole chunks of them.
+
+    `chunk` tokens a row are consumed in one pass; P is a multiple of it.
+    """
     # Short prompts of a batch consume padding beyond their end: stale slots that later tokens overwrite.
-    chunks = (jnp.max(lengths) - 2 + chunk) // chunk
-    return jax.lax.fori_loop(first, chunks, consume(prompts), cache).at_length(lengths - 1)
+    return _consume(model, cache, prompts, first, jnp.max(lengths) - 1, chunk).at_length(lengths - 1)
+
+
+def _consume(model, cache, prompts, first, end, chunk):
+    """The cache after the chunks that hold tokens `first` to `end` of the prompts."""
+
+    def body(i, cache):
+        tokens = jax.lax.dynamic_slice_in_dim(prompts, i * chunk, chunk, axis=1)
+        return model(tokens, cache.at_length(jnp.full((len(prompts),), i * chunk)))[1]
+
+    return jax.lax.fori_loop(first // chunk, (end + chunk - 1) // chunk, body, cache)
 
 
 def count_shared_chunks(prompts: np.ndarray, lengths: np.ndarray) -> int:

@@ -34,9 +34,14 @@ class Stats:
       accepted: draft tokens committed.
       relaxed: those of them that the strict rule would have rejected.
       acceptance_histogram: int `[K + 1]`, how many cycles committed n draft tokens.
-      seconds: wall-clock time of the run, compilation left out; of a row, that of the batch it ran in.
-      prefill_seconds: the part of `seconds` that the prompts took.
+      seconds: wall-clock time of the call, compilation left out; of a row, from when its prompt was begun to when the
+        host saw that it had ended.
+      prefill_seconds: the part of `seconds` that the prompts took; of a row, that of the prompts begun with its own.
       compile_seconds: what compilation took on top.
+      own_seconds: of a row, its part of the call's `seconds`, which the rows add up to: the time of a block of cycles
+        is divided among the rows by the cycles that each ran in it, that of prompts equally.
+      slot_cycles: row-cycles that the device computed, `slots` a cycle, whether a row was running in them or not; of a
+        row, its part of them, divided alike.
       finish: why it ended: "eos", "length", "stop", or "failed" (a model returned NaN or +inf); "" for a pool.
       failed: answers that failed.
       rows: the answers of a pool.
@@ -51,6 +56,8 @@ class Stats:
     seconds: float = 0.0
     prefill_seconds: float = 0.0
     compile_seconds: float = 0.0
+    own_seconds: float = 0.0
+    slot_cycles: float = 0.0
     finish: str = ""
     failed: int = 0
     rows: tuple[Stats, ...] = ()
@@ -70,6 +77,11 @@ class Stats:
         """Tokens committed per second of `seconds`, prompts included, compilation not."""
         return self.tokens / self.seconds if self.seconds else 0.0
 
+    @property
+    def slot_occupancy(self) -> float:
+        """The share of the device's row-cycles that went into these answers; the rest was spent on ended rows."""
+        return self.cycles / self.slot_cycles if self.slot_cycles else 0.0
+
     def to_json(self) -> dict:
         """The same as plain numbers, for JSON."""
         return {
@@ -84,6 +96,8 @@ class Stats:
             "seconds": self.seconds,
             "prefill_seconds": self.prefill_seconds,
             "compile_seconds": self.compile_seconds,
+            "own_seconds": self.own_seconds,
+            "slot_cycles": self.slot_cycles,
             "tokens_per_second": self.tokens_per_second,
             "failed": self.failed,
             **({"finish": self.finish} if self.finish else {}),
@@ -106,12 +120,13 @@ def row_stats(cycles: Sequence[Cycle], relaxed: int, draft_length: int, finish: 
     )
 
 
-def pool(rows: Sequence[Stats]) -> Stats:
-    """The counts of a batch: sums over its rows, which ran side by side and so share one time."""
+def pool(rows: Sequence[Stats], **times: float) -> Stats:
+    """The counts of a call: sums over its rows. Without `times` they ran side by side and share those of the first."""
 
     def total(name):
         return sum(getattr(row, name) for row in rows)
 
+    shared = {name: getattr(rows[0], name) for name in ("seconds", "prefill_seconds", "compile_seconds")}
     return Stats(
         tokens=total("tokens"),
         cycles=total("cycles"),
@@ -119,9 +134,9 @@ def pool(rows: Sequence[Stats]) -> Stats:
         accepted=total("accepted"),
         relaxed=total("relaxed"),
         acceptance_histogram=np.sum([row.acceptance_histogram for row in rows], axis=0),
-        seconds=rows[0].seconds,
-        prefill_seconds=rows[0].prefill_seconds,
-        compile_seconds=rows[0].compile_seconds,
+        **(shared | times),
+        own_seconds=total("own_seconds"),
+        slot_cycles=total("slot_cycles"),
         failed=total("failed"),
         rows=tuple(rows),
     )

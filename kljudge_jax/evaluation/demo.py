@@ -82,7 +82,7 @@ class Demo:
         )
         for cell in plan.cells:
             report(f"{len(self.problems)} problems, {title(cell.rule)}")
-            records += sweep.answer(self.pair, self.task, plan, cell, self.problems, 0)
+            records += sweep.answer(self.pair, self.task, plan, cell, self.problems, range(len(self.problems)))
         return summarise(records)
 
     def _options(self, rule: str) -> dict:

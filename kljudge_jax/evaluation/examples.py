@@ -31,7 +31,7 @@ def examples(pair: ModelPair, part: Part, count: int) -> Examples:
     found = [(_as_text(problem.prompt), []) for problem in problems]
     rules = [cell for cell in plan.cells if parse_baseline(cell.rule) is None]
     for cell in rules if problems else ():
-        out = decode(pair, plan, cell, problems, 0, trace=True)
+        out = decode(pair, plan, cell, problems, range(len(problems)), trace=True)
         for row, (problem, (_, answers)) in enumerate(zip(problems, found, strict=True)):
             stats = out.stats.rows[row]
             right = "right" if part.task.check(problem, out.text[row]) else "wrong"

@@ -15,10 +15,10 @@ from kljudge_jax.evaluation.token_page import Answer, legend_html, page, table_h
 
 NOTES = (
     "Intervals are 95 %: Wilson's for accuracy, Agresti and Min's for the difference from plain decoding, bootstrap "
-    "over answers for the acceptance length and over batches for speed (none below 4 batches). p is McNemar's, of the "
+    "over answers for the acceptance length and over turns for speed (none below 4 turns). p is McNemar's, of the "
     "same problems under plain decoding. The verdict corrects it for the number of rules (Holm): noise means that "
     "these problems cannot tell the rule from plain decoding, not that it loses nothing: the interval of the difference"
-    " says how much a loss could be. tokens/s are those of the sweep's batches, compilation left out."
+    " says how much a loss could be. tokens/s are those of the sweep's slots, compilation left out."
 )
 
 
@@ -107,7 +107,7 @@ def findings(rows: Sequence[dict], greedy: bool = True) -> list[str]:
         what = "Fastest of those here" if fastest["speed"] > 1 else "None of those is faster than plain decoding here"
         lines.append(
             f"{what}: {_name(fastest, rows)}, {fastest['speed']:.2f} times plain decoding"
-            + (f" ({low:.2f} to {high:.2f})." if low is not None else " (too few batches for an interval).")
+            + (f" ({low:.2f} to {high:.2f})." if low is not None else " (too few turns for an interval).")
         )
     if worse:
         lines.append(f"Worse than plain decoding: {', '.join(worse)}.")
@@ -129,7 +129,7 @@ def _about(setting: Setting) -> list[str]:
     how = "greedy" if setting.greedy else f"temperature {plan['temperature']:g}"
     return [
         f"Target {setting.target}, draft {setting.draft or 'none'}, {setting.dtype}, {how}, at most "
-        f"{plan['max_new_tokens']} new tokens, batches of {plan['batch']}, {plan['split']} split, {seeds}.",
+        f"{plan['max_new_tokens']} new tokens, {plan['batch']} answers side by side, {plan['split']} split, {seeds}.",
         f"{machine['date']}, {machine['processor']}, {machine['cores']} cores, {machine['devices']} x "
         f"{machine['device']}, "
         + ", ".join(f"{name} {version}" for name, version in machine["versions"].items())

@@ -21,8 +21,8 @@ from kljudge_jax.evaluation.statistics import (
 from kljudge_jax.evaluation.sweep import Cell
 from kljudge_jax.evaluation.text_table import markdown
 
-# A bootstrap over fewer batches than these says nothing.
-_FEWEST_BATCHES = 4
+# A bootstrap over fewer turns than these says nothing.
+_FEWEST_TURNS = 4
 
 # So many answers that are not the plain ones are named; of a relaxed rule, most are not.
 _MOST_DIFFERENCES = 20
@@ -33,9 +33,10 @@ def summarise(records: Sequence[dict]) -> list[dict]:
 
     Cells are compared with plain decoding on the answers that both have. `p` is McNemar's, `difference` that of the
     shares of right answers, `verdict` says whether it is more than noise once p is corrected for the number of cells
-    (Holm): "better", "worse", "noise", or "same" where no answer changed sides. `speed` is the ratio of tokens per
-    second, `first_difference` where the first other token of an answer stands, by problem, if at most 20 are not the
-    plain ones. Without a "none" cell those are None, and so are intervals of speeds over fewer than 4 batches.
+    (Holm): "better", "worse", "noise", or "same" where no answer changed sides. `slot_occupancy` is the share of the
+    device's row-cycles that went into answers. `speed` is the ratio of tokens per second, `first_difference` where the
+    first other token of an answer stands, by problem, if at most 20 are not the plain ones. Without a "none" cell those
+    are None, and so are intervals of speeds over fewer than 4 turns.
     """
     cells: dict[Cell, dict[str, dict]] = defaultdict(dict)
     for record in records:
@@ -50,7 +51,8 @@ def summarise(records: Sequence[dict]) -> list[dict]:
 
 
 def _row(cell: Cell, answers: dict[str, dict], plain: dict[str, dict] | None) -> dict:
-    of = list(answers.values())
+    # A run that was killed ends its answers in another order, and an interval by bootstrap hangs on theirs.
+    of = [answers[name] for name in sorted(answers)]
     right = sum(r["right"] for r in of)
     tokens, cycles = [r["tokens"] for r in of], [r["cycles"] for r in of]
     histogram = _pooled([r["acceptance_histogram"] for r in of if "acceptance_histogram" in r])
@@ -75,11 +77,12 @@ def _row(cell: Cell, answers: dict[str, dict], plain: dict[str, dict] | None) ->
         "failed": sum(r["failed"] for r in of),
         "tokens_per_second": _speed(of),
         "tokens_per_second_interval": _speed_interval(of),
+        "slot_occupancy": _occupancy(of),
         **dict.fromkeys(("p", "p_corrected", "lost", "won", "difference", "difference_interval", "verdict")),
         **dict.fromkeys(("same_text", "first_difference", "speed", "speed_interval")),
     }
     if plain:
-        both = [name for name in answers if name in plain]
+        both = [name for name in sorted(answers) if name in plain]
         ours, theirs = [answers[b] for b in both], [plain[b] for b in both]
         outcomes = [r["right"] for r in ours], [r["right"] for r in theirs]
         row["p"] = mcnemar(*outcomes)
@@ -122,33 +125,45 @@ def _by_position(histogram: np.ndarray) -> list[float]:
     return (reached[1:] / max(reached[0], 1)).tolist() if len(reached) else []
 
 
-def _batches(records: Sequence[dict]) -> dict:
-    """Tokens and seconds of each batch, whose rows share one time."""
-    found: dict = {}
+def _turns(records: Sequence[dict]) -> dict:
+    """Tokens and seconds of each turn."""
+    found, whole_batches = {}, set()
     for r in records:
-        tokens = found.get(r["batch"], (0, 0.0))[0]
-        found[r["batch"]] = tokens + r["tokens"], r["seconds"]
+        turn = r.get("turn", r["batch"])
+        tokens, seconds = found.get(turn, (0, 0.0))
+        if "own_seconds" in r:
+            seconds += r["own_seconds"]
+        elif r["batch"] not in whole_batches:  # records of old, whose rows share one time
+            whole_batches.add(r["batch"])
+            seconds += r["seconds"]
+        found[turn] = tokens + r["tokens"], seconds
     return found
+
+
+def _occupancy(records: Sequence[dict]) -> float | None:
+    """The share of the device's row-cycles that went into answers; None where they were not counted."""
+    computed = sum(r.get("slot_cycles", 0) for r in records)
+    return sum(r["cycles"] for r in records) / computed if computed else None
 
 
 def _speed(records: Sequence[dict]) -> float:
     """Tokens per second."""
-    batches = _batches(records).values()
-    return sum(tokens for tokens, _ in batches) / max(sum(seconds for _, seconds in batches), 1e-12)
+    turns = _turns(records).values()
+    return sum(tokens for tokens, _ in turns) / max(sum(seconds for _, seconds in turns), 1e-12)
 
 
 def _speed_interval(records: Sequence[dict]) -> tuple[float, float] | None:
-    batches = _batches(records).values()
-    if len(batches) < _FEWEST_BATCHES:
+    turns = _turns(records).values()
+    if len(turns) < _FEWEST_TURNS:
         return None
-    return ratio_interval([tokens for tokens, _ in batches], [seconds for _, seconds in batches])
+    return ratio_interval([tokens for tokens, _ in turns], [seconds for _, seconds in turns])
 
 
 def _speed_ratio_interval(ours: Sequence[dict], theirs: Sequence[dict]) -> tuple[float, float] | None:
-    mine, other = _batches(ours), _batches(theirs)
-    if mine.keys() != other.keys() or len(mine) < _FEWEST_BATCHES:
+    mine, other = _turns(ours), _turns(theirs)
+    if mine.keys() != other.keys() or len(mine) < _FEWEST_TURNS:
         return None
-    pairs = [tuple(zip(*(batches[name] for name in mine), strict=True)) for batches in (mine, other)]
+    pairs = [tuple(zip(*(turns[name] for name in mine), strict=True)) for turns in (mine, other)]
     return speed_ratio_interval(*pairs)
 
 

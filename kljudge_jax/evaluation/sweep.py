@@ -11,15 +11,20 @@ from pathlib import Path
 import jax
 
 from kljudge_jax.decoding.generate import generate
+from kljudge_jax.decoding.results import Generation
 from kljudge_jax.decoding.words import parse_drafter
 from kljudge_jax.errors import InputError
-from kljudge_jax.evaluation.baselines import Request, answers_of, check_baselines, parse_baseline
+from kljudge_jax.evaluation.baselines import Answer, Request, answers_of, check_baselines, parse_baseline
 from kljudge_jax.evaluation.machine import describe_machine
 from kljudge_jax.models.pair import ModelPair
 from kljudge_jax.tasks.base import Problem, Task
 
 SCHEMA = 1
 KIND = "sweep"
+
+# In one turn a cell answers so many problems a slot: the last answers of a turn leave slots empty, and cells that take
+# turns often are compared best.
+_PROBLEMS_A_SLOT = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +46,7 @@ class Plan:
     Attributes:
       cells: the combinations.
       n, split, seed: which problems of the task.
-      batch: answers decoded side by side; tokens per second are those of such batches.
+      batch: slots, that is answers decoded side by side; tokens per second are those of so many.
       drafter: its word, as `decoding.words` reads it.
       max_new_tokens, temperature, top_k, top_p, min_p: as `generate` takes them; `seed` makes its key too.
     """
@@ -57,6 +62,11 @@ class Plan:
     top_p: float = 1.0
     min_p: float = 0.0
     drafter: str = "model"
+
+    @property
+    def turn(self) -> int:
+        """How many problems a cell answers before it is another's turn."""
+        return 1 if self.batch == 1 else _PROBLEMS_A_SLOT * self.batch
 
 
 def grid(rules: Sequence[str], draft_lengths: Sequence[int]) -> tuple[Cell, ...]:
@@ -109,8 +119,9 @@ def pooled(records_of_seeds: Sequence[tuple[Plan, Sequence[dict]]]) -> list[dict
         for record in records:
             problem = record["problem"] if plan.temperature == 0 else f"{record['problem']}#{plan.seed}"
             key = (record["rule"], record["draft_length"], problem)
-            # Batches are numbered from 0 under every seed.
-            found.setdefault(key, record | {"problem": problem, "batch": (plan.seed, record["batch"])})
+            # Batches and turns are numbered from 0 under every seed.
+            numbered = {name: (plan.seed, record[name]) for name in ("batch", "turn") if name in record}
+            found.setdefault(key, record | {"problem": problem} | numbered)
     return list(found.values())
 
 
@@ -124,9 +135,14 @@ def run_sweep(
 ) -> list[dict]:
     """Answers the plan's problems in every cell, and returns one record an answer.
 
-    Cells take turns batch by batch, so that a machine that slows down slows all of them. Records are appended to
-    `folder/answers.jsonl` as batches end; a run that finds some there goes on after them. With `cells` only those of
-    the plan are run now; the records are still all there are.
+    Cells take turns, `plan.turn` problems each, so that a machine that slows down slows all of them. Within a turn a
+    problem that waits takes the slot of an answer that ended. Records are appended to `folder/answers.jsonl` as answers
+    end, in that order; a run that finds some there answers what is missing. With `cells` only those of the plan are run
+    now; the records are still all there are.
+
+    A record's `own_seconds` is its part of the time that its turn took: those of any answers add up to what they cost.
+    Records with one `turn`, the place of its first problem, were decoded together; `batch` says so of baselines, which
+    decode batches.
 
     Raises:
       InputError: the folder holds the answers of another plan, pair or task, or a baseline cannot run here.
@@ -143,27 +159,38 @@ def run_sweep(
     done = {(r["rule"], r["draft_length"], r["problem"]) for r in records}
     problems = task.problems(split=plan.split, n=plan.n, seed=plan.seed)
     with path.open("a", encoding="utf-8") as file:
-        for first in range(0, len(problems), plan.batch):
-            batch = problems[first : first + plan.batch]
+
+        def keep(record: dict) -> None:
+            file.write(json.dumps(record) + "\n")
+            file.flush()  # a process that is killed loses nothing of it
+            records.append(record)
+
+        for first in range(0, len(problems), plan.turn):
+            places = range(first, min(first + plan.turn, len(problems)))
             for cell in plan.cells if cells is None else cells:
-                if all((cell.rule, cell.draft_length, problem.id) in done for problem in batch):
+                left = [i for i in places if (cell.rule, cell.draft_length, problems[i].id) not in done]
+                if not left:
                     continue
-                answers = answer(pair, task, plan, cell, batch, first)
-                answers = [a for a in answers if (a["rule"], a["draft_length"], a["problem"]) not in done]
-                file.write("".join(json.dumps(record) + "\n" for record in answers))
-                file.flush()
+                answers = answer(pair, task, plan, cell, [problems[i] for i in left], left, first, keep)
                 os.fsync(file.fileno())
-                records += answers
                 right = sum(record["right"] for record in answers)
                 report(
-                    f"problems {first + 1}-{first + len(batch)} of {len(problems)}, {cell.name}: {right} right, "
-                    f"{sum({a['batch']: a['seconds'] for a in answers}.values()):.0f} s"
+                    f"problems {first + 1}-{places.stop} of {len(problems)}, {cell.name}: {right} right, "
+                    f"{sum(a['own_seconds'] for a in answers):.0f} s"
                 )
     return records
 
 
-def decode(pair: ModelPair, plan: Plan, cell: Cell, problems: Sequence[Problem], first: int, trace: bool = False):
-    """Answers problems `first`, `first + 1`, ... of a plan as one batch: a `Generation`."""
+def decode(
+    pair: ModelPair,
+    plan: Plan,
+    cell: Cell,
+    problems: Sequence[Problem],
+    places: Sequence[int],
+    trace: bool = False,
+    answered: Callable[[int, Generation], None] | None = None,
+) -> Generation:
+    """Answers problems in one call; `places` say which of the plan each is. `answered` as `generate` takes it."""
     return generate(
         pair,
         [problem.prompt for problem in problems],
@@ -175,39 +202,61 @@ def decode(pair: ModelPair, plan: Plan, cell: Cell, problems: Sequence[Problem],
         top_k=plan.top_k,
         top_p=plan.top_p,
         min_p=plan.min_p,
-        key=_row_keys(plan.seed, first, len(problems)),
+        key=_row_keys(plan.seed, places),
         trace=trace,
+        batch_size=plan.batch,
+        answered=answered,
     )
 
 
-def answer(pair, task, plan, cell, batch, first) -> list[dict]:
-    """The records of one batch in one cell; `first` is the batch's first problem."""
+def answer(
+    pair: ModelPair,
+    task: Task,
+    plan: Plan,
+    cell: Cell,
+    problems: Sequence[Problem],
+    places: Sequence[int],
+    turn: int = 0,
+    keep: Callable[[dict], None] = lambda record: None,
+) -> list[dict]:
+    """The records of some problems in one cell, in the order in which they end; `keep` is given each as it does.
+
+    `places` say which problem of the plan each is, and `turn` which is the first of their turn.
+    """
+    records = []
+
+    def answered(i: int, given: Answer) -> None:
+        counts = given.stats.to_json()
+        records.append(
+            {
+                "rule": cell.rule,
+                "draft_length": cell.draft_length,
+                "problem": problems[i].id,
+                "right": bool(task.check(problems[i], given.text)),
+                "text": given.text,
+                "token_ids": given.tokens.tolist(),
+                "turn": turn,
+                "batch": places[given.batch],
+                **{name: value for name, value in counts.items() if name != "tokens_per_second"},
+                **given.notes,
+            }
+        )
+        keep(records[-1])
+
     baseline = parse_baseline(cell.rule)
     if baseline is None:
-        answers = answers_of(decode(pair, plan, cell, batch, first))
+        decode(pair, plan, cell, problems, places, answered=lambda i, out: answered(i, answers_of(out)[0]))
     else:
         options = {name: getattr(plan, name) for name in ("max_new_tokens", "temperature", "top_k", "top_p", "min_p")}
-        request = Request(cell.draft_length, **options, key=_row_keys(plan.seed, first, len(batch)))
-        answers = baseline.answer(pair, [problem.prompt for problem in batch], request)
-    return [
-        {
-            "rule": cell.rule,
-            "draft_length": cell.draft_length,
-            "problem": problem.id,
-            "right": bool(task.check(problem, given.text)),
-            "text": given.text,
-            "token_ids": given.tokens.tolist(),
-            "batch": first + given.batch,
-            **{name: value for name, value in given.stats.to_json().items() if name != "tokens_per_second"},
-            **given.notes,
-        }
-        for problem, given in zip(batch, answers, strict=True)
-    ]
+        key = _row_keys(plan.seed, places)
+        request = Request(cell.draft_length, **options, key=key, batch_size=plan.batch, answered=answered)
+        baseline.answer(pair, [problem.prompt for problem in problems], request)
+    return records
 
 
-def _row_keys(seed: int, first: int, count: int) -> jax.Array:
-    """The keys of problems `first` to `first + count - 1` of a sweep: `fold_in(key(seed), i)`, in any batch."""
-    return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jax.numpy.arange(first, first + count))
+def _row_keys(seed: int, places: Sequence[int]) -> jax.Array:
+    """The keys of some problems of a sweep: `fold_in(key(seed), i)`, whatever is decoded together."""
+    return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jax.numpy.asarray(places))
 
 
 def _claim(path: Path, pair: ModelPair, task: Task, plan: Plan) -> None:

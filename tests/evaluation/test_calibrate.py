@@ -45,7 +45,7 @@ PLAN = Plan(
     (PLAIN, *(Cell(rule, 4) for rule in RULES)),
     n=8,
     split="validation",
-    batch=4,
+    batch=2,  # turns of 8
     max_new_tokens=24,
     budget=0.4,
     without_answers=True,
@@ -79,7 +79,7 @@ def test_strict_thresholds_pass_and_the_first_that_fails_is_the_last_that_is_run
     assert found[0].outcome == Outcome(8, 0, None) and found[0].plain_right == found[0].right == 8
     assert found[2].outcome.lost == 8 - found[2].right > 0
     assert {record["rule"] for record in read_records(folder / "answers.jsonl")} == {"none", *RULES[:3]}
-    assert len(lines) == 4 * 2
+    assert len(lines) == 4  # a turn each
     assert found[2].mean_acceptance_length > found[0].mean_acceptance_length >= 1
     for one in found:
         assert one.p_value == p_value(one.outcome, 0.4) and one.upper_bound == upper_bound(one.outcome)
@@ -93,7 +93,7 @@ def test_a_killed_calibration_goes_on_where_it_was(finished, pair, tmp_path, sha
     (tmp_path / "plan.json").write_bytes((folder / "plan.json").read_bytes())
     lines = []
     assert calibrate(pair, Bare(), PLAN, tmp_path, lines.append) == found
-    assert len(lines) == 8 - len(whole[: int(len(whole) * share)].splitlines(True)[:-1]) // 4
+    assert len(lines) == 4 - len(whole[: int(len(whole) * share)].splitlines(True)[:-1]) // 8
     calibrate(pair, Bare(), PLAN, tmp_path, lambda line: pytest.fail("all is done"))
 
 

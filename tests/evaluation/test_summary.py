@@ -108,6 +108,24 @@ def test_speed_has_an_interval_from_four_batches_on():
     assert few["speed"] == pytest.approx((60 / 6) / (60 / 12))
 
 
+def test_own_seconds_add_up_by_turn_also_of_a_turn_that_was_killed():
+    def turn(i):
+        return {"turn": i // 4, "own_seconds": 1.0 + i, "seconds": 99.0, "slot_cycles": 8.0}
+
+    plain = [record("none", 0, i, True, **turn(i)) for i in range(16)]
+    judged = [record("kl:0.1", 8, i, True, **(turn(i) | {"own_seconds": 0.5})) for i in (*range(9), 10, *range(12, 16))]
+    first, second = summarise([*plain, *judged])
+    assert first["tokens_per_second"] == 160 / sum(range(1, 17))
+    assert first["tokens_per_second_interval"] == ratio_interval([40] * 4, [10, 26, 42, 58])
+    assert second["speed"] == pytest.approx(20 / (140 / sum(1 + i for i in (*range(9), 10, *range(12, 16)))))
+    theirs = [10, 26, 9 + 11, 58]
+    assert second["speed_interval"] == speed_ratio_interval(
+        ([40, 40, 20, 40], [2, 2, 1, 2]), ([40, 40, 20, 40], theirs)
+    )
+    assert first["slot_occupancy"] == 5 / 8
+    assert summarise([record("hf", 0, 0, True)])[0]["slot_occupancy"] is None
+
+
 def test_positions_are_counted_over_all_cycles():
     counted = [record("exact", 3, i, True, acceptance_histogram=h) for i, h in enumerate([[2, 0, 1, 1], [0, 0, 0, 4]])]
     (row,) = summarise(counted)

@@ -7,12 +7,13 @@ import pytest
 from sweep_records import Letters
 from tiny_pairs import text_pair
 
+from kljudge_jax.decoding.generate import generate
 from kljudge_jax.errors import InputError
 from kljudge_jax.evaluation import sweep
 from kljudge_jax.evaluation.summary import summarise
 from kljudge_jax.evaluation.sweep import Cell, Plan, grid, parts, pooled, read_records, run_sweep
 
-PLAN = Plan(grid(["none", "exact", "kl:4.0"], [4]), n=8, batch=4, max_new_tokens=24)
+PLAN = Plan(grid(["none", "exact", "kl:4.0"], [4]), n=10, batch=2, max_new_tokens=24)  # turns of 8 and of 2
 
 
 @pytest.fixture(scope="module")
@@ -52,10 +53,14 @@ def test_a_baseline_that_cannot_run_is_refused_before_anything_is_written(pair, 
 
 def test_every_problem_is_answered_in_every_cell(finished):
     folder, records, lines = finished
-    assert len(records) == 8 * 3 == len({(r["rule"], r["draft_length"], r["problem"]) for r in records})
-    assert [r["rule"] for r in records] == 2 * (["none"] * 4 + ["exact"] * 4 + ["kl:4.0"] * 4)  # cells take turns
+    assert len(records) == 10 * 3 == len({(r["rule"], r["draft_length"], r["problem"]) for r in records})
+    rules = ["none", "exact", "kl:4.0"]
+    assert [r["rule"] for r in records] == [
+        rule for n in (8, 2) for rule in rules for _ in range(n)
+    ]  # cells take turns
+    assert [r["turn"] for r in records] == 24 * [0] + 6 * [8]
     assert list(read_records(folder / "answers.jsonl")) == records
-    assert len(lines) == 6 and "problems 5-8 of 8, exact @ 4" in lines[4]
+    assert len(lines) == 6 and "problems 9-10 of 10, exact @ 4" in lines[4]
     for answer in records:
         letter = "abcdefghij"[int(answer["problem"].partition("/")[2])]
         assert answer["right"] == (letter in answer["text"])
@@ -66,26 +71,68 @@ def test_every_problem_is_answered_in_every_cell(finished):
 
 def test_exact_answers_are_the_plain_ones_and_judged_ones_are_not(finished):
     plain, exact, judged = summarise(finished[1])
-    assert exact["same_text"] == 8 and exact["p"] == 1.0 and exact["relaxed_per_answer"] == 0
-    assert judged["same_text"] < 8 and judged["relaxed_per_answer"] > 0
+    assert exact["same_text"] == 10 and exact["p"] == 1.0 and exact["relaxed_per_answer"] == 0
+    assert judged["same_text"] < 10 and judged["relaxed_per_answer"] > 0
     assert judged["mean_acceptance_length"] > exact["mean_acceptance_length"] > plain["mean_acceptance_length"] == 1
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.62, 0.999])
-def test_a_killed_sweep_goes_on_where_it_was(finished, pair, tmp_path, share):
+def test_a_killed_sweep_answers_what_is_missing(finished, pair, tmp_path, share):
     folder, records, _ = finished
     whole = (folder / "answers.jsonl").read_bytes()
+    kept = len(whole[: int(len(whole) * share)].splitlines(True)[:-1])
     (tmp_path / "answers.jsonl").write_bytes(whole[: int(len(whole) * share)])
     (tmp_path / "plan.json").write_bytes((folder / "plan.json").read_bytes())
-    lines = []
-    again = run_sweep(pair, Letters(), PLAN, tmp_path, lines.append)
+    again = run_sweep(pair, Letters(), PLAN, tmp_path)
 
     def told(records):
-        return sorted((r["rule"], r["problem"], r["text"], r["right"], tuple(r["token_ids"])) for r in records)
+        found = {(r["rule"], r["problem"]): (r["text"], r["right"], r["token_ids"], r["turn"]) for r in records}
+        assert len(found) == len(records)
+        return found
 
-    assert told(again) == told(records) == told(read_records(tmp_path / "answers.jsonl"))
-    assert len(lines) == 6 - int(len(whole[: int(len(whole) * share)].splitlines(True)[:-1]) // 4)
+    assert told(again) == told(records) == told(list(read_records(tmp_path / "answers.jsonl")))
+    assert again[:kept] == records[:kept]
     assert run_sweep(pair, Letters(), PLAN, tmp_path, lambda line: pytest.fail("all is done")) == list(again)
+
+
+def test_a_kill_in_the_middle_of_a_turn_loses_only_what_was_in_flight(finished, pair, tmp_path, monkeypatch):
+    class Killed(Exception):
+        pass
+
+    checked, check = [], Letters.check
+
+    def fails(task, problem, text):
+        checked.append(problem.id)
+        if len(checked) == 13:  # the fifth answer of the second cell
+            raise Killed
+        return check(task, problem, text)
+
+    monkeypatch.setattr(Letters, "check", fails)
+    with pytest.raises(Killed):
+        run_sweep(pair, Letters(), PLAN, tmp_path)
+    assert [r["rule"] for r in read_records(tmp_path / "answers.jsonl")] == ["none"] * 8 + ["exact"] * 4
+    lines = []
+    again = run_sweep(pair, Letters(), PLAN, tmp_path, lines.append)
+    assert len(checked) == 13 + 30 - 12 and len(lines) == 5
+    assert {r["problem"] for r in again if r["rule"] == "exact"} == {f"letters/{i}" for i in range(10)}
+
+
+def test_the_seconds_of_records_add_up_to_those_of_their_turn(finished, pair):
+    timed = []
+
+    def noted(*args, **options):
+        timed.append(generate(*args, **options))
+        return timed[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sweep, "generate", noted)
+        records = sweep.answer(pair, Letters(), PLAN, PLAN.cells[1], Letters().problems(n=8), range(8))
+    (out,) = timed
+    assert sum(r["own_seconds"] for r in records) == pytest.approx(out.stats.seconds)
+    assert sum(r["slot_cycles"] for r in records) == pytest.approx(out.stats.slot_cycles)
+    (row,) = summarise(records)
+    assert row["tokens_per_second"] == pytest.approx(out.stats.tokens_per_second)
+    assert row["slot_occupancy"] == pytest.approx(out.stats.slot_occupancy) and 0.5 < row["slot_occupancy"] <= 1
 
 
 @pytest.mark.parametrize(
@@ -151,9 +198,9 @@ def test_a_problem_of_two_seeds_counts_once_when_greedy_and_twice_when_sampled(f
     plan, records = PLAN, finished[1]
     other = dataclasses.replace(plan, seed=8)
     fresh = [record | {"problem": record["problem"] + "/other"} for record in records]
-    assert summarise(pooled([(plan, records), (other, records)]))[0]["n"] == 8
+    assert summarise(pooled([(plan, records), (other, records)]))[0]["n"] == 10
     pool = pooled([(plan, records), (other, fresh)])
-    assert summarise(pool)[0]["n"] == 16
-    assert len({record["batch"] for record in pool}) == 4  # two of each seed, which share their numbers
+    assert summarise(pool)[0]["n"] == 20
+    assert len({record["turn"] for record in pool}) == 4  # two of each seed, which share their numbers
     sampled = [(dataclasses.replace(p, temperature=1.0), records) for p in (plan, other)]
-    assert summarise(pooled(sampled))[1]["n"] == 16
+    assert summarise(pooled(sampled))[1]["n"] == 20

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -22,6 +22,8 @@ class Request:
       draft_length: K; unused by a baseline that drafts nothing.
       max_new_tokens, temperature, top_k, top_p, min_p: as `generate` takes them.
       key: one PRNG key a prompt `[B]`.
+      batch_size: the most prompts that are decoded side by side; None is all.
+      answered: called with the index of a prompt and its answer, soon after it ends.
     """
 
     draft_length: int
@@ -31,6 +33,8 @@ class Request:
     top_p: float
     key: jax.Array
     min_p: float = 0.0
+    batch_size: int | None = None
+    answered: Callable[[int, Answer], None] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +45,7 @@ class Answer:
       text: without its EOS.
       tokens: new tokens, EOS included, int32 `[N]`.
       stats: its counts. `cycles` are passes of the model that answers, the prompt's left out if it gave no token.
-      batch: index of the first prompt that was decoded side by side with this one, and so shares its `seconds`.
+      batch: index of the first prompt of the batch or queue that this one was decoded in.
       notes: what else a record of it holds.
     """
 

@@ -58,18 +58,21 @@ class _HuggingFace:
         ids = [tokenize(prompt, pair.tokenizer, vocab, name) for prompt, name in zip(prompts, where, strict=True)]
         budget = arguments.budget(request.max_new_tokens, len(ids))
         arguments.check_fit(pair.target, pair.draft if self.needs_draft else None, ids, budget, where)
+        side_by_side = self.rows(min(len(ids), request.batch_size or len(ids)))
         seen = _warm.setdefault(pair.target, set())
         if self not in seen:
             few = dataclasses.replace(
                 request, max_new_tokens=min(request.max_new_tokens, 2 * (request.draft_length + 1))
             )
-            self.decode(pair, ids[: self.rows(len(ids))], few)
+            self.decode(pair, ids[:side_by_side], few)
             seen.add(self)
         answers = []
-        for first in range(0, len(ids), self.rows(len(ids))):
-            some = slice(first, first + self.rows(len(ids)))
+        for first in range(0, len(ids), side_by_side):
+            some = slice(first, first + side_by_side)
             asked = dataclasses.replace(request, key=request.key[some])
             answers += [dataclasses.replace(a, batch=first) for a in self.decode(pair, ids[some], asked)]
+            for i in range(first, len(answers)) if request.answered is not None else ():
+                request.answered(i, answers[i])
         return answers
 
     def rows(self, batch: int) -> int:
@@ -115,6 +118,7 @@ class _HuggingFace:
             "eos" if ended else "length",
             seconds=generated.seconds,
             prefill_seconds=prefill_seconds,
+            own_seconds=generated.seconds / len(generated.tokens),
         )
         text = decode(pair.tokenizer, tokens[: len(tokens) - ended])
         return Answer(text, tokens, stats, notes={"engine": _engine(), "batch_size": rows, **notes})

@@ -57,6 +57,7 @@ class Lookup:
 
 
 def _options(request: Request) -> dict[str, Any]:
+    told = request.answered
     return {
         "max_new_tokens": request.max_new_tokens,
         "temperature": request.temperature,
@@ -64,4 +65,6 @@ def _options(request: Request) -> dict[str, Any]:
         "top_p": request.top_p,
         "min_p": request.min_p,
         "key": request.key,
+        "batch_size": request.batch_size,
+        "answered": None if told is None else lambda i, out: told(i, answers_of(out)[0]),
     }

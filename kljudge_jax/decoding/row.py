@@ -1,0 +1,99 @@
+"""One answer as the host knows it, whole or in the making."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+
+from kljudge_jax.decoding.state import ORIGINS, RELAXED, from_draft
+from kljudge_jax.decoding.stats import Cycle, Stats, cut_cycles, row_stats
+
+# What the host is told of every slot.
+FIELDS = ("sequence", "length", "origin", "count", "running", "failed", "cycles", "cycle_drafted", "cycle_committed")
+TRACED_FIELDS = ("kl", "logprobs")
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """The new tokens of one prompt, T of them in C cycles, up to where a stop string cut them.
+
+    Attributes:
+      tokens: int32 `[T]`.
+      codes: int8 `[T]`, their origins, indices into `ORIGINS`.
+      cycles: C of them.
+      running: not ended yet.
+      failed: a model returned NaN or +inf.
+      text: where a stop string cut it, its text; else None.
+      kl, logprobs: f32 `[T]`, or None without a trace.
+    """
+
+    tokens: np.ndarray
+    codes: np.ndarray
+    cycles: list[Cycle]
+    running: bool
+    failed: bool
+    text: str | None = None
+    kl: np.ndarray | None = None
+    logprobs: np.ndarray | None = None
+
+    @classmethod
+    def of(cls, known: Mapping[str, np.ndarray], slot: int) -> Row:
+        """What `known`, the fields of a state, says of a slot; in memory of its own."""
+        count, length = int(known["count"][slot]), int(known["length"][slot])
+        codes, cycles, at = known["origin"][slot, :count].copy(), [], 0
+        ran = int(known["cycles"][slot])
+        drafted, committed = (known[name][slot, :ran].tolist() for name in ("cycle_drafted", "cycle_committed"))
+        accepted = from_draft(codes)
+        for proposed, kept in zip(drafted, committed, strict=True):
+            cycles.append(Cycle(proposed, int(np.sum(accepted[at : at + kept])), kept))
+            at += kept
+        return cls(
+            tokens=known["sequence"][slot, length - count : length].copy(),
+            codes=codes,
+            cycles=cycles,
+            running=bool(known["running"][slot]),
+            failed=bool(known["failed"][slot]),
+            **{name: known[name][slot, :count].copy() for name in TRACED_FIELDS if name in known},
+        )
+
+    def cut(self, tokens: int, text: str) -> Row:
+        """The row up to where a stop string begins: so many tokens, and their text."""
+        return dataclasses.replace(
+            self,
+            tokens=self.tokens[:tokens],
+            codes=self.codes[:tokens],
+            cycles=cut_cycles(self.cycles, tokens),
+            running=False,
+            text=text,
+            **{name: getattr(self, name)[:tokens] for name in TRACED_FIELDS if getattr(self, name) is not None},
+        )
+
+    @property
+    def origin(self) -> list[str]:
+        return [ORIGINS[code] for code in self.codes]
+
+    def text_tokens(self, eos: tuple[int, ...]) -> tuple[np.ndarray, list[str]]:
+        """The tokens that are text, and their origins: all but an EOS at the end."""
+        end = len(self.tokens) - self._ended(eos)
+        return self.tokens[:end], self.origin[:end]
+
+    def stats(self, draft_length: int, eos: tuple[int, ...], **times: float) -> Stats:
+        """Its counts."""
+        if self.text is not None:
+            finish = "stop"
+        elif self.failed:
+            finish = "failed"
+        else:
+            finish = "eos" if self._ended(eos) else "length"
+        return row_stats(self.cycles, int(np.sum(self.codes == RELAXED)), draft_length, finish, **times)
+
+    def _ended(self, eos: tuple[int, ...]) -> bool:
+        return bool(len(self.tokens)) and int(self.tokens[-1]) in eos
+
+
+def look(state, trace: bool) -> dict[str, np.ndarray]:
+    """What the host is told of a state: one transfer."""
+    return jax.device_get({name: getattr(state, name) for name in FIELDS + (TRACED_FIELDS if trace else ())})

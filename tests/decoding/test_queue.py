@@ -1,0 +1,212 @@
+"""Prompts that wait for a slot: answers are those of each prompt alone, and slots are kept busy."""
+
+import dataclasses
+import re
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny_pairs import DRAFT_LENGTH, answer, compilations, tiny_pair, tokens_of
+
+import kljudge_jax as kj
+from kljudge_jax.decoding import loop, refill, run
+from kljudge_jax.decoding.queue import Queue
+from kljudge_jax.decoding.state import Settings
+from kljudge_jax.errors import InputError
+
+_random = np.random.default_rng(0)
+MANY = [_random.integers(1, 200, n) for n in (3, 1, 9, 2, 14, 5, 2, 16, 1, 7, 3)]
+BUDGETS = [5, 24, 1, 9, 1, 30, 2, 24, 17, 3, 11]
+SAMPLING = {"temperature": 1.0, "top_k": 9, "top_p": 0.9}
+
+
+@pytest.fixture(scope="module")
+def pair():
+    """A pair some of whose answers end early, the first cycle included."""
+    pair = tiny_pair(3, noise=0.1)
+    firsts = [int(row[0]) for row in answer(pair, None, MANY).tokens]
+    return dataclasses.replace(pair, eos=(firsts[4],))
+
+
+def same(out, alone):
+    """Whether two calls gave the same answers in all but their times."""
+    assert tokens_of(out) == tokens_of(alone)
+    assert (out.text, out.origin) == (alone.text, alone.origin)
+    for row, other in zip(out.stats.rows, alone.stats.rows, strict=True):
+        counts = ("tokens", "cycles", "drafted", "accepted", "relaxed", "finish", "failed")
+        assert [getattr(row, name) for name in counts] == [getattr(other, name) for name in counts]
+    return True
+
+
+@pytest.mark.parametrize(
+    ("rule", "options"),
+    [
+        (None, {}),
+        ("exact", {}),
+        ("kl:2.0", {}),
+        ("kl:0.5", SAMPLING),
+        ("kl:0.5", SAMPLING | {"draft_length": kj.Adaptive(maximum=DRAFT_LENGTH, confidence=0.3)}),
+        ("exact", {"drafter": "lookup:2"}),
+        (kj.KSequential(drafts=3), SAMPLING),
+    ],
+    ids=lambda value: str(value)[:24],
+)
+def test_answers_are_those_of_each_prompt_alone(pair, rule, options):
+    key = jax.random.key(5)
+    shared = {"max_new_tokens": BUDGETS, **options}
+    queued = answer(pair, rule, MANY, key=key, batch_size=3, **shared)
+    for i, prompt in enumerate(MANY):
+        alone = answer(
+            pair, rule, prompt, key=jax.random.fold_in(key, i)[None], **(shared | {"max_new_tokens": BUDGETS[i]})
+        )
+        assert tokens_of(queued)[i] == tokens_of(alone)[0]
+        assert queued.origin[i] == alone.origin[0]
+        assert queued.stats.rows[i].cycles == alone.stats.cycles
+        assert queued.stats.rows[i].finish == alone.stats.rows[0].finish
+    finishes = {row.finish for row in queued.stats.rows}
+    assert "length" in finishes and ("eos" in finishes or rule is not None)
+
+
+def test_one_slot_and_more_slots_than_prompts_do(pair):
+    whole = answer(pair, "kl:2.0", MANY)
+    for batch_size in (1, 11, 40):
+        assert same(answer(pair, "kl:2.0", MANY, batch_size=batch_size), whole)
+
+
+def test_an_eos_in_the_first_cycle_frees_the_slot_at_once(pair):
+    out = answer(pair, "exact", MANY, batch_size=2)
+    assert out.stats.rows[4].tokens == 1 and out.stats.rows[4].finish == "eos"
+
+
+def test_stops_cut_waiting_prompts_like_others(text_pair):
+    prompts = [np.frombuffer(f"text {i}".encode(), np.uint8).astype(np.int32) for i in range(9)]
+    free = answer(text_pair, "kl:4.0", prompts, max_new_tokens=40)
+    stop = [free.text[7][5:7], free.text[2][:2]]
+    whole = answer(text_pair, "kl:4.0", prompts, max_new_tokens=40, stop=stop, trace=True)
+    queued = answer(text_pair, "kl:4.0", prompts, max_new_tokens=40, stop=stop, trace=True, batch_size=3)
+    assert same(queued, whole)
+    assert {"stop", "length"} <= {row.finish for row in queued.stats.rows}
+    assert queued.cycles == whole.cycles
+    for name in ("kl", "logprobs"):
+        for ours, theirs in zip(getattr(queued, name), getattr(whole, name), strict=True):
+            np.testing.assert_allclose(ours, theirs, atol=1e-4)
+
+
+def test_prompts_that_begin_alike_keep_what_their_slot_holds(pair):
+    few_shot = np.random.default_rng(4).integers(1, 200, 150)  # longer than a chunk of prefill
+    prompts = [np.append(few_shot, more) for more in ([3, 1], [4, 1, 5], [9], [2, 6, 5, 3], [5, 8])]
+    budgets = [2, 9, 12, 5, 8]
+    pair = dataclasses.replace(pair, eos=(999,))
+    queued = answer(pair, "exact", prompts, max_new_tokens=budgets, batch_size=2)
+    for prompt, tokens, budget in zip(prompts, tokens_of(queued), budgets, strict=True):
+        logits = kj.score(pair.target, np.append(prompt, tokens)[None])[0][0]
+        assert tokens == logits[len(prompt) - 1 : -1].argmax(axis=-1).tolist()
+        assert len(tokens) == budget
+
+
+def test_a_row_that_failed_spoils_nothing_of_the_next(pair):
+    from test_generate import poisoned
+
+    clean = answer(pair, "exact", MANY)
+    bad = next(int(t) for t in clean.tokens[1][2:] if all(t not in prompt for prompt in MANY))
+    broken = dataclasses.replace(pair, target=poisoned(pair.target, bad))
+    out = answer(broken, "exact", MANY, batch_size=2)
+    assert same(out, answer(broken, "exact", MANY))
+    assert 0 < out.stats.failed < len(MANY)
+
+
+def test_a_second_call_compiles_nothing_whatever_its_prompts(pair):
+    answer(pair, kj.KLJudge(0.1), MANY, batch_size=3)
+    with compilations() as compiled:
+        answer(pair, kj.KLJudge(0.5), MANY[::-1][:7], batch_size=3, max_new_tokens=40)
+    assert not compiled
+
+
+def test_any_number_of_new_prompts_is_one_program(pair, monkeypatch):
+    chex.clear_trace_counter()
+    traced = chex.assert_max_traces(refill.refill.__wrapped__, n=1)
+    once = jax.jit(traced, static_argnames="settings", donate_argnames="state")
+    sizes = set()
+
+    def watched(target, draft, state, entries, count, *args, **options):
+        sizes.add(int(count))
+        return once(target, draft, state, entries, count, *args, **options)
+
+    monkeypatch.setattr(run, "refill", watched)
+    out = answer(pair, "exact", MANY, batch_size=4, max_new_tokens=[2, 2, 5, 9, 2, 2, 2, 8, 3, 2, 2])
+    assert len(sizes) > 1 and len(out.tokens) == len(MANY)
+
+
+def test_new_prompts_are_written_in_place(pair):
+    batch, capacity = 3, 320
+    settings = Settings(kj.ModelDraft(), 2, capacity, 8, False)
+    shape = [jax.ShapeDtypeStruct((batch,), jnp.int32)] * 2
+    prompts, keys = jax.ShapeDtypeStruct((batch, 16), jnp.int32), jax.random.split(jax.random.key(0), batch)
+    state = loop.start.eval_shape(pair.target, pair.draft, prompts, shape[0], keys, shape[1], settings=settings)
+    entries = refill.Entries(prompts, shape[0], keys, shape[1], shape[0])
+    count = jnp.int32(2), jnp.int32(0)
+    program = refill.refill.lower(pair.target, pair.draft, state, entries, *count, settings=settings).compile()
+    assert f"f32[{batch},2,{capacity},8]" in program.as_text()
+    assert not re.findall(rf"= f32\[{batch},2,{capacity},8\]\S* copy\(", program.as_text())
+
+
+def test_slots_are_kept_busy(pair):
+    pair = dataclasses.replace(pair, eos=(999,))
+    budgets = [1 + 23 * (i % 4 == 0) for i in range(44)]
+    whole = answer(pair, None, MANY * 4, max_new_tokens=budgets, batch_size=None)
+    queued = answer(pair, None, MANY * 4, max_new_tokens=budgets, batch_size=2)
+    assert whole.stats.slot_cycles == 44 * 24 and whole.stats.slot_occupancy == sum(budgets) / (44 * 24)
+    assert queued.stats.slot_occupancy > 0.9
+    assert queued.stats.cycles == whole.stats.cycles == sum(budgets)
+
+
+def test_the_seconds_of_rows_add_up(pair):
+    out = answer(pair, "exact", MANY, batch_size=3)
+    assert sum(row.own_seconds for row in out.stats.rows) == pytest.approx(out.stats.seconds)
+    assert all(0 < row.own_seconds < row.seconds <= out.stats.seconds for row in out.stats.rows)
+    assert out.stats.slot_cycles == pytest.approx(round(out.stats.slot_cycles)) and out.stats.slot_cycles % 3 < 1e-6
+    assert out.stats.prefill_seconds < out.stats.seconds
+
+
+def test_answers_are_told_as_they_end(pair):
+    told, seen = {}, []
+    out = answer(pair, "kl:2.0", MANY, batch_size=3, answered=told.__setitem__, progress=seen.append, trace=True)
+    assert sorted(told) == list(range(len(MANY))) != list(told)
+    for i, one in told.items():
+        assert tokens_of(one) == [tokens_of(out)[i]] and one.origin == [out.origin[i]]
+        assert one.stats.rows == (out.stats.rows[i],) and one.stats.tokens == out.stats.rows[i].tokens
+        assert one.stats.seconds == out.stats.rows[i].seconds and one.cycles == [out.cycles[i]]
+    assert [p.finished for p in seen] == sorted(p.finished for p in seen) and seen[-1].finished == len(MANY)
+    assert seen[-1].tokens == out.stats.tokens and seen[-1].seconds == out.stats.seconds
+
+
+@pytest.mark.parametrize("batch_size", [0, -1, 2.0, True, "4"])
+def test_a_batch_size_that_is_none_is_refused(pair, batch_size):
+    with pytest.raises(InputError, match="batch_size must be a whole number from 1 on, or None"):
+        answer(pair, None, MANY, batch_size=batch_size)
+
+
+def test_the_queue_by_hand():
+    queue = Queue(prompts=5, slots=2)
+    queue.begun([0, 1], 1.0, 7.0)
+    queue.ran(np.array([3, 1]), 8.0, 0.0)  # prompt 0 ran 3 cycles, prompt 1 one
+    assert queue.times(1) == {
+        "seconds": 9.0,
+        "prefill_seconds": 1.0,
+        "compile_seconds": 7.0,
+        "own_seconds": 0.5 + 8.0 / 4,
+        "slot_cycles": 6 / 4,
+    }
+    queue.leave(1)
+    assert queue.occupied() == [(0, 0)] and queue.waiting == 3
+    assert queue.enter() == [(1, 2)] and queue.enter() == []
+    queue.begun([2], 1.0, 0.0)
+    queue.ran(np.array([5, 2]), 4.0, 0.0)
+    assert queue.times(2) | {"seconds": 5.0, "own_seconds": 1.0 + 4.0 / 2, "slot_cycles": 2.0} == queue.times(2)
+    queue.leave(0), queue.leave(1)
+    assert queue.enter() == [(0, 3), (1, 4)] and queue.waiting == 0
+    queue.leave(1)
+    assert queue.enter() == [] and queue.occupied() == [(0, 3)]
+    assert (queue.seconds, queue.prefill_seconds, queue.compile_seconds) == (14.0, 2.0, 7.0)
