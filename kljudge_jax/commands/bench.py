@@ -19,6 +19,7 @@ from kljudge_jax.commands.options import (
     command,
     load_pair,
     note,
+    placement_of,
     split_rules,
 )
 from kljudge_jax.errors import InputError
@@ -161,7 +162,9 @@ def _pair_and_prompts(options, plan):
 
     count = max(options.prompts, *plan.batches)
     if options.shape is not None:
-        pair = random_pair(options.shape, options.draft_shape, options.dtype, options.mesh, plan, options.prompt_tokens)
+        pair = random_pair(
+            options.shape, options.draft_shape, options.dtype, placement_of(options), plan, options.prompt_tokens
+        )
         prompts = random_prompts(pair, count, options.prompt_tokens, options.seed)
         return pair, prompts, f"random:{options.prompt_tokens}"
     task = load_task(options.task)
@@ -169,5 +172,5 @@ def _pair_and_prompts(options, plan):
     if options.draft_shape is not None:
         from kljudge_jax.evaluation.bench_models import with_random_draft
 
-        pair = with_random_draft(pair, options.draft_shape, options.mesh)
+        pair = with_random_draft(pair, options.draft_shape, placement_of(options))
     return pair, near_prompts(as_model_reads(task, options.task, pair), options.split, count), task.name

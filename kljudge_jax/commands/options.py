@@ -57,6 +57,12 @@ def add_models(parser: argparse.ArgumentParser, required: bool = True) -> None:
         help="of the weights; auto is bfloat16 on GPU and TPU, float32 on CPU",
     )
     group.add_argument("--mesh", metavar="SPEC", help="devices to spread the models over, such as data=2,tensor=4")
+    group.add_argument(
+        "--axes",
+        metavar="AXES",
+        help="what of the target lies on which axis of the mesh, where not as usual: vocab=none,mlp=tensor+fsdp",
+    )
+    group.add_argument("--draft-axes", metavar="AXES", help="the same of the draft, such as replicated (as --axes)")
 
 
 def add_sampling(parser: argparse.ArgumentParser, max_new_tokens: int = 256) -> None:
@@ -83,20 +89,28 @@ def check_sampling(options) -> None:
         raise InputError(f"--seed is a number from 0 to 2**63 - 1, got {options.seed}")
 
 
+def placement_of(options):
+    """Where the options put the models."""
+    from kljudge_jax.parallel.placement import Placement
+
+    return Placement.parse(options.mesh, options.axes, options.draft_axes)
+
+
 def load_pair(options):
     from kljudge_jax import ModelPair
 
+    placed = {"mesh": options.mesh, "axes": options.axes, "draft_axes": options.draft_axes}
     if options.target == EMBEDDED:
         if options.draft not in (None, EMBEDDED) or options.tokenizer or options.revision or options.draft_revision:
             raise InputError("--target embedded brings its own draft and tokenizer: name nothing else")
-        return ModelPair.embedded(dtype="float32" if options.dtype == "auto" else options.dtype, mesh=options.mesh)
+        return ModelPair.embedded(dtype="float32" if options.dtype == "auto" else options.dtype, **placed)
     began = time.perf_counter()
     note(f"loading {options.target}" + (f" and {options.draft}" if options.draft else ""))
     pair = ModelPair.from_pretrained(
         options.target,
         options.draft,
         dtype=options.dtype,
-        mesh=options.mesh,
+        **placed,
         revision=options.revision,
         draft_revision=options.draft_revision,
         tokenizer=options.tokenizer,

@@ -75,4 +75,4 @@ def first_layers(model: Transformer, count: int) -> Transformer:
     """The model cut after `count` layers, with the same arrays."""
     config = model.config
     cut = dataclasses.replace(config, num_layers=count, windows=config.windows[:count])
-    return assemble(cut, parameters(model))
+    return assemble(cut, parameters(model), model.layout)

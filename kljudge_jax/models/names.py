@@ -74,6 +74,11 @@ def our_layout(name: str, array: np.ndarray, family: str) -> np.ndarray:
     return array
 
 
+def their_part(name: str, part: tuple[slice, ...]) -> tuple[slice, ...]:
+    """Where a checkpoint's tensor holds the part of our parameter `name` that one slice an axis cuts out."""
+    return part[::-1] if name.endswith(".kernel") else part
+
+
 def their_layout(name: str, array: np.ndarray, family: str) -> np.ndarray:
     """The inverse of `our_layout`."""
     if name.endswith(".kernel"):

@@ -8,12 +8,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding, SingleDeviceSharding
+from jax.sharding import SingleDeviceSharding
 
 from kljudge_jax.errors import InputError
 from kljudge_jax.models.config import TransformerConfig
 from kljudge_jax.models.families import config_from_hf
 from kljudge_jax.models.transformer import Transformer, abstract, assemble, parameters
+from kljudge_jax.parallel.layout import Layout
 
 
 def _llama3(factor: float, **sizes: Any) -> dict[str, Any]:
@@ -114,36 +115,36 @@ def count_parameters(config: TransformerConfig) -> int:
     return sum(math.prod(leaf.shape) for leaf in parameters(abstract(config)).values())
 
 
-def bytes_per_device(config: TransformerConfig, dtype: Any, mesh: Mesh | None = None) -> int:
+def bytes_per_device(config: TransformerConfig, dtype: Any, layout: Layout | None = None) -> int:
     """What the parameters take of each device's memory."""
     total = 0
     for name, leaf in parameters(abstract(config, dtype)).items():
-        total += math.prod(_sharding(name, leaf.shape, mesh).shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        total += math.prod(_sharding(name, leaf.shape, layout).shard_shape(leaf.shape)) * leaf.dtype.itemsize
     return total
 
 
-def random_model(config: TransformerConfig, dtype: Any, seed: int = 0, mesh: Mesh | None = None) -> Transformer:
+def random_model(config: TransformerConfig, dtype: Any, seed: int = 0, layout: Layout | None = None) -> Transformer:
     """A model of that shape with random weights, drawn on the device in `dtype`, one tensor at a time.
 
     Args:
       config: the shape.
       dtype: of every parameter but the norm scales, which are float32 ones.
       seed: of the draws.
-      mesh: devices to spread the parameters over; None is one device.
+      layout: where the parameters lie; None is one device.
     """
     # Bits come from the device's own generator: nothing hangs on how random they are, and the default one would take
     # minutes for billions of them on a CPU.
     key = jax.random.key(seed, impl="unsafe_rbg")
     values = {}
     for i, (name, leaf) in enumerate(parameters(abstract(config, dtype)).items()):
-        sharding = _sharding(name, leaf.shape, mesh)
+        sharding = _sharding(name, leaf.shape, layout)
         if name.endswith("scale"):
             values[name] = jnp.ones(leaf.shape, leaf.dtype, device=sharding)
         elif name.endswith("bias"):
             values[name] = jnp.zeros(leaf.shape, leaf.dtype, device=sharding)
         else:
             values[name] = _fill(sharding)(jax.random.fold_in(key, i), leaf.shape, leaf.dtype, config.hidden_size)
-    return assemble(config, values)
+    return assemble(config, values, layout)
 
 
 def _fill(sharding):
@@ -156,9 +157,5 @@ def _uniform(key, shape, dtype, hidden_size):
     return jax.random.uniform(key, shape, dtype, -width, width)
 
 
-def _sharding(name: str, shape: tuple[int, ...], mesh: Mesh | None):
-    if mesh is None:
-        return SingleDeviceSharding(jax.devices()[0])
-    from kljudge_jax.parallel.mesh import partition
-
-    return NamedSharding(mesh, partition(name, shape, mesh))
+def _sharding(name: str, shape: tuple[int, ...], layout: Layout | None):
+    return SingleDeviceSharding(jax.devices()[0]) if layout is None else layout.parameter(name, shape)

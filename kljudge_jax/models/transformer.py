@@ -9,6 +9,8 @@ from flax import nnx
 from kljudge_jax.models.cache import KVCache, write_rows
 from kljudge_jax.models.config import Rope, TransformerConfig
 from kljudge_jax.models.linear import Embedding, Linear
+from kljudge_jax.parallel.axes import HEADS, VOCAB
+from kljudge_jax.parallel.layout import Layout
 
 # Finite, so that a query that sees nothing (a padding row) gets a mean of stale values and not a NaN.
 _MASKED = -1e30
@@ -49,7 +51,7 @@ def rotate(x: jax.Array, positions: jax.Array, rope: Rope) -> jax.Array:
 class Attention(nnx.Module):
     """Grouped-query attention of one layer."""
 
-    def __init__(self, key: jax.Array, config: TransformerConfig, layer: int, dtype):
+    def __init__(self, key: jax.Array, config: TransformerConfig, layer: int, dtype, layout: Layout | None = None):
         keys = jax.random.split(key, 4)
         inner, shared = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
         self.query = Linear(keys[0], config.hidden_size, inner, config.qkv_bias, dtype)
@@ -60,6 +62,7 @@ class Attention(nnx.Module):
         self.key_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else None
         self.config = config
         self.layer = layer
+        self.layout = layout
 
     def __call__(self, x, positions, stored):
         """x `[B, T, H]`, positions `[B, T]`, stored (keys, values) `[B, G, S, D]` or None: `[B, T, H]` and stored."""
@@ -79,11 +82,11 @@ class Attention(nnx.Module):
         # tokens before it. Its key, whose score is masked for those, says so in its place.
         fit = jnp.all(jnp.isfinite(value), axis=-1, keepdims=True)
         key, value = jnp.where(fit, key, jnp.nan), jnp.where(fit, value, 0)
-        key, value = key.swapaxes(1, 2), value.swapaxes(1, 2)  # [B, G, T, D]
+        key, value = self._placed(key.swapaxes(1, 2)), self._placed(value.swapaxes(1, 2))  # [B, G, T, D]
         if stored is not None:
             start = positions[:, 0]
             key, value = write_rows(stored[0], key, start), write_rows(stored[1], value, start)
-            stored = (key, value)
+            stored = key, value = self._placed(key), self._placed(value)
         slots = jnp.arange(key.shape[2]) if stored is not None else positions[:, None, :]
         distance = positions[:, :, None] - slots  # [B, T, S]
         visible = distance >= 0
@@ -92,12 +95,18 @@ class Attention(nnx.Module):
 
         # The query heads of a group are rows of one product: [B, G, T * N/G, D] by [B, G, S, D].
         query = query.reshape(batch, length, groups, heads // groups, dim).transpose(0, 2, 3, 1, 4).astype(key.dtype)
+        query = self._placed(query)
         scores = jnp.einsum("bgrtd,bgsd->bgrts", query, key, preferred_element_type=jnp.float32)
         scores = jnp.where(visible[:, None, None], _softcap(scores, config.attention_softcap), _MASKED)
         weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
         mixed = jnp.einsum("bgrts,bgsd->bgrtd", weights, value, preferred_element_type=jnp.float32)
-        mixed = mixed.transpose(0, 3, 1, 2, 4).reshape(batch, length, heads * dim).astype(x.dtype)
+        mixed = self._placed(mixed).transpose(0, 3, 1, 2, 4).reshape(batch, length, heads * dim).astype(x.dtype)
+        if self.layout is not None:
+            mixed = self.layout.constrain(mixed, HEADS)
         return self.out(mixed), stored
+
+    def _placed(self, x: jax.Array) -> jax.Array:
+        return x if self.layout is None else self.layout.attention(x)
 
 
 class MLP(nnx.Module):
@@ -117,14 +126,14 @@ class MLP(nnx.Module):
 class Block(nnx.Module):
     """One layer: attention and MLP, each normed before and, in Gemma 2 and 3, after."""
 
-    def __init__(self, key: jax.Array, config: TransformerConfig, layer: int, dtype):
+    def __init__(self, key: jax.Array, config: TransformerConfig, layer: int, dtype, layout: Layout | None = None):
         attention_key, mlp_key = jax.random.split(key)
 
         def norm():
             return RMSNorm(config.hidden_size, config.norm_eps)
 
         self.attention_norm = norm()
-        self.attention = Attention(attention_key, config, layer, dtype)
+        self.attention = Attention(attention_key, config, layer, dtype, layout)
         self.mlp_norm = norm()
         self.mlp = MLP(mlp_key, config, dtype)
         self.post_attention_norm = norm() if config.post_norms else None
@@ -142,13 +151,18 @@ class Transformer(nnx.Module):
 
     A pytree whose leaves are its parameters and whose structure carries `config`: pass it through `jax.jit` as an
     argument like any other.
+
+    Attributes:
+      config: its shape.
+      layout: where its parameters lie, and what it works out from them; None is one device.
     """
 
-    def __init__(self, config: TransformerConfig, key: jax.Array, dtype=jnp.float32):
+    def __init__(self, config: TransformerConfig, key: jax.Array, dtype=jnp.float32, layout: Layout | None = None):
         keys = jax.random.split(key, config.num_layers + 2)
         self.config = config
+        self.layout = layout
         self.embedding = Embedding(keys[0], config.vocab_size, config.hidden_size, dtype)
-        self.layers = nnx.List([Block(keys[i + 1], config, i, dtype) for i in range(config.num_layers)])
+        self.layers = nnx.List([Block(keys[i + 1], config, i, dtype, layout) for i in range(config.num_layers)])
         self.final_norm = RMSNorm(config.hidden_size, config.norm_eps)
         self.head = None if config.tied_head else Linear(keys[-1], config.hidden_size, config.vocab_size, dtype=dtype)
 
@@ -170,10 +184,11 @@ class Transformer(nnx.Module):
         start = cache.length if cache is not None else jnp.zeros((tokens.shape[0],), jnp.int32)
         positions = start[:, None] + jnp.arange(tokens.shape[1], dtype=jnp.int32)
         x = self.embedding(tokens)
-        x = x * jnp.asarray(self.config.embedding_scale, x.dtype)
+        x = self._whole(x * jnp.asarray(self.config.embedding_scale, x.dtype))
         keys, values = [], []
         for i, block in enumerate(self.layers):
             x, stored = block(x, positions, None if cache is None else (cache.keys[i], cache.values[i]))
+            x = self._whole(x)
             if stored is not None:
                 keys.append(stored[0])
                 values.append(stored[1])
@@ -184,7 +199,12 @@ class Transformer(nnx.Module):
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Next-token logits of final-norm states `[..., H]`: f32 `[..., V]`."""
         raw = self.embedding.attend(hidden) if self.head is None else self.head.in_float32(hidden)
-        return _softcap(raw, self.config.final_softcap)
+        logits = _softcap(raw, self.config.final_softcap)
+        return logits if self.layout is None else self.layout.constrain(logits, VOCAB)
+
+    def _whole(self, x: jax.Array) -> jax.Array:
+        """Hidden states, each on one device of every row of them."""
+        return x if self.layout is None else self.layout.constrain(x, None)
 
 
 def parameters(model: Transformer) -> dict[str, jax.Array]:
@@ -193,14 +213,17 @@ def parameters(model: Transformer) -> dict[str, jax.Array]:
     return {_dotted(path): leaf for path, leaf in flat}
 
 
-def abstract(config: TransformerConfig, dtype=jnp.float32) -> Transformer:
+def abstract(config: TransformerConfig, dtype=jnp.float32, layout: Layout | None = None) -> Transformer:
     """The model with a `ShapeDtypeStruct` in place of each parameter: what a loader has to fill."""
-    return jax.eval_shape(lambda: Transformer(config, jax.random.key(0), dtype))
+    return jax.eval_shape(lambda: Transformer(config, jax.random.key(0), dtype, layout))
 
 
-def assemble(config: TransformerConfig, values: dict[str, jax.Array]) -> Transformer:
-    """A model of the given parameters, named as `parameters` names them; shapes are the caller's promise."""
-    flat, structure = jax.tree_util.tree_flatten_with_path(abstract(config))
+def assemble(config: TransformerConfig, values: dict[str, jax.Array], layout: Layout | None = None) -> Transformer:
+    """A model of the given parameters, named as `parameters` names them; shapes are the caller's promise.
+
+    So is that they lie as `layout` says: `parallel.spread` puts them there.
+    """
+    flat, structure = jax.tree_util.tree_flatten_with_path(abstract(config, layout=layout))
     return jax.tree_util.tree_unflatten(structure, [values[_dotted(path)] for path, _ in flat])
 
 

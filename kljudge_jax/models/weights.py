@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -11,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors
+from jax.sharding import NamedSharding
 
 from kljudge_jax.errors import InputError
 from kljudge_jax.models import names
@@ -19,6 +19,7 @@ from kljudge_jax.models.families import config_from_hf
 from kljudge_jax.models.json_file import read_json
 from kljudge_jax.models.tokenizer import eos_ids, has_tokenizer, load_tokenizer
 from kljudge_jax.models.transformer import Transformer, abstract, assemble, parameters
+from kljudge_jax.parallel.layout import Layout
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -42,8 +43,9 @@ class TensorSource(Protocol):
         """Shape of every tensor by our dotted name and in our layout; one that has none keeps the file's name."""
         ...
 
-    def read(self, name: str) -> np.ndarray:
-        """One tensor in our layout: float32, float16 or bfloat16."""
+    def read(self, name: str, part: tuple[slice, ...] | None = None) -> np.ndarray:
+        """One tensor in our layout, or the part of it that one slice an axis cuts out, read alone where the format
+        lets it: float32, float16 or bfloat16."""
         ...
 
 
@@ -60,16 +62,17 @@ def load(
     source: TensorSource,
     dtype: Any = jnp.float32,
     vocab_size: int | None = None,
-    place: Callable[[str, np.ndarray], jax.Array] | None = None,
+    layout: Layout | None = None,
 ) -> Transformer:
     """Builds a transformer from a checkpoint.
 
-    The host holds one tensor at a time beside the result.
+    The host holds one tensor at a time beside the result; with a layout, one shard of one tensor, and reads the shards
+    of its own devices alone.
 
     Args:
       dtype: of every parameter but the norm scales, which stay float32.
       vocab_size: how many rows of the embedding and the head to keep; None keeps all.
-      place: puts the array of the parameter of that name on its devices; None puts it on the default one.
+      layout: where the parameters lie; None is the default device.
 
     Raises:
       InputError: tensors are missing, unknown or of another shape (all of them are listed), or do not fit `dtype`.
@@ -82,13 +85,30 @@ def load(
         config = dataclasses.replace(config, vocab_size=vocab_size)
     values = {}
     for name, want in parameters(abstract(config, dtype)).items():
+        if layout is not None:
+            values[name] = _load_shards(source, name, want, layout.parameter(name, want.shape))
+            continue
         array = source.read(name)
         if array.shape != want.shape:
             array = array[tuple(slice(size) for size in want.shape)]
-        array = _cast(array, want.dtype, name, source.where)
-        values[name] = jnp.asarray(array) if place is None else place(name, array)
+        values[name] = jnp.asarray(_cast(array, want.dtype, name, source.where))
         del array  # else it would still be held while the next one is read
-    return assemble(config, values)
+    return assemble(config, values, layout)
+
+
+def _load_shards(source: TensorSource, name: str, want: jax.ShapeDtypeStruct, sharding: NamedSharding) -> jax.Array:
+    """One parameter, of which the devices of this host get what `sharding` says, each part read once."""
+    holders: dict[tuple[tuple[int, int], ...], list[jax.Device]] = {}
+    for device, index in sharding.addressable_devices_indices_map(want.shape).items():
+        bounds = tuple(cut.indices(size)[:2] for cut, size in zip(index, want.shape, strict=True))
+        holders.setdefault(bounds, []).append(device)
+    placed = []
+    for bounds, devices in holders.items():
+        part = source.read(name, tuple(slice(*ends) for ends in bounds))
+        part = _cast(part, want.dtype, name, source.where)
+        placed += [jax.device_put(part, device) for device in devices]
+        del part
+    return jax.make_array_from_single_device_arrays(want.shape, sharding, placed)
 
 
 def _cast(array: np.ndarray, dtype: Any, name: str, where: str) -> np.ndarray:
@@ -179,12 +199,14 @@ class SafetensorsFolder:
             for ours, (file, theirs) in self._tensors.items()
         }
 
-    def read(self, name: str) -> np.ndarray:
+    def read(self, name: str, part: tuple[slice, ...] | None = None) -> np.ndarray:
         file, theirs = self._tensors[name]
-        stored = self._open(file).get_slice(theirs).get_dtype()
+        tensor = self._open(file).get_slice(theirs)
+        stored = tensor.get_dtype()
         if stored not in ("F32", "F16", "BF16"):
             raise InputError(f"{theirs} of {self.path / file} is stored as {stored}: expected F32, F16 or BF16")
-        return names.our_layout(name, self._open(file).get_tensor(theirs), self.config.family)
+        array = self._open(file).get_tensor(theirs) if part is None else tensor[names.their_part(name, part)]
+        return names.our_layout(name, array, self.config.family)
 
     def tokenizer(self) -> PreTrainedTokenizerBase | None:
         """The folder's tokenizer; None if it came without."""
