@@ -111,12 +111,41 @@ def load_pair(options):
         options.draft,
         dtype=options.dtype,
         **placed,
+        check=lambda *models: _check_memory(options, *models),
         revision=options.revision,
         draft_revision=options.draft_revision,
         tokenizer=options.tokenizer,
     )
     note(f"loaded in {time.perf_counter() - began:.0f} s")
     return pair
+
+
+def _check_memory(options, placement, target, draft, dtype) -> None:
+    """Refuses, before minutes go into loading it, a pair that cannot fit whatever the prompts are."""
+    import jax
+    import jax.numpy as jnp
+
+    from kljudge_jax.evaluation.machine import free_memory
+    from kljudge_jax.evaluation.memory_plan import Model, Workload, check_fits
+
+    free = free_memory()
+    on_host = jax.default_backend() == "cpu"
+    if free is not None and on_host:
+        free /= jax.local_device_count() if placement.mesh is not None else 1  # which share the host's memory
+    caches = jnp.float32 if on_host else dtype  # as `KVCache.create` has it
+    batch, length = getattr(options, "batch", 1), getattr(options, "draft_length", 8)
+    check_fits(
+        Model(target, placement.target(target), dtype, caches),
+        None if draft is None else Model(draft, placement.draft(draft), dtype, caches),
+        Workload(
+            batch=batch if isinstance(batch, int) else 1,
+            prompt_tokens=1,
+            max_new_tokens=getattr(options, "max_new_tokens", None) or 1,
+            draft_length=0 if draft is None else int(length) if str(length).isdecimal() else 1,
+            sampling=bool(getattr(options, "temperature", 0)),
+        ),
+        free,
+    )
 
 
 def as_model_reads(task, spec: str, pair, run_code: bool = False):

@@ -15,6 +15,7 @@ from kljudge_jax.decoding.detokenize import cut_at_stop, decode
 from kljudge_jax.decoding.results import Generation, Progress
 from kljudge_jax.decoding.score import PREFILL_CHUNK, count_shared_chunks
 from kljudge_jax.decoding.state import ORIGINS, Settings, from_draft
+from kljudge_jax.parallel.axes import VOCAB
 
 # Prompts and caches are padded to these sizes, so that similar calls share one compiled loop.
 _SHORTEST_PROMPT = 16
@@ -26,7 +27,8 @@ class Run:
 
     def __init__(self, pair, given, verifier, draft_length, drafter, max_new_tokens, sampling, stop, key, trace):
         self.pair = pair
-        self.sampling = sampling
+        layout = pair.target.layout
+        self.sampling = sampling if layout is None else dataclasses.replace(sampling, split=layout.ways(VOCAB) > 1)
         self.stop = arguments.stop_strings(stop, pair)
         plan = arguments.plan(pair, verifier, drafter, draft_length, self.sampling)
         self.verifier, self.draft = plan.verifier, plan.draft

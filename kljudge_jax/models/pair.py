@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,6 +70,7 @@ class ModelPair:
         revision: str | None = None,
         draft_revision: str | None = None,
         tokenizer: Any = None,
+        check: Callable[[Placement, TransformerConfig, TransformerConfig | None, Any], None] | None = None,
     ) -> ModelPair:
         """Loads a pair.
 
@@ -83,6 +85,8 @@ class ModelPair:
           draft_axes: the same of the draft, such as "replicated"; None is `axes`.
           revision, draft_revision: branch, tag or commit of a hub id.
           tokenizer: in place of the target's: a tokenizer, or where to find one (hub id, folder or .gguf file).
+          check: called before any weight is read, with where the models will lie, the configurations of target and
+            draft, and the dtype: may raise to refuse them.
 
         Raises:
           InputError: a model cannot be found, read or run, or the two do not share a tokenizer.
@@ -98,11 +102,13 @@ class ModelPair:
         tokenizer = _shared_tokenizer(names, tokenizer)
         vocab_size = min(source.config.vocab_size for source in names)
         eos = tuple(i for i in target_source.eos or tokenizer_eos(tokenizer) if i < vocab_size)
+        target_config = _cut(target_source, vocab_size)
+        draft_config = None if draft_source is None else _cut(draft_source, vocab_size)
+        if check is not None:
+            check(placement, target_config, draft_config, wanted)
         return cls(
-            load(target_source, wanted, vocab_size, placement.target(_cut(target_source, vocab_size))),
-            None
-            if draft_source is None
-            else load(draft_source, wanted, vocab_size, placement.draft(_cut(draft_source, vocab_size))),
+            load(target_source, wanted, vocab_size, placement.target(target_config)),
+            None if draft_source is None else load(draft_source, wanted, vocab_size, placement.draft(draft_config)),
             tokenizer,
             eos,
             str(target),
@@ -124,7 +130,9 @@ class ModelPair:
           InputError: this installation has none, or its files are not what was shipped.
         """
         folder = shipped_folder()
-        pair = cls.from_pretrained(folder / "target", folder / "draft", dtype=dtype, mesh=mesh, axes=axes, draft_axes=draft_axes)
+        pair = cls.from_pretrained(
+            folder / "target", folder / "draft", dtype=dtype, mesh=mesh, axes=axes, draft_axes=draft_axes
+        )
         return dataclasses.replace(pair, target_name="embedded target", draft_name="embedded draft")
 
 

@@ -94,6 +94,7 @@ class Attention(nnx.Module):
             visible &= distance < config.window(self.layer)
 
         # The query heads of a group are rows of one product: [B, G, T * N/G, D] by [B, G, S, D].
+        query = self._gathered(query.reshape(batch, length, heads * dim))
         query = query.reshape(batch, length, groups, heads // groups, dim).transpose(0, 2, 3, 1, 4).astype(key.dtype)
         query = self._placed(query)
         scores = jnp.einsum("bgrtd,bgsd->bgrts", query, key, preferred_element_type=jnp.float32)
@@ -101,12 +102,16 @@ class Attention(nnx.Module):
         weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
         mixed = jnp.einsum("bgrts,bgsd->bgrtd", weights, value, preferred_element_type=jnp.float32)
         mixed = self._placed(mixed).transpose(0, 3, 1, 2, 4).reshape(batch, length, heads * dim).astype(x.dtype)
-        if self.layout is not None:
-            mixed = self.layout.constrain(mixed, HEADS)
-        return self.out(mixed), stored
+        return self.out(self._gathered(mixed)), stored
 
     def _placed(self, x: jax.Array) -> jax.Array:
         return x if self.layout is None else self.layout.attention(x)
+
+    def _gathered(self, x: jax.Array) -> jax.Array:
+        """Queries or what attention made of them, `[B, T, N D]`: split by heads, unless attention is split by rows."""
+        if self.layout is None:
+            return x
+        return self.layout.constrain(x, None if self.layout.spare else HEADS)
 
 
 class MLP(nnx.Module):

@@ -72,15 +72,19 @@ class Layout:
             )
         )
 
+    def sharding(self, axes: Sequence[str | None], shape: Sequence[int]) -> NamedSharding:
+        """The sharding of an array of these logical axes and sizes."""
+        return self._named(self.spec(axes, shape))
+
     def parameter(self, name: str, shape: Sequence[int]) -> NamedSharding:
         """The sharding of the parameter of a dotted name."""
-        return self._named(self.spec(parameter_axes(name, len(shape)), shape))
+        return self.sharding(parameter_axes(name, len(shape)), shape)
 
     def constrain(self, x: jax.Array, *axes: str | None) -> jax.Array:
         """Says where x lies inside a compiled program; leading axes that are not named are the batch's, then whole."""
         missing = x.ndim - len(axes)
         named = ((BATCH,) + (None,) * (missing - 1) if missing else ()) + axes
-        return jax.lax.with_sharding_constraint(x, self._named(self.spec(named, x.shape)))
+        return jax.lax.with_sharding_constraint(x, self.sharding(named, x.shape))
 
     def rows(self, tree: Tree) -> Tree:
         """The same for arrays of a state, whose first axis is the batch."""
@@ -88,10 +92,10 @@ class Layout:
 
     def attention(self, x: jax.Array) -> jax.Array:
         """The same for keys, values and caches `[B, G, S, D]`, and for grouped queries `[B, G, N/G, T, D]`."""
-        return jax.lax.with_sharding_constraint(x, self._named(self.attention_spec(x.shape)))
+        return jax.lax.with_sharding_constraint(x, self.attention_sharding(x.shape))
 
-    def attention_spec(self, shape: Sequence[int]) -> PartitionSpec:
-        """How such an array is split: rows by the batch's axes and by what kv heads leave over."""
+    def attention_sharding(self, shape: Sequence[int]) -> NamedSharding:
+        """The sharding of such an array: rows by the batch's axes and by what kv heads leave over."""
         rows = _dividing(self.mesh, self._split(BATCH), shape[0])
         kv_heads = self._split(KV_HEADS)
         if len(rows) == len(self._split(BATCH)):
@@ -100,7 +104,7 @@ class Layout:
         if len(shape) == 5:
             left = [axis for axis in self._split(HEADS) if axis not in kv_heads and axis not in rows]
             entries.append(_entry(_dividing(self.mesh, tuple(left), shape[2])))
-        return PartitionSpec(*entries, *((None,) * (len(shape) - len(entries))))
+        return self._named(PartitionSpec(*entries, *((None,) * (len(shape) - len(entries)))))
 
     def replicated(self) -> NamedSharding:
         """The sharding of an array that every device has whole."""
@@ -125,7 +129,10 @@ def undivided(layout: Layout, rules: Mapping[str, tuple[str, ...]], config: Any,
     found = []
     for logical, count in counts.items():
         wanted = {name: _product(layout.mesh, _factors(layout.mesh, name)) for name in rules[logical]}
-        ways, asked = layout.ways(logical), _product(layout.mesh, sum(map(lambda n: _factors(layout.mesh, n), wanted), ()))
+        ways, asked = (
+            layout.ways(logical),
+            _product(layout.mesh, sum(map(lambda n: _factors(layout.mesh, n), wanted), ())),
+        )
         if ways < asked:
             on = ", ".join(f"{name}={size}" for name, size in wanted.items() if size > 1)
             how = f"is split {ways} ways and repeated" if ways > 1 else "is kept whole on each device"

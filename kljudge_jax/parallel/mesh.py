@@ -8,7 +8,7 @@ import re
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh
+from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from kljudge_jax.errors import InputError
 from kljudge_jax.parallel.axes import MESH_AXES
@@ -54,6 +54,12 @@ def mesh_from_spec(spec: str) -> Mesh:
         grid = np.array(devices[:wanted]).reshape(shape)
     factors = mesh_factors(sizes)
     return Mesh(grid.reshape(list(factors.values())), tuple(factors), axis_types=(AxisType.Auto,) * len(factors))
+
+
+def abstract_mesh(spec: str) -> AbstractMesh:
+    """The same mesh without devices."""
+    factors = mesh_factors(parse_mesh(spec))
+    return AbstractMesh(tuple(factors.values()), tuple(factors))
 
 
 def mesh_factors(sizes: dict[str, int]) -> dict[str, int]:

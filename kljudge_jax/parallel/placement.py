@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 from collections.abc import Mapping
 from typing import Any
@@ -12,7 +13,7 @@ from jax.sharding import AbstractMesh, Mesh
 from kljudge_jax.errors import InputError
 from kljudge_jax.parallel.axes import parse_axes
 from kljudge_jax.parallel.layout import Layout, undivided
-from kljudge_jax.parallel.mesh import mesh_from_spec
+from kljudge_jax.parallel.mesh import abstract_mesh, mesh_from_spec
 
 _log = logging.getLogger(__name__)
 
@@ -26,8 +27,12 @@ class Placement:
     draft_rules: Mapping[str, tuple[str, ...]]
 
     @classmethod
-    def parse(cls, mesh: str | None, axes: str | None = None, draft_axes: str | None = None) -> Placement:
+    def parse(
+        cls, mesh: str | None, axes: str | None = None, draft_axes: str | None = None, *, devices: bool = True
+    ) -> Placement:
         """From the words of the command line; without `draft_axes` the draft lies as the target does.
+
+        Without `devices` the mesh is an abstract one, of devices that need not be here: enough for planning.
 
         Raises:
           InputError: a word that means nothing, more devices than there are, or tables without a mesh.
@@ -38,7 +43,9 @@ class Placement:
         draft = parse_axes(draft_axes, "draft axes") if draft_axes else target
         if target["batch"] != draft["batch"]:
             raise InputError("target and draft decode the same rows: map batch alike in axes and draft axes")
-        return cls(None if mesh is None else mesh_from_spec(mesh), target, draft)
+        if mesh is None:
+            return cls(None, target, draft)
+        return cls(mesh_from_spec(mesh) if devices else abstract_mesh(mesh), target, draft)
 
     def target(self, config: Any) -> Layout | None:
         """The layout of a target of that configuration; None on one device. Says once what the mesh does not divide."""
@@ -53,5 +60,11 @@ class Placement:
             return None
         layout = Layout.create(self.mesh, rules, config)
         for sentence in undivided(layout, rules, config, whose):
-            _log.warning("%s", sentence)
+            _say(sentence)
         return layout
+
+
+@functools.lru_cache(maxsize=None)
+def _say(sentence: str) -> None:
+    """Once, however often a model of that shape is placed."""
+    _log.warning("%s", sentence)

@@ -9,7 +9,7 @@ from kljudge_jax.errors import InputError
 from kljudge_jax.models import shapes
 from kljudge_jax.models.shapes import SHAPES, bytes_per_device, count_parameters, random_model, shape_config
 from kljudge_jax.models.transformer import parameters
-from kljudge_jax.parallel.mesh import mesh_from_spec
+from kljudge_jax.parallel.placement import Placement
 
 # As the model cards and the safetensors of the hub count them; a tied head counts once.
 PUBLISHED = {
@@ -88,10 +88,10 @@ def test_random_weights_have_the_spread_of_a_new_model(tiny):
 
 
 def test_a_mesh_holds_a_part_of_every_matrix_on_each_device(tiny):
-    mesh = mesh_from_spec("tensor=2")
-    model = random_model(tiny, jnp.float32, mesh=mesh)
+    layout = Placement.parse("tensor=2").target(tiny)
+    model = random_model(tiny, jnp.float32, layout=layout)
     held = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(model))
-    assert held == bytes_per_device(tiny, jnp.float32, mesh)
+    assert held == bytes_per_device(tiny, jnp.float32, layout)
     assert bytes_per_device(tiny, jnp.float32) == 4 * count_parameters(tiny) > 1.8 * held
 
 
