@@ -62,6 +62,17 @@ def add_models(parser: argparse.ArgumentParser, required: bool = True) -> None:
         metavar="AXES",
         help="what of the target lies on which axis of the mesh, where not as usual: vocab=none,mlp=tensor+fsdp",
     )
+    group.add_argument(
+        "--hosts",
+        metavar="HOSTS",
+        help="run on several hosts, each with this command: auto where the cluster says which (TPU pod, Slurm, "
+        "Kubernetes), or how many, with --coordinator and --host; name a --mesh of all their devices",
+    )
+    group.add_argument("--coordinator", metavar="ADDRESS:PORT", help="of the first host")
+    group.add_argument("--host", metavar="INDEX", type=int, help="which host this is, from 0")
+    group.add_argument(
+        "--patience", metavar="SECONDS", type=int, default=60, help="after which a silent host ends the run"
+    )
     group.add_argument("--draft-axes", metavar="AXES", help="the same of the draft, such as replicated (as --axes)")
 
 

@@ -16,6 +16,7 @@ from kljudge_jax.decoding.results import Generation, Progress
 from kljudge_jax.decoding.score import PREFILL_CHUNK, count_shared_chunks
 from kljudge_jax.decoding.state import ORIGINS, Settings, from_draft
 from kljudge_jax.parallel.axes import VOCAB
+from kljudge_jax.parallel.hosts import fetch
 
 # Prompts and caches are padded to these sizes, so that similar calls share one compiled loop.
 _SHORTEST_PROMPT = 16
@@ -95,7 +96,7 @@ class Run:
         )
         names = ["sequence", "origin", "count", "running", "failed", "cycles", "cycle_drafted", "cycle_committed"]
         names += ["kl", "logprobs"] if self.settings.trace else []
-        self._known = jax.device_get({name: getattr(state, name) for name in names})
+        self._known = fetch({name: getattr(state, name) for name in names})
         compiled = compile_seconds(began)
         self.compile_seconds += compiled
         self._seconds += time.perf_counter() - began - compiled
