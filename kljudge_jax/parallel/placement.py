@@ -64,7 +64,7 @@ class Placement:
         return layout
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _say(sentence: str) -> None:
     """Once, however often a model of that shape is placed."""
     _log.warning("%s", sentence)
