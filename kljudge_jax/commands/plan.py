@@ -13,7 +13,7 @@ def add(commands) -> None:
         commands,
         "plan",
         _plan,
-        "Say what a pair will take of each device's memory, and the largest batch that fits, before anything is loaded.",
+        "Say what a pair will take of each device's memory and which batch fits, before anything is loaded.",
         "  kljudge plan --shape llama-3.1-70b --draft-shape llama-3.1-8b --mesh tensor=8 --device h100 --batch 32\n"
         "  kljudge plan --shape llama-3.1-8b --mesh data=4,tensor=4 --memory 16\n"
         "  kljudge plan --table",

@@ -1,6 +1,7 @@
 """Temperature, top-k and top-p beside the ones of Transformers."""
 
 import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
