@@ -19,11 +19,13 @@ from kljudge_jax.commands import (
     evaluate,
     generate,
     mine,
+    plan,
     rules,
     sweep,
     train_judge,
     train_pair,
 )
+from kljudge_jax.commands.on_hosts import run_on_hosts
 from kljudge_jax.commands.options import BAD_INPUT, OK, Help, Parser
 from kljudge_jax.errors import InputError
 
@@ -38,6 +40,7 @@ _COMMANDS = (
     bench,
     compare,
     mine,
+    plan,
     train_judge,
     correspond,
     train_pair,
@@ -54,6 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     options.words = list(sys.argv[1:] if argv is None else argv)  # reports say what made them
     try:
         _keep_compiled()
+        if getattr(options, "hosts", None) is not None:
+            return run_on_hosts(options)
         status = options.run(options)
         sys.stdout.flush()  # here, where a reader that has gone is no error
         return status

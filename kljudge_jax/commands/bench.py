@@ -19,6 +19,7 @@ from kljudge_jax.commands.options import (
     command,
     load_pair,
     note,
+    placement_of,
     split_rules,
 )
 from kljudge_jax.errors import InputError
@@ -165,7 +166,7 @@ def _pair_and_prompts(options, plan):
             options.shape,
             options.draft_shape,
             options.dtype,
-            options.mesh,
+            placement_of(options),
             plan,
             options.prompt_tokens,
             options.bits,
@@ -178,5 +179,5 @@ def _pair_and_prompts(options, plan):
     if options.draft_shape is not None:
         from kljudge_jax.evaluation.bench_models import with_random_draft
 
-        pair = with_random_draft(pair, options.draft_shape, options.mesh, options.draft_bits)
+        pair = with_random_draft(pair, options.draft_shape, placement_of(options), options.draft_bits)
     return pair, near_prompts(as_model_reads(task, options.task, pair), options.split, count), task.name

@@ -61,6 +61,23 @@ def add_models(parser: argparse.ArgumentParser, required: bool = True) -> None:
     )
     group.add_argument("--draft-bits", type=int, choices=(8, 4), help="the same for the draft")
     group.add_argument("--mesh", metavar="SPEC", help="devices to spread the models over, such as data=2,tensor=4")
+    group.add_argument(
+        "--axes",
+        metavar="AXES",
+        help="what of the target lies on which axis of the mesh, where not as usual: vocab=none,mlp=tensor+fsdp",
+    )
+    group.add_argument(
+        "--hosts",
+        metavar="HOSTS",
+        help="run on several hosts, each with this command: auto where the cluster says which (TPU pod, Slurm, "
+        "Kubernetes), or how many, with --coordinator and --host; name a --mesh of all their devices",
+    )
+    group.add_argument("--coordinator", metavar="ADDRESS:PORT", help="of the first host")
+    group.add_argument("--host", metavar="INDEX", type=int, help="which host this is, from 0")
+    group.add_argument(
+        "--patience", metavar="SECONDS", type=int, default=60, help="after which a silent host ends the run"
+    )
+    group.add_argument("--draft-axes", metavar="AXES", help="the same of the draft, such as replicated (as --axes)")
 
 
 def add_sampling(parser: argparse.ArgumentParser, max_new_tokens: int = 256) -> None:
@@ -87,17 +104,25 @@ def check_sampling(options) -> None:
         raise InputError(f"--seed is a number from 0 to 2**63 - 1, got {options.seed}")
 
 
+def placement_of(options):
+    """Where the options put the models."""
+    from kljudge_jax.parallel.placement import Placement
+
+    return Placement.parse(options.mesh, options.axes, options.draft_axes)
+
+
 def load_pair(options):
     from kljudge_jax import ModelPair
 
+    placed = {"mesh": options.mesh, "axes": options.axes, "draft_axes": options.draft_axes}
     if options.target == EMBEDDED:
         if options.draft not in (None, EMBEDDED) or options.tokenizer or options.revision or options.draft_revision:
             raise InputError("--target embedded brings its own draft and tokenizer: name nothing else")
         return ModelPair.embedded(
             dtype="float32" if options.dtype == "auto" else options.dtype,
-            mesh=options.mesh,
             bits=options.bits,
             draft_bits=options.draft_bits,
+            **placed,
         )
     began = time.perf_counter()
     note(f"loading {options.target}" + (f" and {options.draft}" if options.draft else ""))
@@ -105,9 +130,10 @@ def load_pair(options):
         options.target,
         options.draft,
         dtype=options.dtype,
-        mesh=options.mesh,
         bits=options.bits,
         draft_bits=options.draft_bits,
+        **placed,
+        check=lambda *models: _check_memory(options, *models),
         revision=options.revision,
         draft_revision=options.draft_revision,
         tokenizer=options.tokenizer,
@@ -128,6 +154,34 @@ def _describe(pair) -> str:
     words = kept(pair.target) if pair.draft is None else f"{kept(pair.target)} and {kept(pair.draft)}"
     by = f", {library().reason}" if jax.default_backend() == "cpu" and pair.target.storage.local else ""
     return f"{words} on {jax.default_backend()}{by}"
+
+
+def _check_memory(options, placement, target, draft, dtype) -> None:
+    """Refuses, before minutes go into loading it, a pair that cannot fit whatever the prompts are."""
+    import jax
+    import jax.numpy as jnp
+
+    from kljudge_jax.evaluation.machine import free_memory
+    from kljudge_jax.evaluation.memory_plan import Model, Workload, check_fits
+
+    free = free_memory()
+    on_host = jax.default_backend() == "cpu"
+    if free is not None and on_host:
+        free /= jax.local_device_count() if placement.mesh is not None else 1  # which share the host's memory
+    caches = jnp.float32 if on_host else dtype  # as `KVCache.create` has it
+    batch, length = getattr(options, "batch", 1), getattr(options, "draft_length", 8)
+    check_fits(
+        Model(target, placement.target(target), dtype, caches, options.bits),
+        None if draft is None else Model(draft, placement.draft(draft), dtype, caches, options.draft_bits),
+        Workload(
+            batch=batch if isinstance(batch, int) else 1,
+            prompt_tokens=1,
+            max_new_tokens=getattr(options, "max_new_tokens", None) or 1,
+            draft_length=0 if draft is None else int(length) if str(length).isdecimal() else 1,
+            sampling=bool(getattr(options, "temperature", 0)),
+        ),
+        free,
+    )
 
 
 def as_model_reads(task, spec: str, pair, run_code: bool = False):

@@ -53,13 +53,14 @@ def start(
 
     def consumed(model):
         empty = KVCache.create(model.config, batch, settings.capacity, model.dtype)
+        empty = empty if model.layout is None else empty.placed(model.layout)
         cache = prefill(model, empty, prompts, lengths, shared_chunks)
         return jax.tree.map(lambda x: per_draft(x, settings), cache)
 
     def buffer(dtype, size=settings.room + settings.draft_length + 1):
         return jnp.zeros((batch, size), dtype)
 
-    return LoopState(
+    state = LoopState(
         sequence=jnp.pad(prompts, ((0, 0), (0, settings.capacity - width))),
         length=jnp.asarray(lengths, jnp.int32),
         origin=buffer(jnp.int8),
@@ -76,6 +77,7 @@ def start(
         kl=buffer(jnp.float32) if settings.trace else None,
         logprobs=buffer(jnp.float32) if settings.trace else None,
     )
+    return state.placed(Models(target, draft))
 
 
 @functools.partial(jax.jit, static_argnames=("settings", "rule"), donate_argnames="state")
@@ -111,7 +113,9 @@ def run_cycles(
 
     def body(carry):
         i, state = carry
-        return i + 1, cycle(Models(target, draft), verifier, sampling, eos, state, settings)
+        return i + 1, cycle(Models(target, draft), verifier, sampling, eos, state, settings).placed(
+            Models(target, draft)
+        )
 
     return jax.lax.while_loop(unfinished, body, (jnp.int32(0), state))[1]
 

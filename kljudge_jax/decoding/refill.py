@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from kljudge_jax.decoding.adaptive import Pace
-from kljudge_jax.decoding.drafter import Caches
+from kljudge_jax.decoding.drafter import Caches, Models
 from kljudge_jax.decoding.score import PREFILL_CHUNK, prefill_from
 from kljudge_jax.decoding.state import LoopState, Settings
 from kljudge_jax.models.cache import KVCache
@@ -58,7 +58,8 @@ def refill(
     """
 
     def enter(i, state):
-        return _enter(target, draft, state, jax.tree.map(lambda x: x[i], entries), shared_chunks, settings)
+        entry = jax.tree.map(lambda x: x[i], entries)
+        return _enter(target, draft, state, entry, shared_chunks, settings).placed(Models(target, draft))
 
     return jax.lax.fori_loop(0, count, enter, state)
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
-import jax
 import numpy as np
 
 from kljudge_jax.decoding.state import ORIGINS, RELAXED, from_draft
 from kljudge_jax.decoding.stats import Cycle, Stats, cut_cycles, row_stats
+from kljudge_jax.parallel.hosts import fetch
 
 # What the host is told of every slot.
 FIELDS = ("sequence", "length", "origin", "count", "running", "failed", "cycles", "cycle_drafted", "cycle_committed")
@@ -96,4 +96,4 @@ class Row:
 
 def look(state, trace: bool) -> dict[str, np.ndarray]:
     """What the host is told of a state: one transfer."""
-    return jax.device_get({name: getattr(state, name) for name in FIELDS + (TRACED_FIELDS if trace else ())})
+    return fetch({name: getattr(state, name) for name in FIELDS + (TRACED_FIELDS if trace else ())})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 
 import jax
@@ -17,6 +18,7 @@ from kljudge_jax.decoding.results import Generation, Progress
 from kljudge_jax.decoding.row import Row, look
 from kljudge_jax.decoding.score import PREFILL_CHUNK, count_shared_chunks
 from kljudge_jax.decoding.state import Settings
+from kljudge_jax.parallel.axes import VOCAB
 
 # Prompts and caches are padded to these sizes, so that similar calls share one compiled loop.
 _SHORTEST_PROMPT = 16
@@ -50,7 +52,8 @@ class Run:
         batch_size=None,
     ):
         self.pair = pair
-        self.sampling = sampling
+        layout = pair.target.layout
+        self.sampling = sampling if layout is None else dataclasses.replace(sampling, split=layout.ways(VOCAB) > 1)
         self.stop = arguments.stop_strings(stop, pair)
         plan = arguments.plan(pair, verifier, drafter, draft_length, self.sampling)
         self.verifier, self.draft = plan.verifier, plan.draft

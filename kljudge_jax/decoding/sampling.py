@@ -27,6 +27,7 @@ class Sampling:
       min_p: f32 `[]`, the least probability of a token that stays, as a share of the likeliest token's; 0 is off.
       greedy: temperature 0. Static: greedy decoding compiles to no sorting and no draws.
       truncated: top-k or top-p is on. Static, since a sort of the vocabulary costs as much as a small layer.
+      split: the vocabulary is split over devices, and is not to be sorted: that would gather it on each of them.
     """
 
     temperature: jax.Array
@@ -35,6 +36,7 @@ class Sampling:
     min_p: jax.Array
     greedy: bool = dataclasses.field(metadata={"static": True})
     truncated: bool = dataclasses.field(metadata={"static": True})
+    split: bool = dataclasses.field(default=False, metadata={"static": True})
 
     @classmethod
     def create(cls, temperature: float = 0.0, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0) -> Sampling:
@@ -76,6 +78,8 @@ def process_logits(logits: jax.Array, sampling: Sampling) -> jax.Array:
     floored = jnp.where(logits < floor, -jnp.inf, logits)
     if not sampling.truncated:
         return floored
+    if sampling.split:
+        return jnp.where(_stays(logits, sampling), floored, -jnp.inf)
     vocab = logits.shape[-1]
     ordered = -jnp.sort(-logits, axis=-1)
     kept = jnp.where(sampling.top_k > 0, jnp.minimum(sampling.top_k, vocab), vocab)
@@ -87,6 +91,29 @@ def process_logits(logits: jax.Array, sampling: Sampling) -> jax.Array:
     stays = (jnp.cumsum(mass, axis=-1) - mass < sampling.top_p) | (sampling.top_p >= 1)
     least = jnp.min(jnp.where(stays & (ordered > -jnp.inf), ordered, jnp.inf), axis=-1, keepdims=True)
     return jnp.where(logits >= least, floored, -jnp.inf)
+
+
+def _stays(logits: jax.Array, sampling: Sampling) -> jax.Array:
+    """Which of logits `[..., V]` top-k and top-p keep, by sums over the vocabulary alone: bool, the same shape.
+
+    Tokens whose float32 is at least some bound stay. Read as integers in the order of the floats, the bound is found
+    bit by bit: the highest at which still k tokens, or a mass of top_p, are not below it.
+    """
+    bits = jax.lax.bitcast_convert_type(jnp.where(logits == 0, 0.0, logits), jnp.uint32)  # -0 ties with 0
+    sign = jnp.uint32(1 << 31)
+    order = jnp.where(bits >= sign, ~bits, bits | sign)
+
+    def highest(weights, wanted):
+        def step(i, bound):
+            higher = bound | (sign >> i.astype(jnp.uint32))
+            enough = jnp.sum(jnp.where(order >= higher, weights, 0), axis=-1, keepdims=True) >= wanted
+            return jnp.where(enough, higher, bound)
+
+        return jax.lax.fori_loop(0, 32, step, jnp.zeros((*logits.shape[:-1], 1), jnp.uint32))
+
+    bound = jnp.where(sampling.top_k > 0, highest(jnp.ones_like(order), sampling.top_k.astype(jnp.uint32)), 0)
+    mass = jax.nn.softmax(jnp.where(order >= bound, logits, -jnp.inf), axis=-1)
+    return (order >= bound) & ((order >= highest(mass, sampling.top_p)) | (sampling.top_p >= 1))
 
 
 def draw(key: jax.Array, logits: jax.Array, sampling: Sampling) -> jax.Array:

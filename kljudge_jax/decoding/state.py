@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from kljudge_jax.decoding.adaptive import Adaptive, Pace
-from kljudge_jax.decoding.drafter import Caches
+from kljudge_jax.decoding.drafter import Caches, Models
 from kljudge_jax.decoding.scorers import DraftScorer, Scorer
 
 # Where a committed token came from: the codes that `LoopState.origin` holds.
@@ -92,3 +92,15 @@ class LoopState:
     cycle_committed: jax.Array
     kl: jax.Array | None
     logprobs: jax.Array | None
+
+    def placed(self, models: Models) -> LoopState:
+        """The same state, laid out as the models are: rows with the batch, each cache with its model's heads."""
+        layout = models.target.layout
+        if layout is None:
+            return self
+        draft = self.caches.draft
+        caches = Caches(
+            self.caches.target.placed(layout),
+            draft if draft is None or models.draft.layout is None else draft.placed(models.draft.layout),
+        )
+        return dataclasses.replace(layout.rows(dataclasses.replace(self, caches=None)), caches=caches)

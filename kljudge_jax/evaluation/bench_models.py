@@ -12,9 +12,11 @@ from kljudge_jax.evaluation.bench_batch import Plan
 from kljudge_jax.evaluation.limits import cache_bytes
 from kljudge_jax.evaluation.machine import free_memory
 from kljudge_jax.models.config import TransformerConfig
+from kljudge_jax.models.linear import Storage
 from kljudge_jax.models.pair import ModelPair
 from kljudge_jax.models.shapes import bytes_per_device, random_model, shape_config
 from kljudge_jax.models.weights import resolve_dtype
+from kljudge_jax.parallel.placement import Placement
 from kljudge_jax.tasks.base import Task
 
 
@@ -22,7 +24,7 @@ def random_pair(
     target: str,
     draft: str | None,
     dtype: str,
-    mesh: str | None,
+    placement: Placement,
     plan: Plan,
     prompt_tokens: int,
     bits: int | None = None,
@@ -37,27 +39,29 @@ def random_pair(
     configs = {role: shape_config(word) for role, word in named.items()}
     vocab = min(config.vocab_size for config in configs.values())
     configs = {role: dataclasses.replace(config, vocab_size=vocab) for role, config in configs.items()}
-    wanted, on = resolve_dtype(dtype), _mesh(mesh)
-    rounded = {"target": bits, "draft": draft_bits}
-    weights = sum(bytes_per_device(config, wanted, on, rounded[role]) for role, config in configs.items())
+    wanted = resolve_dtype(dtype)
+    kept = {
+        role: Storage(wanted, rounded, getattr(placement, role)(configs[role]))
+        for role, rounded in (("target", bits), ("draft", draft_bits))
+        if role in configs
+    }
+    weights = sum(bytes_per_device(config, kept[role]) for role, config in configs.items())
     # Each rule's run keeps its caches, and one of them at a time is copied.
     slots = prompt_tokens + plan.max_new_tokens + plan.draft_length + 1
     states = sum(plan.batches) * len(plan.rules) + max(plan.batches)
     caches = sum(cache_bytes(config, states, slots, wanted) for config in configs.values())
     check_memory(weights, caches)
-    models = {
-        role: random_model(config, wanted, seed, on, rounded[role])
-        for seed, (role, config) in enumerate(configs.items())
-    }
+    models = {role: random_model(config, kept[role], seed) for seed, (role, config) in enumerate(configs.items())}
     return ModelPair(models["target"], models.get("draft"), None, (), target, draft or "none")
 
 
-def with_random_draft(pair: ModelPair, draft: str, mesh: str | None, bits: int | None = None) -> ModelPair:
+def with_random_draft(pair: ModelPair, draft: str, placement: Placement, bits: int | None = None) -> ModelPair:
     """The pair with a draft of a published shape, random weights, and the target's vocabulary and dtype."""
     vocab, dtype = pair.target.config.vocab_size, pair.target.dtype
     config: TransformerConfig = dataclasses.replace(shape_config(draft), vocab_size=vocab)
-    check_memory(bytes_per_device(config, dtype, _mesh(mesh), bits), 0)
-    return dataclasses.replace(pair, draft=random_model(config, dtype, 1, _mesh(mesh), bits), draft_name=draft)
+    storage = Storage(dtype, bits, placement.draft(config))
+    check_memory(bytes_per_device(config, storage), 0)
+    return dataclasses.replace(pair, draft=random_model(config, storage, 1), draft_name=draft)
 
 
 def check_memory(weights: int, caches: int) -> None:
@@ -91,11 +95,3 @@ def near_prompts(task: Task, split: str, count: int) -> list[Any]:
 def _length(problem) -> int:
     prompt = problem.prompt
     return len(prompt) if isinstance(prompt, str) else sum(len(message["content"]) for message in prompt)
-
-
-def _mesh(spec: str | None):
-    if spec is None:
-        return None
-    from kljudge_jax.parallel.mesh import mesh_from_spec
-
-    return mesh_from_spec(spec)

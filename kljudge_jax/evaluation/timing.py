@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from kljudge_jax.decoding.compile_clock import compile_seconds
+from kljudge_jax.parallel.hosts import agreed
 
 # Samples shorter than this are made of several repetitions: a clock reading and a dispatch then weigh little.
 SHORTEST_SAMPLE = 0.05
@@ -109,7 +110,7 @@ def measure(
         n = 1
         for _ in range(2):  # the first one is mostly dispatch
             once = max(sample(probe, n), 1e-9)
-            n = min(max(math.ceil(shortest / once), 1), max(probe.most, 1))
+            n = agreed(min(max(math.ceil(shortest / once), 1), max(probe.most, 1)))
         repetitions[name] = n
     samples: dict[str, list[float]] = {name: [] for name in probes}
     for _ in range(rounds):

@@ -19,7 +19,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -30,6 +29,7 @@ from kljudge_jax.judges.dataset import GAP_TOKENS, Dataset, DatasetWriter, gap_i
 from kljudge_jax.judges.passes import WIDTHS, Lane, compare, roll_out
 from kljudge_jax.judges.reference import KINDS, Reference, make_reference
 from kljudge_jax.models.pair import ModelPair
+from kljudge_jax.parallel.hosts import fetch
 from kljudge_jax.tasks.base import Problem, Task
 from kljudge_jax.verification.features import PRIMITIVES
 from kljudge_jax.verification.head import PairIdentity
@@ -290,7 +290,7 @@ class _Search:
             enough,
             np.int32(_MOST_STEPS),
         )
-        tokens, length, running, failed = jax.device_get(found)
+        tokens, length, running, failed = fetch(found)
         if rows is not None:
             tokens, length, running, failed = (x[: len(some)] for x in (tokens, length, running, failed))
             at = some
@@ -369,7 +369,7 @@ class _Search:
         columns = {"target_hidden": target_hidden, "draft_hidden": draft_hidden}
         columns |= compare(target_ends, draft_ends, judged, self.ids)
         fit = jnp.all(jnp.isfinite(jnp.max(target_ends, axis=-1)) & jnp.isfinite(jnp.max(draft_ends, axis=-1)), axis=-1)
-        columns, fit = jax.device_get((columns, fit))
+        columns, fit = fetch((columns, fit))
         open_ = []
         for i, ((question, at), tokens) in enumerate(zip(some, swapped, strict=True)):
             # Position `at` of both caches now holds the draft's token.

@@ -14,6 +14,7 @@ import numpy as np
 
 from kljudge_jax.models.cache import KVCache
 from kljudge_jax.models.transformer import Transformer
+from kljudge_jax.parallel.hosts import fetch
 from kljudge_jax.verification.features import logit_primitives, second_order_kl
 
 # A pass takes one of these many tokens a row, so that few programs are compiled.
@@ -164,7 +165,7 @@ class Lane:
         """The model's argmax after every token that `work` (at most a group of row, tokens, position) consumes."""
         found = [[] for _ in work]
         for part, _ in self._chunks(work, ends=False):
-            out = np.asarray(self._run(part, "choices"))
+            out = fetch(self._run(part, "choices"))
             for i, (_, tokens, _) in enumerate(part):
                 found[i].append(out[i, : len(tokens)])
         return [np.concatenate(chunks) for chunks in found]

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from kljudge_jax.models.config import TransformerConfig
+from kljudge_jax.parallel.layout import Layout
 
 
 @jax.tree_util.register_dataclass
@@ -42,6 +43,11 @@ class KVCache:
     @property
     def capacity(self) -> int:
         return self.keys[0].shape[2]
+
+    def placed(self, layout: Layout) -> KVCache:
+        """The same cache, laid out as the model of that layout works on it."""
+        keys, values = (tuple(map(layout.attention, stored)) for stored in (self.keys, self.values))
+        return KVCache(keys, values, layout.rows(self.length))
 
     def at_length(self, length: jax.Array) -> KVCache:
         """The same cache with `length` tokens consumed, int32 `[B]`: a rollback when it is smaller."""

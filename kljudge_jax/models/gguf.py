@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 
 import numpy as np
-from gguf.constants import GGMLQuantizationType
+from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize
 from transformers import PreTrainedTokenizerFast
 
@@ -108,36 +108,52 @@ class GGUFFile:
         """Shape of every tensor by our dotted name and in our layout; one that has none keeps the file's name."""
         return {name: entry.shape for name, entry in self._entries.items()}
 
-    def read(self, name: str) -> np.ndarray:
-        """One tensor in our layout, float32. Holds it and a few megabytes, not the file."""
+    def read(self, name: str, part: tuple[slice, ...] | None = None) -> np.ndarray:
+        """One tensor in our layout, or a part of it, float32. Holds it and a few megabytes, not the file."""
         entry = self._entries[name]
         order = None
         if self.config.family == "llama" and ".attention.query." in name:
             order = _half_order(self.config.num_heads, self.config.head_dim)
         elif self.config.family == "llama" and ".attention.key." in name:
             order = _half_order(self.config.num_kv_heads, self.config.head_dim)
-        return self._decode(entry, order)
+        return self._decode(entry, order, part)
 
-    def _decode(self, entry: TensorEntry, order: np.ndarray | None = None) -> np.ndarray:
-        """A tensor's numbers, its outputs put in `order` (the last axis if it has one axis, else the first)."""
+    def _decode(
+        self,
+        entry: TensorEntry,
+        order: np.ndarray | None = None,
+        part: tuple[slice, ...] | None = None,
+    ) -> np.ndarray:
+        """A tensor's numbers, its outputs put in `order` (the last axis if it has one axis, else the first); then the
+        `part` of them, of which no more is decoded than whole blocks."""
         stored = self._data[entry.start : entry.start + entry.size]
         if len(entry.shape) == 1:
             values = dequantize(stored, entry.kind).astype(np.float32)
-            return values if order is None else values[order]
+            values = values if order is None else values[order]
+            return values if part is None else values[part].copy()
         # Quantisation blocks lie within a row, so rows can be moved, cut and decoded on their own.
         rows = stored.reshape(math.prod(entry.shape[:-1]), -1)
         if order is not None:
-            rows = rows[order]
+            rows = rows[order if part is None else order[part[0]]]
+        elif part is not None:
+            rows = rows[part[0]]
         width = entry.shape[-1]
+        if part is not None:
+            block, size = GGML_QUANT_SIZES[entry.kind]
+            first, last = part[1].start // block, -(-part[1].stop // block)
+            rows, width = rows[:, first * size : last * size], (last - first) * block
         out = np.empty((len(rows), width), np.float32)
         step = max(1, _VALUES_PER_CHUNK // width)
 
         def decode(start: int) -> None:
-            out[start : start + step] = dequantize(rows[start : start + step], entry.kind)
+            values = np.ascontiguousarray(rows[start : start + step])
+            out[start : start + step] = dequantize(values, entry.kind)
 
         # NumPy lets go of the interpreter's lock while it computes.
         with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
             list(pool.map(decode, range(0, len(rows), step)))
+        if part is not None:
+            return out[:, part[1].start - first * block : part[1].stop - first * block]
         return out if len(entry.shape) == 2 else out.reshape(entry.shape)
 
 

@@ -11,6 +11,7 @@ from flax import nnx
 
 from kljudge_jax.kernels.product import product, products
 from kljudge_jax.kernels.quantize import can_be_int4, round_to
+from kljudge_jax.parallel.layout import Layout
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,12 +22,17 @@ class Storage:
       dtype: of hidden states, and of every matrix that has no bits of its own.
       bits: 8 or 4, for matrices of integers with scales (`kernels.quantize`); None for none. Embedding and head take 8
         at least, since what they lose goes straight to the logits.
-      local: whether they all lie on one device, which then multiplies by means of its own.
+      layout: where they lie on a mesh, and what is worked out from them there; None is one device.
     """
 
     dtype: Any = jnp.float32
     bits: int | None = None
-    local: bool = True
+    layout: Layout | None = None
+
+    @property
+    def local(self) -> bool:
+        """Whether they all lie on one device, which then multiplies by means of its own."""
+        return self.layout is None
 
     def __post_init__(self):
         object.__setattr__(self, "dtype", jnp.dtype(self.dtype))

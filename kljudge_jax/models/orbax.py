@@ -12,8 +12,10 @@ import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import jax
 import numpy as np
 import orbax.checkpoint as ocp
+import tensorstore as ts
 
 from kljudge_jax.errors import InputError
 from kljudge_jax.models.config import Rope, TransformerConfig
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 _MANIFEST = "model.json"
 _FORMAT = "kljudge_jax.model"
 _VERSION = 2
+_CHUNK_BYTES = 1 << 26
 
 
 def is_ours(folder: str | Path) -> bool:
@@ -51,7 +54,9 @@ def save(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with ocp.PyTreeCheckpointer() as checkpointer:
-            checkpointer.save(folder / "weights", parameters(model))
+            # In chunks, so that a host of several reads little more than its own part of a tensor.
+            chunked = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES), parameters(model))
+            checkpointer.save(folder / "weights", parameters(model), save_args=chunked)
         # Orbax notes the path it wrote to; a folder that will be handed on keeps it to itself.
         (folder / "weights" / "commit_success.txt").write_text("Checkpoint commit was successful.\n")
         if tokenizer is not None:
@@ -106,11 +111,14 @@ class OrbaxFolder:
         except Exception as error:  # Orbax and TensorStore raise many kinds for a damaged folder
             raise InputError(f"{self.path / 'weights'} is no Orbax checkpoint that can be read: {error}") from error
         self._waiting: dict[str, np.ndarray] = {}
+        self._cut: tuple[str, np.ndarray | None] = ("", None)  # the tensor that parts are cut from
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         return {name: tuple(leaf.shape) for name, leaf in self._metadata.items()}
 
-    def read(self, name: str) -> np.ndarray:
+    def read(self, name: str, part: tuple[slice, ...] | None = None) -> np.ndarray:
+        if part is not None:
+            return self._read_part(name, part)
         # A restore has a fixed price of some 20 ms, so a layer is read at once, and handed out once.
         if name not in self._waiting:
             self._waiting = self._restore([other for other in self._metadata if _group(other) == _group(name)])
@@ -119,6 +127,19 @@ class OrbaxFolder:
         if _checksum(array) != self._checksums.get(name):
             raise InputError(f"{name} in {self.path / 'weights'} is damaged: convert or copy the model again")
         return array
+
+    def _read_part(self, name: str, part: tuple[slice, ...]) -> np.ndarray:
+        if jax.process_count() == 1:
+            # All parts will be wanted here, so the tensor is read whole, and its checksum can be looked at.
+            if self._cut[0] != name:
+                self._cut = name, self.read(name)
+            return self._cut[1][part]
+        path = self.path / "weights"
+        spec = {"driver": "zarr", "kvstore": {"driver": "ocdbt", "base": f"file://{path}/", "path": f"{name}/"}}
+        try:
+            return ts.open(spec, read=True).result()[part].read().result()
+        except Exception as error:
+            raise InputError(f"{path} is damaged, convert or copy the model again: {error}") from error
 
     def _restore(self, names: list[str]) -> dict[str, np.ndarray]:
         arguments = ocp.args.PyTreeRestore(

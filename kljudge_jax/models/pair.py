@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
 
 from kljudge_jax.errors import InputError
+from kljudge_jax.models.config import TransformerConfig
+from kljudge_jax.models.linear import Storage
 from kljudge_jax.models.shipped import shipped_folder
 from kljudge_jax.models.sources import Checkpoint, open_checkpoint, open_tokenizer
 from kljudge_jax.models.tokenizer import check_fits, compare, tokenizer_eos
 from kljudge_jax.models.transformer import Transformer
 from kljudge_jax.models.weights import load, resolve_dtype
+from kljudge_jax.parallel.placement import Placement
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -62,11 +66,14 @@ class ModelPair:
         *,
         dtype: str = "float32",
         mesh: str | None = None,
+        axes: str | None = None,
+        draft_axes: str | None = None,
         bits: int | None = None,
         draft_bits: int | None = None,
         revision: str | None = None,
         draft_revision: str | None = None,
         tokenizer: Any = None,
+        check: Callable[[Placement, TransformerConfig, TransformerConfig | None, Any], None] | None = None,
     ) -> ModelPair:
         """Loads a pair.
 
@@ -75,11 +82,16 @@ class ModelPair:
         Args:
           target, draft: hub id, local folder (safetensors, or ours) or .gguf file.
           dtype: "float32", "bfloat16", "float16", or "auto": bfloat16, but float32 on a CPU without a C++ compiler.
-          mesh: devices to spread the parameters over, such as "data=2,tensor=4"; None is one device.
+          mesh: devices to spread the models over, such as "data=2,tensor=4"; None is one device.
+          axes: what of the target is split over which axis of the mesh, as changes to the table of `parallel.axes`
+            ("vocab=none,mlp=tensor+fsdp"); None is that table.
+          draft_axes: the same of the draft, such as "replicated"; None is `axes`.
           bits, draft_bits: 8 or 4, to round the matrices of the target or the draft to as they are loaded; None keeps
             them in `dtype`. Fewer bytes are read for a token, and something of the model is lost.
           revision, draft_revision: branch, tag or commit of a hub id.
           tokenizer: in place of the target's: a tokenizer, or where to find one (hub id, folder or .gguf file).
+          check: called before any weight is read, with where the models will lie, the configurations of target and
+            draft, and the dtype: may raise to refuse them.
 
         Raises:
           InputError: a model cannot be found, read or run, or the two do not share a tokenizer.
@@ -88,13 +100,7 @@ class ModelPair:
             if asked not in (None, 8, 4):
                 raise InputError(f"{name} is 8, 4 or None, not {asked!r}")
         wanted = resolve_dtype(dtype)
-        if mesh is None:
-            place = None
-        else:
-            from kljudge_jax.parallel.mesh import mesh_from_spec
-            from kljudge_jax.parallel.mesh import place as place_on
-
-            place = place_on(mesh_from_spec(mesh))
+        placement = Placement.parse(mesh, axes, draft_axes)
         target_source = open_checkpoint(target, revision)
         draft_source = None if draft is None else open_checkpoint(draft, draft_revision)
 
@@ -104,9 +110,15 @@ class ModelPair:
         tokenizer = _shared_tokenizer(names, tokenizer)
         vocab_size = min(source.config.vocab_size for source in names)
         eos = tuple(i for i in target_source.eos or tokenizer_eos(tokenizer) if i < vocab_size)
+        target_config = _cut(target_source, vocab_size)
+        draft_config = None if draft_source is None else _cut(draft_source, vocab_size)
+        if check is not None:
+            check(placement, target_config, draft_config, wanted)
         return cls(
-            load(target_source, wanted, vocab_size, place, bits),
-            None if draft_source is None else load(draft_source, wanted, vocab_size, place, draft_bits),
+            load(target_source, Storage(wanted, bits, placement.target(target_config)), vocab_size),
+            None
+            if draft_source is None
+            else load(draft_source, Storage(wanted, draft_bits, placement.draft(draft_config)), vocab_size),
             tokenizer,
             eos,
             str(target),
@@ -119,19 +131,32 @@ class ModelPair:
         *,
         dtype: str = "float32",
         mesh: str | None = None,
+        axes: str | None = None,
+        draft_axes: str | None = None,
         bits: int | None = None,
         draft_bits: int | None = None,
     ) -> ModelPair:
-        """Loads the small pair that comes with the package.
+        """Loads the small pair that comes with the package; arguments as in `from_pretrained`.
 
         Raises:
           InputError: this installation has none, or its files are not what was shipped.
         """
         folder = shipped_folder()
         pair = cls.from_pretrained(
-            folder / "target", folder / "draft", dtype=dtype, mesh=mesh, bits=bits, draft_bits=draft_bits
+            folder / "target",
+            folder / "draft",
+            dtype=dtype,
+            mesh=mesh,
+            axes=axes,
+            draft_axes=draft_axes,
+            bits=bits,
+            draft_bits=draft_bits,
         )
         return dataclasses.replace(pair, target_name="embedded target", draft_name="embedded draft")
+
+
+def _cut(source: Checkpoint, vocab_size: int) -> TransformerConfig:
+    return dataclasses.replace(source.config, vocab_size=vocab_size)
 
 
 def _shared_tokenizer(names: dict[Checkpoint, str], given: Any) -> PreTrainedTokenizerBase | None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding, SingleDeviceSharding
+from jax.sharding import SingleDeviceSharding
 
 from kljudge_jax.errors import InputError
 from kljudge_jax.kernels.quantize import round_to
@@ -16,6 +16,7 @@ from kljudge_jax.models.config import TransformerConfig
 from kljudge_jax.models.families import config_from_hf
 from kljudge_jax.models.linear import Storage, scale_name
 from kljudge_jax.models.transformer import Transformer, abstract, assemble, parameters
+from kljudge_jax.parallel.layout import Layout
 
 
 def _llama3(factor: float, **sizes: Any) -> dict[str, Any]:
@@ -116,32 +117,28 @@ def count_parameters(config: TransformerConfig) -> int:
     return sum(math.prod(leaf.shape) for leaf in parameters(abstract(config)).values())
 
 
-def bytes_per_device(config: TransformerConfig, dtype: Any, mesh: Mesh | None = None, bits: int | None = None) -> int:
-    """What the parameters take of each device's memory; `bits` as in `linear.Storage`."""
+def bytes_per_device(config: TransformerConfig, storage: Storage = Storage()) -> int:  # noqa: B008 - frozen
+    """What the parameters take of each device's memory."""
     total = 0
-    for name, leaf in parameters(abstract(config, Storage(dtype, bits))).items():
-        total += math.prod(_sharding(name, leaf.shape, mesh).shard_shape(leaf.shape)) * leaf.dtype.itemsize
+    for name, leaf in parameters(abstract(config, storage)).items():
+        total += math.prod(_sharding(name, leaf.shape, storage.layout).shard_shape(leaf.shape)) * leaf.dtype.itemsize
     return total
 
 
-def random_model(
-    config: TransformerConfig, dtype: Any, seed: int = 0, mesh: Mesh | None = None, bits: int | None = None
-) -> Transformer:
-    """A model of that shape with random weights, drawn on the device in `dtype`, one tensor at a time.
+def random_model(config: TransformerConfig, storage: Storage, seed: int = 0) -> Transformer:
+    """A model of that shape with random weights, drawn on the device, one tensor at a time.
 
     Args:
       config: the shape.
-      dtype: of every parameter but the norm scales, which are float32 ones.
+      storage: how matrices are kept, and where; norm scales are float32 ones.
       seed: of the draws.
-      mesh: devices to spread the parameters over; None is one device.
-      bits: 8 or 4, to round the matrices to; None keeps them in `dtype`.
     """
     # The numbers come from the device's own generator: nothing hangs on how random they are, and the default one would
     # take minutes for billions of them on a CPU.
     key = jax.random.key(seed, impl="unsafe_rbg")
-    storage, values = Storage(dtype, bits, local=mesh is None or mesh.size == 1), {}
-    for i, (name, leaf) in enumerate(parameters(abstract(config, Storage(dtype))).items()):
-        sharding = _sharding(name, leaf.shape, mesh)
+    values = {}
+    for i, (name, leaf) in enumerate(parameters(abstract(config, Storage(storage.dtype))).items()):
+        sharding = _sharding(name, leaf.shape, storage.layout)
         if name.endswith("scale"):
             values[name] = jnp.ones(leaf.shape, leaf.dtype, device=sharding)
         elif name.endswith("bias"):
@@ -164,9 +161,5 @@ def _uniform(key, shape, dtype, hidden_size):
     return jax.random.uniform(key, shape, dtype, -width, width)
 
 
-def _sharding(name: str, shape: tuple[int, ...], mesh: Mesh | None):
-    if mesh is None:
-        return SingleDeviceSharding(jax.devices()[0])
-    from kljudge_jax.parallel.mesh import partition
-
-    return NamedSharding(mesh, partition(name, shape, mesh))
+def _sharding(name: str, shape: tuple[int, ...], layout: Layout | None):
+    return SingleDeviceSharding(jax.devices()[0]) if layout is None else layout.parameter(name, shape)

@@ -10,6 +10,8 @@ from kljudge_jax.kernels.attention import cached_attention, is_native
 from kljudge_jax.models.cache import KVCache, write_rows
 from kljudge_jax.models.config import Rope, TransformerConfig
 from kljudge_jax.models.linear import Embedding, Linear, Storage, side_by_side
+from kljudge_jax.parallel.axes import HEADS, VOCAB
+from kljudge_jax.parallel.layout import Layout
 
 # Finite, so that a query that sees nothing (a padding row) gets a mean of stale values and not a NaN.
 _MASKED = -1e30
@@ -66,6 +68,7 @@ class Attention(nnx.Module):
         self.key_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else None
         self.config = config
         self.layer = layer
+        self.layout = storage.layout
 
     def __call__(self, x, positions, stored):
         """x `[B, T, H]`, positions `[B, T]`, stored (keys, values) `[B, G, S, D]` or None: `[B, T, H]` and stored."""
@@ -97,11 +100,11 @@ class Attention(nnx.Module):
         # tokens before it. Its key, whose score is masked for those, says so in its place.
         fit = jnp.all(jnp.isfinite(value), axis=-1, keepdims=True)
         key, value = jnp.where(fit, key, jnp.nan), jnp.where(fit, value, 0)
-        key, value = key.swapaxes(1, 2), value.swapaxes(1, 2)  # [B, G, T, D]
+        key, value = self._placed(key.swapaxes(1, 2)), self._placed(value.swapaxes(1, 2))  # [B, G, T, D]
         if stored is not None:
             start = positions[:, 0]
             key, value = write_rows(stored[0], key, start), write_rows(stored[1], value, start)
-            stored = (key, value)
+            stored = key, value = self._placed(key), self._placed(value)
         slots = jnp.arange(key.shape[2]) if stored is not None else positions[:, None, :]
         distance = positions[:, :, None] - slots  # [B, T, S]
         visible = distance >= 0
@@ -109,13 +112,24 @@ class Attention(nnx.Module):
             visible &= distance < config.window(self.layer)
 
         # The query heads of a group are rows of one product: [B, G, T * N/G, D] by [B, G, S, D].
+        query = self._gathered(query.reshape(batch, length, heads * dim))
         query = query.reshape(batch, length, groups, heads // groups, dim).transpose(0, 2, 3, 1, 4).astype(key.dtype)
+        query = self._placed(query)
         scores = jnp.einsum("bgrtd,bgsd->bgrts", query, key, preferred_element_type=jnp.float32)
         scores = jnp.where(visible[:, None, None], _softcap(scores, config.attention_softcap), _MASKED)
         weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
         mixed = jnp.einsum("bgrts,bgsd->bgrtd", weights, value, preferred_element_type=jnp.float32)
-        mixed = mixed.transpose(0, 3, 1, 2, 4).reshape(batch, length, heads * dim).astype(x.dtype)
-        return self.out(mixed), stored
+        mixed = self._placed(mixed).transpose(0, 3, 1, 2, 4).reshape(batch, length, heads * dim).astype(x.dtype)
+        return self.out(self._gathered(mixed)), stored
+
+    def _placed(self, x: jax.Array) -> jax.Array:
+        return x if self.layout is None else self.layout.attention(x)
+
+    def _gathered(self, x: jax.Array) -> jax.Array:
+        """Queries or what attention made of them, `[B, T, N D]`: split by heads, unless attention is split by rows."""
+        if self.layout is None:
+            return x
+        return self.layout.constrain(x, None if self.layout.spare else HEADS)
 
 
 class MLP(nnx.Module):
@@ -170,7 +184,7 @@ class Transformer(nnx.Module):
 
     Attributes:
       config: the shape.
-      storage: how its matrices are kept.
+      storage: how its matrices are kept, and where.
     """
 
     def __init__(self, config: TransformerConfig, key: jax.Array, storage: Storage = Storage()):  # noqa: B008 - frozen
@@ -189,6 +203,11 @@ class Transformer(nnx.Module):
         """Of hidden states."""
         return self.storage.dtype
 
+    @property
+    def layout(self) -> Layout | None:
+        """Where it lies on a mesh, and what it works out there; None is one device."""
+        return self.storage.layout
+
     def __call__(self, tokens: jax.Array, cache: KVCache | None = None) -> tuple[jax.Array, KVCache | None]:
         """Consumes tokens after what the cache holds.
 
@@ -203,10 +222,11 @@ class Transformer(nnx.Module):
         start = cache.length if cache is not None else jnp.zeros((tokens.shape[0],), jnp.int32)
         positions = start[:, None] + jnp.arange(tokens.shape[1], dtype=jnp.int32)
         x = self.embedding(tokens)
-        x = x * jnp.asarray(self.config.embedding_scale, x.dtype)
+        x = self._whole(x * jnp.asarray(self.config.embedding_scale, x.dtype))
         keys, values = [], []
         for i, block in enumerate(self.layers):
             x, stored = block(x, positions, None if cache is None else (cache.keys[i], cache.values[i]))
+            x = self._whole(x)
             if stored is not None:
                 keys.append(stored[0])
                 values.append(stored[1])
@@ -217,7 +237,12 @@ class Transformer(nnx.Module):
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Next-token logits of final-norm states `[..., H]`: f32 `[..., V]`."""
         raw = self.embedding.attend(hidden) if self.head is None else self.head.in_float32(hidden)
-        return _softcap(raw, self.config.final_softcap)
+        logits = _softcap(raw, self.config.final_softcap)
+        return logits if self.layout is None else self.layout.constrain(logits, VOCAB)
+
+    def _whole(self, x: jax.Array) -> jax.Array:
+        """Hidden states, each on one device of every row of them."""
+        return x if self.layout is None else self.layout.constrain(x, None)
 
 
 def parameters(model: Transformer) -> dict[str, jax.Array]:
@@ -234,12 +259,10 @@ def abstract(config: TransformerConfig, storage: Storage = Storage()) -> Transfo
 def assemble(config: TransformerConfig, values: dict[str, jax.Array], storage: Storage | None = None) -> Transformer:
     """A model of the given parameters, named as `parameters` names them; shapes are the caller's promise.
 
-    `storage` None is for matrices without bits of their own, of the dtype that the embedding has; where they lie is
-    looked up, which traced arrays cannot tell: give it within a jitted function.
+    So is that they are kept as `storage` says, and lie where it does: `parallel.spread` puts them there. None is for
+    matrices without bits of their own, of the dtype that the embedding has, on one device.
     """
-    if storage is None:
-        local = all(len(value.devices()) == 1 for value in values.values() if isinstance(value, jax.Array))
-        storage = Storage(values["embedding.table"].dtype, local=local)
+    storage = storage or Storage(values["embedding.table"].dtype)
     flat, structure = jax.tree_util.tree_flatten_with_path(abstract(config, storage))
     return jax.tree_util.tree_unflatten(structure, [values[_dotted(path)] for path, _ in flat])
 

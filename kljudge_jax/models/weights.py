@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors
+from jax.sharding import NamedSharding
 
 from kljudge_jax.errors import InputError
 from kljudge_jax.kernels.cpu_library import library
@@ -22,6 +23,7 @@ from kljudge_jax.models.json_file import read_json
 from kljudge_jax.models.linear import Storage, is_matrix, scale_name
 from kljudge_jax.models.tokenizer import eos_ids, has_tokenizer, load_tokenizer
 from kljudge_jax.models.transformer import Transformer, abstract, assemble, parameters
+from kljudge_jax.parallel.layout import Layout
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -45,8 +47,9 @@ class TensorSource(Protocol):
         """Shape of every tensor by our dotted name and in our layout; one that has none keeps the file's name."""
         ...
 
-    def read(self, name: str) -> np.ndarray:
-        """One tensor in our layout: float32, float16 or bfloat16."""
+    def read(self, name: str, part: tuple[slice, ...] | None = None) -> np.ndarray:
+        """One tensor in our layout, or the part of it that one slice an axis cuts out, read alone where the format
+        lets it: float32, float16 or bfloat16."""
         ...
 
 
@@ -64,23 +67,20 @@ def resolve_dtype(name: str) -> Any:
 
 def load(
     source: TensorSource,
-    dtype: Any = jnp.float32,
+    storage: Storage = Storage(),  # noqa: B008 - frozen
     vocab_size: int | None = None,
-    place: Callable[[str, np.ndarray], jax.Array] | None = None,
-    bits: int | None = None,
 ) -> Transformer:
     """Builds a transformer from a checkpoint.
 
-    The host holds one tensor at a time beside the result.
+    The host holds one tensor at a time beside the result; with a layout, one shard of one tensor, and reads the shards
+    of its own devices alone.
 
     Args:
-      dtype: of every parameter but the norm scales, which stay float32.
+      storage: how matrices are kept, and where; norm scales stay float32.
       vocab_size: how many rows of the embedding and the head to keep; None keeps all.
-      place: puts the array of the parameter of that name on its devices; None puts it on the default one.
-      bits: 8 or 4, to round the matrices to (`linear.Storage`); None keeps them in `dtype`.
 
     Raises:
-      InputError: tensors are missing, unknown or of another shape (all of them are listed), or do not fit `dtype`.
+      InputError: tensors are missing, unknown or of another shape (all of them are listed), or do not fit the dtype.
     """
     _compare(source)
     config = source.config
@@ -88,22 +88,49 @@ def load(
         if vocab_size > config.vocab_size:
             raise InputError(f"{source.where} has {config.vocab_size} tokens: {vocab_size} cannot be cut from them")
         config = dataclasses.replace(config, vocab_size=vocab_size)
-    storage, values = Storage(dtype, bits), {}
-    for name, want in parameters(abstract(config, Storage(dtype))).items():
+    values = {}
+    for name, want in parameters(abstract(config, Storage(storage.dtype))).items():
+        bits = storage.bits_of(name, want.shape[-1]) if is_matrix(name) else None
+        if bits is None and storage.layout is not None:
+            values[name] = _load_shards(source, name, want, storage.layout.parameter(name, want.shape))
+            continue
         array = source.read(name)
         if array.shape != want.shape:
             array = array[tuple(slice(size) for size in want.shape)]
-        own = storage.bits_of(name, want.shape[-1]) if is_matrix(name) else None
-        if own is None:
-            leaves = {name: _cast(array, want.dtype, name, source.where)}
+        if bits is None:
+            values[name] = jnp.asarray(_cast(array, want.dtype, name, source.where))
         else:
-            leaves = dict(zip((name, scale_name(name)), jax.device_get(round_to(array, own)), strict=True))
+            # A row is rounded as a whole, so that every host reads all of it.
+            rounded = round_to(jnp.asarray(array), bits)
+            values |= zip((name, scale_name(name)), _placed(name, rounded, storage.layout), strict=True)
         del array  # else it would still be held while the next one is read
-        for leaf, numbers in leaves.items():
-            values[leaf] = jnp.asarray(numbers) if place is None else place(leaf, numbers)
-        del leaves
-    local = all(len(value.devices()) == 1 for value in values.values())
-    return assemble(config, values, dataclasses.replace(storage, local=local))
+    return assemble(config, values, storage)
+
+
+def _placed(name: str, rounded: tuple[jax.Array, jax.Array], layout: Layout | None) -> Sequence[jax.Array]:
+    """A matrix of integers and its scale, where they belong."""
+    if layout is None:
+        return rounded
+    whole = zip((name, scale_name(name)), map(np.asarray, rounded), strict=True)
+    return [
+        jax.make_array_from_callback(array.shape, layout.parameter(leaf, array.shape), array.__getitem__)
+        for leaf, array in whole
+    ]
+
+
+def _load_shards(source: TensorSource, name: str, want: jax.ShapeDtypeStruct, sharding: NamedSharding) -> jax.Array:
+    """One parameter, of which the devices of this host get what `sharding` says, each part read once."""
+    holders: dict[tuple[tuple[int, int], ...], list[jax.Device]] = {}
+    for device, index in sharding.addressable_devices_indices_map(want.shape).items():
+        bounds = tuple(cut.indices(size)[:2] for cut, size in zip(index, want.shape, strict=True))
+        holders.setdefault(bounds, []).append(device)
+    placed = []
+    for bounds, devices in holders.items():
+        part = source.read(name, tuple(slice(*ends) for ends in bounds))
+        part = _cast(part, want.dtype, name, source.where)
+        placed += [jax.device_put(part, device) for device in devices]
+        del part
+    return jax.make_array_from_single_device_arrays(want.shape, sharding, placed)
 
 
 def _cast(array: np.ndarray, dtype: Any, name: str, where: str) -> np.ndarray:
@@ -194,12 +221,14 @@ class SafetensorsFolder:
             for ours, (file, theirs) in self._tensors.items()
         }
 
-    def read(self, name: str) -> np.ndarray:
+    def read(self, name: str, part: tuple[slice, ...] | None = None) -> np.ndarray:
         file, theirs = self._tensors[name]
-        stored = self._open(file).get_slice(theirs).get_dtype()
+        tensor = self._open(file).get_slice(theirs)
+        stored = tensor.get_dtype()
         if stored not in ("F32", "F16", "BF16"):
             raise InputError(f"{theirs} of {self.path / file} is stored as {stored}: expected F32, F16 or BF16")
-        return names.our_layout(name, self._open(file).get_tensor(theirs), self.config.family)
+        array = self._open(file).get_tensor(theirs) if part is None else tensor[part]
+        return names.our_layout(name, array, self.config.family)
 
     def tokenizer(self) -> PreTrainedTokenizerBase | None:
         """The folder's tokenizer; None if it came without."""

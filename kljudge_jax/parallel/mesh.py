@@ -1,71 +1,86 @@
-"""Device meshes from a word such as "data=2,tensor=4", and the shards that parameters are laid out in."""
+"""Device meshes from a word such as "data=2,tensor=4"."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.experimental import mesh_utils
+from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from kljudge_jax.errors import InputError
-
-AXES = ("data", "fsdp", "tensor")
-
-# Mesh axes of every kind of parameter, by the end of its dotted name. `tensor` splits heads, the MLP's inner size and
-# the vocabulary, `fsdp` the hidden size; whatever is not named here is replicated.
-_RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
-    (r"embedding\.table", ("tensor", "fsdp")),
-    (r"head\.weight", ("tensor", "fsdp")),
-    (r"attention\.(query|key|value)\.weight", ("tensor", "fsdp")),
-    (r"attention\.(query|key|value)\.bias", ("tensor",)),
-    (r"attention\.out\.weight", ("fsdp", "tensor")),
-    (r"mlp\.(gate|up)\.weight", ("tensor", "fsdp")),
-    (r"mlp\.(gate|up)\.bias", ("tensor",)),
-    (r"mlp\.down\.weight", ("fsdp", "tensor")),
-)
+from kljudge_jax.parallel.axes import MESH_AXES
 
 
-def mesh_from_spec(spec: str) -> Mesh:
-    """The mesh of a spec such as "data=2,tensor=4", over the first devices there are.
+def parse_mesh(spec: str) -> dict[str, int]:
+    """The sizes that a spec such as "data=2,tensor=4" names.
 
     Raises:
-      InputError: an unknown or repeated axis, a size below 1, or more devices than there are.
+      InputError: an unknown or repeated axis, or a size below 1.
     """
     sizes: dict[str, int] = {}
     for part in spec.split(","):
         name, _, size = (piece.strip() for piece in part.partition("="))
-        if name not in AXES or not re.fullmatch(r"[1-9]\d*", size):
-            raise InputError(f"mesh {spec!r}: write axes as name=size, with names of {', '.join(AXES)}")
+        if name not in MESH_AXES or not re.fullmatch(r"[1-9]\d*", size):
+            raise InputError(f"mesh {spec!r}: write axes as name=size, with names of {', '.join(MESH_AXES)}")
         if name in sizes:
             raise InputError(f"mesh {spec!r} names {name} twice")
         sizes[name] = int(size)
+    return {name: sizes[name] for name in MESH_AXES if name in sizes}
+
+
+def mesh_from_spec(spec: str) -> Mesh:
+    """The mesh of a spec such as "data=2,tensor=4", over the first devices there are, of all hosts.
+
+    An axis is made of its prime factors: "tensor=4" is the two axes "tensor.0" and "tensor.1". So an array whose size
+    does not divide is still split by those factors that do: 6 heads over "tensor=4" lie on two devices each, in pairs.
+
+    Raises:
+      InputError: an unknown or repeated axis, a size below 1, more devices than there are, or a host without one.
+    """
+    sizes = parse_mesh(spec)
     wanted, devices = math.prod(sizes.values()), jax.devices()
     if wanted > len(devices):
         raise InputError(f"mesh {spec!r} needs {wanted} devices, and there are {len(devices)}")
-    names = tuple(name for name in AXES if name in sizes)
-    return Mesh(np.array(devices[:wanted]).reshape([sizes[name] for name in names]), names)
+    if wanted < len(devices) and jax.process_count() > 1:
+        raise InputError(f"mesh {spec!r} takes {wanted} of the {len(devices)} devices: name all that the hosts have")
+    shape = tuple(sizes.values())
+    # Neighbours on the slowest axis may be far apart; a part of the devices has no shape that could be looked at.
+    if wanted == len(devices):
+        grid = mesh_utils.create_device_mesh(shape, devices)
+    else:
+        grid = np.array(devices[:wanted]).reshape(shape)
+    factors = mesh_factors(sizes)
+    return Mesh(grid.reshape(list(factors.values())), tuple(factors), axis_types=(AxisType.Auto,) * len(factors))
 
 
-def place(mesh: Mesh) -> Callable[[str, np.ndarray], jax.Array]:
-    """A function that puts the parameter of a dotted name on the mesh, in shards where its sizes divide."""
-
-    def put(name: str, array: np.ndarray) -> jax.Array:
-        return jax.device_put(array, NamedSharding(mesh, partition(name, array.shape, mesh)))
-
-    return put
+def abstract_mesh(spec: str) -> AbstractMesh:
+    """The same mesh without devices."""
+    factors = mesh_factors(parse_mesh(spec))
+    return AbstractMesh(tuple(factors.values()), tuple(factors))
 
 
-def partition(name: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
-    """How the parameter of a dotted name is split; an axis that does not divide a size leaves it whole."""
-    for pattern, axes in _RULES:
-        if re.search(rf"(^|\.){pattern}$", name):
-            return PartitionSpec(
-                *(
-                    axis if axis in mesh.shape and size % mesh.shape[axis] == 0 else None
-                    for axis, size in zip(axes, shape, strict=True)
-                )
-            )
-    return PartitionSpec()
+def mesh_factors(sizes: dict[str, int]) -> dict[str, int]:
+    """The prime factors of a mesh's axes, as axes of their own: {"tensor": 4} to {"tensor.0": 2, "tensor.1": 2}."""
+    return {f"{name}.{i}": prime for name, size in sizes.items() for i, prime in enumerate(_primes(size))}
+
+
+def mesh_sizes(mesh: Mesh) -> dict[str, int]:
+    """The sizes that made a mesh, axes of size 1 included: {"data": 2, "tensor": 4}."""
+    sizes = dict.fromkeys((axis.partition(".")[0] for axis in mesh.axis_names), 1)
+    for axis, size in mesh.shape.items():
+        sizes[axis.partition(".")[0]] *= size
+    return sizes
+
+
+def _primes(number: int) -> list[int]:
+    """Prime factors, ascending; [1] of 1."""
+    found, divisor = [], 2
+    while number > 1:
+        while number % divisor == 0:
+            found.append(divisor)
+            number //= divisor
+        divisor += 1
+    return found or [1]

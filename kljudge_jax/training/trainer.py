@@ -19,7 +19,6 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from kljudge_jax.errors import InputError
 from kljudge_jax.models.config import TransformerConfig
-from kljudge_jax.models.linear import Storage
 from kljudge_jax.models.transformer import Transformer, assemble, parameters
 from kljudge_jax.training.batches import Curriculum, Mixture
 from kljudge_jax.training.greedy import accuracy
@@ -171,7 +170,7 @@ def _start(recipe):
 @functools.partial(jax.jit, static_argnames="recipe", donate_argnames="state")
 def _step(recipe, state, tokens, weights):
     def loss_of(params):
-        return weighted_loss(assemble(recipe.config, params, Storage(local=False)), tokens, weights)
+        return weighted_loss(assemble(recipe.config, params), tokens, weights)
 
     loss, gradient = jax.value_and_grad(loss_of)(state["params"])
     updates, inner = _optimizer(recipe).update(gradient, state["optimizer"], state["params"])

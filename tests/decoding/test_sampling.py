@@ -1,5 +1,7 @@
 """Temperature, top-k and top-p beside the ones of Transformers."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -138,3 +140,13 @@ def test_changing_the_numbers_compiles_nothing():
 def test_numbers_out_of_range_are_refused(numbers, message):
     with pytest.raises(InputError, match=message):
         Sampling.create(*numbers)
+
+
+@pytest.mark.parametrize(("top_k", "top_p"), [(5, 1.0), (0, 0.7), (7, 0.6), (1, 0.5), (100, 0.999), (3, 1e-6)])
+def test_a_split_vocabulary_is_cut_where_a_sorted_one_is(top_k, top_p):
+    logits = np.random.default_rng(1).normal(0, 3, (50, 40)).astype(np.float32)
+    logits[::3] = np.round(logits[::3])  # ties
+    logits[:, 7] = -np.inf
+    sampling = Sampling.create(0.7, top_k, top_p)
+    split = dataclasses.replace(sampling, split=True)
+    np.testing.assert_array_equal(process_logits(logits, split), process_logits(logits, sampling))

@@ -12,6 +12,7 @@ from tiny_hf import FAMILIES, make_tokenizer
 
 from kljudge_jax.errors import InputError
 from kljudge_jax.models import orbax
+from kljudge_jax.models.linear import Storage
 from kljudge_jax.models.orbax import OrbaxFolder, is_ours, save
 from kljudge_jax.models.transformer import assemble, parameters
 from kljudge_jax.models.weights import SafetensorsFolder, load
@@ -34,7 +35,7 @@ def bits(model):
 
 def test_round_trip_is_bit_exact(folder, model):
     source = OrbaxFolder(folder)
-    again = load(source, jnp.bfloat16)
+    again = load(source, Storage(jnp.bfloat16))
     assert again.config == model.config and bits(again) == bits(model)
     assert source.eos == (1, 7)
     assert source.tokenizer().get_vocab() == make_tokenizer().get_vocab()
@@ -63,7 +64,7 @@ def test_a_sharded_model_is_saved_whole(model, tmp_path):
         for name, leaf in parameters(model).items()
     }
     save(tmp_path / "spread", assemble(model.config, spread))
-    assert bits(load(OrbaxFolder(tmp_path / "spread"), jnp.bfloat16)) == bits(model)
+    assert bits(load(OrbaxFolder(tmp_path / "spread"), Storage(jnp.bfloat16))) == bits(model)
 
 
 def test_no_more_than_a_layer_waits_in_memory(folder):

@@ -7,9 +7,10 @@ import pytest
 
 from kljudge_jax.errors import InputError
 from kljudge_jax.models import shapes
+from kljudge_jax.models.linear import Storage
 from kljudge_jax.models.shapes import SHAPES, bytes_per_device, count_parameters, random_model, shape_config
 from kljudge_jax.models.transformer import parameters
-from kljudge_jax.parallel.mesh import mesh_from_spec
+from kljudge_jax.parallel.placement import Placement
 
 # As the model cards and the safetensors of the hub count them; a tied head counts once.
 PUBLISHED = {
@@ -72,7 +73,7 @@ def test_a_shape_that_is_not_there_is_refused(word):
 
 
 def test_random_weights_have_the_spread_of_a_new_model(tiny):
-    model = random_model(tiny, jnp.bfloat16, seed=3)
+    model = random_model(tiny, Storage(jnp.bfloat16), seed=3)
     named = parameters(model)
     assert {str(leaf.dtype) for name, leaf in named.items() if not name.endswith("scale")} == {"bfloat16"}
     for name, leaf in named.items():
@@ -88,15 +89,15 @@ def test_random_weights_have_the_spread_of_a_new_model(tiny):
 
 
 def test_a_mesh_holds_a_part_of_every_matrix_on_each_device(tiny):
-    mesh = mesh_from_spec("tensor=2")
-    model = random_model(tiny, jnp.float32, mesh=mesh)
+    layout = Placement.parse("tensor=2").target(tiny)
+    model = random_model(tiny, Storage(layout=layout))
     held = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(model))
-    assert held == bytes_per_device(tiny, jnp.float32, mesh)
-    assert bytes_per_device(tiny, jnp.float32) == 4 * count_parameters(tiny) > 1.8 * held
+    assert held == bytes_per_device(tiny, Storage(layout=layout))
+    assert bytes_per_device(tiny) == 4 * count_parameters(tiny) > 1.8 * held
 
 
 def test_biases_are_zero(monkeypatch):
     monkeypatch.setitem(shapes.SHAPES, "tiny", TINY | {"model_type": "qwen2"})
-    named = parameters(random_model(shape_config("tiny"), jnp.float32))
+    named = parameters(random_model(shape_config("tiny"), Storage()))
     biases = [leaf for name, leaf in named.items() if name.endswith("bias")]
     assert biases and not any(leaf.any() for leaf in biases)

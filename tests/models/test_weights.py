@@ -16,6 +16,7 @@ from tiny_hf import make_hf_model
 from kljudge_jax.errors import InputError
 from kljudge_jax.kernels.cpu_library import library
 from kljudge_jax.models.config import TransformerConfig
+from kljudge_jax.models.linear import Storage
 from kljudge_jax.models.transformer import abstract, parameters
 from kljudge_jax.models.weights import SafetensorsFolder, load, resolve_dtype
 
@@ -126,7 +127,7 @@ def test_bfloat16_files_and_models(hf_models, tmp_path, name):
     theirs.save_pretrained(tmp_path)
     with safe_open(tmp_path / FILE, "np") as file:
         assert file.get_slice("model.norm.weight").get_dtype() == "BF16"
-    model = load(SafetensorsFolder(tmp_path), jnp.bfloat16)
+    model = load(SafetensorsFolder(tmp_path), Storage(jnp.bfloat16))
     values = parameters(model)
     stored = theirs.model.layers[0].mlp.up_proj.weight.detach().float().numpy()
     assert values["layers.0.mlp.up.weight"].dtype == jnp.bfloat16
@@ -140,8 +141,8 @@ def test_bfloat16_files_and_models(hf_models, tmp_path, name):
 def test_what_float16_cannot_hold_is_refused(folder):
     rewrite(folder, lambda tensors: tensors["model.layers.0.mlp.up_proj.weight"].__setitem__((0, 0), 1e6))
     with pytest.raises(InputError, match=r"layers\.0\.mlp\.up\.weight.*float16: use bfloat16"):
-        load(SafetensorsFolder(folder), jnp.float16)
-    assert load(SafetensorsFolder(folder), jnp.bfloat16).dtype == jnp.bfloat16
+        load(SafetensorsFolder(folder), Storage(jnp.float16))
+    assert load(SafetensorsFolder(folder), Storage(jnp.bfloat16)).dtype == jnp.bfloat16
 
 
 def test_vision_and_prefixes_of_gemma3(hf_models, tmp_path):
@@ -215,10 +216,13 @@ def test_the_host_holds_one_tensor_at_a_time():
     source.handed.clear()
     source.most_alive = 0  # JAX may have adopted float32 arrays as they were: those are the model
 
-    devices = []
     tracemalloc.start()
     # A device's copy is not the host's memory: JAX's own buffers are not traced.
-    load(source, jnp.bfloat16, place=lambda name, array: devices.append(jnp.array(array, copy=True)) or devices[-1])
+    load(
+        source,
+        Storage(jnp.bfloat16),
+        place=lambda name, array: devices.append(jnp.array(array, copy=True)) or devices[-1],
+    )
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert len(source.handed) == len(sizes)
@@ -239,7 +243,7 @@ def test_dtypes_by_name():
 @pytest.mark.parametrize("bits", [8, 4])
 def test_matrices_are_rounded_as_they_are_loaded(bits, hf_models):
     _, folder = hf_models("llama3")
-    whole, rounded = load(SafetensorsFolder(folder)), load(SafetensorsFolder(folder), bits=bits)
+    whole, rounded = load(SafetensorsFolder(folder)), load(SafetensorsFolder(folder), Storage(bits=bits))
     values = parameters(rounded)
     assert values["layers.0.mlp.up.weight"].dtype == jnp.int8  # rows of 32 are too short for 4 bits
     assert values["embedding.table"].dtype == jnp.int8 and values["final_norm.scale"].dtype == jnp.float32

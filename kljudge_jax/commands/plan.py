@@ -1,0 +1,79 @@
+"""`kljudge plan`."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from kljudge_jax.commands.options import FAILED, OK, command
+from kljudge_jax.errors import InputError
+
+
+def add(commands) -> None:
+    parser = command(
+        commands,
+        "plan",
+        _plan,
+        "Say what a pair will take of each device's memory and which batch fits, before anything is loaded.",
+        "  kljudge plan --shape llama-3.1-70b --draft-shape llama-3.1-8b --mesh tensor=8 --device h100 --batch 32\n"
+        "  kljudge plan --shape llama-3.1-8b --mesh data=4,tensor=4 --memory 16\n"
+        "  kljudge plan --table",
+    )
+    parser.add_argument("--shape", metavar="SHAPE", help="of the target: a published one such as llama-3.1-8b")
+    parser.add_argument("--draft-shape", metavar="SHAPE", help="of the draft; none is plain decoding")
+    parser.add_argument("--mesh", metavar="SPEC", help="devices, which need not be here, such as data=2,tensor=4")
+    parser.add_argument("--axes", metavar="AXES", help="what of the target lies on which axis of the mesh")
+    parser.add_argument("--draft-axes", metavar="AXES", help="the same of the draft, such as replicated")
+    parser.add_argument(
+        "--dtype", default="bfloat16", choices=("float32", "bfloat16", "float16"), help="of weights and caches"
+    )
+    parser.add_argument("--device", metavar="DEVICE", help="v5e, v5p, v6e, h100 or h200, for its memory")
+    parser.add_argument("--memory", metavar="GB", type=float, help="of one device, in place of --device")
+    parser.add_argument("--batch", metavar="INT", type=int, default=8, help="answers decoded side by side")
+    parser.add_argument("--prompt-tokens", metavar="INT", type=int, default=512, help="of the longest prompt")
+    parser.add_argument("--max-new-tokens", metavar="INT", type=int, default=256, help="the most tokens of an answer")
+    parser.add_argument("--draft-length", metavar="INT", type=int, default=8, help="draft tokens a cycle")
+    parser.add_argument("--sampling", action="store_true", help="decode with a temperature above 0")
+    parser.add_argument("--table", action="store_true", help="print the table of published pairs and machines instead")
+
+
+def _plan(options) -> int:
+    from kljudge_jax.evaluation.memory_plan import (
+        DEVICES,
+        USABLE,
+        Workload,
+        gigabytes,
+        largest_batch,
+        plan_memory,
+    )
+    from kljudge_jax.evaluation.memory_table import memory_table, planned
+
+    counts = ("batch", "prompt_tokens", "max_new_tokens", "draft_length")
+    if min(getattr(options, name) for name in counts) < 1:
+        raise InputError("--batch, --prompt-tokens, --max-new-tokens and --draft-length start at 1")
+    workload = Workload(sampling=options.sampling, **{name: getattr(options, name) for name in counts})
+    if options.table:
+        print(memory_table(workload), end="")
+        return OK
+    if options.shape is None:
+        raise InputError("name a --shape such as llama-3.1-8b, or ask for the --table")
+    if options.draft_shape is None:
+        workload = dataclasses.replace(workload, draft_length=0)
+    if options.device is not None and options.device not in DEVICES:
+        raise InputError(f"--device is one of {', '.join(DEVICES)}, not {options.device!r}: or give its --memory in GB")
+    if options.memory is not None and (options.device is not None or not options.memory > 0):
+        raise InputError("give --memory as GB above 0, in place of --device")
+    models = planned(options.shape, options.draft_shape, options.mesh, options.dtype, options.axes, options.draft_axes)
+    plan = plan_memory(*models, workload)
+    for field in dataclasses.fields(plan):
+        print(f"{field.name.replace('_', ' '):<15}{gigabytes(getattr(plan, field.name)):>12}")
+    print(f"{'on each device':<15}{gigabytes(plan.total):>12}")
+    memory = DEVICES[options.device] if options.device else options.memory and options.memory * 1e9
+    if memory is None:
+        return OK
+    limit = USABLE * memory
+    most = largest_batch(*models, workload, limit)
+    fits = plan.total <= limit
+    verdict = "fits" if fits else "does not fit"
+    also = f"the largest batch that fits is {most}" if most else "no batch fits: spread it over more devices"
+    print(f"a batch of {workload.batch} {verdict} in {gigabytes(limit)} ({USABLE:.0%} of a device's memory); {also}")
+    return OK if fits else FAILED

@@ -1,0 +1,200 @@
+"""What a run will take of each device's memory, worked out from configurations before anything is loaded."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from typing import Any
+
+import jax.numpy as jnp
+
+from kljudge_jax.decoding.score import PREFILL_CHUNK
+from kljudge_jax.errors import InputError
+from kljudge_jax.models.config import TransformerConfig
+from kljudge_jax.models.linear import Storage
+from kljudge_jax.models.shapes import bytes_per_device
+from kljudge_jax.parallel.layout import Layout
+
+# HBM of one device as JAX sees them, bytes: the vendors' data sheets.
+DEVICES = {"v5e": 16e9, "v5p": 95e9, "v6e": 32e9, "h100": 80e9, "h200": 141e9}
+
+# What is left to the runtime, to programs and to what falls between arrays.
+USABLE = 0.92
+
+_SLOT_BUCKET = 64  # caches are allocated in steps of this many slots
+_FLOAT32 = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Workload:
+    """What is decoded.
+
+    Attributes:
+      batch: answers side by side, B.
+      prompt_tokens: of the longest prompt.
+      max_new_tokens: of an answer.
+      draft_length: K; 0 without a draft.
+      sampling: a temperature above 0, for which processed logits are kept beside the raw ones.
+    """
+
+    batch: int = 8
+    prompt_tokens: int = 512
+    max_new_tokens: int = 256
+    draft_length: int = 8
+    sampling: bool = False
+
+    @property
+    def slots(self) -> int:
+        """Slots of a row's caches, S."""
+        tokens = self.prompt_tokens + self.max_new_tokens + self.draft_length + 1
+        return -(-tokens // _SLOT_BUCKET) * _SLOT_BUCKET
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """One model of a pair.
+
+    Attributes:
+      config: its shape.
+      layout: where it lies; None is one device.
+      dtype: of its weights.
+      cache_dtype: of its caches; None is the same.
+      bits: of its matrices, as `linear.Storage` has it.
+    """
+
+    config: TransformerConfig
+    layout: Layout | None
+    dtype: Any
+    cache_dtype: Any = None
+    bits: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class MemoryPlan:
+    """Bytes of one device.
+
+    Attributes:
+      target_weights, draft_weights: parameters.
+      caches: keys and values of both models.
+      logits: of K + 1 positions of the target and K of the draft, float32, twice when sampling.
+      working: the largest states that live within a pass: attention scores, the MLP's inner states.
+    """
+
+    target_weights: int
+    draft_weights: int
+    caches: int
+    logits: int
+    working: int
+
+    @property
+    def total(self) -> int:
+        return sum(dataclasses.astuple(self))
+
+
+def plan_memory(target: Model, draft: Model | None, workload: Workload) -> MemoryPlan:
+    """What a device will hold of both models and of what they work on."""
+    models = [target] if draft is None else [target, draft]
+    weights = [_weights(model) for model in models]
+    length = workload.draft_length
+    copies = 2 if workload.sampling else 1
+    rows = [_logits(target, workload.batch, length + 1)] + [_logits(m, workload.batch, length) for m in models[1:]]
+    return MemoryPlan(
+        target_weights=weights[0],
+        draft_weights=sum(weights[1:]),
+        caches=sum(_cache(model, workload) for model in models),
+        logits=copies * sum(rows),
+        working=max(_working(model, workload) for model in models),
+    )
+
+
+def largest_batch(target: Model, draft: Model | None, workload: Workload, limit: float) -> int:
+    """The most rows, a multiple of what the mesh splits them by, that fit in `limit` bytes a device; 0 if none do."""
+    step = 1 if target.layout is None else target.layout.ways("batch")
+
+    def fits(steps: int) -> bool:
+        batch = dataclasses.replace(workload, batch=steps * step)
+        return plan_memory(target, draft, batch).total <= limit
+
+    high = 1
+    while fits(high):
+        high *= 2
+    low = high // 2  # the most that is known to fit; the answer is below `high`
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low * step
+
+
+def check_fits(target: Model, draft: Model | None, workload: Workload, free: float | None) -> None:
+    """Raises InputError, with the numbers and the largest batch, where a plan does not fit in `free` bytes a device."""
+    if free is None:
+        return
+    plan = plan_memory(target, draft, workload)
+    if plan.total <= free:
+        return
+    most = largest_batch(target, draft, workload, free)
+    if most:
+        remedy = f"a batch of {most} fits"
+    elif plan.target_weights + plan.draft_weights > free:
+        remedy = "spread the models over more devices (--mesh tensor=N), or choose --dtype bfloat16 or smaller models"
+    else:
+        remedy = "shorten prompts or answers, or spread the models over more devices (--mesh tensor=N)"
+    raise InputError(
+        f"each device would hold {gigabytes(plan.target_weights + plan.draft_weights)} of weights, "
+        f"{gigabytes(plan.caches)} of caches, {gigabytes(plan.logits)} of logits and {gigabytes(plan.working)} of "
+        f"working space at a batch of {workload.batch}, and {gigabytes(free)} are free: {remedy}"
+    )
+
+
+def gigabytes(count: float) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
+
+
+@functools.lru_cache
+def _weights(model: Model) -> int:
+    """Parameters of a model. Its layers are alike, so two of them say what all take; 126 would take seconds."""
+
+    def of(layers: int) -> int:
+        config = dataclasses.replace(model.config, num_layers=layers, windows=model.config.windows[:layers])
+        return bytes_per_device(config, Storage(model.dtype, model.bits, model.layout))
+
+    return of(1) + (model.config.num_layers - 1) * (of(2) - of(1)) if model.config.num_layers > 1 else of(1)
+
+
+def _share(model: Model, axes: tuple[str | None, ...], shape: tuple[int, ...]) -> int:
+    """How many numbers of an array a device holds."""
+    if model.layout is None:
+        return math.prod(shape)
+    return math.prod(model.layout.sharding(axes, shape).shard_shape(shape))
+
+
+def _logits(model: Model, batch: int, positions: int) -> int:
+    axes, shape = ("batch", None, "vocab"), (batch, positions, model.config.vocab_size)
+    return _FLOAT32 * _share(model, axes, shape)
+
+
+def _cache(model: Model, workload: Workload) -> int:
+    config = model.config
+    return (
+        2
+        * config.num_layers
+        * jnp.dtype(model.cache_dtype or model.dtype).itemsize
+        * _attention_share(model, (workload.batch, config.num_kv_heads, workload.slots, config.head_dim))
+    )
+
+
+def _attention_share(model: Model, shape: tuple[int, ...]) -> int:
+    return math.prod(shape if model.layout is None else model.layout.attention_sharding(shape).shard_shape(shape))
+
+
+def _working(model: Model, workload: Workload) -> int:
+    """Of the widest pass, a chunk of the prompts or a draft: scores and their softmax, and the MLP's two products."""
+    config, batch = model.config, workload.batch
+    width = max(min(PREFILL_CHUNK, workload.prompt_tokens), workload.draft_length + 1)
+    size = jnp.dtype(model.dtype).itemsize
+    group = config.num_heads // config.num_kv_heads
+    scores = _attention_share(model, (batch, config.num_kv_heads, group, width, workload.slots))
+    inner = _share(model, ("batch", None, "mlp"), (batch, width, config.intermediate_size))
+    states = _share(model, ("batch", None, None), (batch, width, config.hidden_size))
+    return max((_FLOAT32 + size) * scores, (2 * size + _FLOAT32) * inner) + 4 * size * states

@@ -1,0 +1,96 @@
+"""The logical axes of every array, named once, and the table that maps them to the axes of a mesh."""
+
+from __future__ import annotations
+
+import re
+
+from kljudge_jax.errors import InputError
+
+BATCH, HEADS, KV_HEADS, MLP, VOCAB, EMBED = LOGICAL = ("batch", "heads", "kv_heads", "mlp", "vocab", "embed")
+
+MESH_AXES = ("data", "fsdp", "tensor")
+
+# The one table: which mesh axes split a logical axis, the slowest first. `fsdp` splits weights by the hidden size and
+# the batch as well, as in fully sharded data parallelism.
+RULES: dict[str, tuple[str, ...]] = {
+    BATCH: ("data", "fsdp"),
+    HEADS: ("tensor",),
+    KV_HEADS: ("tensor",),
+    MLP: ("tensor",),
+    VOCAB: ("tensor",),
+    EMBED: ("fsdp",),
+}
+REPLICATED = "replicated"
+
+# Input and output of every matrix, by the end of its module's dotted name.
+_MATRICES: dict[str, tuple[str, str]] = {
+    "attention.query": (EMBED, HEADS),
+    "attention.key": (EMBED, KV_HEADS),
+    "attention.value": (EMBED, KV_HEADS),
+    "attention.out": (HEADS, EMBED),
+    "mlp.gate": (EMBED, MLP),
+    "mlp.up": (EMBED, MLP),
+    "mlp.down": (MLP, EMBED),
+    "head": (EMBED, VOCAB),
+    "embedding": (EMBED, VOCAB),
+}
+
+# Which logical axes meet in one array, beside those of the matrices: they cannot share an axis of the mesh.
+_TOGETHER = {
+    (BATCH, HEADS): "the queries",
+    (BATCH, KV_HEADS): "the caches",
+    (BATCH, MLP): "the MLP's inner states",
+    (BATCH, VOCAB): "the logits",
+}
+
+
+def parameter_axes(name: str, ndim: int) -> tuple[str | None, ...]:
+    """Logical axes of the parameter of a dotted name; None is an axis that is never split."""
+    module = name.rpartition(".")[0]
+    ends = next((ends for end, ends in _MATRICES.items() if module == end or module.endswith(f".{end}")), None)
+    if ends is None:
+        return (None,) * ndim
+    into, out = ends
+    if ndim == 2:  # a matrix, or the scale of one in 4 bits
+        return (out, into)
+    # What is added to or multiplies the output. Hidden states are never split by their size.
+    return (None if out == EMBED else out,)
+
+
+def parse_axes(word: str | None, name: str = "axes") -> dict[str, tuple[str, ...]]:
+    """The table that a word stands for: changes to the one above, such as "vocab=none,mlp=tensor+fsdp".
+
+    "replicated" keeps the weights whole on every device, and may be changed as well: "replicated,vocab=tensor".
+
+    Raises:
+      InputError: an unknown axis, one named twice, or two that meet in one array and share an axis of the mesh.
+    """
+    rules, named = dict(RULES), set()
+    for i, part in enumerate((word or "").split(",") if word else ()):
+        logical, equals, text = (piece.strip() for piece in part.partition("="))
+        if i == 0 and logical == REPLICATED and not equals:
+            rules = {axis: RULES[axis] if axis == BATCH else () for axis in LOGICAL}
+            continue
+        mesh_axes = () if text == "none" else tuple(re.split(r"\s*\+\s*", text))
+        if logical not in LOGICAL or not set(mesh_axes) <= set(MESH_AXES):
+            raise InputError(
+                f"{name} {word!r}: write {REPLICATED}, or axes as in vocab=tensor, mlp=tensor+fsdp, heads=none, of "
+                f"{', '.join(LOGICAL)} on {', '.join(MESH_AXES)}"
+            )
+        if logical in named or len(set(mesh_axes)) < len(mesh_axes):
+            raise InputError(f"{name} {word!r} names {logical if logical in named else text} twice")
+        named.add(logical)
+        rules[logical] = mesh_axes
+    _check_collisions(rules, f"{name} {word!r}")
+    return rules
+
+
+def _check_collisions(rules: dict[str, tuple[str, ...]], where: str) -> None:
+    together = {tuple(ends): f"the matrices {module}" for module, ends in _MATRICES.items()} | _TOGETHER
+    for (first, second), array in together.items():
+        shared = [axis for axis in rules[first] if axis in rules[second]]
+        if shared:
+            raise InputError(
+                f"{where} maps both {first} and {second} to {shared[0]}, and {array} have both: map one of them to "
+                "another axis or to none"
+            )

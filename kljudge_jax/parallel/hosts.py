@@ -1,0 +1,135 @@
+"""Several hosts that run one command together: joining them, reading arrays that all of them hold, and one that writes.
+
+Every host runs the same program on the same input, so all make the same decisions; what the disk or the clock says, the
+first host says for all.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import tarfile
+import tempfile
+from pathlib import Path
+from typing import TypeVar
+
+import jax
+import numpy as np
+
+from kljudge_jax.errors import InputError
+
+Tree = TypeVar("Tree")
+
+
+def join(hosts: int | None = None, coordinator: str | None = None, host: int | None = None, patience: int = 60) -> None:
+    """Joins the other hosts; to be called before any array is made.
+
+    Args:
+      hosts: how many there are; None where the cluster says it (TPU pods, Slurm, Kubernetes, Open MPI), and the rest.
+      coordinator: address and port of the first host, as in "10.0.0.1:8476".
+      host: which one this is, from 0.
+      patience: seconds after which a host that is not heard of is given up, and the run with it.
+
+    Raises:
+      InputError: what is given does not go together, or the others cannot be found.
+    """
+    if (hosts is None) != (coordinator is None) or (hosts is None) != (host is None):
+        raise InputError("give --hosts N, --coordinator ADDRESS:PORT and --host INDEX together, or --hosts auto alone")
+    if hosts is not None and not 0 <= host < hosts:
+        raise InputError(f"--host counts from 0 to {hosts - 1}, got {host}")
+    try:
+        jax.distributed.initialize(
+            coordinator,
+            hosts,
+            host,
+            initialization_timeout=patience,
+            heartbeat_timeout_seconds=patience,
+            shutdown_timeout_seconds=patience,
+        )
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(
+            f"the hosts did not find each other ({reason}): start the command on all of them, with --hosts N, "
+            "--coordinator ADDRESS:PORT and --host INDEX where the cluster does not say it"
+        ) from error
+
+
+def several() -> bool:
+    """Whether other hosts take part."""
+    return jax.process_count() > 1
+
+
+def is_first() -> bool:
+    """Whether this is the host that writes."""
+    return jax.process_index() == 0
+
+
+def fetch(tree: Tree) -> Tree:
+    """The arrays of a tree as NumPy arrays, whole on every host."""
+    if not several():
+        return jax.device_get(tree)
+
+    def whole(x):
+        if isinstance(x, jax.Array) and not x.is_fully_addressable and not x.is_fully_replicated:
+            mesh = x.sharding.mesh
+            x = _replicated(jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))(x)
+        return jax.device_get(x)
+
+    return jax.tree.map(whole, tree)
+
+
+def agreed(number: int) -> int:
+    """The first host's number, where clocks would say different ones."""
+    return int(_from_first(np.asarray(number, np.int64))) if several() else number
+
+
+def common_folder(folder: str | Path) -> Path:
+    """Where this host works on a folder of results: there, on the first; on the others in a copy that is thrown away.
+
+    So all hosts go on from the same place, whether or not they share a disk, and one writes.
+    """
+    if not several():
+        return Path(folder)
+    packed = _packed(Path(folder)) if is_first() else b""
+    size = agreed(len(packed))
+    data = np.zeros(size, np.uint8)
+    if is_first():
+        data[:] = np.frombuffer(packed, np.uint8)
+    data = _from_first(data)
+    if is_first():
+        return Path(folder)
+    copy = Path(tempfile.mkdtemp(prefix="kljudge-"))
+    with tarfile.open(fileobj=io.BytesIO(data.tobytes())) as archive:
+        archive.extractall(copy, filter="data")
+    return copy
+
+
+def silence_others() -> None:
+    """Lets the first host alone print."""
+    if several() and not is_first():
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, 1)
+        os.close(null)
+
+
+def _packed(folder: Path) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        if folder.is_dir():
+            archive.add(folder, arcname=".")
+    return buffer.getvalue()
+
+
+def _from_first(array: np.ndarray) -> np.ndarray:
+    from jax.experimental import multihost_utils
+
+    return np.asarray(multihost_utils.broadcast_one_to_all(array))
+
+
+def _replicated(sharding):
+    if sharding not in _COPIES:
+        _COPIES[sharding] = jax.jit(lambda x: x, out_shardings=sharding)
+    return _COPIES[sharding]
+
+
+_COPIES: dict = {}

@@ -1,0 +1,70 @@
+"""Where the two models of a pair lie: one mesh, and for each model its own table of logical axes."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from jax.sharding import AbstractMesh, Mesh
+
+from kljudge_jax.errors import InputError
+from kljudge_jax.parallel.axes import parse_axes
+from kljudge_jax.parallel.layout import Layout, undivided
+from kljudge_jax.parallel.mesh import abstract_mesh, mesh_from_spec
+
+_log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Placement:
+    """A mesh, or None for one device, and the tables of target and draft."""
+
+    mesh: Mesh | AbstractMesh | None
+    target_rules: Mapping[str, tuple[str, ...]]
+    draft_rules: Mapping[str, tuple[str, ...]]
+
+    @classmethod
+    def parse(
+        cls, mesh: str | None, axes: str | None = None, draft_axes: str | None = None, *, devices: bool = True
+    ) -> Placement:
+        """From the words of the command line; without `draft_axes` the draft lies as the target does.
+
+        Without `devices` the mesh is an abstract one, of devices that need not be here: enough for planning.
+
+        Raises:
+          InputError: a word that means nothing, more devices than there are, or tables without a mesh.
+        """
+        if mesh is None and (axes or draft_axes):
+            raise InputError("axes say what lies where on a mesh: name one, such as data=2,tensor=4")
+        target = parse_axes(axes, "axes")
+        draft = parse_axes(draft_axes, "draft axes") if draft_axes else target
+        if target["batch"] != draft["batch"]:
+            raise InputError("target and draft decode the same rows: map batch alike in axes and draft axes")
+        if mesh is None:
+            return cls(None, target, draft)
+        return cls(mesh_from_spec(mesh) if devices else abstract_mesh(mesh), target, draft)
+
+    def target(self, config: Any) -> Layout | None:
+        """The layout of a target of that configuration; None on one device. Says once what the mesh does not divide."""
+        return self._layout(self.target_rules, config, "target")
+
+    def draft(self, config: Any) -> Layout | None:
+        """The same of a draft."""
+        return self._layout(self.draft_rules, config, "draft")
+
+    def _layout(self, rules: Mapping[str, tuple[str, ...]], config: Any, whose: str) -> Layout | None:
+        if self.mesh is None:
+            return None
+        layout = Layout.create(self.mesh, rules, config)
+        for sentence in undivided(layout, rules, config, whose):
+            _say(sentence)
+        return layout
+
+
+@functools.cache
+def _say(sentence: str) -> None:
+    """Once, however often a model of that shape is placed."""
+    _log.warning("%s", sentence)

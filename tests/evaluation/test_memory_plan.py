@@ -1,0 +1,89 @@
+"""Memory plans against arrays that are there, and refusals."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import pytest
+from tiny_pairs import NEVER, tiny_config, tiny_pair
+
+from kljudge_jax.decoding.draft import ModelDraft
+from kljudge_jax.decoding.run import Run
+from kljudge_jax.decoding.sampling import Sampling
+from kljudge_jax.errors import InputError
+from kljudge_jax.evaluation.memory_plan import Model, Workload, check_fits, largest_batch, plan_memory
+from kljudge_jax.models.transformer import assemble, parameters
+from kljudge_jax.parallel.placement import Placement
+
+OPTIONS = {"vocab_size": 256, "num_heads": 4, "num_kv_heads": 2}
+WORKLOAD = Workload(batch=8, prompt_tokens=16, max_new_tokens=64, draft_length=4)
+
+
+def model(mesh, dtype=jnp.float32, **options):
+    config = tiny_config(**(OPTIONS | options))
+    return Model(config, Placement.parse(mesh).target(config), dtype)
+
+
+@pytest.mark.parametrize("mesh", ["data=2,tensor=4", "fsdp=2,tensor=2", "data=8"])
+def test_weights_and_caches_are_what_a_device_holds(mesh):
+    pair, placed = tiny_pair(eos=(NEVER,), **OPTIONS), model(mesh)
+    layout = placed.layout
+
+    def on_mesh(given):
+        values = {name: jax.device_put(x, layout.parameter(name, x.shape)) for name, x in parameters(given).items()}
+        return assemble(given.config, values, dataclasses.replace(given.storage, layout=layout))
+
+    pair = dataclasses.replace(pair, target=on_mesh(pair.target), draft=on_mesh(pair.draft))
+    run = Run(pair, [[1] * 16] * 8, "exact", 4, ModelDraft(), 64, Sampling.create(), (), None, False)
+
+    def held(tree):
+        return sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(tree))
+
+    plan = plan_memory(placed, placed, WORKLOAD)
+    assert plan.target_weights == plan.draft_weights == held(pair.target)
+    caches = run.state.caches
+    assert plan.caches == held([caches.target.keys, caches.target.values, caches.draft.keys, caches.draft.values])
+
+
+def test_logits_are_those_of_a_share_of_rows_and_vocabulary():
+    plan = plan_memory(model("data=2,tensor=4"), model("data=2,tensor=4"), WORKLOAD)
+    assert plan.logits == 4 * (8 // 2) * (5 + 4) * (256 // 4)
+    sampled = plan_memory(model("data=2,tensor=4"), None, dataclasses.replace(WORKLOAD, sampling=True))
+    assert sampled.logits == 2 * 4 * (8 // 2) * 5 * (256 // 4)
+    assert sampled.draft_weights == 0
+
+
+def test_the_largest_batch_fits_and_the_next_does_not():
+    target, draft = model("data=2,tensor=4"), model("data=2,tensor=4", num_layers=1)
+    most = largest_batch(target, draft, WORKLOAD, 3e6)
+    assert most > 2 and most % 2 == 0
+
+    def total(batch):
+        return plan_memory(target, draft, dataclasses.replace(WORKLOAD, batch=batch)).total
+
+    assert total(most) <= 3e6 < total(most + 2)
+    assert largest_batch(target, draft, WORKLOAD, 1000) == 0
+
+
+def test_half_the_bytes_in_half_the_precision():
+    whole, half = (plan_memory(model(None, dtype), None, WORKLOAD) for dtype in (jnp.float32, jnp.bfloat16))
+    assert half.caches * 2 == whole.caches
+    assert whole.target_weights / 2 < half.target_weights < whole.target_weights * 0.51  # norms stay float32
+    mixed = dataclasses.replace(model(None, jnp.bfloat16), cache_dtype=jnp.float32)
+    assert plan_memory(mixed, None, WORKLOAD).caches == whole.caches
+
+
+@pytest.mark.parametrize(
+    ("free", "message"),
+    [
+        (1e5, "--mesh tensor=N"),
+        (1e6, "a batch of 2 fits|a batch of 4 fits|a batch of 6 fits"),
+        (4.4e5, "shorten prompts"),
+    ],
+)
+def test_what_does_not_fit_is_refused_with_what_would(free, message):
+    target = model("data=2,tensor=2")
+    with pytest.raises(InputError, match=message):
+        check_fits(target, None, dataclasses.replace(WORKLOAD, batch=64, max_new_tokens=2000), free)
+    check_fits(target, None, WORKLOAD, 1e9)
+    check_fits(target, None, WORKLOAD, None)

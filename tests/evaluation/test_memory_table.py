@@ -1,0 +1,37 @@
+"""The table of the documentation is what the code works out."""
+
+from pathlib import Path
+
+import pytest
+
+from kljudge_jax.cli import main
+from kljudge_jax.evaluation.memory_plan import Workload
+from kljudge_jax.evaluation.memory_table import memory_table
+
+
+def test_the_documentation_has_the_table_of_the_code():
+    text = (Path(__file__).parents[2] / "docs" / "memory.md").read_text(encoding="utf-8")
+    assert memory_table(Workload()) in text
+
+
+def test_a_plan_says_whether_it_fits(capsys):
+    words = ["plan", "--shape", "llama-3.2-1b:layers=2", "--batch", "4", "--dtype", "float32"]
+    assert main([*words, "--memory", "100"]) == 0
+    assert "a batch of 4 fits" in capsys.readouterr().out
+    assert main([*words, "--memory", "0.5"]) == 1
+    assert "no batch fits" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--batch", "0", "--shape", "llama-3.2-1b"], "start at 1"),
+        ([], "name a --shape"),
+        (["--shape", "llama-3.2-1b", "--device", "abacus"], "v5e, v5p"),
+        (["--shape", "llama-3.2-1b", "--device", "v5e", "--memory", "3"], "in place of --device"),
+        (["--shape", "llama-9"], "choose a shape"),
+    ],
+)
+def test_a_plan_that_cannot_be_is_refused(words, message, capsys):
+    assert main(["plan", *words]) == 2
+    assert message in capsys.readouterr().err

@@ -1,0 +1,66 @@
+"""Loading straight into shards: the same numbers, and no more read than the shards of this host's devices."""
+
+import jax
+import numpy as np
+import pytest
+import tiny_gguf
+from tiny_hf import make_hf_model
+
+from kljudge_jax.models.gguf import GGUFFile
+from kljudge_jax.models.linear import Storage
+from kljudge_jax.models.orbax import OrbaxFolder, save
+from kljudge_jax.models.transformer import parameters
+from kljudge_jax.models.weights import SafetensorsFolder, load
+from kljudge_jax.parallel.placement import Placement
+
+Q8_0 = tiny_gguf.gguf.GGMLQuantizationType.Q8_0
+
+
+@pytest.fixture(scope="module")
+def sources(hf_models, tmp_path_factory):
+    """A checkpoint of each format."""
+    root = tmp_path_factory.mktemp("formats")
+    folder = hf_models("llama2")[1]
+    save(root / "ours", load(SafetensorsFolder(folder)))
+    big = make_hf_model("llama2", hidden_size=64, intermediate_size=96, num_attention_heads=4, num_key_value_heads=2)
+    return {
+        "safetensors": SafetensorsFolder(folder),
+        "orbax": OrbaxFolder(root / "ours"),
+        "gguf": GGUFFile(tiny_gguf.write_model(root / "f32.gguf", big)),
+        "quantised gguf": GGUFFile(tiny_gguf.write_model(root / "q8.gguf", big, Q8_0)),
+    }
+
+
+@pytest.mark.parametrize("mesh", ["fsdp=4,tensor=2", "data=2,tensor=4"])
+@pytest.mark.parametrize("form", ["safetensors", "orbax", "gguf", "quantised gguf"])
+def test_shards_hold_what_the_whole_model_holds(sources, form, mesh, monkeypatch):
+    source, read = sources[form], []
+    vocab = source.config.vocab_size // 8 * 8
+    whole = parameters(load(source, Storage(), vocab))
+
+    def spy(name, part=None, inner=source.read):
+        array = inner(name, part)
+        if part is not None:
+            read.append((name, part))
+            assert array.shape == tuple(cut.stop - cut.start for cut in part)
+        return array
+
+    monkeypatch.setattr(source, "read", spy)
+    layout = Placement.parse(mesh).target(source.config)
+    spread = parameters(load(source, Storage(layout=layout), vocab))
+    for name, x in spread.items():
+        np.testing.assert_array_equal(np.asarray(x), np.asarray(whole[name]), err_msg=name)
+        assert x.sharding == layout.parameter(name, x.shape)
+        parts = [part for other, part in read if other == name]
+        assert len(parts) == len({str(shard.index) for shard in x.addressable_shards}), name
+        assert sum(np.prod([cut.stop - cut.start for cut in part]) for part in parts) == x.size
+    assert any(not x.sharding.is_fully_replicated for x in spread.values())
+
+
+def test_a_host_of_several_reads_a_part_of_an_orbax_tensor_alone(sources, monkeypatch):
+    source, name = sources["orbax"], "layers.0.mlp.down.weight"
+    whole = source.read(name)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(source, "_restore", lambda names: pytest.fail("read whole"))
+    part = (slice(3, 7), slice(2, 5))
+    np.testing.assert_array_equal(source.read(name, part), whole[part])

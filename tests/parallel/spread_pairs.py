@@ -1,0 +1,97 @@
+"""Tiny pairs of several families, whole and spread over a mesh, and the compiled program of their cycles."""
+
+import dataclasses
+
+import jax
+import numpy as np
+from tiny_pairs import NEVER, tiny_pair
+
+from kljudge_jax.decoding import loop
+from kljudge_jax.decoding.draft import ModelDraft
+from kljudge_jax.decoding.run import Run
+from kljudge_jax.decoding.sampling import Sampling
+from kljudge_jax.models.transformer import assemble, parameters
+from kljudge_jax.parallel.placement import Placement
+
+VOCAB_SIZE = 512
+PROMPTS = [np.arange(1, 3 + i) * 7 % VOCAB_SIZE for i in range(8)]
+
+# Heads that divide over 8 devices, that divide over some of them, and one that divides over none.
+FAMILIES = {
+    "llama": {"num_layers": 1, "num_heads": 8, "num_kv_heads": 8, "intermediate_size": 32},
+    "qwen": {
+        "num_layers": 1,
+        "num_heads": 4,
+        "num_kv_heads": 2,
+        "intermediate_size": 48,
+        "qkv_bias": True,
+        "tied_head": True,
+    },
+    "gemma": {
+        "num_layers": 1,
+        "num_heads": 2,
+        "num_kv_heads": 1,
+        "intermediate_size": 32,
+        "tied_head": True,
+        "qk_norm": True,
+        "post_norms": True,
+        "activation": "gelu_tanh",
+        "embedding_scale": 4.0,
+        "query_scale": 0.3,
+        "attention_softcap": 50.0,
+        "final_softcap": 30.0,
+        "windows": (4,),
+    },
+}
+
+
+def family_pair(family, seed=0, noise=0.1):
+    """A tiny pair of a family over 512 tokens, of which no answer ends early."""
+    return tiny_pair(seed, noise, (NEVER,), vocab_size=VOCAB_SIZE, **FAMILIES[family])
+
+
+def spread(pair, mesh, axes=None, draft_axes=None):
+    """The same pair on a mesh."""
+    placement = Placement.parse(mesh, axes, draft_axes)
+
+    def placed(model, layout):
+        values = {
+            name: jax.device_put(np.asarray(x), layout.parameter(name, x.shape))
+            for name, x in parameters(model).items()
+        }
+        return assemble(model.config, values, dataclasses.replace(model.storage, layout=layout))
+
+    return dataclasses.replace(
+        pair,
+        target=placed(pair.target, placement.target(pair.target.config)),
+        draft=placed(pair.draft, placement.draft(pair.draft.config)),
+    )
+
+
+def cycle_program(pair, verifier, prompts=PROMPTS, draft_length=4, max_new_tokens=24, **sampling):
+    """The text of the compiled loop of cycles."""
+    run = Run(
+        pair,
+        prompts,
+        verifier,
+        draft_length,
+        ModelDraft(),
+        max_new_tokens,
+        Sampling.create(**sampling),
+        (),
+        None,
+        False,
+    )
+    lowered = loop.run_cycles.lower(
+        run.pair.target,
+        run.draft,
+        run.verifier,
+        run.sampling,
+        run.eos,
+        run.state,
+        run._halted,
+        np.int32(9),
+        settings=run.settings,
+        rule=type(run.verifier),
+    )
+    return lowered.compile().as_text()

@@ -1,0 +1,117 @@
+"""Pairs of three families on meshes: the tokens of one device, and nothing large sent between the devices."""
+
+import math
+import re
+
+import jax
+import numpy as np
+import pytest
+from hlo import collectives
+from spread_pairs import FAMILIES, PROMPTS, VOCAB_SIZE, cycle_program, family_pair, spread
+from tiny_pairs import tokens_of
+
+import kljudge_jax as kj
+from kljudge_jax.decoding.draft import ModelDraft
+from kljudge_jax.decoding.run import Run
+from kljudge_jax.decoding.sampling import Sampling
+
+MESHES = ("data=8", "data=4,tensor=2", "data=2,tensor=4", "tensor=8")
+DECODING = {"draft_length": 3, "max_new_tokens": 16}
+
+
+@pytest.fixture(scope="module")
+def answers():
+    """Answers of whole pairs, each made once."""
+    known = {}
+
+    def of(family, rule):
+        if (family, rule) not in known:
+            out = kj.generate(family_pair(family), PROMPTS, verifier=rule, **DECODING)
+            known[family, rule] = tokens_of(out), out.origin
+        return known[family, rule]
+
+    return of
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_pair_on_a_mesh_writes_what_it_writes_on_one_device(family, mesh, answers):
+    pair = spread(family_pair(family), mesh)
+    for rule in (None, "exact", "kl:1.0"):
+        out = kj.generate(pair, PROMPTS, verifier=rule, **DECODING)
+        assert (tokens_of(out), out.origin) == answers(family, rule), rule
+    _, origin = answers(family, "kl:1.0")
+    assert any("relaxed" in row for row in origin) and any("target" in row for row in origin)
+
+
+@pytest.mark.parametrize(
+    ("mesh", "axes", "draft_axes", "prompts"),
+    [
+        ("data=2,tensor=4", None, "replicated", PROMPTS),
+        ("data=2,tensor=4", "vocab=none", "replicated,vocab=tensor", PROMPTS),
+        ("data=2,fsdp=2,tensor=2", None, None, PROMPTS),
+        ("data=2,tensor=4", None, None, PROMPTS[:3]),  # rows that do not divide
+    ],
+)
+def test_so_does_one_under_other_tables(mesh, axes, draft_axes, prompts, answers):
+    pair = spread(family_pair("qwen"), mesh, axes, draft_axes)
+    out = kj.generate(pair, prompts, verifier="kl:1.0", **DECODING)
+    tokens, origin = answers("qwen", "kl:1.0")
+    assert (tokens_of(out), out.origin) == (tokens[: len(prompts)], origin[: len(prompts)])
+
+
+def test_sampling_over_a_split_vocabulary_draws_the_same():
+    pair, truncation = family_pair("llama"), {"temperature": 0.8, "top_k": 40, "top_p": 0.9, "key": jax.random.key(3)}
+    alone = kj.generate(pair, PROMPTS, verifier="exact", **DECODING, **truncation)
+    out = kj.generate(spread(pair, "data=2,tensor=4"), PROMPTS, verifier="exact", **DECODING, **truncation)
+    assert tokens_of(out) == tokens_of(alone)
+    assert len({tuple(row) for row in tokens_of(out)}) > 1
+
+
+def test_the_state_keeps_its_place_from_block_to_block():
+    pair = spread(family_pair("llama"), "data=2,tensor=4")
+    run = Run(pair, PROMPTS, "exact", 3, ModelDraft(), 16, Sampling.create(), (), None, False)
+    before = jax.tree.map(lambda x: (x.shape, x.sharding), run.state)
+    assert run.state.caches.target.keys[0].sharding.shard_shape((8, 8, 64, 8)) == (4, 2, 64, 8)
+    run.advance(1)
+    assert jax.tree.map(lambda x: (x.shape, x.sharding), run.state) == before
+
+
+def largest_over(size, text):
+    """Elements of the largest float32 array of a program whose last axis has that size."""
+    shapes = re.findall(rf"f32\[((?:\d+,)*){size}\]", text)
+    return max((size * math.prod(int(n) for n in shape.split(",") if n) for shape in shapes), default=0)
+
+
+@pytest.mark.parametrize("mesh", ["data=4,tensor=2", "tensor=8"])
+@pytest.mark.parametrize(
+    ("rule", "sampling"),
+    [("exact", {}), ("kl:1.0", {}), ("kl:1.0", {"temperature": 0.8, "top_k": 40, "top_p": 0.9})],
+)
+def test_a_cycle_sums_over_the_vocabulary_and_never_gathers_it(mesh, rule, sampling):
+    pair = spread(family_pair("llama"), mesh)
+    config, tensor = pair.target.config, 8 if mesh == "tensor=8" else 2
+    text = cycle_program(pair, rule, draft_length=3, max_new_tokens=16, **sampling)
+    found = collectives(text)
+    assert {each.kind for each in found} <= {"all-reduce", "all-gather"}
+    # The sums that Megatron's layers end with: two a layer, over hidden states; of the target's pass, of the draft's
+    # first step and of its others.
+    sums = [each for each in found if each.kind == "all-reduce" and "dot_general" in each.op]
+    assert len(sums) == 3 * 2 * config.num_layers
+    assert all(sizes[-1] == config.hidden_size for each in sums for _, sizes in each.shapes)
+    # Beside them only numbers a row and position: maxima, sums, and each device's candidate for an argmax.
+    for each in found:
+        for _, sizes in each.shapes:
+            assert VOCAB_SIZE not in sizes and VOCAB_SIZE // tensor not in sizes, each
+            assert int(np.prod(sizes)) <= len(PROMPTS) * 4 * max(config.hidden_size, tensor), each
+    # A device has its own part of the logits, and nothing over the whole vocabulary but one correction a row.
+    rows = len(PROMPTS) * tensor // 8
+    assert largest_over(VOCAB_SIZE // tensor, text) >= rows * 4 * (VOCAB_SIZE // tensor)
+    assert largest_over(VOCAB_SIZE, text) <= rows * VOCAB_SIZE
+
+
+def test_a_table_that_keeps_the_vocabulary_whole_shows_in_the_program():
+    text = cycle_program(
+        spread(family_pair("llama"), "tensor=8", "vocab=none"), "exact", draft_length=3, max_new_tokens=16
+    )
+    assert largest_over(VOCAB_SIZE, text) >= len(PROMPTS) * 4 * VOCAB_SIZE

@@ -1,0 +1,120 @@
+"""Two real processes that sweep together: one result, one writer, and what a lost host does."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+import kljudge_jax
+from kljudge_jax.cli import main
+from kljudge_jax.errors import InputError
+from kljudge_jax.parallel import hosts
+
+ROOT = os.path.dirname(os.path.dirname(kljudge_jax.__file__))
+ANSWERED = ("rule", "draft_length", "problem", "right", "token_ids", "cycles", "accepted", "relaxed")
+
+
+def sweep(folders, out, n):
+    return [
+        *("sweep", "--target", str(folders.target), "--draft", str(folders.draft), "--task", "arithmetic"),
+        *("--rules", "none,kl:4.0", "--draft-lengths", "3", "--batch", "4", "--max-new-tokens", "16"),
+        *("--n", str(n), "--examples", "0", "--out", str(out)),
+    ]
+
+
+def start(words, index, port, patience):
+    """One of two hosts, with two devices."""
+    joined = ["--mesh", "data=2,tensor=2", "--hosts", "2", "--coordinator", f"127.0.0.1:{port}", "--host", str(index)]
+    env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "PYTHONPATH": ROOT}
+    return subprocess.Popen(
+        [sys.executable, "-m", "kljudge_jax.cli", *words, *joined, "--patience", str(patience)],
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def together(words, patience=60):
+    port = free_port()
+    return [start(words, index, port, patience) for index in (0, 1)]
+
+
+def answers(folder):
+    lines = (folder / "answers.jsonl").read_text(encoding="utf-8").splitlines()
+    return [{name: record[name] for name in ANSWERED} for record in map(json.loads, lines)]
+
+
+def test_two_hosts_sweep_as_one_does_and_a_lost_one_ends_the_other(tiny_folders, tmp_path, capsys):
+    alone = tmp_path / "alone"
+    assert main(sweep(tiny_folders, alone, 8)) == 0
+    capsys.readouterr()
+
+    # One is killed while both are at work.
+    out = tmp_path / "out"
+    first, second = together(sweep(tiny_folders, out, 4000), patience=5)
+    try:
+        while not (out / "answers.jsonl").exists() or not (out / "answers.jsonl").stat().st_size:
+            assert first.poll() is None and second.poll() is None, first.communicate()[1]
+            time.sleep(0.1)
+        os.killpg(second.pid, signal.SIGKILL)
+        _, said = first.communicate(timeout=300)
+    finally:
+        for process in (first, second):
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+    assert first.returncode == 1
+    assert "another host was lost" in said and "repeat the command" in said
+    second.communicate()
+    kept = answers(out)
+    assert kept
+
+    # Repeated, they go on; problems of a smaller sweep are other ones, so the plan is compared on its own below.
+    shorter = tmp_path / "shorter"
+    first, second = together(sweep(tiny_folders, shorter, 8))
+    printed, said = first.communicate(timeout=600)
+    assert first.returncode == 0, said
+    assert second.communicate(timeout=100)[0] == "" and second.returncode == 0
+    assert "| plain |" in printed
+    assert answers(shorter) == answers(alone)
+    assert {path.name for path in shorter.iterdir()} == {path.name for path in alone.iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ((2, None, None), "together"),
+        ((None, "127.0.0.1:1", None), "together"),
+        ((2, "127.0.0.1:1", 2), "counts from 0 to 1"),
+    ],
+)
+def test_hosts_that_are_half_named_are_refused(words, message):
+    with pytest.raises(InputError, match=message):
+        hosts.join(*words)
+
+
+def test_one_host_is_what_there_is_otherwise(tmp_path):
+    assert not hosts.several() and hosts.is_first()
+    assert hosts.agreed(7) == 7
+    assert hosts.common_folder(tmp_path) == tmp_path
+
+
+def test_the_command_line_refuses_hosts_without_a_mesh_or_a_number(capsys):
+    words = ["sweep", "--target", "embedded", "--task", "arithmetic", "--hosts"]
+    assert main([*words, "2"]) == 2
+    assert main([*words, "two", "--mesh", "data=2"]) == 2
+    assert main(["calibrate", "--target", "embedded", "--task", "arithmetic", "--hosts", "auto"]) == 2
+    said = capsys.readouterr().err
+    assert "name all their devices" in said and "not 'two'" in said and "calibrate runs on one host" in said
