@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import sys
 from pathlib import Path
@@ -67,8 +66,7 @@ def add(commands) -> None:
 def _bench(options) -> int:
     from kljudge_jax.decoding.words import parse_drafter
     from kljudge_jax.evaluation import bench
-    from kljudge_jax.evaluation.bench_table import bench_markdown
-    from kljudge_jax.evaluation.machine import describe_machine
+    from kljudge_jax.evaluation.bench_call import Bench, measured
     from kljudge_jax.verification import parse_verifier
 
     check_sampling(options)
@@ -107,19 +105,10 @@ def _bench(options) -> int:
         seed=options.seed,
     )
     pair, prompts, task = _pair_and_prompts(options, plan)
-    found = {
-        "schema": bench.SCHEMA,
-        "kind": bench.KIND,
-        "command": shlex.join(["kljudge", *options.words]),
-        "machine": describe_machine(),
-        "task": task,
-        **bench.run_bench(pair, prompts, plan, report=note),
-    }
-    table = bench_markdown(found, options.profile)
-    (folder / "bench.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-    (folder / "table.md").write_text(table, encoding="utf-8")
-    print(table, end="")
-    failed = sum(rule["failed"] for batch in found["batches"] for rule in batch["rules"])
+    found = Bench(measured(pair, prompts, plan, task, shlex.join(["kljudge", *options.words]), note))
+    found.save(folder, options.profile)
+    print(found.markdown(options.profile), end="")
+    failed = sum(rule["failed"] for batch in found.figures["batches"] for rule in batch["rules"])
     if failed:
         print(f"kljudge bench: a model returned NaN or +inf in {failed} answers", file=sys.stderr)
     return FAILED if failed else OK

@@ -15,6 +15,15 @@ def decode(tokenizer, tokens: Sequence[int]) -> str:
     return tokenizer.decode([int(t) for t in tokens], skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 
+def split(tokenizer, tokens: Sequence[int]) -> list[str]:
+    """The text of each token; they add up to that of all."""
+    pieces = Detokenizer(tokenizer)
+    texts = [pieces.push(token) for token in tokens]
+    if texts:
+        texts[-1] += pieces.flush()
+    return texts
+
+
 def find_stop(text: str, stop: Sequence[str]) -> int:
     """Where the first stop string begins in text; -1 if none does."""
     found = [at for at in (text.find(s) for s in stop) if at >= 0]

@@ -145,7 +145,11 @@ class Run:
             for i in range(self.batch)
         ]
         result = Generation(
-            text, [tokens for tokens, _ in answers], [origin for _, origin in answers], stats.pool(rows)
+            text,
+            [tokens for tokens, _ in answers],
+            [origin for _, origin in answers],
+            stats.pool(rows),
+            tokenizer=self.pair.tokenizer,
         )
         if not self.settings.trace:
             return result

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from kljudge_jax.decoding.display import stats_html
+
 
 @dataclasses.dataclass(frozen=True)
 class Cycle:
@@ -69,6 +71,9 @@ class Stats:
     def tokens_per_second(self) -> float:
         """Tokens committed per second of `seconds`, prompts included, compilation not."""
         return self.tokens / self.seconds if self.seconds else 0.0
+
+    def _repr_html_(self) -> str:
+        return stats_html(self)
 
     def to_json(self) -> dict:
         """The same as plain numbers, for JSON."""
