@@ -21,6 +21,7 @@ from kljudge_jax.judges.mining import mine
 from kljudge_jax.judges.training import TrainedJudge
 from kljudge_jax.models.config import Rope, TransformerConfig
 from kljudge_jax.models.pair import ModelPair
+from kljudge_jax.models.shipped import shipped_bench
 from kljudge_jax.models.transformer import Transformer
 from kljudge_jax.tasks import Problem, Task, load_task
 from kljudge_jax.verification import *  # noqa: F403
@@ -57,6 +58,7 @@ __all__ = [
     "load_task",
     "mine",
     "score",
+    "shipped_bench",
     "stream",
     "sweep",
     "train_judge",

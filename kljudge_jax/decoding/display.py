@@ -65,6 +65,18 @@ def table_html(rows: Sequence[Sequence[str]]) -> str:
     return f"<table>{''.join(f'<tr>{row}</tr>' for row in cells)}</table>"
 
 
+def scrolling_html(rows: Sequence[Sequence[str]]) -> str:
+    """Such a table that keeps its lines, and scrolls where it is too wide: for notebooks, whose own style breaks them.
+
+    Its first column is a name, the others are figures.
+    """
+    style = (
+        ".kljudge td,.kljudge th{white-space:nowrap!important;text-align:right!important}"
+        ".kljudge td:first-child,.kljudge th:first-child{text-align:left!important}"
+    )
+    return f'<style>{style}</style><div class="kljudge" style="overflow-x:auto">{table_html(rows)}</div>'
+
+
 def generation_html(result: Generation) -> str:
     """The first answers of a batch, token by token, and what each of them took."""
     parts = [] if result.tokenizer is None else [legend_html()]
@@ -90,7 +102,7 @@ def stats_html(stats: Stats) -> str:
         "seconds, and to compile": f"{stats.seconds:.2f}, {stats.compile_seconds:.2f}",
         "failed": str(stats.failed),
     }
-    return table_html([["", ""], *map(list, figures.items())])
+    return scrolling_html([["", ""], *map(list, figures.items())])
 
 
 def cost(stats: Stats) -> str:

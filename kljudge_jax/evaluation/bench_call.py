@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from kljudge_jax.decoding.display import table_html
+from kljudge_jax.decoding.display import scrolling_html
 from kljudge_jax.errors import InputError
 from kljudge_jax.evaluation import bench as benches
 from kljudge_jax.evaluation import compare as comparing
@@ -145,7 +145,7 @@ class Comparison:
     def _repr_html_(self) -> str:
         lines = comparing.comparison_notes(self.results, self.notes)
         return (
-            table_html(comparing.comparison_table(self.results, self.notes))
+            scrolling_html(comparing.comparison_table(self.results, self.notes))
             + "".join(f"<p>{html.escape(line)}</p>" for line in lines)
             + svg(comparing.draw_comparison(self.results, self.notes))
         )

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kljudge_jax.decoding.display import legend_html, table_html
+from kljudge_jax.decoding.display import legend_html, scrolling_html, table_html
 from kljudge_jax.evaluation.pareto import draw_positions, draw_tradeoff, svg
 from kljudge_jax.evaluation.summary import csv_table, markdown_table, table
 from kljudge_jax.evaluation.sweep import KIND, SCHEMA
@@ -49,8 +49,8 @@ class TaskResult:
 
     def _repr_html_(self) -> str:
         said = "".join(f"<li>{html.escape(line)}</li>" for line in findings(self.rows, self.greedy))
-        rows = table_html(table(self.rows))
-        return f'<ul>{said}</ul>{svg(self.tradeoff())}<div style="overflow-x:auto">{rows}</div>{_examples_html([self])}'
+        rows = scrolling_html(table(self.rows))
+        return f"<ul>{said}</ul>{svg(self.tradeoff())}{rows}{_examples_html([self])}"
 
 
 @dataclasses.dataclass(frozen=True)

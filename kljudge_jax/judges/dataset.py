@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from kljudge_jax.decoding.display import table_html
+from kljudge_jax.decoding.display import scrolling_html
 from kljudge_jax.errors import InputError
 from kljudge_jax.models.json_file import read_json
 from kljudge_jax.verification.features import PRIMITIVES, SETUPS, judge_features
@@ -94,7 +94,7 @@ class Dataset:
         share = self["important"].mean() if len(self) else 0.0
         figures = {"mismatches": str(len(self)), "important": f"{share:.1%}", "questions": str(len(self.questions))}
         figures |= {name: str(value) for name, value in self.origin.items() if not isinstance(value, list)}
-        return table_html([["", ""], *map(list, figures.items())])
+        return scrolling_html([["", ""], *map(list, figures.items())])
 
     def primitive(self, name: str) -> np.ndarray:
         """One of `PRIMITIVES`, f32 `[n]`."""
