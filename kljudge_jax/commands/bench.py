@@ -17,9 +17,9 @@ from kljudge_jax.commands.options import (
     check_sampling,
     command,
     load_pair,
-    note,
     split_rules,
 )
+from kljudge_jax.commands.progress import Bar
 from kljudge_jax.errors import InputError
 
 
@@ -32,6 +32,7 @@ def add(commands) -> None:
         "  kljudge bench --target embedded\n"
         "  kljudge bench --target big.gguf --draft small.gguf --rules none,exact,kl:0.4 --batch 1,8 --profile\n"
         "  kljudge bench --shape llama-3.1-8b --draft-shape llama-3.2-1b --dtype bfloat16 --acceptance 0.8",
+        "nothing is kept of rounds that are not finished: repeat the command, with fewer --rounds if it takes too long",
     )
     add_models(parser, required=False)
     group = parser.add_argument_group(
@@ -105,7 +106,8 @@ def _bench(options) -> int:
         seed=options.seed,
     )
     pair, prompts, task = _pair_and_prompts(options, plan)
-    found = Bench(measured(pair, prompts, plan, task, shlex.join(["kljudge", *options.words]), note))
+    with Bar() as bar:
+        found = Bench(measured(pair, prompts, plan, task, shlex.join(["kljudge", *options.words]), bar.show))
     found.save(folder, options.profile)
     print(found.markdown(options.profile), end="")
     failed = sum(rule["failed"] for batch in found.figures["batches"] for rule in batch["rules"])

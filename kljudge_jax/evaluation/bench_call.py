@@ -77,7 +77,7 @@ def bench(
       prompts: how many of the task's test split, at least one batch of them.
       max_new_tokens: as `generate` takes it.
       rounds: samples of everything.
-      report: told of every compilation.
+      report: told of every compilation and every round.
 
     Raises:
       InputError: a rule or a size that cannot be.

@@ -15,6 +15,7 @@ from kljudge_jax.decoding.words import parse_drafter
 from kljudge_jax.errors import InputError
 from kljudge_jax.evaluation.baselines import Request, answers_of, check_baselines, parse_baseline
 from kljudge_jax.evaluation.machine import describe_machine
+from kljudge_jax.evaluation.step import Step
 from kljudge_jax.models.pair import ModelPair
 from kljudge_jax.tasks.base import Problem, Task
 
@@ -142,10 +143,12 @@ def run_sweep(
     records = list(read_records(path))
     done = {(r["rule"], r["draft_length"], r["problem"]) for r in records}
     problems = task.problems(split=plan.split, n=plan.n, seed=plan.seed)
+    asked = list(plan.cells if cells is None else cells)
+    before = sum(cell_of(record) in asked for record in records)
     with path.open("a", encoding="utf-8") as file:
         for first in range(0, len(problems), plan.batch):
             batch = problems[first : first + plan.batch]
-            for cell in plan.cells if cells is None else cells:
+            for cell in asked:
                 if all((cell.rule, cell.draft_length, problem.id) in done for problem in batch):
                     continue
                 answers = answer(pair, task, plan, cell, batch, first)
@@ -155,11 +158,18 @@ def run_sweep(
                 os.fsync(file.fileno())
                 records += answers
                 right = sum(record["right"] for record in answers)
-                report(
+                reached = sum(cell_of(r) in asked for r in records)
+                line = (
                     f"problems {first + 1}-{first + len(batch)} of {len(problems)}, {cell.name}: {right} right, "
                     f"{sum({a['batch']: a['seconds'] for a in answers}.values()):.0f} s"
                 )
+                report(Step(line, reached, len(asked) * len(problems), before))
     return records
+
+
+def cell_of(record: dict) -> Cell:
+    """The cell that a record is of."""
+    return Cell(record["rule"], record["draft_length"])
 
 
 def decode(pair: ModelPair, plan: Plan, cell: Cell, problems: Sequence[Problem], first: int, trace: bool = False):

@@ -48,7 +48,7 @@ def test_the_shipped_bench_can_be_read():
 
 @pytest.mark.parametrize("wrong", [{"batches": []}, {"batches": [0]}, {"draft_length": 0}, {"max_new_tokens": 5}])
 def test_sizes_that_cannot_be_are_refused(pair, wrong):
-    with pytest.raises(kj.InputError, match="start at 1|give at least"):
+    with pytest.raises(kj.InputError, match=r"start at 1|give at least"):
         kj.bench(pair, Letters(), **(SIZES | wrong))
 
 
