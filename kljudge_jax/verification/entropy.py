@@ -58,7 +58,7 @@ class FLy(ThresholdRule):
 
     Maths:
       $$ \text{accept } d_i \iff \text{strict}(d_i) \lor
-      \left(\frac{H(p_i)}{\ln V} > \tau \land d_j = \arg\max p_j \text{ for } i < j \le i + w\right) $$
+      \left(\frac{H(p_i)}{\ln V} > \tau \land d_j = \operatorname{argmax} p_j \text{ for } i < j \le i + w\right) $$
 
     Source: FLy, arXiv 2511.22972 (second-hand, and its released code). That code differs: its entropy is that of the
     three best tokens in nats, its window of 6 counts the mismatch itself, and the last 6 tokens of a draft never pass.

@@ -43,7 +43,7 @@ class GreedyExact(SpeculativeSampling):
     called. Source: the temperature 0 of Leviathan et al., arXiv 2211.17192.
 
     Maths:
-      $$ \text{accept } d \iff d = \arg\max_v p(v) $$
+      $$ \text{accept } d \iff d = \operatorname{argmax}_v p(v) $$
     """
 
     greedy_only = True
