@@ -62,5 +62,5 @@ __all__ = [
     "stream",
     "sweep",
     "train_judge",
-    *verification.__all__,
 ]
+__all__ += verification.__all__

@@ -173,7 +173,7 @@ def split_rules(text: str) -> list[str]:
 
     `kl:0.1/0.4` stands for `kl:0.1` and `kl:0.4`.
     """
-    rules = []
+    rules: list[str] = []
     for rule in re.split(r",(?=\s*[a-z_]+\s*(?:[:,]|$))", text):
         name, _, rest = rule.strip().partition(":")
         settings = rest.split("/")

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kljudge_jax.decoding import stats
 from kljudge_jax.decoding.detokenize import split
 from kljudge_jax.decoding.display import generation_html
+from kljudge_jax.decoding.stats import Cycle, Stats
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -45,10 +45,10 @@ class Generation:
     text: list[str]
     tokens: list[np.ndarray]
     origin: list[list[str]]
-    stats: stats.Stats
+    stats: Stats
     kl: list[np.ndarray] | None = None
     logprobs: list[np.ndarray] | None = None
-    cycles: list[list[stats.Cycle]] | None = None
+    cycles: list[list[Cycle]] | None = None
     tokenizer: PreTrainedTokenizerBase | None = dataclasses.field(default=None, repr=False, compare=False)
 
     def pieces(self, row: int = 0) -> list[str]:

@@ -52,6 +52,7 @@ def test_every_rule_shows_its_mathematics():
 def test_all_holds_every_public_name():
     public = {name for name, value in vars(kj).items() if not name.startswith("_") and not is_module(value)}
     assert public == set(kj.__all__) and len(kj.__all__) == len(set(kj.__all__))
+    assert {rule.__name__ for rule in RULES} <= set(kj.verification.__all__) <= set(kj.__all__)
 
 
 def is_module(value):
