@@ -48,7 +48,8 @@ def commands():
 @pytest.mark.parametrize("words", commands(), ids=lambda words: " ".join(words)[:60])
 def test_a_command_is_one_that_the_parser_knows(words):
     options = cli._parser().parse_args(words)
-    for rule in split_rules(getattr(options, "rules", None) or ""):
+    rules = getattr(options, "rules", None)
+    for rule in split_rules(rules) if rules else ():
         if parse_baseline(rule) is None and not rule.startswith(("judge:judges/", "pivot:judges/")):
             kj.parse_verifier(rule, options.temperature == 0 if hasattr(options, "temperature") else True)
 
