@@ -13,6 +13,7 @@ from kljudge_jax.commands import (
     bench,
     calibrate,
     compare,
+    completion,
     convert,
     correspond,
     demo,
@@ -45,11 +46,12 @@ _COMMANDS = (
     correspond,
     train_pair,
     convert,
+    completion,
 )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs `kljudge` and returns its exit status: 0, 1 (the work failed) or 2 (bad input)."""
+    """Runs `kljudge` and returns its exit status: 0, 1 (the work failed), 2 (bad input) or 130 (Ctrl-C)."""
     # Set before anything imports them: no advice about libraries that are not needed here.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -66,7 +68,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"kljudge {options.command}: {error}", file=sys.stderr)
         return BAD_INPUT
     except KeyboardInterrupt:
-        print(f"\nkljudge {options.command}: stopped", file=sys.stderr)
+        kept = options.stopped.format(**vars(options))
+        print(f"\nkljudge {options.command}: stopped; {kept}", file=sys.stderr)
         return 128 + signal.SIGINT
     except BrokenPipeError:
         # Whoever read our output has gone; Python would complain once more while it closes stdout.

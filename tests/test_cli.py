@@ -233,3 +233,38 @@ def test_a_sweep_asks_in_text_where_there_is_no_chat_template(capsys, folders, t
     words = ["sweep", *folders, "--task", f"gsm8k:{tmp_path / 'gsm8k.jsonl'}", "--split", "all", "--n", "1"]
     status, table, _ = run(capsys, *words, "--rules", "none", "--out", tmp_path / "out")
     assert status == 0 and "| 0 of 1 |" in table
+
+
+def test_every_command_says_what_ctrl_c_leaves(capsys):
+    from kljudge_jax.cli import _parser
+
+    (commands,) = (action for action in _parser()._actions if hasattr(action, "choices") and action.choices)
+    for name, parser in commands.choices.items():
+        names = {action.dest: "here" for action in parser._actions}
+        said = parser.get_default("stopped").format(**names)  # names options that it has
+        assert "repeat the command" in said and "{" not in said, name
+        assert "kljudge " + name in parser.format_help().partition("examples:\n")[2], name
+
+
+def test_a_stopped_sweep_goes_on_from_what_it_kept(capsys, folders, tmp_path, monkeypatch):
+    from kljudge_jax.evaluation import sweep
+
+    words = ["sweep", *folders, "--task", "arithmetic", "--rules", "none,exact", "--n", "2", "--batch", "1"]
+    words += ["--draft-lengths", DRAFT_LENGTH, "--examples", "0", "--out", tmp_path]
+    answer, answered = sweep.answer, []
+
+    def stop_at_the_third(pair, task, plan, cell, batch, first):
+        if len(answered) == 2:
+            raise KeyboardInterrupt
+        answered.append(cell)
+        return answer(pair, task, plan, cell, batch, first)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sweep, "answer", stop_at_the_third)
+        status, _, err = run(capsys, *words)
+    assert status == 130
+    kept = f"kljudge sweep: stopped; every batch that was answered is in {tmp_path}: repeat the command to go on"
+    assert err.strip() == kept
+    assert len((tmp_path / "answers.jsonl").read_text().splitlines()) == 2
+    assert run(capsys, *words)[0] == 0
+    assert len((tmp_path / "answers.jsonl").read_text().splitlines()) == 4

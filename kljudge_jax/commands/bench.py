@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import sys
 from pathlib import Path
@@ -18,10 +17,10 @@ from kljudge_jax.commands.options import (
     check_sampling,
     command,
     load_pair,
-    note,
     placement_of,
     split_rules,
 )
+from kljudge_jax.commands.progress import Bar
 from kljudge_jax.errors import InputError
 
 
@@ -34,6 +33,7 @@ def add(commands) -> None:
         "  kljudge bench --target embedded\n"
         "  kljudge bench --target big.gguf --draft small.gguf --rules none,exact,kl:0.4 --batch 1,8 --profile\n"
         "  kljudge bench --shape llama-3.1-8b --draft-shape llama-3.2-1b --dtype bfloat16 --acceptance 0.8",
+        "nothing is kept of rounds that are not finished: repeat the command, with fewer --rounds if it takes too long",
     )
     add_models(parser, required=False)
     group = parser.add_argument_group(
@@ -68,8 +68,7 @@ def add(commands) -> None:
 def _bench(options) -> int:
     from kljudge_jax.decoding.words import parse_drafter
     from kljudge_jax.evaluation import bench
-    from kljudge_jax.evaluation.bench_table import bench_markdown
-    from kljudge_jax.evaluation.machine import describe_machine
+    from kljudge_jax.evaluation.bench_call import Bench, measured
     from kljudge_jax.verification import parse_verifier
 
     check_sampling(options)
@@ -108,19 +107,11 @@ def _bench(options) -> int:
         seed=options.seed,
     )
     pair, prompts, task = _pair_and_prompts(options, plan)
-    found = {
-        "schema": bench.SCHEMA,
-        "kind": bench.KIND,
-        "command": shlex.join(["kljudge", *options.words]),
-        "machine": describe_machine(),
-        "task": task,
-        **bench.run_bench(pair, prompts, plan, report=note),
-    }
-    table = bench_markdown(found, options.profile)
-    (folder / "bench.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-    (folder / "table.md").write_text(table, encoding="utf-8")
-    print(table, end="")
-    failed = sum(rule["failed"] for batch in found["batches"] for rule in batch["rules"])
+    with Bar() as bar:
+        found = Bench(measured(pair, prompts, plan, task, shlex.join(["kljudge", *options.words]), bar.show))
+    found.save(folder, options.profile)
+    print(found.markdown(options.profile), end="")
+    failed = sum(rule["failed"] for batch in found.figures["batches"] for rule in batch["rules"])
     if failed:
         print(f"kljudge bench: a model returned NaN or +inf in {failed} answers", file=sys.stderr)
     return FAILED if failed else OK

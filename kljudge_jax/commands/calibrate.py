@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 from pathlib import Path
 
@@ -17,8 +16,8 @@ from kljudge_jax.commands.options import (
     check_sampling,
     command,
     load_pair,
-    note,
 )
+from kljudge_jax.commands.progress import Bar
 from kljudge_jax.errors import InputError
 
 _SPLITS = ("train", "validation", "test", "all")
@@ -34,6 +33,7 @@ def add(commands) -> None:
         "  kljudge calibrate --target embedded --task arithmetic --rule kl --thresholds 0.01,0.02,0.05,0.1 --n 1000\n"
         "  kljudge calibrate --target big.gguf --draft small.gguf --task prompts:prompts.txt --without-answers "
         "--rule kl --thresholds 0.1,0.2,0.4 --budget 10 --n 300",
+        "every batch that was answered is in {out}: repeat the command to go on",
     )
     add_models(parser)
     parser.add_argument(
@@ -90,14 +90,14 @@ def _calibrate(options) -> int:
     pair = load_pair(options)
     task = as_model_reads(task, options.task, pair)
     checked = None
-    try:
-        tested = calibrate.calibrate(pair, task, plan, options.out, note)
-        best = calibrate.chosen(tested)
-        if best is not None and options.check_n:
-            checked = calibrate.check(pair, task, plan, best, options.check_n, options.check_split, options.out, note)
-    except KeyboardInterrupt:
-        print(f"\nkljudge calibrate: stopped; repeat the command to go on in {options.out}", file=sys.stderr)
-        return 128 + signal.SIGINT
+    with Bar() as bar:
+        tested = calibrate.calibrate(pair, task, plan, options.out, bar.show)
+    best = calibrate.chosen(tested)
+    if best is not None and options.check_n:
+        with Bar() as bar:
+            checked = calibrate.check(
+                pair, task, plan, best, options.check_n, options.check_split, options.out, bar.show
+            )
     calibrate.write(options.out, calibrate.summary(pair.target_name, plan, tested, options.words, checked))
     print(f"{calibration_text.table(plan, tested)}\n{calibration_text.verdict(plan, tested)}")
     if checked is not None:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from kljudge_jax.commands.options import OK, command
-from kljudge_jax.errors import InputError
 
 
 def add(commands) -> None:
@@ -23,18 +20,10 @@ def add(commands) -> None:
 
 
 def _compare(options) -> int:
-    from kljudge_jax.evaluation.compare import compare, comparison_markdown, read_result, write_comparison
+    from kljudge_jax.evaluation.bench_call import compare
 
-    results = [read_result(path) for path in options.results]
-    notes = compare(results, options.force)
-    folder = Path(options.out)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{folder} cannot be a folder of results: {error.strerror}") from error
-    table = comparison_markdown(results, notes)
-    (folder / "compare.md").write_text(table, encoding="utf-8")
-    write_comparison(folder / "compare.png", results, notes)
-    print(table, end="")
-    print(f"\nPicture: {folder / 'compare.png'}")
+    compared = compare(*options.results, force=options.force)
+    picture = compared.save(options.out)
+    print(compared.markdown(), end="")
+    print(f"\nPicture: {picture}")
     return OK

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from kljudge_jax.commands.color import add_color, is_coloured, legend, painted
 from kljudge_jax.commands.options import FAILED, OK, command, note, split_rules
+from kljudge_jax.commands.progress import Bar
 from kljudge_jax.errors import InputError
 
 
@@ -22,6 +23,7 @@ def add(commands) -> None:
         "  kljudge demo\n"
         "  kljudge demo --task conversion --rules none,exact,kl:0.1,kl:1.0\n"
         "  kljudge demo --problems 1000 --rules none,exact,kl:0.4,random:0.5 --out results/thousand",
+        "the answers that were shown are in {out}, if all of them were: repeat the command for the table",
     )
     parser.add_argument("--task", choices=("arithmetic", "conversion"), default="arithmetic", help="what is asked")
     parser.add_argument("--problems", metavar="INT", type=int, default=200, help="how many go into the table")
@@ -87,9 +89,10 @@ def _demo(options) -> int:
     draw_page([])
     write_picture(folder / "answer.png", answers[1:] or answers)
 
-    note("\ntiming single answers")
-    speeds = show.time_one_by_one()
-    rows = show.compare(note)
+    with Bar() as bar:
+        speeds = show.time_one_by_one(report=bar.show)
+    with Bar() as bar:
+        rows = show.compare(bar.show)
     cells = demo.table(rows, speeds)
     print(f"\n{options.problems} fresh problems:\n\n{aligned(cells)}\n")
     demo.write(folder, cells, rows, speeds)

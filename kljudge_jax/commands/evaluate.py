@@ -14,9 +14,9 @@ from kljudge_jax.commands.options import (
     check_drafter,
     command,
     load_pair,
-    note,
     split_rules,
 )
+from kljudge_jax.commands.progress import Bar
 from kljudge_jax.errors import InputError
 
 
@@ -29,6 +29,7 @@ def add(commands) -> None:
         "  kljudge evaluate --target big.gguf --draft small.gguf --rules none,exact,kl:0.4 --harness-tasks gsm8k "
         "--limit 50\n"
         "  kljudge evaluate --target embedded --harness-tasks my_task --include-path my_tasks",
+        "every task that a rule has finished is in {out}: repeat the command to go on",
     )
     add_models(parser)
     parser.add_argument("--harness-tasks", required=True, metavar="NAMES", help="tasks of the harness, with commas")
@@ -56,8 +57,10 @@ def add(commands) -> None:
 
 def _evaluate(options) -> int:
     from kljudge_jax.decoding.words import parse_draft_length, parse_drafter
+    from kljudge_jax.evaluation.finished import Finished
     from kljudge_jax.evaluation.harness import KLJudgeLM, harness_runs
     from kljudge_jax.evaluation.harness_table import compare_with_first, harness_markdown, harness_rows
+    from kljudge_jax.evaluation.step import Step
     from kljudge_jax.verification import parse_verifier
 
     rules = split_rules(options.rules)
@@ -75,14 +78,21 @@ def _evaluate(options) -> int:
     except OSError as error:
         raise InputError(f"{folder} cannot be a folder of results: {error.strerror}") from error
     pair = load_pair(options)
+    finished = Finished(folder / "finished.jsonl", _asked(options, pair))
     rows, failed = [], 0
-    for rule in rules:
-        for name, run in runs.items():
-            note(f"{name}, {rule}")
-            lm = KLJudgeLM(pair, rule, length, drafter, options.batch, options.max_new_tokens, seed=options.seed)
-            found = run(lm, limit=options.limit, num_fewshot=options.num_fewshot, apply_chat_template=options.chat)
-            rows += harness_rows(rule, found, lm.stats)
-            failed += lm.stats.failed if lm.stats else 0
+    with Bar() as bar:
+        every = [(rule, name) for rule in rules for name in runs]
+        before = sum(one in finished for one in every)
+        for done, (rule, name) in enumerate(every):
+            bar.keep(Step(f"{name}, {rule}", done, len(every), before))
+            if (rule, name) not in finished:
+                lm = KLJudgeLM(pair, rule, length, drafter, options.batch, options.max_new_tokens, seed=options.seed)
+                found = runs[name](
+                    lm, limit=options.limit, num_fewshot=options.num_fewshot, apply_chat_template=options.chat
+                )
+                finished.add((rule, name), harness_rows(rule, found, lm.stats), lm.stats.failed if lm.stats else 0)
+            rows += finished[rule, name]["rows"]
+            failed += finished[rule, name]["failed"]
     compare_with_first(rows)
     table = harness_markdown(rows)
     kept = {"schema": 1, "command": options.words, "target": pair.target_name, "draft": pair.draft_name, "rows": rows}
@@ -92,3 +102,10 @@ def _evaluate(options) -> int:
     if failed:
         print(f"kljudge evaluate: a model returned NaN or +inf in {failed} answers", file=sys.stderr)
     return FAILED if failed else OK
+
+
+def _asked(options, pair) -> dict:
+    """What has to be the same for a repeated command to go on."""
+    names = ("include_path", "draft_length", "drafter", "limit", "num_fewshot", "chat", "batch", "max_new_tokens")
+    models = {"target": pair.target_name, "draft": pair.draft_name, "dtype": str(pair.target.dtype)}
+    return models | {name: getattr(options, name) for name in (*names, "seed", "mesh", "revision", "draft_revision")}

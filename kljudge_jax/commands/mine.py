@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import signal
-import sys
-
 from kljudge_jax.commands.options import (
     OK,
     add_models,
@@ -15,6 +12,7 @@ from kljudge_jax.commands.options import (
     load_checked_task,
     load_pair,
 )
+from kljudge_jax.commands.progress import Bar
 from kljudge_jax.errors import InputError
 
 
@@ -28,6 +26,7 @@ def add(commands) -> None:
         "  kljudge mine --target big.gguf --draft small.gguf --task gsm8k:train.jsonl --n 2000 --out mined/gsm8k\n"
         "  kljudge mine --target embedded --labels likelihood --task arithmetic --out mined/selfjudge\n"
         "  kljudge mine --target big.gguf --draft small.gguf --labels marked --answers marked.jsonl --out mined/marked",
+        "every question that is finished is in {out}: repeat the command to go on",
     )
     add_models(parser)
     parser.add_argument("--task", metavar="TASK", help="arithmetic, conversion, gsm8k:FILE, ...")
@@ -85,6 +84,7 @@ _READS = {
 
 
 def _mine(options) -> int:
+    from kljudge_jax.evaluation.step import Step
     from kljudge_jax.judges.mining import Options, mine
     from kljudge_jax.judges.sources import label_by_likelihood, label_by_rollouts, label_marked_answers
 
@@ -105,29 +105,27 @@ def _mine(options) -> int:
     task = None if marked else load_checked_task(options.task, options.run_code)
     pair = load_pair(options)
 
-    def counted(finished, questions):
-        print(f"{finished} of {questions} questions", file=sys.stderr, flush=True)
+    with Bar() as bar:
+        before: list[int] = []  # questions that an earlier run finished
 
-    try:
+        def counted(finished, questions):
+            before.append(finished - 1)  # told after each question
+            bar.show(Step(f"{finished} of {questions} questions", finished, questions, before[0]))
+
+        def searched(progress):
+            before.append(progress.finished)  # told first when none is finished yet
+            words = f"{progress.finished} of {progress.questions} questions, {progress.mismatches} mismatches"
+            bar.show(Step(words, progress.finished, progress.questions, before[0]))
+
         if marked:
             data = label_marked_answers(pair, options.answers, options.out, progress=counted)
+        elif settings is not None:
+            task = as_model_reads(task, options.task, pair, options.run_code)
+            data = mine(pair, task, options.out, **problems, options=settings, progress=searched)
         else:
             task = as_model_reads(task, options.task, pair, options.run_code)
-            if settings is not None:
-                data = mine(
-                    pair,
-                    task,
-                    options.out,
-                    **problems,
-                    options=settings,
-                    progress=lambda progress: print(progress, file=sys.stderr, flush=True),
-                )
-            else:
-                label = {"likelihood": label_by_likelihood, "rollouts": label_by_rollouts}[options.labels]
-                data = label(pair, task, options.out, **problems, **given, progress=counted)
-    except KeyboardInterrupt:
-        print(f"\nkljudge mine: stopped; repeat the command to go on in {options.out}", file=sys.stderr)
-        return 128 + signal.SIGINT
+            label = {"likelihood": label_by_likelihood, "rollouts": label_by_rollouts}[options.labels]
+            data = label(pair, task, options.out, **problems, **given, progress=counted)
     print(
         f"{options.out}: {len(data)} mismatches, {data['important'].mean() if len(data) else 0:.1%} of them important"
     )

@@ -32,11 +32,19 @@ class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFo
         return action.help if silent else super()._get_help_string(action)
 
 
-def command(commands, name: str, run: Callable, summary: str, examples: str) -> argparse.ArgumentParser:
+def command(
+    commands,
+    name: str,
+    run: Callable,
+    summary: str,
+    examples: str,
+    stopped: str = "nothing is kept: repeat the command",
+) -> argparse.ArgumentParser:
+    """A sub-command; `stopped` says after Ctrl-C what is kept and how to go on, its options in braces."""
     parser = commands.add_parser(
         name, help=summary, description=summary, epilog=f"examples:\n{examples}", formatter_class=Help
     )
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, stopped=stopped)
     return parser
 
 
@@ -244,7 +252,7 @@ def split_rules(text: str) -> list[str]:
 
     `kl:0.1/0.4` stands for `kl:0.1` and `kl:0.4`.
     """
-    rules = []
+    rules: list[str] = []
     for rule in re.split(r",(?=\s*[a-z_]+\s*(?:[:,]|$))", text):
         name, _, rest = rule.strip().partition(":")
         settings = rest.split("/")

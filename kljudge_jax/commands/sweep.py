@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import signal
 import sys
 from collections import defaultdict
 
@@ -25,6 +24,7 @@ from kljudge_jax.commands.options import (
     split_rules,
     whole_numbers,
 )
+from kljudge_jax.commands.progress import Bar
 from kljudge_jax.errors import InputError
 
 
@@ -39,6 +39,7 @@ def add(commands) -> None:
         "--draft-lengths 8,24 --n 30 --out results/gsm8k\n"
         "  kljudge sweep --target embedded --task arithmetic --rules none,exact,draft,lookup:3,hf,hf:assisted "
         "--batch 1",
+        "every batch that was answered is in {out}: repeat the command to go on",
     )
     add_models(parser)
     parser.add_argument(
@@ -117,16 +118,14 @@ def _sweep(options) -> int:
     tasks = [as_model_reads(load_task(spec, run_code=options.run_code), spec, pair, options.run_code) for spec in specs]
     parts = sweep.parts(tasks, seeds, plan, options.out)
     answered, shown = defaultdict(list), defaultdict(list)
-    try:
-        for part in parts:
-            note(f"{part.task.name}, seed {part.plan.seed}")
-            answered[part.task.name].append((part.plan, sweep.run_sweep(pair, part.task, part.plan, part.folder, note)))
-        for part in parts:
-            if part.plan.seed == seeds[0]:
-                shown[part.task.name] = examples(pair, part, options.examples)
-    except KeyboardInterrupt:
-        print(f"\nkljudge sweep: stopped; repeat the command to go on in {options.out}", file=sys.stderr)
-        return 128 + signal.SIGINT
+    for part in parts:
+        note(f"{part.task.name}, seed {part.plan.seed}")
+        with Bar() as bar:
+            records = sweep.run_sweep(pair, part.task, part.plan, part.folder, bar.show)
+        answered[part.task.name].append((part.plan, records))
+    for part in parts:
+        if part.plan.seed == seeds[0]:
+            shown[part.task.name] = examples(pair, part, options.examples)
     results = [TaskResult(name, summarise(sweep.pooled(records)), shown[name]) for name, records in answered.items()]
     setting = read_setting([part.folder for part in parts], shlex.join(["kljudge", *options.words]))
     files = write_report(options.out, results, setting)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from kljudge_jax.commands.options import OK, command, note
+import itertools
+
+from kljudge_jax.commands.options import OK, command
+from kljudge_jax.commands.progress import Bar
 
 
 def add(commands) -> None:
@@ -23,16 +26,19 @@ def add(commands) -> None:
 
 
 def _train_judge(options) -> int:
+    from kljudge_jax.evaluation.step import Step
     from kljudge_jax.judges.jobs import train_judge
     from kljudge_jax.judges.training import Options
 
     settings = Options(options.setup, options.model, class_weight=options.class_weight, seed=options.seed)
-    judge = train_judge(
-        options.data,
-        options.folder,
-        settings,
-        lambda point: note(f"C {point.C:.3g}: validation AUC {point.validation_auc:.3f}"),
-    )
+    with Bar() as bar:
+        points = itertools.count(1)
+
+        def show(point):
+            line = f"C {point.C:.3g}: validation AUC {point.validation_auc:.3f}"
+            bar.show(Step(line, next(points), len(settings.grid)))
+
+        judge = train_judge(options.data, options.folder, settings, show)
     print(judge.markdown(), end="")
     print(f"\n{options.folder}")
     return OK

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
-import signal
-import sys
-import time
 
 from kljudge_jax.commands.options import OK, command
+from kljudge_jax.commands.progress import Bar
 from kljudge_jax.errors import InputError
-
-_BAR = 24
 
 
 def add(commands) -> None:
@@ -21,6 +18,7 @@ def add(commands) -> None:
         _train_pair,
         "Train a target and a draft from nothing on word problems and conversions, as the embedded pair was.",
         "  kljudge train-pair my-pair\n  kljudge train-pair quick --target-steps 200 --draft-steps 200 --problems 100",
+        "the last checkpoint is in {folder}: repeat the command to go on",
     )
     parser.add_argument("folder", metavar="DIR", help="where to; repeat the command to go on after a kill")
     parser.add_argument("--target-steps", metavar="INT", type=int, help="optimiser steps of the target")
@@ -33,17 +31,24 @@ def add(commands) -> None:
 
 
 def _train_pair(options) -> int:
+    from kljudge_jax.evaluation.step import Step
     from kljudge_jax.training.train_pair import DRAFT, TARGET, train_pair
 
     if options.problems < 1:
         raise InputError("--problems starts at 1")
     target = _changed(TARGET, options, options.target_steps, options.seed)
     draft = _changed(DRAFT, options, options.draft_steps, None if options.seed is None else options.seed + 1)
-    try:
-        card = train_pair(options.folder, target, draft, _Bar().show, options.problems)
-    except KeyboardInterrupt:
-        print(f"\nkljudge train-pair: stopped; repeat the command to go on in {options.folder}", file=sys.stderr)
-        return 128 + signal.SIGINT
+    before: dict[str, int] = {}  # the step at which each model went on
+    with contextlib.ExitStack() as stack:
+        bars: dict[str, Bar] = {}
+
+        def show(model, progress):
+            bar = bars.get(model) or bars.setdefault(model, stack.enter_context(Bar()))
+            step = Step(f"{model}: {progress}", progress.step, progress.steps, before.setdefault(model, progress.step))
+            # What was measured stays on the screen; the rest gives way to the next report.
+            (bar.keep if progress.accuracy or progress.step == progress.steps else bar.show)(step)
+
+        card = train_pair(options.folder, target, draft, show, options.problems)
     print(json.dumps(dataclasses.asdict(card)["accuracy"]))
     print(options.folder)
     return OK
@@ -61,25 +66,3 @@ def _changed(recipe, options, steps, seed):
         changes["turns"] = tuple((place * steps // recipe.steps, share) for place, share in recipe.turns)
         changes["curriculum"] = tuple((first * steps // recipe.steps, shares) for first, shares in recipe.curriculum)
     return dataclasses.replace(recipe, **changes)
-
-
-class _Bar:
-    """Progress on standard error: one moving line on a terminal, one line a report elsewhere."""
-
-    def __init__(self):
-        self._began: dict[str, tuple[int, float]] = {}
-
-    def show(self, model: str, progress) -> None:
-        step, began = self._began.setdefault(model, (progress.step, time.perf_counter()))
-        done = progress.step - step
-        line = f"{model}: {progress}"
-        if done and progress.step < progress.steps:
-            left = (time.perf_counter() - began) / done * (progress.steps - progress.step)
-            line += f", {left / 60:.0f} min left"
-        if not sys.stderr.isatty():
-            print(line, file=sys.stderr, flush=True)
-            return
-        filled = _BAR * progress.step // progress.steps
-        # What was measured stays on the screen; the rest gives way to the next report.
-        end = "\n" if progress.accuracy or progress.step == progress.steps else ""
-        print(f"\r\x1b[K[{'=' * filled}{' ' * (_BAR - filled)}] {line}", end=end, file=sys.stderr, flush=True)

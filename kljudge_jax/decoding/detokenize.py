@@ -4,15 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 # What a decoder shows for bytes that are not a whole character yet.
 _INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
 
 
-def decode(tokenizer, tokens: Sequence[int]) -> str:
+def decode(tokenizer, tokens: Sequence[int] | np.ndarray) -> str:
     """The text of token ids, special tokens left out; "" without a tokenizer."""
     if tokenizer is None or len(tokens) == 0:
         return ""
     return tokenizer.decode([int(t) for t in tokens], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+def split(tokenizer, tokens: Sequence[int] | np.ndarray) -> list[str]:
+    """The text of each token; they add up to that of all."""
+    pieces = Detokenizer(tokenizer)
+    texts = [pieces.push(token) for token in tokens]
+    if texts:
+        texts[-1] += pieces.flush()
+    return texts
 
 
 def find_stop(text: str, stop: Sequence[str]) -> int:
@@ -21,7 +32,7 @@ def find_stop(text: str, stop: Sequence[str]) -> int:
     return min(found, default=-1)
 
 
-def cut_at_stop(tokenizer, tokens: Sequence[int], stop: Sequence[str]) -> tuple[int, str] | None:
+def cut_at_stop(tokenizer, tokens: Sequence[int] | np.ndarray, stop: Sequence[str]) -> tuple[int, str] | None:
     """Cuts an answer at its first stop string.
 
     Returns:

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kljudge_jax.decoding import stats
+from kljudge_jax.decoding.detokenize import split
+from kljudge_jax.decoding.display import generation_html
+from kljudge_jax.decoding.stats import Cycle, Stats
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +27,7 @@ class Progress:
 
 @dataclasses.dataclass(frozen=True)
 class Generation:
-    """What `generate` returns; one entry a prompt.
+    """What `generate` returns; one entry a prompt. A notebook shows its answers token by token.
 
     Attributes:
       text: the answers, without EOS and without what a stop string cut off; "" where the pair has no tokenizer.
@@ -33,12 +39,21 @@ class Generation:
         where the draft's distribution is all at its token.
       logprobs: with `trace`, f32 `[T]` each: log-probability under the target at T = 1.
       cycles: with `trace`, the cycles of each answer.
+      tokenizer: what `text` was read with; None where the pair has none.
     """
 
     text: list[str]
     tokens: list[np.ndarray]
     origin: list[list[str]]
-    stats: stats.Stats
+    stats: Stats
     kl: list[np.ndarray] | None = None
     logprobs: list[np.ndarray] | None = None
-    cycles: list[list[stats.Cycle]] | None = None
+    cycles: list[list[Cycle]] | None = None
+    tokenizer: PreTrainedTokenizerBase | None = dataclasses.field(default=None, repr=False, compare=False)
+
+    def pieces(self, row: int = 0) -> list[str]:
+        """The text of each token of an answer; they add up to it, and to no text without a tokenizer."""
+        return [""] * len(self.tokens[row]) if self.tokenizer is None else split(self.tokenizer, self.tokens[row])
+
+    def _repr_html_(self) -> str:
+        return generation_html(self)

@@ -199,7 +199,14 @@ class Run:
         traced = {}
         if self.settings.trace:
             traced = {name: [getattr(row, name) for row in rows] for name in ("kl", "logprobs", "cycles")}
-        return Generation(text, [row.tokens for row in rows], [row.origin for row in rows], counts, **traced)
+        return Generation(
+            text,
+            [row.tokens for row in rows],
+            [row.origin for row in rows],
+            counts,
+            tokenizer=self.pair.tokenizer,
+            **traced,
+        )
 
     def _cut(self, row: Row) -> Row:
         cut = cut_at_stop(self.pair.tokenizer, row.text_tokens(self.pair.eos)[0], self.stop) if self.stop else None

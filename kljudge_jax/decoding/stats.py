@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from kljudge_jax.decoding.display import stats_html
+
 
 @dataclasses.dataclass(frozen=True)
 class Cycle:
@@ -81,6 +83,9 @@ class Stats:
     def slot_occupancy(self) -> float:
         """The share of the device's row-cycles that went into these answers; the rest was spent on ended rows."""
         return self.cycles / self.slot_cycles if self.slot_cycles else 0.0
+
+    def _repr_html_(self) -> str:
+        return stats_html(self)
 
     def to_json(self) -> dict:
         """The same as plain numbers, for JSON."""

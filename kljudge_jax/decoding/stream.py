@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 from kljudge_jax.decoding import arguments
 from kljudge_jax.decoding.adaptive import Adaptive
@@ -95,7 +96,7 @@ class _Pieces:
         self._given = 0  # characters that were
         self._origin = "target"
 
-    def push(self, tokens: Sequence[int], origin: Sequence[str]) -> list[Event]:
+    def push(self, tokens: Sequence[int] | np.ndarray, origin: Sequence[str]) -> list[Event]:
         for token, self._origin in zip(tokens, origin, strict=True):
             self._held.append((self._detokenizer.push(token), self._origin))
         text = "".join(piece for piece, _ in self._held)

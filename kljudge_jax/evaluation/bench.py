@@ -36,7 +36,7 @@ def run_bench(
       prompts: each as `generate` takes one; a batch that wants more of them gets some twice.
       plan: what to measure.
       shortest: the least seconds of a sample.
-      report: told of every compilation.
+      report: told of every compilation and every round.
 
     Raises:
       InputError: a rule, or a prompt, that cannot be.

@@ -6,12 +6,16 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path, PurePath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kljudge_jax.errors import InputError
 from kljudge_jax.evaluation import bench, sweep
 from kljudge_jax.evaluation.bench_table import machine_label, milliseconds, ranged
+from kljudge_jax.evaluation.text_table import markdown
 from kljudge_jax.models.json_file import read_json
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,26 +94,33 @@ def compare(results: Sequence[Result], force: bool = False) -> list[str]:
     return notes
 
 
+def comparison_table(results: Sequence[Result], notes: Sequence[str]) -> list[list[str]]:
+    """The results as cells of text, the head first; one that differs has a mark."""
+    heads = list(dict.fromkeys(head for result in results for row in result.rows for head in row))
+    named = zip(results, _names(results, notes), strict=True)
+    return [["result", *heads]] + [
+        [name, *(row.get(head, "") for head in heads)] for result, name in named for row in result.rows
+    ]
+
+
+def comparison_notes(results: Sequence[Result], notes: Sequence[str]) -> list[str]:
+    """What was measured, and where each result comes from and in what it differs."""
+    asked = "; ".join(f"{name} {_short(value)}" for name, value in results[0].asked.items())
+    return [f"{results[0].kind.capitalize()} of {asked}."] + [
+        f"{name}: {result.path}" + (f" (not comparable: {note})" if note else "")
+        for result, name, note in zip(results, _names(results, notes), notes, strict=True)
+    ]
+
+
 def comparison_markdown(results: Sequence[Result], notes: Sequence[str]) -> str:
     """The table; a result that differs has a mark, and the difference stands beneath."""
-    heads: list[str] = []
-    for result in results:
-        for row in result.rows:
-            heads += [head for head in row if head not in heads]
-    names = _names(results, notes)
-    lines = ["| " + " | ".join(["result", *heads]) + " |", "|" + "---|" * (len(heads) + 1)]
-    for result, name in zip(results, names, strict=True):
-        lines += ["| " + " | ".join([name, *(row.get(head, "") for head in heads)]) + " |" for row in result.rows]
-    lines.append("")
-    asked = "; ".join(f"{name} {_short(value)}" for name, value in results[0].asked.items())
-    lines.append(f"{results[0].kind.capitalize()} of {asked}.")
-    for result, name, note in zip(results, names, notes, strict=True):
-        lines.append(f"- {name}: {result.path}" + (f" (not comparable: {note})" if note else ""))
+    first, *others = comparison_notes(results, notes)
+    lines = [markdown(comparison_table(results, notes)), first, *(f"- {line}" for line in others)]
     return "\n".join(lines) + "\n"
 
 
-def write_comparison(path: str | Path, results: Sequence[Result], notes: Sequence[str]) -> None:
-    """Writes the picture: tokens per second as bars, a group a rule, a colour a result."""
+def draw_comparison(results: Sequence[Result], notes: Sequence[str]) -> Figure:
+    """The picture: tokens per second as bars, a group a rule, a colour a result."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -146,7 +157,7 @@ def write_comparison(path: str | Path, results: Sequence[Result], notes: Sequenc
     axes.set_xlabel(f"tokens per second, {spread}")
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside upper center", fontsize=8, frameon=False, ncols=1)
-    figure.savefig(path)
+    return figure
 
 
 def _of_bench(path: Path, found: dict[str, Any]) -> Result:

@@ -15,6 +15,7 @@ from kljudge_jax.decoding.stream import Event, stream
 from kljudge_jax.evaluation import sweep
 from kljudge_jax.evaluation.machine import describe_machine
 from kljudge_jax.evaluation.statistics import speed_ratio_interval
+from kljudge_jax.evaluation.step import Step
 from kljudge_jax.evaluation.summary import summarise
 from kljudge_jax.evaluation.text_table import markdown
 from kljudge_jax.evaluation.token_page import Answer, answer_of
@@ -53,7 +54,9 @@ class Demo:
             note += f"; {result.stats.relaxed} tokens relaxed"
         return answer_of(title(rule), self.pair.tokenizer, result, note=note)
 
-    def time_one_by_one(self, count: int = 12, rounds: int = 2) -> dict[str, SpeedRatio]:
+    def time_one_by_one(
+        self, count: int = 12, rounds: int = 2, report: Callable[[str], None] = lambda line: None
+    ) -> dict[str, SpeedRatio]:
         """Answers `count` problems one at a time under every rule in turn, `rounds` times over.
 
         They are the ones nearest to the shown one in length, so that they share its compiled programs.
@@ -63,8 +66,9 @@ class Demo:
         count = len(near)
         tokens = {rule: np.zeros(count) for rule in self.rules}
         seconds = {rule: np.zeros(count) for rule in self.rules}
-        for _ in range(rounds):
+        for again in range(rounds):
             for i, problem in enumerate(near):
+                report(Step("single answers", again * count + i, rounds * count))
                 for rule in self.rules:
                     out = generate(self.pair, problem.prompt, trace=True, **self._options(rule))
                     tokens[rule][i] += out.stats.tokens
@@ -80,8 +84,8 @@ class Demo:
             batch=len(self.problems),
             max_new_tokens=MAX_NEW_TOKENS,
         )
-        for cell in plan.cells:
-            report(f"{len(self.problems)} problems, {title(cell.rule)}")
+        for done, cell in enumerate(plan.cells):
+            report(Step(f"{len(self.problems)} problems, {title(cell.rule)}", done, len(plan.cells)))
             records += sweep.answer(self.pair, self.task, plan, cell, self.problems, range(len(self.problems)))
         return summarise(records)
 

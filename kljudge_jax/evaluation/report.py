@@ -7,11 +7,16 @@ import html
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from kljudge_jax.decoding.display import legend_html, scrolling_html, table_html
 from kljudge_jax.evaluation.pareto import draw_positions, draw_tradeoff, svg
 from kljudge_jax.evaluation.summary import csv_table, markdown_table, table
 from kljudge_jax.evaluation.sweep import KIND, SCHEMA
-from kljudge_jax.evaluation.token_page import Answer, legend_html, page, table_html, tokens_html
+from kljudge_jax.evaluation.token_page import Answer, page, tokens_html
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 NOTES = (
     "Intervals are 95 %: Wilson's for accuracy, Agresti and Min's for the difference from plain decoding, bootstrap "
@@ -24,17 +29,28 @@ NOTES = (
 
 @dataclasses.dataclass(frozen=True)
 class TaskResult:
-    """What a sweep found on one task.
+    """What a sweep found on one task; a notebook shows it.
 
     Attributes:
       name: the task's.
       rows: one a cell, as `summarise` makes them.
       examples: prompts, each with its answers under the rules.
+      greedy: a lossless rule should have written the plain answers.
     """
 
     name: str
     rows: Sequence[dict]
     examples: Sequence[tuple[str, Sequence[Answer]]] = ()
+    greedy: bool = True
+
+    def tradeoff(self) -> Figure:
+        """Accuracy against tokens per target pass, and against speed."""
+        return draw_tradeoff([(self.name, self.rows)])
+
+    def _repr_html_(self) -> str:
+        said = "".join(f"<li>{html.escape(line)}</li>" for line in findings(self.rows, self.greedy))
+        rows = scrolling_html(table(self.rows))
+        return f"<ul>{said}</ul>{svg(self.tradeoff())}{rows}{_examples_html([self])}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,9 +164,13 @@ def _html(results: Sequence[TaskResult], setting: Setting, tradeoff: str, positi
         parts.append(f"<h3>{html.escape(result.name)}</h3><div class=scroll>{table_html(table(result.rows))}</div>")
     parts.append(f"<p class=note>{html.escape(NOTES)}</p>")
     parts.append(f"<h2>How deep into the draft</h2><figure>{positions}</figure>")
+    parts.append(_examples_html(results))
+    return page("Judge decoding: a sweep", "".join(parts), setting.command, wide=True)
+
+
+def _examples_html(results: Sequence[TaskResult]) -> str:
     shown = [(prompt, answers) for result in results for prompt, answers in result.examples]
-    if shown:
-        parts.append(f"<h2>Answers, token by token</h2>{legend_html()}")
+    parts = [f"<h2>Answers, token by token</h2>{legend_html()}"] if shown else []
     for prompt, answers in shown:
         parts.append(f'<pre class="prompt">{html.escape(prompt)}</pre>')
         parts += [
@@ -158,7 +178,7 @@ def _html(results: Sequence[TaskResult], setting: Setting, tradeoff: str, positi
             f"<span class=note>{html.escape(answer.note)}</span></summary>{tokens_html(answer)}</details>"
             for i, answer in enumerate(answers)
         ]
-    return page("Judge decoding: a sweep", "".join(parts), setting.command, wide=True)
+    return "".join(parts)
 
 
 def _markdown(results: Sequence[TaskResult], setting: Setting) -> str:

@@ -16,6 +16,7 @@ from kljudge_jax.decoding.words import parse_drafter
 from kljudge_jax.errors import InputError
 from kljudge_jax.evaluation.baselines import Answer, Request, answers_of, check_baselines, parse_baseline
 from kljudge_jax.evaluation.machine import describe_machine
+from kljudge_jax.evaluation.step import Step
 from kljudge_jax.models.pair import ModelPair
 from kljudge_jax.tasks.base import Problem, Task
 
@@ -158,6 +159,8 @@ def run_sweep(
     records = list(read_records(path))
     done = {(r["rule"], r["draft_length"], r["problem"]) for r in records}
     problems = task.problems(split=plan.split, n=plan.n, seed=plan.seed)
+    asked = list(plan.cells if cells is None else cells)
+    before = sum(cell_of(record) in asked for record in records)
     with path.open("a", encoding="utf-8") as file:
 
         def keep(record: dict) -> None:
@@ -167,18 +170,25 @@ def run_sweep(
 
         for first in range(0, len(problems), plan.turn):
             places = range(first, min(first + plan.turn, len(problems)))
-            for cell in plan.cells if cells is None else cells:
+            for cell in asked:
                 left = [i for i in places if (cell.rule, cell.draft_length, problems[i].id) not in done]
                 if not left:
                     continue
                 answers = answer(pair, task, plan, cell, [problems[i] for i in left], left, first, keep)
                 os.fsync(file.fileno())
                 right = sum(record["right"] for record in answers)
-                report(
+                reached = sum(cell_of(r) in asked for r in records)
+                line = (
                     f"problems {first + 1}-{places.stop} of {len(problems)}, {cell.name}: {right} right, "
                     f"{sum(a['own_seconds'] for a in answers):.0f} s"
                 )
+                report(Step(line, reached, len(asked) * len(problems), before))
     return records
+
+
+def cell_of(record: dict) -> Cell:
+    """The cell that a record is of."""
+    return Cell(record["rule"], record["draft_length"])
 
 
 def decode(

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from kljudge_jax.decoding.compile_clock import compile_seconds
+from kljudge_jax.evaluation.step import Step
 from kljudge_jax.parallel.hosts import agreed
 
 # Samples shorter than this are made of several repetitions: a clock reading and a dispatch then weigh little.
@@ -90,7 +91,7 @@ def measure(
       rounds: how many rounds count.
       shortest: seconds.
       clock: tells the time in seconds.
-      report: told what is compiled.
+      report: told what is compiled, then of every round.
     """
 
     def sample(probe: Probe, repetitions: int) -> float:
@@ -105,7 +106,7 @@ def measure(
         began = time.perf_counter()  # the clock that `compile_seconds` reads
         jax.block_until_ready(probe.run(made, 1))
         compiled[name] = compile_seconds(began)
-        report(f"{name}: compiled in {compiled[name]:.1f} s")
+        report(Step(f"{name}: compiled in {compiled[name]:.1f} s", len(compiled), len(probes)))
     for name, probe in probes.items():
         n = 1
         for _ in range(2):  # the first one is mostly dispatch
@@ -113,7 +114,8 @@ def measure(
             n = agreed(min(max(math.ceil(shortest / once), 1), max(probe.most, 1)))
         repetitions[name] = n
     samples: dict[str, list[float]] = {name: [] for name in probes}
-    for _ in range(rounds):
+    for done in range(1, rounds + 1):
         for name, probe in probes.items():
             samples[name].append(sample(probe, repetitions[name]))
+        report(Step(f"round {done} of {rounds}", done, rounds))
     return {name: Timing(tuple(samples[name]), repetitions[name], compiled[name]) for name in probes}

@@ -10,16 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from kljudge_jax.decoding.detokenize import Detokenizer
+from kljudge_jax.decoding.detokenize import split
+from kljudge_jax.decoding.display import COLOURS, legend_html, marked_html, table_html
 from kljudge_jax.decoding.results import Generation
 
-# One colour an origin, told apart by people who see no red or no green too; relaxed tokens are underlined besides.
-COLOURS = {"draft": "#bfe3d0", "relaxed": "#ffd27a", "target": "#b9d4f4"}
-MEANINGS = {
-    "draft": "drafted, and the target would have written it too",
-    "relaxed": "drafted, kept by the relaxed rule only",
-    "target": "written by the target",
-}
 _COLUMNS = 76  # characters a line of the picture
 
 
@@ -44,27 +38,13 @@ class Answer:
 
 def answer_of(title: str, tokenizer, result: Generation, row: int = 0, note: str = "") -> Answer:
     """Row `row` of what `generate(..., trace=True)` returned."""
-    pieces = Detokenizer(tokenizer)
-    texts = [pieces.push(token) for token in result.tokens[row]]
-    if texts:
-        texts[-1] += pieces.flush()
+    texts = split(tokenizer, result.tokens[row])
     return Answer(title, texts, list(result.origin[row]), np.asarray(result.kl[row]), note)
 
 
 def tokens_html(answer: Answer) -> str:
     """The answer as a fragment of HTML: a `<pre>` of marked tokens."""
-    marks = []
-    for piece, origin, kl in zip(answer.pieces, answer.origin, answer.kl, strict=True):
-        if not piece:
-            continue
-        known = f", KL {kl:.3f} nats" if math.isfinite(kl) else ""
-        line = "border-bottom:2px solid #8a5a00;" if origin == "relaxed" else ""
-        text = html.escape(piece).replace("\n", "\u21b5\n")
-        marks.append(
-            f'<span class="{origin}" style="background:{COLOURS[origin]};color:#111;{line}" '
-            f'title="{MEANINGS[origin]}{known}">{text}</span>'
-        )
-    return f'<pre class="tokens">{"".join(marks)}</pre>'
+    return marked_html(answer.pieces, answer.origin, answer.kl)
 
 
 def write_page(
@@ -96,15 +76,6 @@ def page(heading: str, body: str, foot: str, wide: bool = False) -> str:
         f"<style>{_STYLE}</style></head><body><main{' class=wide' if wide else ''}><h1>{html.escape(heading)}</h1>"
         f"{body}<footer>{html.escape(foot)}</footer></main></body></html>\n"
     )
-
-
-def legend_html() -> str:
-    """What the colours mean."""
-    items = "".join(
-        f'<li><span style="background:{COLOURS[o]};color:#111">&nbsp;{o}&nbsp;</span> {MEANINGS[o]}</li>'
-        for o in COLOURS
-    )
-    return f'<ul class="legend">{items}</ul>'
 
 
 def write_picture(path: str | Path, answers: Sequence[Answer]) -> None:
@@ -184,17 +155,6 @@ def _bars(answer: Answer) -> str:
         f'<svg viewBox="0 0 {len(answer.kl)} 50" preserveAspectRatio="none" role="img" '
         f'aria-label="KL of each token, at most {known.max():.2f} nats">{bars}</svg>'
     )
-
-
-def table_html(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of cells as a table, the first one its head; nothing for none."""
-    if not rows:
-        return ""
-    cells = [
-        "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row)
-        for row, tag in zip(rows, ["th"] + ["td"] * (len(rows) - 1), strict=True)
-    ]
-    return f"<table>{''.join(f'<tr>{row}</tr>' for row in cells)}</table>"
 
 
 def _lay_out(answer: Answer) -> list[tuple[str, str, int, int]]:

@@ -130,6 +130,9 @@ class Correspondence:
         ]
         return "\n".join(lines) + "\n"
 
+    def _repr_markdown_(self) -> str:
+        return self.markdown()
+
 
 def correspond(data: Dataset, head: Head, seed: int = 0, trained_on: bool = False) -> Correspondence:
     """Compares a judge with KL on a dataset, preferably of questions that the judge was not trained on.

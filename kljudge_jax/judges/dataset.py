@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from kljudge_jax.decoding.display import scrolling_html
 from kljudge_jax.errors import InputError
 from kljudge_jax.models.json_file import read_json
 from kljudge_jax.verification.features import PRIMITIVES, SETUPS, judge_features
@@ -88,6 +89,12 @@ class Dataset:
 
     def __getitem__(self, name: str) -> np.ndarray:
         return self.columns[name]
+
+    def _repr_html_(self) -> str:
+        share = self["important"].mean() if len(self) else 0.0
+        figures = {"mismatches": str(len(self)), "important": f"{share:.1%}", "questions": str(len(self.questions))}
+        figures |= {name: str(value) for name, value in self.origin.items() if not isinstance(value, list)}
+        return scrolling_html([["", ""], *map(list, figures.items())])
 
     def primitive(self, name: str) -> np.ndarray:
         """One of `PRIMITIVES`, f32 `[n]`."""

@@ -131,6 +131,9 @@ class TrainedJudge:
             lines.append(f"| {row.threshold:.6g}{mark} | {row.recall:.1%} | {row.precision:.1%} | {row.passed:.1%} |")
         return "\n".join(lines) + "\n"
 
+    def _repr_markdown_(self) -> str:
+        return self.markdown()
+
 
 def fit_judge(
     data: Dataset, options: Options = Options(), report: Callable[[GridPoint], None] = lambda point: None

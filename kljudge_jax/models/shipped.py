@@ -9,7 +9,7 @@ from kljudge_jax.models.manifest import check_manifest
 
 
 def shipped_folder() -> Path:
-    """The folder with `target/`, `draft/` and `judge/`, its files checked.
+    """The folder with `target/`, `draft/`, `judge/` and `bench.json`, its files checked.
 
     Raises:
       InputError: this installation has none, or its files are not what was shipped.
@@ -20,3 +20,12 @@ def shipped_folder() -> Path:
             check_manifest(folder)
             return folder
     raise InputError("this installation has no embedded pair: name two models with ModelPair.from_pretrained")
+
+
+def shipped_bench() -> Path:
+    """The bench of the embedded pair that comes with it, a result for `compare`: one machine to stand beside another.
+
+    Raises:
+      InputError: as `shipped_folder` does.
+    """
+    return shipped_folder() / "bench.json"

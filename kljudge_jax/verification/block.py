@@ -15,7 +15,7 @@ from kljudge_jax.verification.rule import Odds, Rule, register
 @register
 @dataclasses.dataclass(frozen=True)
 class BlockVerification(Rule):
-    """Lossless: keep the longest part of the draft whose own coin passes; never shorter on average than `exact`.
+    r"""Lossless: keep the longest part of the draft whose own coin passes; never shorter on average than `exact`.
 
     With a_0 = 1 and a_{i+1} = min(1, a_i p_i(d_i) / q_i(d_i)), and for 1 <= n < draft_count
     S_n = sum_v max(a_n p_n(v) - q_n(v), 0) and h_n = S_n / (S_n + 1 - a_n) (0/0 is 1), h_draft_count = a_draft_count:
@@ -24,6 +24,11 @@ class BlockVerification(Rule):
 
     The distribution of the tokens is the target's, though not that of the accepted length, so `relaxed` is False
     throughout. Greedy: accept iff d is the target's argmax.
+
+    Maths:
+      $$ a_0 = 1, \quad a_{i+1} = \min\left(1, a_i \frac{p_i(d_i)}{q_i(d_i)}\right) $$
+
+      $$ S_n = \sum_v \max(a_n p_n(v) - q_n(v), 0), \quad h_n = \frac{S_n}{S_n + 1 - a_n} $$
 
     Source: Sun et al., arXiv 2403.10444 (paper and code).
     """

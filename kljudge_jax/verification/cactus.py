@@ -16,12 +16,19 @@ from kljudge_jax.verification.rule import Odds, TokenRule, register
 @register
 @dataclasses.dataclass(frozen=True)
 class Cactus(TokenRule):
-    """Speculative sampling against h, the target raised at d: h(d) = g = min(1, p(d) + sqrt(2 delta p(d) (1 - p(d)))).
+    r"""Speculative sampling against h, the target raised at d: h(d) = g = min(1, p(d) + sqrt(2 delta p(d) (1 - p(d)))).
 
     The other tokens share what is left: h(v) = p(v) (1 - g) / (1 - p(d)), and 0 where p(d) = 1. Accept d with
     probability min(1, g / q(d)), correct from norm(max(h - q, 0)). A delta of 0 is the strict rule. Greedy (ours; at
     temperature 0 the published form never differs from the strict rule): accept iff d is the argmax of h at
     temperature 1.
+
+    Maths:
+      $$ h(d) = \min\left(1, p(d) + \sqrt{2 \delta p(d) (1 - p(d))}\right) $$
+
+      $$ h(v) = p(v) \frac{1 - h(d)}{1 - p(d)} $$
+
+      $$ P(\text{accept } d) = \min\left(1, \frac{h(d)}{q(d)}\right) $$
 
     Source: Cactus, arXiv 2604.04987 (paper and code).
 

@@ -15,7 +15,11 @@ from kljudge_jax.verification.rule import Odds, TokenRule, register
 @register
 @dataclasses.dataclass(frozen=True)
 class AcceptAll(TokenRule):
-    """Accept every draft token: the speed that no rule can pass, and the draft's own quality."""
+    r"""Accept every draft token: the speed that no rule can pass, and the draft's own quality.
+
+    Maths:
+      $$ P(\text{accept } d) = 1 $$
+    """
 
     word = "all"
     source = "a control of ours"
@@ -27,10 +31,13 @@ class AcceptAll(TokenRule):
 @register
 @dataclasses.dataclass(frozen=True)
 class RandomAcceptance(TokenRule):
-    """Accept what the strict rule accepts, and a mismatch with probability `rate`.
+    r"""Accept what the strict rule accepts, and a mismatch with probability `rate`.
 
     What a judge gains at equal acceptance over this one is what its judgement is worth. A rate of 0 is the strict rule.
     The correction is the strict rule's.
+
+    Maths:
+      $$ P(\text{accept } d) = s + (1 - s) r, \quad s = \min\left(1, \frac{p(d)}{q(d)}\right) $$
 
     Attributes:
       rate: probability that a token which the strict rule rejects is kept.
@@ -49,9 +56,12 @@ class RandomAcceptance(TokenRule):
 @register
 @dataclasses.dataclass(frozen=True)
 class SyntheticAcceptance(TokenRule):
-    """Accept each draft token with probability `rate`, whatever it is: speed at a chosen acceptance, for timing.
+    r"""Accept each draft token with probability `rate`, whatever it is: speed at a chosen acceptance, for timing.
 
     The text means nothing. A rejected token is replaced by one drawn from p.
+
+    Maths:
+      $$ P(\text{accept } d) = r $$
 
     Attributes:
       rate: probability that a draft token is kept.

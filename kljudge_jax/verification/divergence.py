@@ -22,11 +22,18 @@ _DIVERGENCES = {
 @register
 @dataclasses.dataclass(frozen=True)
 class DivergenceThreshold(ThresholdRule):
-    """Accept d iff the divergence of target and draft is at most the threshold; d itself is not looked at.
+    r"""Accept d iff the divergence of target and draft is at most the threshold; d itself is not looked at.
 
     Divergences read the raw logits at temperature 1. A rejected token is replaced by one drawn from p; there is no
     escape for a token that matches. A threshold of -1 rejects everything and so keeps the target's distribution. A
     one-hot draft (prompt lookup) makes "kl_target_draft" infinite.
+
+    Maths:
+      $$ \text{accept } d \iff D(p, q) \le \tau $$
+
+      $$ \text{JS}(p, q) = \frac{1}{2} \text{KL}(p \| m) + \frac{1}{2} \text{KL}(q \| m), \quad m = \frac{p + q}{2} $$
+
+      $$ \text{TV}(p, q) = \frac{1}{2} \sum_v |p(v) - q(v)| $$
 
     Source: FSD, arXiv 2502.20704 (paper and code). Jensen-Shannon is the textbook one: the authors' code swaps the
     arguments of its two KL terms. The mask by `confidence` is ours.

@@ -16,11 +16,14 @@ from kljudge_jax.verification.rule import Odds, TokenRule, register
 @register
 @dataclasses.dataclass(frozen=True)
 class Ensemble(TokenRule):
-    """Speculative sampling against m = weight p + (1 - weight) q: what is drafted follows m, the bonus token p.
+    r"""Speculative sampling against m = weight p + (1 - weight) q: what is drafted follows m, the bonus token p.
 
     Accept d with probability min(1, m(d) / q(d)) and correct from norm(max(m - q, 0)), which is norm(max(p - q, 0)) for
     any weight above 0. Greedy, in a form of ours: accept iff d is the argmax of m at temperature 1; the target's argmax
     corrects. A weight of 1 is the strict rule, 0 is the draft.
+
+    Maths:
+      $$ m = w p + (1 - w) q, \quad P(\text{accept } d) = \min\left(1, \frac{m(d)}{q(d)}\right) $$
 
     Source: DIVERSED, arXiv 2604.07622 (second-hand), with a constant weight where the paper learns one.
 

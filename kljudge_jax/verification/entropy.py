@@ -17,10 +17,13 @@ from kljudge_jax.verification.rule import ThresholdRule, register
 @register
 @dataclasses.dataclass(frozen=True)
 class EntropyThreshold(ThresholdRule):
-    """Accept what the strict rule accepts, and a mismatch where the target is unsure (or, by choice, the draft sure).
+    r"""Accept what the strict rule accepts, and a mismatch where the target is unsure (or, by choice, the draft sure).
 
     model "target": H(p) > threshold; "draft": H(q) < threshold; nats, raw logits at temperature 1. A target's threshold
     of the vocabulary's ln V, or a draft's of 0, is the strict rule.
+
+    Maths:
+      $$ \text{accept } d \iff \text{strict}(d) \lor H(p) > \tau, \quad H(p) = -\sum_v p(v) \ln p(v) $$
 
     Source: a baseline of ours: the two halves of what KLJudge reads, one at a time.
 
@@ -46,12 +49,16 @@ class EntropyThreshold(ThresholdRule):
 @register
 @dataclasses.dataclass(frozen=True)
 class FLy(ThresholdRule):
-    """Accept what the strict rule accepts, and a lone mismatch where the target is unsure.
+    r"""Accept what the strict rule accepts, and a lone mismatch where the target is unsure.
 
     A mismatch passes iff H(p) / ln V > threshold and none of the next `window` draft tokens is a mismatch, a mismatch
     being a token that is not the target's argmax: a target that goes along with what follows has taken the token for
     another wording. The window is cut short at the draft's end, so that a last token passes on entropy alone. A
     threshold of 1 is the strict rule.
+
+    Maths:
+      $$ \text{accept } d_i \iff \text{strict}(d_i) \lor
+      \left(\frac{H(p_i)}{\ln V} > \tau \land d_j = \operatorname{argmax} p_j \text{ for } i < j \le i + w\right) $$
 
     Source: FLy, arXiv 2511.22972 (second-hand, and its released code). That code differs: its entropy is that of the
     three best tokens in nats, its window of 6 counts the mismatch itself, and the last 6 tokens of a draft never pass.

@@ -14,11 +14,16 @@ from kljudge_jax.verification.rule import Odds, TokenRule, register
 @register
 @dataclasses.dataclass(frozen=True)
 class SpeculativeSampling(TokenRule):
-    """Lossless: accept d with probability min(1, p(d) / q(d)), correct from norm(max(p - q, 0)).
+    r"""Lossless: accept d with probability min(1, p(d) / q(d)), correct from norm(max(p - q, 0)).
 
     The distribution of the tokens is the target's own, at any temperature and truncation, as long as the draft was
     sampled from q. Greedy: accept iff d is the target's argmax. Source: Leviathan et al., arXiv 2211.17192, and Chen et
     al., arXiv 2302.01318.
+
+    Maths:
+      $$ P(\text{accept } d) = \min\left(1, \frac{p(d)}{q(d)}\right) $$
+
+      $$ \text{correction} \sim \frac{\max(p - q, 0)}{\sum_v \max(p(v) - q(v), 0)} $$
     """
 
     word = "exact"
@@ -32,10 +37,13 @@ class SpeculativeSampling(TokenRule):
 @register
 @dataclasses.dataclass(frozen=True)
 class GreedyExact(SpeculativeSampling):
-    """Lossless, greedy decoding only: accept d iff it is the target's argmax, lowest id in a tie.
+    r"""Lossless, greedy decoding only: accept d iff it is the target's argmax, lowest id in a tie.
 
     The target's argmax corrects, whatever `greedy` says: a temperature above 0 has to be refused before a rule is
     called. Source: the temperature 0 of Leviathan et al., arXiv 2211.17192.
+
+    Maths:
+      $$ \text{accept } d \iff d = \operatorname{argmax}_v p(v) $$
     """
 
     greedy_only = True

@@ -22,7 +22,7 @@ _ROUNDING = 1e-6
 @register
 @dataclasses.dataclass(frozen=True)
 class KSequential(TokenRule):
-    """Lossless: draw several drafts a cycle, keep what any of them has right; longer on average than `exact`.
+    r"""Lossless: draw several drafts a cycle, keep what any of them has right; longer on average than `exact`.
 
     Position by position, with the k drafts that agree with all that was kept so far: accept their tokens X_j in turn,
     each with probability min(1, p(X_j) / (rho q(X_j))), and go on with the drafts that have the accepted token. If
@@ -33,6 +33,15 @@ class KSequential(TokenRule):
     It is given its drafts through `choose`, by a loop that drafts and scores `drafts` of them side by side. Greedy, or
     from a drafter that draws nothing (prompt lookup), all would be the same: the loop then makes one, and the rule
     is `exact`. All drafts are of the draft model, so a cycle drafts and scores k times as many tokens.
+
+    Maths:
+      $$ P(\text{accept } X_j) = \min\left(1, \frac{p(X_j)}{\rho q(X_j)}\right) $$
+
+      $$ \beta = \sum_v \min\left(\frac{p(v)}{\rho}, q(v)\right) $$
+
+      $$ 1 - (1 - \beta)^k = \rho \beta $$
+
+      $$ \text{correction} \propto p - \min\left(q, \frac{p}{\rho}\right) \frac{1 - (1 - \beta)^k}{\beta} $$
 
     Source: SpecTr, arXiv 2310.15141, in the form of a summary (second-hand); checked by enumeration.
 

@@ -15,7 +15,7 @@ from kljudge_jax.verification.rule import ThresholdRule, register
 @register
 @dataclasses.dataclass(frozen=True)
 class KLJudge(ThresholdRule):
-    """Accept what the strict rule accepts, and a mismatch where the target is unsure and agrees with the draft.
+    r"""Accept what the strict rule accepts, and a mismatch where the target is unsure and agrees with the draft.
 
     accept = strict or (max p <= confidence and KL(p || q) < threshold), p and q the softmax of the raw logits over the
     full vocabulary. The token d itself is not looked at. A threshold of -1 (or 0) is the strict rule; so is a
@@ -23,6 +23,11 @@ class KLJudge(ThresholdRule):
 
     Greedy: strict is d = argmax p, as published. Sampling, which the paper leaves open: strict is speculative
     sampling's coin, with its correction, on the processed logits.
+
+    Maths:
+      $$ \text{accept } d \iff \text{strict}(d) \lor \left(\max_v p(v) \le c \land \text{KL}(p \| q) < \tau\right) $$
+
+      $$ \text{KL}(p \| q) = \sum_v p(v) \ln \frac{p(v)}{q(v)} $$
 
     Source: JuDi, arXiv 2601.04766, paper and code. Published thresholds: 0.1 to 1.4, about 0.4 to 0.5 for word
     problems; the confidence is its constant 0.9.

@@ -15,10 +15,13 @@ from kljudge_jax.verification.rule import Odds, TokenRule, register
 @register
 @dataclasses.dataclass(frozen=True)
 class Lenience(TokenRule):
-    """Accept d with probability min(1, p(d) / (factor q(d))), correct from norm(max(p - q, 0)).
+    r"""Accept d with probability min(1, p(d) / (factor q(d))), correct from norm(max(p - q, 0)).
 
     Greedy: accept iff p(d) >= factor max p, at temperature 1. A factor of 1 is the strict rule, save that a greedy tie
     with the argmax passes.
+
+    Maths:
+      $$ P(\text{accept } d) = \min\left(1, \frac{p(d)}{\ell q(d)}\right) $$
 
     Source: Leviathan et al., arXiv 2211.17192, appendix A.5 (paper).
 
@@ -38,12 +41,15 @@ class Lenience(TokenRule):
 @register
 @dataclasses.dataclass(frozen=True)
 class Mentored(TokenRule):
-    """Accept d with probability min(1, p(d) / ((1 - alpha) q(d))), correct from p itself.
+    r"""Accept d with probability min(1, p(d) / ((1 - alpha) q(d))), correct from p itself.
 
     Greedy, in a form of ours: accept iff p(d) >= (1 - alpha) max p, at temperature 1, and an alpha of 0 is the strict
     rule (a tie with the argmax passes). When sampling no alpha is lossless: a correction from p, rather than from what
     p has over q, returns to tokens that the draft proposed too often already. That follows from the definition as it
     reached us; the original article solves for alpha under a bound on KL and has a correction of its own.
+
+    Maths:
+      $$ P(\text{accept } d) = \min\left(1, \frac{p(d)}{(1 - \alpha) q(d)}\right), \quad \text{correction} \sim p $$
 
     Source: mentored decoding (Tran-Thien, 2023), second-hand.
 

@@ -39,10 +39,13 @@ STORED_HEAD = {"parameter": StoredHead(), "static": False}
 @register
 @dataclasses.dataclass(frozen=True, eq=False)
 class LinearJudge(ThresholdRule):
-    """Accept what the strict rule accepts, and a mismatch that the head calls unimportant.
+    r"""Accept what the strict rule accepts, and a mismatch that the head calls unimportant.
 
     accept = strict or (max p <= confidence and P(important | x) < threshold), x the head's features at the draft token
     itself, after both models consumed it. Where a feature is no finite number the strict rule decides.
+
+    Maths:
+      $$ \text{accept } d \iff \text{strict}(d) \lor \left(\max_v p(v) \le c \land \sigma(w^\top x + b) < \tau\right) $$
 
     Source: AutoJudge, arXiv 2504.20039 (code): logistic regression on [draft state; target state], no mask. Judge
     Decoding, arXiv 2501.19309 (second-hand): on the target's state; its delta is 1 - threshold. The mask is KLJudge's,

@@ -19,11 +19,15 @@ from kljudge_jax.verification.rule import ThresholdRule, register
 @register
 @dataclasses.dataclass(frozen=True, eq=False)
 class PivotAware(ThresholdRule):
-    """Accept what the strict rule accepts, and a rejected token that the target does not rule out, if its score is low.
+    r"""Accept what the strict rule accepts, and a rejected token the target does not rule out, if its score is low.
 
     accept = strict or (max p <= confidence and score < threshold and p(d) >= floor), p the softmax of the raw logits.
     The score is P(pivot | x), usually of a small MLP on the target's state after the token, p(d) and H(p) (set-up
     "pivot"). Where a feature is no finite number the strict rule decides.
+
+    Maths:
+      $$ \text{accept } d \iff \text{strict}(d) \lor
+      \left(\max_v p(v) \le c \land s(x) < \sigma \land p(d) \ge f\right) $$
 
     Source: arXiv 2511.00351 (second-hand). There a token below the floor is "always rejected"; here it is never passed
     by the score, and the strict rule keeps its say, so that a threshold of 0 is lossless.

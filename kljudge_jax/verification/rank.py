@@ -16,9 +16,12 @@ from kljudge_jax.verification.rule import ThresholdRule, register
 @register
 @dataclasses.dataclass(frozen=True)
 class TopKAcceptance(ThresholdRule):
-    """Accept d iff it is among the target's k most probable tokens, ties by the lower id.
+    r"""Accept d iff it is among the target's k most probable tokens, ties by the lower id.
 
     When sampling, a rejected token is replaced by one drawn from p. Greedy, k = 1 is the strict rule.
+
+    Maths:
+      $$ \text{accept } d \iff |\{v : p(v) > p(d)\}| < k $$
 
     Source: a baseline in most papers on relaxed verification; one released form compares with the position after d.
 
@@ -43,12 +46,15 @@ class TopKAcceptance(ThresholdRule):
 @register
 @dataclasses.dataclass(frozen=True)
 class RelaxedThinking(ThresholdRule):
-    """Accept d iff it is among the target's k best and p(d) >= max p - delta.
+    r"""Accept d iff it is among the target's k best and p(d) >= max p - delta.
 
     When sampling, a rejected token is replaced by one drawn from p. Greedy, k = 1 or a delta of 0 is the strict rule
     (a delta of 0 lets a token through whose probability is the argmax's in float32). The source applies it inside a
     model's thinking section and decodes strictly after it; a rule sees one cycle and no section, so here it holds
     throughout.
+
+    Maths:
+      $$ \text{accept } d \iff |\{v : p(v) > p(d)\}| < k \land p(d) \ge \max_v p(v) - \delta $$
 
     Source: TensorRT-LLM's relaxed acceptance (code), with its values for DeepSeek-R1.
 
@@ -75,11 +81,14 @@ class RelaxedThinking(ThresholdRule):
 @register
 @dataclasses.dataclass(frozen=True)
 class MarginAcceptance(ThresholdRule):
-    """MARS: accept what the strict rule accepts, and the target's runner-up where it is nearly as good.
+    r"""MARS: accept what the strict rule accepts, and the target's runner-up where it is nearly as good.
 
     accept = strict or (d is the target's second best and z(d) / max z > threshold), z the target's raw logits. The
     ratio is the paper's: it changes when a constant is added to all logits, and it says nothing where the best logit is
     not above 0, so there the strict rule decides. A threshold of 1 is the strict rule.
+
+    Maths:
+      $$ \text{accept } d \iff \text{strict}(d) \lor \left(d = z_{(2)} \land \frac{z(d)}{\max_v z(v)} > \theta\right) $$
 
     Source: MARS, arXiv 2601.15498, which publishes 0.9; read in summaries that agree, not in its code. The form when
     sampling (the strict rule's coin and correction) is ours.

@@ -50,7 +50,7 @@ class ReflectedInputs(VerifyInputs):
 @register
 @dataclasses.dataclass(frozen=True)
 class Reflective(TokenRule):
-    """Verify as `exact` does, against logits that mix the target's own with those of a second look at the draft.
+    r"""Verify as `exact` does, against logits that mix the target's own with those of a second look at the draft.
 
     The target's pass reads, after the draft, a reflection prompt and a copy of the draft. With z the logits that
     predict a draft token and z' those that predict its copy, the rule is speculative sampling against the softmax of
@@ -59,6 +59,11 @@ class Reflective(TokenRule):
     nothing to reflect on, and z alone decides. Greedy: accept iff d is the argmax of the mixed logits.
 
     A pass reads twice the draft and the prompt, which pays where it is bound by reading weights.
+
+    Maths:
+      $$ p_w = \text{softmax}\left((1 - w) z + w z'\right) $$
+
+      $$ P(\text{accept } d) = \min\left(1, \frac{p_w(d)}{q(d)}\right) $$
 
     Source: arXiv 2505.18629, in the form of a summary (second-hand), with its weight of 0.3. That form leaves open
     whether corrections and bonus tokens read the mixed logits, and its prompt: both choices are ours.

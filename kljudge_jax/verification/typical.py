@@ -16,11 +16,14 @@ from kljudge_jax.verification.rule import ThresholdRule, register
 @register
 @dataclasses.dataclass(frozen=True)
 class TypicalAcceptance(ThresholdRule):
-    """Accept d iff p(d) > min(epsilon, alpha exp(-H(p))): a hard floor, and a softer one where the target is unsure.
+    r"""Accept d iff p(d) > min(epsilon, alpha exp(-H(p))): a hard floor, and a softer one where the target is unsure.
 
     p is read at temperature 1, whatever the sampling temperature. A rejected token is replaced by one drawn from p:
     with floors so high that nothing passes, the distribution is the target's. The target's argmax always passes while
     alpha is below 1, for max p >= exp(-H(p)).
+
+    Maths:
+      $$ \text{accept } d \iff p(d) > \min\left(\epsilon, \alpha e^{-H(p)}\right) $$
 
     Source: Medusa, arXiv 2401.10774 (code), which reads p at the sampling temperature.
 

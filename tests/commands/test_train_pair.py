@@ -5,7 +5,6 @@ import json
 import pytest
 
 from kljudge_jax.cli import main
-from kljudge_jax.commands.train_pair import _Bar
 from kljudge_jax.training import train_pair as training
 from kljudge_jax.training.card import Card
 from kljudge_jax.training.trainer import Progress
@@ -32,7 +31,7 @@ def test_without_options_it_makes_the_shipped_pair(called, capsys):
     assert called == [{"folder": "somewhere", "target": training.TARGET, "draft": training.DRAFT, "problems": 1000}]
     out = capsys.readouterr()
     assert json.loads(out.out.splitlines()[0]) == {"target": {"arithmetic": 0.5}}
-    assert "step 50 of 100" in out.err and "arithmetic 50.0%" in out.err
+    assert out.err == ""  # no terminal, no progress
 
 
 def test_options_change_the_recipes(called):
@@ -55,12 +54,20 @@ def test_nonsense_is_refused_in_one_line(called, capsys, words):
     assert not called
 
 
-def test_a_terminal_sees_one_moving_line(capsys, monkeypatch):
+def test_a_terminal_sees_how_far_it_has_come_and_keeps_what_was_measured(called, capsys, monkeypatch):
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
-    bar = _Bar()
-    bar.show("draft", Progress(50, 200, 1.25, 80.0, {}))
-    bar.show("draft", Progress(100, 200, 1.0, 80.0, {}))
-    bar.show("draft", Progress(200, 200, 0.5, 80.0, {"arithmetic": 0.5}))
+    monkeypatch.setenv("COLUMNS", "200")
+    assert main(["train-pair", "somewhere"]) == 0
     err = capsys.readouterr().err
-    assert err.count("\r") == 3 and err.count("\n") == 1
-    assert "min left" in err.split("\r")[2] and "[========================]" in err
+    assert "step 50 of 100" in err and err.count("\n") == 1
+    assert "[========================] 100 %: target: step 100 of 100" in err and "arithmetic 50.0%" in err
+
+
+def test_ctrl_c_says_how_to_go_on(monkeypatch, capsys):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "train_pair", stop)
+    assert main(["train-pair", "somewhere"]) == 130
+    said = "kljudge train-pair: stopped; the last checkpoint is in somewhere: repeat the command to go on"
+    assert capsys.readouterr().err.strip() == said

@@ -95,7 +95,7 @@ def test_the_command_shows_all_and_leaves_its_files(capsys, tmp_path, monkeypatc
 
 
 def test_what_was_shown_is_kept_when_the_demo_is_stopped(capsys, tmp_path, monkeypatch):
-    def stop(self):
+    def stop(self, **_):
         raise KeyboardInterrupt
 
     pair = text_pair()
@@ -104,6 +104,7 @@ def test_what_was_shown_is_kept_when_the_demo_is_stopped(capsys, tmp_path, monke
     monkeypatch.setattr(Demo, "time_one_by_one", stop)
     words = ["demo", "--problems", "4", "--rules", "exact", "--draft-length", "4", "--out", str(tmp_path)]
     assert main(words) == 130
+    assert f"stopped; the answers that were shown are in {tmp_path}" in capsys.readouterr().err
     page = (tmp_path / "answer.html").read_text(encoding="utf-8")
     assert "exact speculative decoding" in page and "<table>" not in page
     assert (tmp_path / "answer.png").stat().st_size > 0

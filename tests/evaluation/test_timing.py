@@ -61,7 +61,7 @@ def test_a_compilation_is_told_and_counted():
     lines = []
     timings = measure({"a": Probe(lambda _, n: double(jnp.float32(n)))}, 1, shortest=0.0, report=lines.append)
     assert timings["a"].compile_seconds > 0
-    assert lines == [f"a: compiled in {timings['a'].compile_seconds:.1f} s"]
+    assert lines == [f"a: compiled in {timings['a'].compile_seconds:.1f} s", "round 1 of 1"]
 
 
 def test_figures_are_medians_with_their_range():

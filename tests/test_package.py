@@ -1,0 +1,52 @@
+"""What is published: sdist and wheel build, and the wheel alone runs the embedded pair from another folder."""
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+USE = """
+import kljudge_jax as kj
+assert "unpacked" in kj.__file__, kj.__file__
+pair = kj.ModelPair.embedded()
+out = kj.generate(pair, "Tom has 3 red pens.\\n", verifier="kl:0.4", max_new_tokens=8)
+assert out.stats.tokens
+kj.parse_verifier("judge:embedded,threshold=0.2", True)
+kj.compare(kj.shipped_bench())
+"""
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    pytest.importorskip("build")
+    pytest.importorskip("hatchling")
+    folder = tmp_path_factory.mktemp("dist")
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", folder, ROOT]
+    made = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert made.returncode == 0, made.stdout + made.stderr
+    return folder
+
+
+def test_the_wheel_holds_what_it_needs_and_nothing_else(built):
+    (wheel,) = built.glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    tops = {name.partition("/")[0] for name in names}
+    assert {top for top in tops if not top.endswith(".dist-info")} == {"kljudge_jax"}
+    for name in ("py.typed", "checkpoints/SHA256SUMS", "checkpoints/bench.json", "checkpoints/target/model.json"):
+        assert f"kljudge_jax/{name}" in names
+    assert len(list(built.glob("*.tar.gz"))) == 1
+
+
+def test_the_wheel_alone_runs_from_another_folder(built, tmp_path):
+    (wheel,) = built.glob("*.whl")
+    zipfile.ZipFile(wheel).extractall(tmp_path / "unpacked")
+    (tmp_path / "elsewhere").mkdir()
+    code = f"import sys; sys.path.insert(0, {str(tmp_path / 'unpacked')!r})\n{USE}"
+    ran = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=600, cwd=tmp_path / "elsewhere"
+    )
+    assert ran.returncode == 0, ran.stderr
