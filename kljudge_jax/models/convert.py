@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from kljudge_jax.models.linear import Storage
 from kljudge_jax.models.orbax import check_destination, save
 from kljudge_jax.models.sources import open_checkpoint
 from kljudge_jax.models.tokenizer import tokenizer_eos
@@ -26,4 +27,4 @@ def convert(source: str | Path, destination: str | Path, dtype: str = "float32",
     check_destination(destination)  # before minutes of reading
     checkpoint = open_checkpoint(source, revision)
     tokenizer = checkpoint.tokenizer()
-    save(destination, load(checkpoint, wanted), tokenizer, checkpoint.eos or tokenizer_eos(tokenizer))
+    save(destination, load(checkpoint, Storage(wanted)), tokenizer, checkpoint.eos or tokenizer_eos(tokenizer))

@@ -20,7 +20,7 @@ from kljudge_jax.models.weights import SafetensorsFolder, load
 
 @pytest.fixture
 def model(hf_models):
-    return load(SafetensorsFolder(hf_models("gemma3")[1]), jnp.bfloat16)
+    return load(SafetensorsFolder(hf_models("gemma3")[1]), Storage(jnp.bfloat16))
 
 
 @pytest.fixture

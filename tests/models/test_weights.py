@@ -176,18 +176,6 @@ def test_a_padded_vocabulary_is_cut(hf_models, name):
         load(source, vocab_size=65)
 
 
-def test_place_puts_every_parameter(hf_models):
-    placed = {}
-
-    def place(name, array):
-        placed[name] = jax.device_put(array, jax.devices()[1])
-        return placed[name]
-
-    model = load(SafetensorsFolder(hf_models("qwen2")[1]), place=place)
-    assert placed.keys() == parameters(model).keys()
-    assert {leaf.devices().pop() for leaf in jax.tree.leaves(model)} == {jax.devices()[1]}
-
-
 class ZeroSource:
     """A checkpoint of zeros that remembers what it handed out."""
 
@@ -218,11 +206,7 @@ def test_the_host_holds_one_tensor_at_a_time():
 
     tracemalloc.start()
     # A device's copy is not the host's memory: JAX's own buffers are not traced.
-    load(
-        source,
-        Storage(jnp.bfloat16),
-        place=lambda name, array: devices.append(jnp.array(array, copy=True)) or devices[-1],
-    )
+    load(source, Storage(jnp.bfloat16))
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert len(source.handed) == len(sizes)

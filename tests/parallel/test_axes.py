@@ -20,12 +20,11 @@ def test_every_matrix_of_a_model_has_axes_and_no_norm_has(family):
 @pytest.mark.parametrize(
     ("name", "axes"),
     [
-        ("layers.11.attention.query.weight", ("embed", "heads")),
         ("layers.11.attention.query.weight", ("heads", "embed")),
         ("layers.0.attention.key.bias", ("kv_heads",)),
         ("layers.0.attention.out.bias", (None,)),
         ("layers.0.attention.query_norm.scale", (None,)),
-        ("layers.0.mlp.down.weight", ("mlp", "embed")),
+        ("layers.0.mlp.down.weight", ("embed", "mlp")),
         ("embedding.table", ("vocab", "embed")),
         ("final_norm.scale", (None,)),
     ],
