@@ -66,6 +66,7 @@ def _work(options, hosts: int | None) -> int:
     import jax
 
     from kljudge_jax.parallel import hosts as parallel
+    from kljudge_jax.parallel.mesh import mesh_from_spec
 
     def follow(lifeline: int) -> None:
         os.read(lifeline, 1)
@@ -75,6 +76,7 @@ def _work(options, hosts: int | None) -> int:
     parallel.join(hosts, options.coordinator, options.host, options.patience)
     parallel.silence_others()
     try:
+        parallel.introduce(mesh_from_spec(options.mesh))
         if hasattr(options, "out"):
             options.out = str(parallel.common_folder(options.out))
         status = options.run(options)

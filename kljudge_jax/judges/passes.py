@@ -159,7 +159,9 @@ class Lane:
 
     def __init__(self, model: Transformer, rows: int, capacity: int, group: int):
         self.model, self.rows, self.group = model, rows, group
-        self.cache = KVCache.create(model.config, rows, capacity, model.dtype)
+        layout, empty = model.layout, functools.partial(KVCache.create, model.config, rows, capacity, model.dtype)
+        # On a mesh it is made where it will lie, of which one host may hold a part alone.
+        self.cache = empty() if layout is None else jax.jit(lambda: empty().placed(layout))()
 
     def choices(self, work: list[tuple[int, np.ndarray, int]]) -> list[np.ndarray]:
         """The model's argmax after every token that `work` (at most a group of row, tokens, position) consumes."""

@@ -6,7 +6,9 @@ first host says for all.
 
 from __future__ import annotations
 
+import functools
 import io
+import itertools
 import os
 import tarfile
 import tempfile
@@ -15,6 +17,7 @@ from typing import TypeVar
 
 import jax
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from kljudge_jax.errors import InputError
 
@@ -54,6 +57,23 @@ def join(hosts: int | None = None, coordinator: str | None = None, host: int | N
         ) from error
 
 
+def introduce(mesh: Mesh) -> None:
+    """Lets all devices of a mesh speak once with each group of them that they may share sums with.
+
+    On CPU hosts have 30 seconds to meet in a group for the first time, and while they compile a large program they may
+    fall further apart than that. These programs are small.
+    """
+    if not several() or jax.default_backend() != "cpu":
+        return
+    split = PartitionSpec(mesh.axis_names)
+    ones = jax.make_array_from_callback((mesh.size,), NamedSharding(mesh, split), lambda _: np.ones(1, np.float32))
+    for count in range(len(mesh.axis_names), 0, -1):  # all of them first, which brings the hosts together
+        for axes in itertools.combinations(mesh.axis_names, count):
+            total = functools.partial(jax.lax.psum, axis_name=axes)
+            summed = jax.shard_map(total, mesh=mesh, in_specs=split, out_specs=PartitionSpec(), check_vma=False)
+            jax.block_until_ready(jax.jit(summed)(ones))
+
+
 def several() -> bool:
     """Whether other hosts take part."""
     return jax.process_count() > 1
@@ -72,7 +92,7 @@ def fetch(tree: Tree) -> Tree:
     def whole(x):
         if isinstance(x, jax.Array) and not x.is_fully_addressable and not x.is_fully_replicated:
             mesh = x.sharding.mesh
-            x = _replicated(jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))(x)
+            x = _replicated(NamedSharding(mesh, PartitionSpec()))(x)
         return jax.device_get(x)
 
     return jax.tree.map(whole, tree)
@@ -126,10 +146,7 @@ def _from_first(array: np.ndarray) -> np.ndarray:
     return np.asarray(multihost_utils.broadcast_one_to_all(array))
 
 
-def _replicated(sharding):
-    if sharding not in _COPIES:
-        _COPIES[sharding] = jax.jit(lambda x: x, out_shardings=sharding)
-    return _COPIES[sharding]
-
-
-_COPIES: dict = {}
+@functools.cache
+def _replicated(sharding: NamedSharding):
+    """A program that gathers an array: kept, since each new function would be compiled anew."""
+    return jax.jit(lambda x: x, out_shardings=sharding)
