@@ -18,6 +18,7 @@ from kljudge_jax.decoding.score import prefill
 from kljudge_jax.decoding.state import DRAFT, RELAXED, TARGET, LoopState, Settings
 from kljudge_jax.decoding.verify import Outcome, verify_drafts
 from kljudge_jax.models.cache import KVCache, write_rows
+from kljudge_jax.models.packed import Packed, unpack
 from kljudge_jax.models.transformer import Transformer
 from kljudge_jax.verification.base import Verifier
 
@@ -27,8 +28,8 @@ NEVER_ENOUGH = np.iinfo(np.int32).max
 
 @functools.partial(jax.jit, static_argnames="settings")
 def start(
-    target: Transformer,
-    draft: Transformer | None,
+    target: Packed | Transformer,
+    draft: Packed | Transformer | None,
     prompts: jax.Array,
     lengths: jax.Array,
     keys: jax.Array,
@@ -49,6 +50,7 @@ def start(
       shared_chunks: int32 `[]`, what `count_shared_chunks` says of the prompts.
       settings: the static half.
     """
+    target, draft = unpack(target), unpack(draft)
     batch, width = prompts.shape
 
     def consumed(model):
@@ -82,8 +84,8 @@ def start(
 
 @functools.partial(jax.jit, static_argnames=("settings", "rule"), donate_argnames="state")
 def run_cycles(
-    target: Transformer,
-    draft: Transformer | None,
+    target: Packed | Transformer,
+    draft: Packed | Transformer | None,
     verifier: Verifier,
     sampling: Sampling,
     eos: jax.Array,
@@ -103,6 +105,7 @@ def run_cycles(
     arguments, and jaxlib 0.10.2 takes the structures of two registered dataclasses with as many fields for equal.
     """
     del rule
+    target, draft = unpack(target), unpack(draft)
     state = dataclasses.replace(state, running=state.running & ~halted)
     began = jnp.sum(state.running)
 

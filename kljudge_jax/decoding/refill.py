@@ -14,6 +14,7 @@ from kljudge_jax.decoding.drafter import Caches, Models
 from kljudge_jax.decoding.score import PREFILL_CHUNK, prefill_from
 from kljudge_jax.decoding.state import LoopState, Settings
 from kljudge_jax.models.cache import KVCache
+from kljudge_jax.models.packed import Packed, unpack
 from kljudge_jax.models.transformer import Transformer
 
 # On a CPU a single prompt goes in chunks of these many tokens, for padding costs as much as text does. Elsewhere a pass
@@ -41,8 +42,8 @@ class Entries(NamedTuple):
 
 @functools.partial(jax.jit, static_argnames="settings", donate_argnames="state")
 def refill(
-    target: Transformer,
-    draft: Transformer | None,
+    target: Packed | Transformer,
+    draft: Packed | Transformer | None,
     state: LoopState,
     entries: Entries,
     count: jax.Array,
@@ -56,6 +57,8 @@ def refill(
     of the run begin with alike: a slot holds their keys and values from the prompt before. A prompt alone is not padded
     to the length of another, which on a CPU, where a token costs the same in any batch, makes it cheaper.
     """
+
+    target, draft = unpack(target), unpack(draft)
 
     def enter(i, state):
         entry = jax.tree.map(lambda x: x[i], entries)

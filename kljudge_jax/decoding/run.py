@@ -18,6 +18,7 @@ from kljudge_jax.decoding.results import Generation, Progress
 from kljudge_jax.decoding.row import Row, look
 from kljudge_jax.decoding.score import PREFILL_CHUNK, count_shared_chunks
 from kljudge_jax.decoding.state import Settings
+from kljudge_jax.models.packed import pack
 from kljudge_jax.parallel.axes import VOCAB
 
 # Prompts and caches are padded to these sizes, so that similar calls share one compiled loop.
@@ -57,6 +58,7 @@ class Run:
         self.stop = arguments.stop_strings(stop, pair)
         plan = arguments.plan(pair, verifier, drafter, draft_length, self.sampling)
         self.verifier, self.draft = plan.verifier, plan.draft
+        self._models = pack(pair.target), pack(plan.draft)
         rows = prompts.split(given)
         self.batch = len(rows)
         slots = arguments.slots(batch_size, self.batch)
@@ -105,8 +107,7 @@ class Run:
         """A new state that has consumed the first prompts, one a slot."""
         first = slice(self.queue.slots)
         return loop.start(
-            self.pair.target,
-            self.draft,
+            *self._models,
             self._prompts[first],
             self.lengths[first],
             jax.random.wrap_key_data(self._keys[first], impl=self._key_kind),
@@ -125,8 +126,7 @@ class Run:
         queue = self.queue
         began = time.perf_counter()
         state = loop.run_cycles(
-            self.pair.target,
-            self.draft,
+            *self._models,
             self.verifier,
             self.sampling,
             self.eos,
@@ -222,8 +222,7 @@ class Run:
         self._halted[slots] = False
         began = time.perf_counter()
         self.state = refill(
-            self.pair.target,
-            self.draft,
+            *self._models,
             self.state,
             Entries(
                 self._prompts[places],

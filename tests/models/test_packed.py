@@ -1,0 +1,30 @@
+import jax
+import numpy as np
+
+from kljudge_jax.models.packed import pack, unpack
+from kljudge_jax.models.transformer import parameters
+from tiny_pairs import tiny_pair
+
+
+def test_a_packed_model_is_the_same_model():
+    model = tiny_pair().target
+    again = unpack(pack(model))
+    assert again.config == model.config and again.storage == model.storage
+    assert all(x is parameters(model)[name] for name, x in parameters(again).items())
+    assert pack(None) is None and unpack(None) is None and unpack(model) is model
+
+
+def test_another_model_of_that_shape_runs_the_same_program():
+    traces = []
+
+    @jax.jit
+    def logits(model, tokens):
+        traces.append(tokens.shape)
+        model = unpack(model)
+        return model.logits(model(tokens)[0])
+
+    tokens = np.arange(6)[None]
+    one, other = (logits(pack(tiny_pair(seed).target), tokens) for seed in (0, 1))
+    assert len(traces) == 1 and not np.array_equal(one, other)
+    logits(pack(tiny_pair(num_layers=1).target), tokens)
+    assert len(traces) == 2
