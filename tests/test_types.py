@@ -32,7 +32,7 @@ def test_a_type_checker_knows_the_public_calls(tmp_path):
     pytest.importorskip("mypy")
     (tmp_path / "use.py").write_text(USE)
     settings = Path(__file__).parents[1] / "pyproject.toml"
-    command = [sys.executable, "-m", "mypy", "--config-file", settings, "--cache-dir", tmp_path / "cache"]
+    command = [sys.executable, "-m", "mypy", "--config-file", settings]
     found = subprocess.run(
         [*command, tmp_path / "use.py"], capture_output=True, text=True, timeout=600, cwd=settings.parent
     )
