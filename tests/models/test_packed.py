@@ -1,9 +1,9 @@
 import jax
 import numpy as np
+from tiny_pairs import tiny_pair
 
 from kljudge_jax.models.packed import pack, unpack
 from kljudge_jax.models.transformer import parameters
-from tiny_pairs import tiny_pair
 
 
 def test_a_packed_model_is_the_same_model():
