@@ -42,7 +42,9 @@ def sharpened(model, factor):
 def noisy(model, seed, noise):
     """The model with every parameter moved by `noise` times its own spread."""
     random = np.random.default_rng(seed)
-    return with_parameters(model, lambda _, x: x + np.float32(noise * (x.std() + 1e-3)) * _normal(random, x.shape))
+    return with_parameters(
+        model, lambda name, x: x + np.float32(noise * (x.std() + 1e-3)) * _normal(random, name, x.shape)
+    )
 
 
 def tiny_model(seed=0, sharpness=3.0, **options):
@@ -52,7 +54,7 @@ def tiny_model(seed=0, sharpness=3.0, **options):
     def fill(name, shape):
         if name.endswith("scale"):
             return np.ones(shape, np.float32)
-        return _normal(random, shape) * np.float32(config.hidden_size**-0.5)
+        return _normal(random, name, shape) * np.float32(config.hidden_size**-0.5)
 
     filled = {name: jnp.asarray(fill(name, leaf.shape)) for name, leaf in parameters(abstract(config)).items()}
     return sharpened(assemble(config, filled), sharpness)
@@ -143,5 +145,8 @@ def compilations():
         jax.monitoring.unregister_event_duration_listener(note)
 
 
-def _normal(random, shape):
+def _normal(random, name, shape):
+    """Draws for a parameter; for a weight `[O, I]` input by input. Tests name seeds whose models have what they need."""
+    if name.endswith(".weight"):
+        return np.ascontiguousarray(random.standard_normal(shape[::-1], np.float32).T)
     return random.standard_normal(shape, np.float32)

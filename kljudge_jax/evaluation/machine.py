@@ -12,6 +12,8 @@ from pathlib import Path
 
 import jax
 
+from kljudge_jax.kernels.cpu_library import library
+
 
 def describe_machine() -> dict[str, object]:
     """Device, processor, memory, driver, versions and date: what a figure needs beside it to be compared."""
@@ -28,6 +30,7 @@ def describe_machine() -> dict[str, object]:
         "processor": _processor(),
         "cores": os.cpu_count(),
         "memory_bytes": _meminfo("MemTotal"),
+        "products": library().reason if devices[0].platform == "cpu" else "XLA's products",
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "versions": {name: importlib.metadata.version(name) for name in packages},
