@@ -253,11 +253,11 @@ def test_a_stopped_sweep_goes_on_from_what_it_kept(capsys, folders, tmp_path, mo
     words += ["--draft-lengths", DRAFT_LENGTH, "--examples", "0", "--out", tmp_path]
     answer, answered = sweep.answer, []
 
-    def stop_at_the_third(pair, task, plan, cell, batch, first):
+    def stop_at_the_third(pair, task, plan, cell, *others):
         if len(answered) == 2:
             raise KeyboardInterrupt
         answered.append(cell)
-        return answer(pair, task, plan, cell, batch, first)
+        return answer(pair, task, plan, cell, *others)
 
     with monkeypatch.context() as patch:
         patch.setattr(sweep, "answer", stop_at_the_third)

@@ -146,7 +146,7 @@ def compilations():
 
 
 def _normal(random, name, shape):
-    """Draws for a parameter; for a weight `[O, I]` input by input. Tests name seeds whose models have what they need."""
+    """Draws for a parameter; for a weight `[O, I]` input by input, as the seeds that tests name were chosen."""
     if name.endswith(".weight"):
         return np.ascontiguousarray(random.standard_normal(shape[::-1], np.float32).T)
     return random.standard_normal(shape, np.float32)

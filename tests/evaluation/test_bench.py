@@ -13,6 +13,7 @@ from kljudge_jax.evaluation.bench_batch import Batch, Plan, widths
 from kljudge_jax.evaluation.bench_figures import known_rate
 from kljudge_jax.evaluation.cost_model import expected_tokens
 from kljudge_jax.models.shapes import SHAPES
+from kljudge_jax.parallel.placement import Placement
 
 TINY = {
     "model_type": "llama",
@@ -49,6 +50,7 @@ def benching(tiny_folders, tmp_path, quick):
     lines = [json.dumps({"prompt": f"text {i}", "answer": "a"}) for i in range(4)]
     (tmp_path / "problems.jsonl").write_text("\n".join(lines))
     words = ["bench", "--target", tiny_folders.target, "--draft", tiny_folders.draft, "--max-new-tokens", "24"]
+    words += ["--dtype", "float32"]
     words += [
         "--task",
         f"prompts:{tmp_path / 'problems.jsonl'}",
@@ -112,7 +114,7 @@ def test_a_bench_of_shapes_accepts_by_a_coin(capsys, tmp_path, quick):
 
 
 def test_a_draft_may_be_a_shape_beside_a_real_target(quick):
-    pair = bench_models.with_random_draft(tiny_pair(), "tiny:layers=1", None)
+    pair = bench_models.with_random_draft(tiny_pair(), "tiny:layers=1", Placement.parse(None))
     assert pair.draft.config.vocab_size == pair.target.config.vocab_size == VOCAB_SIZE
     assert (pair.draft.config.num_layers, pair.draft_name) == (1, "tiny:layers=1")
 
