@@ -85,4 +85,3 @@ def near_prompts(task: Task, split: str, count: int) -> list[Any]:
 def _length(problem) -> int:
     prompt = problem.prompt
     return len(prompt) if isinstance(prompt, str) else sum(len(message["content"]) for message in prompt)
-
