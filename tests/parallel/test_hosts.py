@@ -59,11 +59,11 @@ def answers(folder):
 
 def test_two_hosts_sweep_as_one_does_and_go_on_after_one_was_lost(tiny_folders, tmp_path, capsys):
     alone, out = tmp_path / "alone", tmp_path / "out"
-    assert main(sweep(tiny_folders, alone, 160)) == 0
+    assert main(sweep(tiny_folders, alone, 24)) == 0
     capsys.readouterr()
 
     # One is killed while both are at work.
-    words = sweep(tiny_folders, out, 160)
+    words = sweep(tiny_folders, out, 24)
     first, second = together(words, patience=20)
     try:
         while not (out / "answers.jsonl").exists() or not (out / "answers.jsonl").stat().st_size:
@@ -79,7 +79,7 @@ def test_two_hosts_sweep_as_one_does_and_go_on_after_one_was_lost(tiny_folders, 
     assert first.returncode == 1
     assert "another host was lost" in said and "repeat the command" in said
     kept = answers(out)
-    assert 0 < len(kept) < 320
+    assert 0 < len(kept) < 48
 
     # Repeated, they go on to what one host writes; the first writes and prints it.
     first, second = together(words)
