@@ -86,7 +86,7 @@ metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]
     return root
 
 
-def test_both_tasks_run_and_agree_with_our_own_checker(folder, problems, tmp_path, capsys):
+def test_both_tasks_run_and_agree_with_our_own_checker(folder, problems, tmp_path, capsys, monkeypatch):
     needs_harness()
     words = ["evaluate", "--target", "embedded", "--harness-tasks", "sums,choices", "--include-path", str(folder)]
     assert main([*words, "--rules", "none,kl:0.4", "--batch", "20", "--out", str(tmp_path)]) == 0
@@ -102,6 +102,10 @@ def test_both_tasks_run_and_agree_with_our_own_checker(folder, problems, tmp_pat
     assert rows["sums", "kl:0.4"]["p"] is not None
     assert rows["choices", "none"]["value"] == rows["choices", "kl:0.4"]["value"] > 0.9
     assert rows["choices", "kl:0.4"]["cycles"] == 0
+    table = (tmp_path / "harness.md").read_text()
+    monkeypatch.setattr("kljudge_jax.evaluation.harness.KLJudgeLM", None)  # what is finished is not answered again
+    assert main([*words, "--rules", "none,kl:0.4", "--batch", "20", "--out", str(tmp_path)]) == 0
+    assert (tmp_path / "harness.md").read_text() == table
 
 
 def test_a_choice_is_scored_by_the_target_whatever_the_order(pair):
