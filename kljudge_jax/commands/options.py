@@ -175,7 +175,7 @@ def _check_memory(options, placement, target, draft, dtype) -> None:
     free = free_memory()
     on_host = jax.default_backend() == "cpu"
     if free is not None and on_host:
-        free /= jax.local_device_count() if placement.mesh is not None else 1  # which share the host's memory
+        free //= jax.local_device_count() if placement.mesh is not None else 1  # which share the host's memory
     caches = jnp.float32 if on_host else dtype  # as `KVCache.create` has it
     batch, length = getattr(options, "batch", 1), getattr(options, "draft_length", 8)
     check_fits(

@@ -58,11 +58,11 @@ def refill(
     to the length of another, which on a CPU, where a token costs the same in any batch, makes it cheaper.
     """
 
-    target, draft = unpack(target), unpack(draft)
+    models = Models(unpack(target), unpack(draft))
 
     def enter(i, state):
         entry = jax.tree.map(lambda x: x[i], entries)
-        return _enter(target, draft, state, entry, shared_chunks, settings).placed(Models(target, draft))
+        return _enter(*models, state, entry, shared_chunks, settings).placed(models)
 
     return jax.lax.fori_loop(0, count, enter, state)
 
@@ -100,7 +100,7 @@ def _consumed(model, cache: KVCache, entry: Entries, shared_chunks, drafts: int)
     def taken(stored):
         return jax.lax.dynamic_slice(stored, (first, 0, 0, 0), (1, stored.shape[1], width, stored.shape[3]))
 
-    part = KVCache(*(tuple(map(taken, x)) for x in (cache.keys, cache.values)), jnp.zeros((1,), jnp.int32))
+    part = KVCache(tuple(map(taken, cache.keys)), tuple(map(taken, cache.values)), jnp.zeros((1,), jnp.int32))
     chunk = min(width, _CPU_CHUNK if jax.default_backend() == "cpu" else PREFILL_CHUNK)
     shared = shared_chunks * PREFILL_CHUNK
     part = prefill_from(model, part, entry.prompts[None], entry.lengths[None], shared, chunk)

@@ -56,7 +56,8 @@ class Row:
             cycles=cycles,
             running=bool(known["running"][slot]),
             failed=bool(known["failed"][slot]),
-            **{name: known[name][slot, :count].copy() for name in TRACED_FIELDS if name in known},
+            kl=known["kl"][slot, :count].copy() if "kl" in known else None,
+            logprobs=known["logprobs"][slot, :count].copy() if "logprobs" in known else None,
         )
 
     def cut(self, tokens: int, text: str) -> Row:

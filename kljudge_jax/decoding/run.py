@@ -229,7 +229,7 @@ class Run:
                 self.lengths[places],
                 jax.random.wrap_key_data(self._keys[places], impl=self._key_kind),
                 self._budget[places],
-                np.resize(np.array(slots, np.int32), self.queue.slots),
+                jnp.asarray(np.resize(np.array(slots, np.int32), self.queue.slots)),
             ),
             np.int32(len(some)),
             self._shared_chunks,

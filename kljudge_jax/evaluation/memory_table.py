@@ -60,8 +60,8 @@ def memory_table(workload: Workload) -> str:
                 plans.append((largest_batch(*models, workload, limit), mesh, models))
             most, mesh, models = max(plans, key=lambda plan: plan[0])
             if not most:  # the mesh that comes closest
-                most, mesh, models = min(plans, key=lambda plan: plan_memory(*plan[2], workload).total)
-            plan = plan_memory(*models, workload)
+                most, mesh, models = min(plans, key=lambda plan: plan_memory(plan[2][0], plan[2][1], workload).total)
+            plan = plan_memory(models[0], models[1], workload)
             parts = (plan.target_weights + plan.draft_weights, plan.caches, plan.logits, plan.working)
             cells = [f"{target}, {draft}", f"{machine} ({_count(mesh)} of {memory / 1e9:.0f} GB)", mesh]
             cells += [gigabytes(part) for part in parts]

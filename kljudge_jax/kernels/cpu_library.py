@@ -53,8 +53,8 @@ def library() -> Library:
 
 def _built(compiler: str) -> Path:
     """The compiled library, made if this processor and this jaxlib have none yet."""
-    identity = [_SOURCE.read_bytes(), " ".join(_FLAGS), jax.__version__, compiler, _processor()]
-    digest = hashlib.sha256(b"\0".join(part if isinstance(part, bytes) else part.encode() for part in identity))
+    identity = [_SOURCE.read_text(encoding="utf-8"), " ".join(_FLAGS), jax.__version__, compiler, _processor()]
+    digest = hashlib.sha256("\0".join(identity).encode())
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kljudge_jax"
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -88,11 +88,11 @@ def side_by_side(x: jax.Array, *layers: Linear) -> list[jax.Array]:
     """What each of several layers makes of the same x, as one piece of work: f32, not yet rounded to x's dtype."""
     rows = x.reshape(-1, x.shape[-1])
     found = products(rows, [_weight(layer.weight, layer.scale) for layer in layers], layers[0].local)
-    found = [
+    biased = [
         out if layer.bias is None else out + layer.bias[...].astype(jnp.float32)
         for layer, out in zip(layers, found, strict=True)
     ]
-    return [out.reshape(*x.shape[:-1], out.shape[-1]) for out in found]
+    return [out.reshape(*x.shape[:-1], out.shape[-1]) for out in biased]
 
 
 class Embedding(nnx.Module):

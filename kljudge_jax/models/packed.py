@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, overload
 
 import jax
 
@@ -44,6 +44,10 @@ def pack(model: Transformer | None) -> Packed | None:
     return Packed(tuple(leaves), _structures.setdefault(tree, _Structure(tree)))
 
 
+@overload
+def unpack(model: Packed | Transformer) -> Transformer: ...
+@overload
+def unpack(model: None) -> None: ...
 def unpack(model: Packed | Transformer | None) -> Transformer | None:
     """The model that was packed; any other as it is."""
     return jax.tree.unflatten(model.structure.tree, model.leaves) if isinstance(model, Packed) else model

@@ -118,10 +118,13 @@ def _placed(name: str, rounded: tuple[jax.Array, jax.Array], layout: Layout | No
     ]
 
 
-def _load_shards(source: TensorSource, name: str, want: jax.ShapeDtypeStruct, sharding: NamedSharding) -> jax.Array:
+def _load_shards(
+    source: TensorSource, name: str, want: jax.Array | jax.ShapeDtypeStruct, sharding: NamedSharding
+) -> jax.Array:
     """One parameter, of which the devices of this host get what `sharding` says, each part read once."""
     holders: dict[tuple[tuple[int, int], ...], list[jax.Device]] = {}
     for device, index in sharding.addressable_devices_indices_map(want.shape).items():
+        assert index is not None  # which it is for devices of other hosts alone
         bounds = tuple(cut.indices(size)[:2] for cut, size in zip(index, want.shape, strict=True))
         holders.setdefault(bounds, []).append(device)
     placed = []

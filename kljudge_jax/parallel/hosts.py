@@ -38,7 +38,7 @@ def join(hosts: int | None = None, coordinator: str | None = None, host: int | N
     """
     if (hosts is None) != (coordinator is None) or (hosts is None) != (host is None):
         raise InputError("give --hosts N, --coordinator ADDRESS:PORT and --host INDEX together, or --hosts auto alone")
-    if hosts is not None and not 0 <= host < hosts:
+    if hosts is not None and host is not None and not 0 <= host < hosts:
         raise InputError(f"--host counts from 0 to {hosts - 1}, got {host}")
     try:
         jax.distributed.initialize(
