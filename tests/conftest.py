@@ -1,7 +1,9 @@
 """Set before JAX starts: several virtual CPU devices, and no network."""
 
 import atexit
+import gc
 import os
+import pathlib
 import shutil
 import tempfile
 import types
@@ -23,6 +25,22 @@ import pytest
 # A shared machine may stall any example, and a failure of CI must come back when it is run again.
 hypothesis.settings.register_profile("reproducible", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("reproducible")
+
+
+# Linux gives a process 65,530 mappings of memory, and every compiled program takes some: past them it is aborted.
+_MANY_MAPPINGS = 20_000
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _few_programs():
+    """Lets go of the programs that modules before have compiled, once there are many."""
+    yield
+    maps = pathlib.Path("/proc/self/maps")
+    if maps.exists() and len(maps.read_text().splitlines()) > _MANY_MAPPINGS:
+        import jax
+
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture(scope="session")
