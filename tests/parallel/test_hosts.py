@@ -57,7 +57,7 @@ def answers(folder):
     return [{name: record[name] for name in ANSWERED} for record in map(json.loads, lines)]
 
 
-# Two more processes on the two cores that other tests use: one of them may not be heard of for longer than the patience.
+# Two more processes on the two cores that other tests use: one may not be heard of for longer than the patience.
 @pytest.mark.real
 def test_two_hosts_sweep_as_one_does_and_go_on_after_one_was_lost(tiny_folders, tmp_path, capsys):
     alone, out = tmp_path / "alone", tmp_path / "out"
