@@ -179,15 +179,18 @@ def check_penalty(repetition_penalty: float) -> None:
         )
 
 
-def row_keys(key, batch: int) -> jax.Array:
-    """One PRNG key a row `[B]`."""
+def row_keys(key, batch: int) -> tuple[np.ndarray, str]:
+    """One PRNG key a row, on the host: their data, uint32 `[B, ...]`, and their kind, as `wrap_key_data` takes it."""
     key = jax.random.key(0) if key is None else key
     if not isinstance(key, jax.Array):
         raise InputError(f"key is a PRNG key such as jax.random.key(0), got {key!r}")
     if not jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key):
         key = jax.random.wrap_key_data(key)
     if key.ndim == 0:
-        return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(batch))
-    if key.shape != (batch,):
+        # As many as a power of two, so that another number of prompts compiles nothing.
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, np.arange(1 << (batch - 1).bit_length()))
+    elif key.shape == (batch,):
+        keys = key
+    else:
         raise InputError(f"key is one PRNG key or one a prompt: got shape {key.shape} for {batch} prompts")
-    return key
+    return np.asarray(jax.random.key_data(keys))[:batch], jax.random.key_impl(keys)

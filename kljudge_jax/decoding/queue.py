@@ -11,13 +11,14 @@ class Queue:
     Attributes:
       prompt: int `[slots]`, the prompt that each slot decodes; -1 where its answer ended.
       next: the first prompt that waits.
-      seconds, prefill_seconds, compile_seconds: of the call so far.
+      seconds, prefill_seconds, compile_seconds, slot_cycles: of the call so far.
     """
 
     def __init__(self, prompts: int, slots: int):
         self.prompt = np.arange(slots)
         self.next = slots
         self.seconds = self.prefill_seconds = self.compile_seconds = 0.0
+        self.slot_cycles = 0
         self._prompts = prompts
         self._ran = np.zeros(slots, np.int64)  # cycles of each slot's prompt
         self._begun = np.zeros((prompts, 2))  # seconds and compile_seconds of the call when a prompt was begun
@@ -71,7 +72,9 @@ class Queue:
         # A block ends no later than its last running row, so that row ran in each of its cycles.
         part = new / new.sum() if new.sum() else np.full(len(new), 1 / len(new))
         self._own_seconds[prompts] += seconds * part
-        self._slot_cycles[prompts] += self.slots * new.max() * part
+        computed = self.slots * int(new.max())
+        self._slot_cycles[prompts] += computed * part
+        self.slot_cycles += computed
 
     def times(self, prompt: int) -> dict[str, float]:
         """What a prompt whose answer has just ended took, as `Stats` has it."""

@@ -80,13 +80,9 @@ class Run:
         self._prompts, self.lengths = padded, lengths
         self.settings = Settings(plan.drafter, plan.draft_length, capacity, room, trace, plan.adaptive, plan.scorer)
         self.eos = jnp.asarray(pair.eos, jnp.int32)
-        keys = arguments.row_keys(key, self.batch)
         # On the host: to index an array on the device costs a dispatch.
-        self._keys, self._key_kind, self._budget = (
-            np.asarray(jax.random.key_data(keys)),
-            jax.random.key_impl(keys),
-            budget,
-        )
+        self._keys, self._key_kind = arguments.row_keys(key, self.batch)
+        self._budget = budget
         self._shared_chunks = np.int32(count_shared_chunks(padded, lengths))
 
         self.queue = Queue(self.batch, slots)
@@ -187,6 +183,7 @@ class Run:
             seconds=queue.seconds,
             prefill_seconds=queue.prefill_seconds,
             compile_seconds=queue.compile_seconds,
+            slot_cycles=queue.slot_cycles,
         )
         return self._generation(range(self.batch), pooled)
 

@@ -126,7 +126,7 @@ def row_stats(cycles: Sequence[Cycle], relaxed: int, draft_length: int, finish: 
 
 
 def pool(rows: Sequence[Stats], **times: float) -> Stats:
-    """The counts of a call: sums over its rows. Without `times` they ran side by side and share those of the first."""
+    """The counts of a call: sums over its rows. Its `times`, if none are given, are those of the first row."""
 
     def total(name):
         return sum(getattr(row, name) for row in rows)
@@ -139,9 +139,8 @@ def pool(rows: Sequence[Stats], **times: float) -> Stats:
         accepted=total("accepted"),
         relaxed=total("relaxed"),
         acceptance_histogram=np.sum([row.acceptance_histogram for row in rows], axis=0),
-        **(shared | times),
         own_seconds=total("own_seconds"),
-        slot_cycles=total("slot_cycles"),
+        **({"slot_cycles": total("slot_cycles")} | shared | times),
         failed=total("failed"),
         rows=tuple(rows),
     )

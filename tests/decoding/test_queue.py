@@ -131,7 +131,7 @@ def test_a_row_that_failed_spoils_nothing_of_the_next(pair):
 def test_a_second_call_compiles_nothing_whatever_its_prompts(pair):
     answer(pair, kj.KLJudge(0.1), MANY, batch_size=SLOTS)
     with compilations() as compiled:
-        answer(pair, kj.KLJudge(0.5), MANY[::-1], batch_size=SLOTS, max_new_tokens=40)
+        answer(pair, kj.KLJudge(0.5), MANY[::-1][:7], batch_size=SLOTS, max_new_tokens=40)
     assert not compiled
 
 
@@ -167,8 +167,8 @@ def test_slots_are_kept_busy(pair):
     pair = dataclasses.replace(pair, eos=(999,))
     budgets = [1 + 23 * (i % 4 == 0) for i in range(len(MANY))]
     whole = answer(pair, None, MANY, max_new_tokens=budgets)
-    assert whole.stats.slot_cycles == pytest.approx(len(MANY) * 24)
-    assert whole.stats.slot_occupancy == pytest.approx(sum(budgets) / (len(MANY) * 24))
+    assert whole.stats.slot_cycles == len(MANY) * 24
+    assert whole.stats.slot_occupancy == sum(budgets) / (len(MANY) * 24)
     queued = answer(pair, None, MANY * 8, max_new_tokens=budgets * 8, batch_size=SLOTS)
     assert queued.stats.slot_occupancy > 0.9
     assert queued.stats.cycles == 8 * sum(budgets)
@@ -178,8 +178,8 @@ def test_the_seconds_of_rows_add_up(pair):
     out = answer(pair, "exact", MANY, batch_size=SLOTS)
     assert sum(row.own_seconds for row in out.stats.rows) == pytest.approx(out.stats.seconds)
     assert all(0 < row.own_seconds < row.seconds <= out.stats.seconds for row in out.stats.rows)
-    cycles = out.stats.slot_cycles / SLOTS
-    assert cycles == pytest.approx(round(cycles)) and cycles < out.stats.cycles
+    assert sum(row.slot_cycles for row in out.stats.rows) == pytest.approx(out.stats.slot_cycles)
+    assert out.stats.slot_cycles % SLOTS == 0 and out.stats.cycles <= out.stats.slot_cycles
     assert out.stats.prefill_seconds < out.stats.seconds
 
 
