@@ -11,7 +11,8 @@ from kljudge_jax.decoding.self_draft import SelfDraft
 from kljudge_jax.decoding.stats import Cycle, Stats
 from kljudge_jax.decoding.stream import Event, stream
 from kljudge_jax.errors import InputError
-from kljudge_jax.evaluation.bench_call import Bench, Comparison, bench, compare
+from kljudge_jax.evaluation.bench_call import Bench, bench
+from kljudge_jax.evaluation.compare_call import Comparison, compare
 from kljudge_jax.evaluation.report import TaskResult
 from kljudge_jax.evaluation.sweep_call import sweep
 from kljudge_jax.judges.correspondence import Correspondence

@@ -5,13 +5,16 @@ most 40 new tokens in drafts of `DRAFT_LENGTH`, and every pair has one end-of-te
 """
 
 import contextlib
+import dataclasses
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 import kljudge_jax as kj
+from kljudge_jax.kernels.quantize import round_to
 from kljudge_jax.models.config import TransformerConfig
+from kljudge_jax.models.linear import is_matrix, scale_name
 from kljudge_jax.models.pair import ModelPair
 from kljudge_jax.models.transformer import abstract, assemble, parameters
 
@@ -58,6 +61,15 @@ def tiny_model(seed=0, sharpness=3.0, **options):
 
     filled = {name: jnp.asarray(fill(name, leaf.shape)) for name, leaf in parameters(abstract(config)).items()}
     return sharpened(assemble(config, filled), sharpness)
+
+
+def rounded(model, bits=8):
+    """The model with its matrices in so many bits."""
+    storage, values = dataclasses.replace(model.storage, bits=bits), parameters(model)
+    for name, x in list(values.items()):
+        if is_matrix(name):
+            values[name], values[scale_name(name)] = round_to(x, storage.bits_of(name, x.shape[-1]))
+    return assemble(model.config, values, storage)
 
 
 def tiny_pair(seed=0, noise=0.2, eos=(NEVER,), sharpness=3.0, tokenizer=None, **options):

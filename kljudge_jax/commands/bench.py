@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 import sys
-from pathlib import Path
 
 from kljudge_jax.commands.options import (
     EMBEDDED,
@@ -22,6 +21,7 @@ from kljudge_jax.commands.options import (
 )
 from kljudge_jax.commands.progress import Bar
 from kljudge_jax.errors import InputError
+from kljudge_jax.results_folder import results_folder
 
 
 def add(commands) -> None:
@@ -88,11 +88,7 @@ def _bench(options) -> int:
         raise InputError("--batch, --draft-length, --prompts, --rounds and --prompt-tokens start at 1")
     if options.max_new_tokens <= options.draft_length + 1:
         raise InputError(f"--max-new-tokens leaves no room for a whole draft: give at least {options.draft_length + 2}")
-    folder = Path(options.out)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{folder} cannot be a folder of results: {error.strerror}") from error
+    folder = results_folder(options.out)
     plan = bench.Plan(
         rules=rules,
         batches=batches,

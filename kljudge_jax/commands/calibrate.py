@@ -8,6 +8,7 @@ from pathlib import Path
 from kljudge_jax.commands.options import (
     FAILED,
     OK,
+    add_batch,
     add_drafter,
     add_models,
     add_sampling,
@@ -63,13 +64,7 @@ def add(commands) -> None:
         "--check-n", metavar="INT", type=int, default=0, help="prompts to measure the chosen threshold on; 0 is none"
     )
     parser.add_argument("--check-split", default="test", choices=_SPLITS[:3], help="of the task, to measure on")
-    parser.add_argument(
-        "--batch",
-        metavar="INT",
-        type=int,
-        default=8,
-        help="answers decoded side by side: a problem that waits takes the slot of an answer that ended",
-    )
+    add_batch(parser)
     parser.add_argument(
         "--out", metavar="DIR", default="results/calibrate", help="where answers and calibration.json go"
     )

@@ -20,7 +20,7 @@ def add(commands) -> None:
 
 
 def _compare(options) -> int:
-    from kljudge_jax.evaluation.bench_call import compare
+    from kljudge_jax.evaluation.compare_call import compare
 
     compared = compare(*options.results, force=options.force)
     picture = compared.save(options.out)

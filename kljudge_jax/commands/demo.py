@@ -6,12 +6,12 @@ import shutil
 import sys
 import textwrap
 import time
-from pathlib import Path
 
 from kljudge_jax.commands.color import add_color, is_coloured, legend, painted
 from kljudge_jax.commands.options import FAILED, OK, command, note, split_rules
 from kljudge_jax.commands.progress import Bar
 from kljudge_jax.errors import InputError
+from kljudge_jax.results_folder import results_folder
 
 
 def add(commands) -> None:
@@ -49,11 +49,7 @@ def _demo(options) -> int:
         parse_verifier(rule, True)
     if options.problems < 1 or options.draft_length < 1:
         raise InputError("--problems and --draft-length start at 1")
-    folder = Path(options.out)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{folder} cannot be a folder of results: {error.strerror}") from error
+    folder = results_folder(options.out)
     task = load_task(options.task)
     problems = task.problems("test", options.problems, options.seed)
     show = demo.Demo(ModelPair.embedded(), task, rules, options.draft_length, problems)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from pathlib import Path
 
 from kljudge_jax.commands.options import (
     FAILED,
@@ -18,6 +17,7 @@ from kljudge_jax.commands.options import (
 )
 from kljudge_jax.commands.progress import Bar
 from kljudge_jax.errors import InputError
+from kljudge_jax.results_folder import results_folder
 
 
 def add(commands) -> None:
@@ -72,11 +72,7 @@ def _evaluate(options) -> int:
     if any(rule != "none" for rule in rules):
         check_drafter(options, drafter)
     runs = harness_runs([name.strip() for name in options.harness_tasks.split(",")], options.include_path)
-    folder = Path(options.out)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{folder} cannot be a folder of results: {error.strerror}") from error
+    folder = results_folder(options.out)
     pair = load_pair(options)
     finished = Finished(folder / "finished.jsonl", _asked(options, pair))
     rows, failed = [], 0
@@ -107,5 +103,5 @@ def _evaluate(options) -> int:
 def _asked(options, pair) -> dict:
     """What has to be the same for a repeated command to go on."""
     names = ("include_path", "draft_length", "drafter", "limit", "num_fewshot", "chat", "batch", "max_new_tokens")
-    models = {"target": pair.target_name, "draft": pair.draft_name, "dtype": str(pair.target.dtype)}
+    models = {"target": pair.target_name, "draft": pair.draft_name, "dtype": pair.precision}
     return models | {name: getattr(options, name) for name in (*names, "seed", "mesh", "revision", "draft_revision")}

@@ -74,6 +74,7 @@ def add_models(parser: argparse.ArgumentParser, required: bool = True) -> None:
         metavar="AXES",
         help="what of the target lies on which axis of the mesh, where not as usual: vocab=none,mlp=tensor+fsdp",
     )
+    group.add_argument("--draft-axes", metavar="AXES", help="the same of the draft, such as replicated (as --axes)")
     group.add_argument(
         "--hosts",
         metavar="HOSTS",
@@ -85,7 +86,6 @@ def add_models(parser: argparse.ArgumentParser, required: bool = True) -> None:
     group.add_argument(
         "--patience", metavar="SECONDS", type=int, default=60, help="after which a silent host ends the run"
     )
-    group.add_argument("--draft-axes", metavar="AXES", help="the same of the draft, such as replicated (as --axes)")
 
 
 def add_sampling(parser: argparse.ArgumentParser, max_new_tokens: int = 256) -> None:
@@ -100,6 +100,16 @@ def add_sampling(parser: argparse.ArgumentParser, max_new_tokens: int = 256) -> 
         "--min-p", metavar="FLOAT", type=float, default=0.0, help="drop tokens below this share of the likeliest one's"
     )
     group.add_argument("--seed", metavar="INT", type=int, default=0, help="of the draws when sampling")
+
+
+def add_batch(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--batch",
+        metavar="INT",
+        type=int,
+        default=8,
+        help="answers decoded side by side: a problem that waits takes the slot of an answer that ended",
+    )
 
 
 def check_sampling(options) -> None:
@@ -156,12 +166,8 @@ def _describe(pair) -> str:
 
     from kljudge_jax.kernels.cpu_library import library
 
-    def kept(model):
-        return str(model.dtype) if model.storage.bits is None else f"int{model.storage.bits} ({model.dtype})"
-
-    words = kept(pair.target) if pair.draft is None else f"{kept(pair.target)} and {kept(pair.draft)}"
     by = f", {library().reason}" if jax.default_backend() == "cpu" and pair.target.storage.local else ""
-    return f"{words} on {jax.default_backend()}{by}"
+    return f"{pair.precision} on {jax.default_backend()}{by}"
 
 
 def _check_memory(options, placement, target, draft, dtype) -> None:

@@ -9,6 +9,7 @@ from collections import defaultdict
 from kljudge_jax.commands.options import (
     FAILED,
     OK,
+    add_batch,
     add_drafter,
     add_models,
     add_run_code,
@@ -59,13 +60,7 @@ def add(commands) -> None:
     parser.add_argument("--n", metavar="INT", type=int, default=100, help="problems")
     parser.add_argument("--split", default="test", choices=("train", "validation", "test", "all"), help="of the task")
     parser.add_argument("--seeds", metavar="INTS", help="several seeds, with commas, in place of --seed")
-    parser.add_argument(
-        "--batch",
-        metavar="INT",
-        type=int,
-        default=8,
-        help="answers decoded side by side: a problem that waits takes the slot of an answer that ended",
-    )
+    add_batch(parser)
     parser.add_argument(
         "--examples", metavar="INT", type=int, default=1, help="answers of each task to show token by token"
     )

@@ -105,7 +105,7 @@ def run_cycles(
     arguments, and jaxlib 0.10.2 takes the structures of two registered dataclasses with as many fields for equal.
     """
     del rule
-    target, draft = unpack(target), unpack(draft)
+    models = Models(unpack(target), unpack(draft))
     state = dataclasses.replace(state, running=state.running & ~halted)
     began = jnp.sum(state.running)
 
@@ -116,9 +116,7 @@ def run_cycles(
 
     def body(carry):
         i, state = carry
-        return i + 1, cycle(Models(target, draft), verifier, sampling, eos, state, settings).placed(
-            Models(target, draft)
-        )
+        return i + 1, cycle(models, verifier, sampling, eos, state, settings).placed(models)
 
     return jax.lax.while_loop(unfinished, body, (jnp.int32(0), state))[1]
 

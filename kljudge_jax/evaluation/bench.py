@@ -58,7 +58,7 @@ def run_bench(
     reached = {name: limits.reached(limits.weight_bytes(m), reads[name], product) for name, m in models.items()}
     return {
         "models": {name: describe_model(model, getattr(pair, f"{name}_name")) for name, model in models.items()},
-        "dtype": str(pair.target.dtype),
+        "dtype": pair.precision,
         "plan": dataclasses.asdict(plan),
         "limits": {
             "read": {

@@ -1,23 +1,20 @@
-"""The public calls `bench` and `compare`: speed on this machine, and beside that of others, from Python."""
+"""The public call `bench`: speed on this machine, from Python."""
 
 from __future__ import annotations
 
 import dataclasses
-import html
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from kljudge_jax.decoding.display import scrolling_html
 from kljudge_jax.errors import InputError
 from kljudge_jax.evaluation import bench as benches
-from kljudge_jax.evaluation import compare as comparing
 from kljudge_jax.evaluation.bench_models import near_prompts
 from kljudge_jax.evaluation.bench_table import bench_markdown
 from kljudge_jax.evaluation.machine import describe_machine
-from kljudge_jax.evaluation.pareto import svg
 from kljudge_jax.models.pair import ModelPair
+from kljudge_jax.results_folder import results_folder
 from kljudge_jax.tasks.base import Task
 
 
@@ -41,11 +38,7 @@ class Bench:
         Raises:
           InputError: the folder cannot be made.
         """
-        folder = Path(folder)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"{folder} cannot be a folder of results: {error.strerror}") from error
+        folder = results_folder(folder)
         (folder / "bench.json").write_text(json.dumps(self.figures, indent=2) + "\n", encoding="utf-8")
         (folder / "table.md").write_text(self.markdown(profile), encoding="utf-8")
         return folder / "bench.json"
@@ -109,59 +102,3 @@ def measured(
         "task": task,
         **benches.run_bench(pair, prompts, plan, report=report),
     }
-
-
-@dataclasses.dataclass(frozen=True)
-class Comparison:
-    """Results of several machines; a notebook shows their table and picture.
-
-    Attributes:
-      results: as they were read.
-      notes: what each was asked that the first one was not; "" where nothing differs.
-    """
-
-    results: Sequence[comparing.Result]
-    notes: Sequence[str]
-
-    def markdown(self) -> str:
-        """The table."""
-        return comparing.comparison_markdown(self.results, self.notes)
-
-    def save(self, folder: str | Path) -> Path:
-        """Writes `compare.md` and `compare.png`, and returns the path of the picture.
-
-        Raises:
-          InputError: the folder cannot be made.
-        """
-        folder = Path(folder)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"{folder} cannot be a folder of results: {error.strerror}") from error
-        (folder / "compare.md").write_text(self.markdown(), encoding="utf-8")
-        comparing.draw_comparison(self.results, self.notes).savefig(folder / "compare.png")
-        return folder / "compare.png"
-
-    def _repr_html_(self) -> str:
-        lines = comparing.comparison_notes(self.results, self.notes)
-        return (
-            scrolling_html(comparing.comparison_table(self.results, self.notes))
-            + "".join(f"<p>{html.escape(line)}</p>" for line in lines)
-            + svg(comparing.draw_comparison(self.results, self.notes))
-        )
-
-
-def compare(*paths: str | Path, force: bool = False) -> Comparison:
-    """Puts results of several machines side by side.
-
-    Args:
-      paths: `bench.json` files, or `summary.json` files of sweeps.
-      force: compare what differs all the same, and mark it.
-
-    Raises:
-      InputError: a file is no result, or, unless `force`, another thing was measured.
-    """
-    if not paths:
-        raise InputError("name at least one result: a bench.json, or the summary.json of a sweep")
-    results = [comparing.read_result(path) for path in paths]
-    return Comparison(results, comparing.compare(results, force))

@@ -9,7 +9,6 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from kljudge_jax.errors import InputError
 from kljudge_jax.evaluation import sweep
 from kljudge_jax.evaluation.machine import describe_machine
 from kljudge_jax.evaluation.summary import summarise
@@ -24,6 +23,7 @@ from kljudge_jax.judges.calibration import (
     upper_bound,
 )
 from kljudge_jax.models.pair import ModelPair
+from kljudge_jax.results_folder import results_folder
 from kljudge_jax.tasks.base import Task
 
 SCHEMA = 1
@@ -184,11 +184,7 @@ def needed(plan: Plan, one: Tested) -> int | None:
 
 def write(folder: str | Path, found: dict) -> None:
     """Writes `calibration.json`. Raises `InputError` if there can be no such folder."""
-    path = Path(folder) / "calibration.json"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{folder} cannot be a folder of results: {error.strerror}") from error
+    path = results_folder(folder) / "calibration.json"
     whole = path.with_suffix(".partial")
     whole.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     os.replace(whole, path)

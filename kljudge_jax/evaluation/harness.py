@@ -154,7 +154,7 @@ class KLJudgeLM(TemplateLM):
         return {
             "target": self.pair.target_name,
             "draft": self.pair.draft_name,
-            "model_dtype": str(self.pair.target.dtype),
+            "model_dtype": self.pair.precision,
             **{name: str(value) for name, value in self._decoding.items()},
         }
 

@@ -18,6 +18,7 @@ from kljudge_jax.evaluation.baselines import Answer, Request, answers_of, check_
 from kljudge_jax.evaluation.machine import describe_machine
 from kljudge_jax.evaluation.step import Step
 from kljudge_jax.models.pair import ModelPair
+from kljudge_jax.results_folder import results_folder
 from kljudge_jax.tasks.base import Problem, Task
 
 SCHEMA = 1
@@ -149,11 +150,7 @@ def run_sweep(
       InputError: the folder holds the answers of another plan, pair or task, or a baseline cannot run here.
     """
     check_baselines([cell.rule for cell in plan.cells], pair.draft is not None)
-    folder = Path(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{folder} cannot be a folder of results: {error.strerror}") from error
+    folder = results_folder(folder)
     _claim(folder / "plan.json", pair, task, plan)
     path = folder / "answers.jsonl"
     records = list(read_records(path))
@@ -274,7 +271,7 @@ def _claim(path: Path, pair: ModelPair, task: Task, plan: Plan) -> None:
         "schema": SCHEMA,
         "target": pair.target_name,
         "draft": pair.draft_name,
-        "dtype": str(pair.target.dtype),
+        "dtype": pair.precision,
         "task": task.name,
         "plan": json.loads(json.dumps(dataclasses.asdict(plan))),
     }

@@ -22,6 +22,7 @@ import numpy as np
 from kljudge_jax.errors import InputError
 from kljudge_jax.judges.dataset import Dataset
 from kljudge_jax.judges.metrics import ranks, roc_auc
+from kljudge_jax.results_folder import results_folder
 from kljudge_jax.verification.head import Head
 
 _DECILES = 10
@@ -198,14 +199,10 @@ def correspond(data: Dataset, head: Head, seed: int = 0, trained_on: bool = Fals
 
 def save_report(found: Correspondence, folder: str | Path) -> list[Path]:
     """Writes `correspondence.json`, `.md` and, where Matplotlib is installed, `.png`; returns what was written."""
-    folder = Path(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        written = [folder / "correspondence.json", folder / "correspondence.md"]
-        written[0].write_text(json.dumps(found.to_json(), indent=2) + "\n", encoding="utf-8")
-        written[1].write_text(found.markdown(), encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"{folder} cannot be a folder of results: {error.strerror}") from error
+    folder = results_folder(folder)
+    written = [folder / "correspondence.json", folder / "correspondence.md"]
+    written[0].write_text(json.dumps(found.to_json(), indent=2) + "\n", encoding="utf-8")
+    written[1].write_text(found.markdown(), encoding="utf-8")
     if draw(found, folder / "correspondence.png"):
         written.append(folder / "correspondence.png")
     return written

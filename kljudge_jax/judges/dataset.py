@@ -25,6 +25,7 @@ import numpy as np
 from kljudge_jax.decoding.display import scrolling_html
 from kljudge_jax.errors import InputError
 from kljudge_jax.models.json_file import read_json
+from kljudge_jax.results_folder import results_folder
 from kljudge_jax.verification.features import PRIMITIVES, SETUPS, judge_features
 from kljudge_jax.verification.head import PairIdentity
 
@@ -152,14 +153,11 @@ class DatasetWriter:
     """
 
     def __init__(self, folder: str | Path, pair: PairIdentity, origin: Mapping[str, Any], gap_tokens: int):
-        self.folder = Path(folder)
+        self.folder = results_folder(folder)
         self._schema = columns_of(pair, gap_tokens)
         self._asked: list[str] = []
         self._lock = None
-        try:
-            (self.folder / "columns").mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"{folder} cannot be a folder of results: {error.strerror}") from error
+        results_folder(self.folder / "columns")
         head = {
             "format": _FORMAT,
             "version": _VERSION,

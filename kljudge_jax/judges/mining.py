@@ -133,7 +133,7 @@ def mine(
         "task": task.name,
         "split": split,
         "seed": seed,
-        "dtype": str(pair.target.dtype),
+        "dtype": pair.precision,
         "max_new_tokens": options.max_new_tokens,
         "reference": options.reference,
         "shortcut": options.shortcut,

@@ -115,7 +115,7 @@ def label_by_likelihood(
             found.append(row | {"important": cost > threshold, "score": cost, "rolled_out": False})
         return "mined", found
 
-    origin = {"labels": "selfjudge", "task": task.name, "split": split, "seed": seed, "dtype": str(pair.target.dtype)}
+    origin = {"labels": "selfjudge", "task": task.name, "split": split, "seed": seed, "dtype": pair.precision}
     origin |= {"max_new_tokens": max_new_tokens, "threshold": threshold, "window": window}
     return _write(pair, folder, origin, task.problems(split=split, n=n, seed=seed), rows, gap_tokens, progress)
 
@@ -167,7 +167,7 @@ def label_by_rollouts(
             found.append(row | {"important": lost > threshold, "score": lost, "rolled_out": True})
         return "mined", found
 
-    origin = {"labels": "pivot", "task": task.name, "split": split, "seed": seed, "dtype": str(pair.target.dtype)}
+    origin = {"labels": "pivot", "task": task.name, "split": split, "seed": seed, "dtype": pair.precision}
     origin |= {"max_new_tokens": max_new_tokens, "threshold": threshold, "rollouts": rollouts}
     origin |= {"temperature": temperature, "reference": reference}
     return _write(pair, folder, origin, task.problems(split=split, n=n, seed=seed), rows, gap_tokens, progress)

@@ -77,6 +77,16 @@ inline void SumFour(const F32* v, float* out) {
 #endif
 }
 
+// The sums of each of `kOut` vectors.
+template <int kOut>
+inline void SumEach(const F32* v, float* out) {
+  if constexpr (kOut == 4) {
+    SumFour(v, out);
+  } else {
+    for (int o = 0; o < kOut; ++o) out[o] = Sum(v[o]);
+  }
+}
+
 // How each kind of weight is multiplied: `kStep` elements at a time, and one by one behind the last whole step.
 struct Float32 {
   using Weight = float;
@@ -129,11 +139,7 @@ inline void Tile(const typename Kind::Weight* weight, const typename Kind::Row* 
   }
   for (int r = 0; r < kRows; ++r) {
     float whole[kOut];
-    if constexpr (kOut == 4) {
-      SumFour(sums[r], whole);
-    } else {
-      for (int o = 0; o < kOut; ++o) whole[o] = Sum(sums[r][o]);
-    }
+    SumEach<kOut>(sums[r], whole);
     for (int o = 0; o < kOut; ++o) {
       for (int64_t j = i; j < size; ++j) whole[o] = Kind::AddOne(whole[o], weight[o * size + j], rows[r * size + j]);
       out[r * stride + o] = whole[o];
@@ -260,57 +266,55 @@ inline int64_t PartSize(int64_t outputs, int64_t row_bytes) {
   return std::min<int64_t>((wanted + 3) / 4 * 4, (outputs + 3) / 4 * 4);
 }
 
-// The products of the same rows with several weights, as one job.
-template <class Kind>
-struct Products {
-  struct One {
-    const typename Kind::Weight* weight;
-    int64_t outputs;
-    float* out;
-    int64_t part, first;  // outputs a part, and the number of its first part
-  };
-
-  const typename Kind::Row* rows;
-  int64_t count, size, parts = 0;
-  std::vector<One> all;
-
-  void Add(const typename Kind::Weight* weight, int64_t outputs, float* out) {
-    const int64_t part = PartSize(outputs, size * sizeof(typename Kind::Weight));
-    all.push_back({weight, outputs, out, part, parts});
-    parts += (outputs + part - 1) / part;
+// The outputs of several weights as one job: calls `four(which, o)` for four outputs from o on of weight `which`, and
+// `one(which, o)` for each that is left over at its end.
+template <class Four, class One>
+void OverOutputs(const std::vector<int64_t>& outputs, int64_t row_bytes, Four four, One one) {
+  std::vector<int64_t> first;  // the number of each weight's first part
+  int64_t parts = 0;
+  for (const int64_t count : outputs) {
+    first.push_back(parts);
+    const int64_t part = PartSize(count, row_bytes);
+    parts += (count + part - 1) / part;
   }
-
-  void Part(int64_t number) const {
-    size_t which = all.size() - 1;
-    while (all[which].first > number) --which;
-    const One& one = all[which];
-    int64_t o = (number - one.first) * one.part;
-    const int64_t end = std::min(one.outputs, o + one.part);
-    for (; o + 4 <= end; o += 4) Rows<Kind, 4>(one.weight + o * size, rows, count, size, one.out + o, one.outputs);
-    for (; o < end; ++o) Rows<Kind, 1>(one.weight + o * size, rows, count, size, one.out + o, one.outputs);
-  }
-
-  void Run() const {
-    Workers::Get().Run(parts, [this](int64_t number) { Part(number); });
-  }
-};
+  Workers::Get().Run(parts, [&](int64_t number) {
+    size_t which = outputs.size() - 1;
+    while (first[which] > number) --which;
+    const int64_t part = PartSize(outputs[which], row_bytes);
+    int64_t o = (number - first[which]) * part;
+    const int64_t end = std::min(outputs[which], o + part);
+    for (; o + 4 <= end; o += 4) four(which, o);
+    for (; o < end; ++o) one(which, o);
+  });
+}
 
 // Rows, then weights; one result a weight.
 template <class Kind>
 ffi::Error Plain(ffi::RemainingArgs arguments, ffi::RemainingRets results) {
-  auto rows = arguments.get<ffi::AnyBuffer>(0);
-  if (!rows.has_value()) return rows.error();
-  Products<Kind> products{static_cast<const typename Kind::Row*>(rows->untyped_data()), rows->dimensions()[0],
-                          rows->dimensions()[1]};
+  auto given = arguments.get<ffi::AnyBuffer>(0);
+  if (!given.has_value()) return given.error();
+  const auto* rows = static_cast<const typename Kind::Row*>(given->untyped_data());
+  const int64_t count = given->dimensions()[0], size = given->dimensions()[1];
+  std::vector<const typename Kind::Weight*> weights;
+  std::vector<float*> outs;
+  std::vector<int64_t> outputs;
   for (size_t i = 0; i < results.size(); ++i) {
     auto weight = arguments.get<ffi::AnyBuffer>(i + 1);
     auto out = results.get<ffi::AnyBuffer>(i);
     if (!weight.has_value()) return weight.error();
     if (!out.has_value()) return out.error();
-    products.Add(static_cast<const typename Kind::Weight*>(weight->untyped_data()), weight->dimensions()[0],
-                 static_cast<float*>((*out)->untyped_data()));
+    weights.push_back(static_cast<const typename Kind::Weight*>(weight->untyped_data()));
+    outs.push_back(static_cast<float*>((*out)->untyped_data()));
+    outputs.push_back(weight->dimensions()[0]);
   }
-  products.Run();
+  OverOutputs(
+      outputs, size * sizeof(typename Kind::Weight),
+      [&](size_t which, int64_t o) {
+        Rows<Kind, 4>(weights[which] + o * size, rows, count, size, outs[which] + o, outputs[which]);
+      },
+      [&](size_t which, int64_t o) {
+        Rows<Kind, 1>(weights[which] + o * size, rows, count, size, outs[which] + o, outputs[which]);
+      });
   return ffi::Error::Success();
 }
 
@@ -382,7 +386,7 @@ struct Int8 {
   const float* scale;    // [O]
   static constexpr int32_t kOffset = 128;
 
-  int64_t Bytes(int64_t size) const { return size; }
+  static int64_t Bytes(int64_t size) { return size; }
   const void* At(int64_t o, int64_t g, int64_t size) const { return weight + o * size + g * kGroup; }
   U8 Group(int64_t o, int64_t g, int64_t size) const {
     const int8_t* at = weight + o * size + g * kGroup;
@@ -403,7 +407,7 @@ struct Int4 {
   const uint16_t* scale;  // [O, I / 32], bfloat16
   static constexpr int32_t kOffset = 8;
 
-  int64_t Bytes(int64_t size) const { return size / 2; }
+  static int64_t Bytes(int64_t size) { return size / 2; }
   const void* At(int64_t o, int64_t g, int64_t size) const { return weight + o * (size / 2) + g * (kGroup / 2); }
   U8 Group(int64_t o, int64_t g, int64_t size) const {
     const U8Half packed = Load<U8Half>(weight + o * (size / 2) + g * (kGroup / 2));
@@ -455,11 +459,7 @@ inline void IntegerTile(const Kind& kind, const Int8Rows& rows, int64_t row, int
   }
   for (int r = 0; r < kRows; ++r) {
     float whole[kOut];
-    if constexpr (kOut == 4) {
-      SumFour(sums[r], whole);
-    } else {
-      for (int j = 0; j < kOut; ++j) whole[j] = Sum(sums[r][j]);
-    }
+    SumEach<kOut>(sums[r], whole);
     for (int j = 0; j < kOut; ++j) out[(row + r) * stride + o + j] = whole[j] * kind.Final(o + j);
   }
 }
@@ -485,13 +485,9 @@ ffi::Error Integer(ffi::RemainingArgs arguments, ffi::RemainingRets results) {
   auto given = arguments.get<ffi::Buffer<ffi::F32>>(0);
   if (!given.has_value()) return given.error();
   const Int8Rows rows(given->typed_data(), given->dimensions()[0], given->dimensions()[1]);
-  struct One {
-    Kind kind;
-    int64_t outputs, part, first;
-    float* out;
-  };
-  std::vector<One> all;
-  int64_t parts = 0;
+  std::vector<Kind> kinds;
+  std::vector<float*> outs;
+  std::vector<int64_t> outputs;
   for (size_t i = 0; i < results.size(); ++i) {
     auto weight = arguments.get<ffi::AnyBuffer>(2 * i + 1);
     auto scale = arguments.get<ffi::AnyBuffer>(2 * i + 2);
@@ -499,21 +495,15 @@ ffi::Error Integer(ffi::RemainingArgs arguments, ffi::RemainingRets results) {
     if (!weight.has_value()) return weight.error();
     if (!scale.has_value()) return scale.error();
     if (!out.has_value()) return out.error();
-    Kind kind{static_cast<decltype(Kind::weight)>(weight->untyped_data()),
-              static_cast<decltype(Kind::scale)>(scale->untyped_data())};
-    const int64_t outputs = weight->dimensions()[0], part = PartSize(outputs, kind.Bytes(rows.size));
-    all.push_back({kind, outputs, part, parts, static_cast<float*>((*out)->untyped_data())});
-    parts += (outputs + part - 1) / part;
+    kinds.push_back({static_cast<decltype(Kind::weight)>(weight->untyped_data()),
+                     static_cast<decltype(Kind::scale)>(scale->untyped_data())});
+    outs.push_back(static_cast<float*>((*out)->untyped_data()));
+    outputs.push_back(weight->dimensions()[0]);
   }
-  Workers::Get().Run(parts, [&](int64_t number) {
-    size_t which = all.size() - 1;
-    while (all[which].first > number) --which;
-    const One& one = all[which];
-    int64_t o = (number - one.first) * one.part;
-    const int64_t end = std::min(one.outputs, o + one.part);
-    for (; o + 4 <= end; o += 4) IntegerRows<Kind, 4>(one.kind, rows, o, one.out, one.outputs);
-    for (; o < end; ++o) IntegerRows<Kind, 1>(one.kind, rows, o, one.out, one.outputs);
-  });
+  OverOutputs(
+      outputs, Kind::Bytes(rows.size),
+      [&](size_t which, int64_t o) { IntegerRows<Kind, 4>(kinds[which], rows, o, outs[which], outputs[which]); },
+      [&](size_t which, int64_t o) { IntegerRows<Kind, 1>(kinds[which], rows, o, outs[which], outputs[which]); });
   return ffi::Error::Success();
 }
 

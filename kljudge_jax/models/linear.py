@@ -37,6 +37,10 @@ class Storage:
     def __post_init__(self):
         object.__setattr__(self, "dtype", jnp.dtype(self.dtype))
 
+    def __str__(self) -> str:
+        """What reports call it, wherever it lies: "bfloat16", or "int8 (bfloat16)"."""
+        return str(self.dtype) if self.bits is None else f"int{self.bits} ({self.dtype})"
+
     def bits_of(self, name: str, in_size: int) -> int | None:
         """The bits of the matrix of that dotted name, whose rows have that length; None for a matrix in `dtype`."""
         inside = name.startswith("layers.")

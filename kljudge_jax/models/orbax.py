@@ -48,9 +48,11 @@ def save(
       eos: every id that ends a text.
 
     Raises:
-      InputError: the folder exists and is not empty, or cannot be written.
+      InputError: the folder exists and is not empty, or cannot be written; or matrices are kept in 8 or 4 bits.
     """
     folder = check_destination(folder)
+    if model.storage.bits is not None:
+        raise InputError(f"{model.storage} weights cannot be saved: save the model that they were rounded from")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with ocp.PyTreeCheckpointer() as checkpointer:

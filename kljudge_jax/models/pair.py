@@ -58,6 +58,12 @@ class ModelPair:
                     "which aligns the two"
                 )
 
+    @property
+    def precision(self) -> str:
+        """What the matrices are kept as, for reports: "bfloat16", or "int8 (bfloat16), draft int4 (bfloat16)"."""
+        target, draft = str(self.target.storage), None if self.draft is None else str(self.draft.storage)
+        return target if draft in (None, target) else f"{target}, draft {draft}"
+
     @classmethod
     def from_pretrained(
         cls,

@@ -1,4 +1,4 @@
-"""The calls `bench` and `compare`: measured, kept, read again and put side by side."""
+"""The call `bench`: what it measures and what it refuses."""
 
 import json
 
@@ -29,29 +29,12 @@ def test_it_measures_plain_decoding_too(measured):
     assert "target pass, 5 positions" in measured._repr_markdown_()
 
 
-def test_what_is_saved_can_be_compared(measured, tmp_path):
-    here = measured.save(tmp_path / "here")
+def test_it_saves_figures_and_table(measured, tmp_path):
+    assert json.loads(measured.save(tmp_path / "here").read_text()) == json.loads(json.dumps(measured.figures))
     assert (tmp_path / "here" / "table.md").read_text() == measured.markdown()
-    other = json.loads(here.read_text()) | {"machine": measured.figures["machine"] | {"processor": "<Other>"}}
-    (tmp_path / "other.json").write_text(json.dumps(other))
-    found = kj.compare(here, tmp_path / "other.json")
-    shown = found._repr_html_()
-    assert "&lt;Other&gt;" in shown and "<Other>" not in shown and "<svg" in shown
-    assert found.save(tmp_path / "both").stat().st_size > 1000
-    assert (tmp_path / "both" / "compare.md").read_text() == found.markdown()
-
-
-def test_the_shipped_bench_can_be_read():
-    found = kj.compare(kj.shipped_bench())
-    assert found.results[0].asked["target"]["name"] == "embedded target"
 
 
 @pytest.mark.parametrize("wrong", [{"batches": []}, {"batches": [0]}, {"draft_length": 0}, {"max_new_tokens": 5}])
 def test_sizes_that_cannot_be_are_refused(pair, wrong):
     with pytest.raises(kj.InputError, match=r"start at 1|give at least"):
         kj.bench(pair, Letters(), **(SIZES | wrong))
-
-
-def test_nothing_is_nothing_to_compare():
-    with pytest.raises(kj.InputError, match="name at least one result"):
-        kj.compare()

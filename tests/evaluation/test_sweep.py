@@ -5,7 +5,7 @@ import json
 
 import pytest
 from sweep_records import Letters
-from tiny_pairs import text_pair
+from tiny_pairs import rounded, text_pair
 
 from kljudge_jax.decoding.generate import generate
 from kljudge_jax.errors import InputError
@@ -147,6 +147,9 @@ def test_another_plan_is_refused(finished, pair, change, named):
 def test_another_pair_or_task_is_refused(finished, pair):
     with pytest.raises(InputError, match="draft"):
         run_sweep(dataclasses.replace(pair, draft_name="other"), Letters(), PLAN, finished[0])
+    for half in ("target", "draft"):  # the same model in fewer bits is another one
+        with pytest.raises(InputError, match="its dtype differs"):
+            run_sweep(dataclasses.replace(pair, **{half: rounded(getattr(pair, half))}), Letters(), PLAN, finished[0])
     other = Letters()
     other.name = "words"
     with pytest.raises(InputError, match="task"):

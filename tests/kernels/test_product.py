@@ -1,6 +1,7 @@
 """Every form of a product against float64, and the promises that the native one adds."""
 
 import os
+import shutil
 import subprocess
 import sys
 
@@ -23,6 +24,15 @@ def case(rows, outputs, size, dtype, seed=0):
     rng = np.random.default_rng(seed)
     draw = [jnp.asarray(rng.standard_normal(shape), dtype) for shape in ((rows, size), (outputs, size))]
     return draw[0], draw[1], np.asarray(draw[0], np.float64) @ np.asarray(draw[1], np.float64).T
+
+
+@pytest.mark.skipif(
+    os.environ.get("KLJUDGE_NATIVE") == "0" or not any(map(shutil.which, ("c++", "g++", "clang++"))),
+    reason="no C++ compiler is wanted or found",
+)
+def test_where_there_is_a_compiler_the_products_are_ready():
+    # All other tests of them would be left out without a word if they no longer compiled.
+    assert library().ready, library().reason
 
 
 @settings(max_examples=60, deadline=None)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from tiny_hf import FAMILIES, make_tokenizer
+from tiny_pairs import rounded, tiny_model
 
 from kljudge_jax.errors import InputError
 from kljudge_jax.models import orbax
@@ -147,3 +148,9 @@ def test_lost_files_are_noticed(folder):
     (folder / "weights" / "_METADATA").unlink()
     with pytest.raises(InputError, match="no Orbax checkpoint"):
         OrbaxFolder(folder)
+
+
+def test_rounded_weights_are_not_saved(tmp_path):
+    with pytest.raises(InputError, match="int8"):
+        save(tmp_path / "rounded", rounded(tiny_model()))
+    assert not (tmp_path / "rounded").exists()

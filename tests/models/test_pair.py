@@ -169,3 +169,13 @@ def test_the_embedded_pair(folders, tmp_path, monkeypatch):
         assert pair.draft.dtype == jnp.bfloat16 and pair.eos == (1,)
         assert (pair.target_name, pair.draft_name) == ("embedded target", "embedded draft")
         shutil.rmtree(tmp_path / place)
+
+
+def test_a_pair_says_what_it_is_kept_as(folders):
+    def precision(**options):
+        return ModelPair.from_pretrained(*folders, **options).precision
+
+    assert precision() == "float32" and precision(bits=8, draft_bits=8) == "int8 (float32)"
+    assert precision(dtype="bfloat16", draft_bits=4) == "bfloat16, draft int4 (bfloat16)"
+    with pytest.raises(InputError, match="draft_bits is 8, 4 or None, not 3"):
+        precision(draft_bits=3)

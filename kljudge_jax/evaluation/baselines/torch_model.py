@@ -125,6 +125,8 @@ def _state(model: Transformer, wanted, dtype) -> tuple[dict[str, torch.Tensor], 
     """The tensors of a checkpoint that Transformers reads, and those of them that stay float32 beside a small dtype."""
     import torch
 
+    if model.storage.bits is not None:
+        raise InputError(f"Transformers cannot be given {model.storage} weights: leave out the bits, or the hf cells")
     config, ours = model.config, parameters(model)
     state, wide = {}, {}
     for theirs, shape in ((name, tuple(tensor.shape)) for name, tensor in wanted.items()):

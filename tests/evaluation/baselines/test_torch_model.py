@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from tiny_hf import FAMILIES, hf_logits
-from tiny_pairs import tiny_model, with_parameters
+from tiny_pairs import rounded, tiny_model, with_parameters
 
 import kljudge_jax as kj
 from kljudge_jax.errors import InputError
@@ -120,3 +120,8 @@ def test_a_model_is_made_once_and_goes_with_ours(families):
     del model, made
     gc.collect()
     assert len(room._made) == held - 1
+
+
+def test_rounded_weights_are_refused(families):
+    with pytest.raises(InputError, match=r"cannot be given int8 \(float32\) weights"):
+        torch_model(rounded(families("llama2")[1].target))
