@@ -132,16 +132,19 @@ def _stream(options, pair, prompt, **drafting):
 
 
 def _summary(options, result) -> str:
+    from kljudge_jax.decoding.display import pace
+
     stats = result.stats
     speed = f"{stats.tokens} tokens in {stats.seconds:.1f} s, {stats.tokens_per_second:.1f} tokens/s"
     if stats.compile_seconds >= 0.1:
         speed += f" (and {stats.compile_seconds:.1f} s to compile)"
     if not stats.drafted:
         return f"{options.verifier}: {speed}; {stats.cycles} target passes"
-    return (
+    line = (
         f"{options.verifier}: {speed}; {stats.cycles} target passes, {stats.mean_acceptance_length:.2f} tokens each; "
         f"{stats.accepted} of {stats.drafted} draft tokens kept, {stats.relaxed} of them relaxed"
     )
+    return line + (f"\n{pace(result)}" if result.cycle_costs is not None else "")
 
 
 def _as_json(options, pair, result) -> dict:

@@ -28,7 +28,8 @@ class Plan(NamedTuple):
       draft: the draft model, or None.
       drafter: what proposes, or None.
       draft_length: K.
-      adaptive: how the length adapts, its cost a number; or None.
+      adaptive: how the length adapts, or None.
+      cost: what one more draft token costs by estimate, as a share of a plain target pass.
       scorer: how the target looks at a draft.
     """
 
@@ -37,6 +38,7 @@ class Plan(NamedTuple):
     drafter: Drafter | None
     draft_length: int
     adaptive: Adaptive | None
+    cost: float
     scorer: Scorer
 
 
@@ -46,7 +48,7 @@ def plan(pair, verifier, drafter, draft_length, sampling: Sampling) -> Plan:
         verifier = parse_verifier(verifier, sampling.greedy)
     if verifier is None:
         strict = GreedyExact() if sampling.greedy else SpeculativeSampling()
-        return Plan(strict, None, None, 0, None, DraftScorer())
+        return Plan(strict, None, None, 0, None, 0.0, DraftScorer())
     name = type(verifier).__name__
     if not callable(verifier) or isinstance(verifier, type):
         raise InputError(f"a verifier is a rule such as KLJudge(0.4) or a word such as 'kl:0.4', got {verifier!r}")
@@ -70,10 +72,9 @@ def plan(pair, verifier, drafter, draft_length, sampling: Sampling) -> Plan:
             "verifier=None"
         )
     scorer = _scorer(verifier, drafter, pair, sampling)
-    if adaptive is not None and adaptive.cost is None:
-        # Rounded, so that models of nearly one size share a program.
-        cost = scorer.drafts * drafter.cost(pair) + scorer.positions * SCORING_COST
-        adaptive = dataclasses.replace(adaptive, cost=round(cost, 2))
+    cost = scorer.drafts * drafter.cost(pair) + scorer.positions * SCORING_COST
+    if adaptive is not None and isinstance(adaptive.cost, int | float):
+        cost = float(adaptive.cost)
 
     def as_data(number):
         if not isinstance(number, int | float | np.number | np.ndarray | jax.Array):
@@ -96,7 +97,7 @@ def plan(pair, verifier, drafter, draft_length, sampling: Sampling) -> Plan:
         draft_state=_state_of(draft or pair.target) if "draft_hidden" in needs else None,
         target_state=_state_of(pair.target) if "target_hidden" in needs else None,
     )
-    return Plan(verifier, draft, drafter, int(draft_length), adaptive, scorer)
+    return Plan(verifier, draft, drafter, int(draft_length), adaptive, cost, scorer)
 
 
 def _state_of(model: Transformer) -> tuple[int, jnp.dtype]:

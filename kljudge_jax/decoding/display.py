@@ -86,6 +86,8 @@ def generation_html(result: Generation) -> str:
             parts.append(marked_html(result.pieces(row), result.origin[row], kl))
         parts.append(f"<p>{html.escape(cost(stats))}</p>")
     left = len(result.tokens) - _MOST_ANSWERS
+    if result.cycle_costs is not None:
+        parts.append(f"<p>{html.escape(pace(result))}</p>")
     return "".join(parts) + (f"<p>and {left} more answers; all together: {cost(result.stats)}</p>" if left > 0 else "")
 
 
@@ -103,6 +105,21 @@ def stats_html(stats: Stats) -> str:
         "failed": str(stats.failed),
     }
     return scrolling_html([["", ""], *map(list, figures.items())])
+
+
+def pace(result: Generation) -> str:
+    """What an adaptive draft length came to, in one line; "" where it was fixed."""
+    stats, costs = result.stats, result.cycle_costs
+    if costs is None or not stats.cycles:
+        return ""
+    line = (
+        f"a cycle with {len(costs) - 1} draft tokens costs {costs[-1]:.2f} of the shortest, and "
+        f"{stats.draft_acceptance_rate:.0%} of the draft's tokens were kept"
+    )
+    share = stats.plain_cycles / stats.cycles
+    if share > 0.5:
+        return f"speculation does not pay here, and stopped in {share:.0%} of the cycles: {line}"
+    return f"{stats.drafted / stats.cycles:.1f} draft tokens a cycle paid best: {line}"
 
 
 def cost(stats: Stats) -> str:

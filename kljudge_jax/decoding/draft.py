@@ -8,7 +8,6 @@ from typing import ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from kljudge_jax.decoding.adaptive import PROBE_INTERVAL
 from kljudge_jax.decoding.drafter import Caches, Context, Draft, Models, Request
 from kljudge_jax.decoding.run_if import run_if
 from kljudge_jax.decoding.sampling import Sampling, draw, process_logits
@@ -17,6 +16,10 @@ from kljudge_jax.models.cache import KVCache
 from kljudge_jax.models.pair import ModelPair
 from kljudge_jax.models.transformer import Transformer, parameters
 from kljudge_jax.verification.distributions import Normaliser
+
+
+# How many tokens at a time a draft takes that was not asked for some cycles.
+_CATCH_UP = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,8 +47,8 @@ class ModelDraft:
     def propose(
         self, models: Models, caches: Caches, context: Context, sampling: Sampling, request: Request
     ) -> tuple[Draft, Caches]:
-        """See `Drafter`. The draft's cache may lack the token before the last one, and, after cycles without a draft,
-        up to `PROBE_INTERVAL` before that."""
+        """See `Drafter`. The draft's cache may lack the token before the last one, and all those before it that came of
+        cycles without a draft."""
 
         def rolled_out(cache):
             hidden, cache = _consume_last(models.draft, cache, context, request)
@@ -77,10 +80,19 @@ def _consume_last(model: Transformer, cache: KVCache, context: Context, request:
     # takes two tokens: at one row a product costs what it costs at two.
     if request.adaptive is None or request.adaptive.minimum:
         return consume(2, cache)
-    behind = jnp.max(context.consumed - cache.length) > 1
-    carry = jnp.zeros((context.consumed.shape[0], model.config.hidden_size), model.dtype), cache
-    carry = run_if(behind, lambda carry: consume(PROBE_INTERVAL + 2, carry[1]), carry)
-    return run_if(~behind, lambda carry: consume(2, carry[1]), carry)
+
+    # After cycles without a draft it lacks those tokens as well, which are taken in pieces.
+    def behind(cache):
+        return context.consumed - cache.length
+
+    def catch_up(cache):
+        start = jnp.clip(cache.length, 0, jnp.maximum(context.consumed + 1 - _CATCH_UP, 0))
+        tokens = jnp.take_along_axis(context.sequence, start[:, None] + jnp.arange(_CATCH_UP), axis=1)
+        _, cache = model(tokens, cache.at_length(start))
+        return cache.at_length(jnp.minimum(start + _CATCH_UP, context.consumed + 1))
+
+    cache = jax.lax.while_loop(lambda cache: jnp.max(behind(cache)) > 1, catch_up, cache)
+    return consume(2, cache)
 
 
 def where_wanted(

@@ -93,6 +93,7 @@ def run_cycles(
     halted: jax.Array,
     max_cycles: jax.Array,
     enough: jax.Array | int = NEVER_ENOUGH,
+    costs: jax.Array | None = None,
     *,
     settings: Settings,
     rule: type,
@@ -100,8 +101,8 @@ def run_cycles(
     """Runs cycles until every row has stopped, or `enough` int32 `[]` of those that ran have; `max_cycles` int32 `[]`
     at the most. `state` is donated.
 
-    `eos` int32 `[E]` holds every id that ends an answer, and `halted` bool `[B]` the rows that the host stopped; the
-    other arguments are those of `cycle`. `rule` is the verifier's class: jit keys a program by the structure of its
+    `eos` int32 `[E]` holds every id that ends an answer, and `halted` bool `[B]` the rows that the host stopped; an
+    adaptive length needs `costs` (see `Adaptive.wanted`); the other arguments are those of `cycle`. `rule` is the verifier's class: jit keys a program by the structure of its
     arguments, and jaxlib 0.10.2 takes the structures of two registered dataclasses with as many fields for equal.
     """
     del rule
@@ -116,7 +117,7 @@ def run_cycles(
 
     def body(carry):
         i, state = carry
-        return i + 1, cycle(models, verifier, sampling, eos, state, settings).placed(models)
+        return i + 1, cycle(models, verifier, sampling, eos, state, settings, costs).placed(models)
 
     return jax.lax.while_loop(unfinished, body, (jnp.int32(0), state))[1]
 
@@ -140,10 +141,16 @@ class Proposal(NamedTuple):
 
 
 def cycle(
-    models: Models, verifier: Verifier, sampling: Sampling, eos: jax.Array, state: LoopState, settings: Settings
+    models: Models,
+    verifier: Verifier,
+    sampling: Sampling,
+    eos: jax.Array,
+    state: LoopState,
+    settings: Settings,
+    costs: jax.Array | None = None,
 ) -> LoopState:
     """One draft, one target pass, one verdict a row, and the commit."""
-    proposal, caches = propose(models, verifier, sampling, eos, state, settings)
+    proposal, caches = propose(models, verifier, sampling, eos, state, settings, costs)
     outcome, target_cache = _verify(
         models.target, caches.target, verifier, sampling, proposal, state.length - 1, settings
     )
@@ -151,14 +158,20 @@ def cycle(
 
 
 def propose(
-    models: Models, verifier: Verifier, sampling: Sampling, eos: jax.Array, state: LoopState, settings: Settings
+    models: Models,
+    verifier: Verifier,
+    sampling: Sampling,
+    eos: jax.Array,
+    state: LoopState,
+    settings: Settings,
+    costs: jax.Array | None = None,
 ) -> tuple[Proposal, Caches]:
     """The first part of a cycle: a draft a row, or several, and the caches with what was consumed for it."""
     # A row's draws depend on its own key and on how far it has come, never on its neighbours.
     cycle_keys = jax.vmap(jax.random.fold_in)(state.keys, state.count)
     draft_keys, verify_keys = jax.vmap(lambda key: tuple(jax.random.split(key)))(cycle_keys)
 
-    planned = settings.draft_length if settings.adaptive is None else settings.adaptive.wanted(state.pace)
+    planned = settings.draft_length if settings.adaptive is None else settings.adaptive.wanted(state.pace, costs)
     wanted = jnp.where(state.running, jnp.minimum(planned, state.budget - state.count - 1), 0)
     context = Context(state.sequence, state.length - 1, wanted, draft_keys)
     draft, caches, last = _propose(models, verifier, sampling, state.caches, context, settings)

@@ -11,16 +11,17 @@ class Queue:
     Attributes:
       prompt: int `[slots]`, the prompt that each slot decodes; -1 where its answer ended.
       next: the first prompt that waits.
+      cycles: int `[slots]`, the cycles that each slot's prompt had had by the end of the last block.
       seconds, prefill_seconds, compile_seconds, slot_cycles: of the call so far.
     """
 
     def __init__(self, prompts: int, slots: int):
         self.prompt = np.arange(slots)
         self.next = slots
+        self.cycles = np.zeros(slots, np.int64)
         self.seconds = self.prefill_seconds = self.compile_seconds = 0.0
         self.slot_cycles = 0
         self._prompts = prompts
-        self._ran = np.zeros(slots, np.int64)  # cycles of each slot's prompt
         self._begun = np.zeros((prompts, 2))  # seconds and compile_seconds of the call when a prompt was begun
         self._prefill_seconds, self._own_seconds, self._slot_cycles = np.zeros((3, prompts))
 
@@ -47,7 +48,7 @@ class Queue:
         self.next += len(entered)
         for slot, prompt in entered:
             self.prompt[slot] = prompt
-            self._ran[slot] = 0
+            self.cycles[slot] = 0
         return entered
 
     def begun(self, prompts: list[int], seconds: float, compile_seconds: float) -> None:
@@ -65,8 +66,8 @@ class Queue:
         self.compile_seconds += compile_seconds
         busy = self.prompt >= 0
         prompts = self.prompt[busy]
-        new = (cycles - self._ran)[busy]
-        self._ran = np.array(cycles, np.int64)
+        new = (cycles - self.cycles)[busy]
+        self.cycles = np.array(cycles, np.int64)
         if not len(prompts):
             return
         # A block ends no later than its last running row, so that row ran in each of its cycles.

@@ -39,6 +39,8 @@ class Generation:
         where the draft's distribution is all at its token.
       logprobs: with `trace`, f32 `[T]` each: log-probability under the target at T = 1.
       cycles: with `trace`, the cycles of each answer.
+      cycle_costs: with `Adaptive`, f32 `[K + 1]`: what a cycle with n draft tokens was last taken to cost, the
+        shortest being 1.
       tokenizer: what `text` was read with; None where the pair has none.
     """
 
@@ -49,6 +51,7 @@ class Generation:
     kl: list[np.ndarray] | None = None
     logprobs: list[np.ndarray] | None = None
     cycles: list[list[Cycle]] | None = None
+    cycle_costs: np.ndarray | None = None
     tokenizer: PreTrainedTokenizerBase | None = dataclasses.field(default=None, repr=False, compare=False)
 
     def pieces(self, row: int = 0) -> list[str]:

@@ -11,6 +11,7 @@ import numpy as np
 
 from kljudge_jax.decoding import arguments, loop, prompts, stats
 from kljudge_jax.decoding.compile_clock import compile_seconds
+from kljudge_jax.decoding.cycle_costs import CycleCosts
 from kljudge_jax.decoding.detokenize import cut_at_stop, decode
 from kljudge_jax.decoding.queue import Queue
 from kljudge_jax.decoding.refill import Entries, refill
@@ -78,7 +79,8 @@ class Run:
         needed = int((lengths + budget).max()) + plan.scorer.slots(plan.draft_length)
         capacity = max(_round_up(needed, _SLOT_BUCKET), padded.shape[1])
         self._prompts, self.lengths = padded, lengths
-        self.settings = Settings(plan.drafter, plan.draft_length, capacity, room, trace, plan.adaptive, plan.scorer)
+        adaptive = None if plan.adaptive is None else plan.adaptive.without_cost()
+        self.settings = Settings(plan.drafter, plan.draft_length, capacity, room, trace, adaptive, plan.scorer)
         self.eos = jnp.asarray(pair.eos, jnp.int32)
         # On the host: to index an array on the device costs a dispatch.
         self._keys, self._key_kind = arguments.row_keys(key, self.batch)
@@ -86,6 +88,11 @@ class Run:
         self._shared_chunks = np.int32(count_shared_chunks(padded, lengths))
 
         self.queue = Queue(self.batch, slots)
+        self.costs: CycleCosts | None = None
+        if plan.adaptive is not None:
+            models = tuple(model and model.structure for model in self._models)
+            program = models, self.settings, type(self.verifier), self.sampling.greedy, slots
+            self.costs = CycleCosts.of(program, plan.adaptive, plan.cost)
         began = time.perf_counter()
         self.state = jax.block_until_ready(self.start())
         compiled = compile_seconds(began)
@@ -120,6 +127,7 @@ class Run:
         """
         self._refill()
         queue = self.queue
+        timed = None if self.costs is None else self.costs.next()
         began = time.perf_counter()
         state = loop.run_cycles(
             *self._models,
@@ -128,13 +136,16 @@ class Run:
             self.eos,
             self.state,
             self._halted,
-            np.int32(max_cycles),
+            np.int32(max_cycles if timed is None else min(max_cycles, timed[1])),
             np.int32(max(1, queue.slots // _SLOTS_A_LOOK) if queue.waiting or watched else loop.NEVER_ENOUGH),
+            None if self.costs is None else self.costs.table() if timed is None else self.costs.only(timed[0]),
             settings=self.settings,
             rule=type(self.verifier),
         )
         compiled = compile_seconds(began)
         self._known = look(state, self.settings.trace)
+        if self.costs is not None and timed is not None:
+            self.costs.took(timed[0], self._longest_drafts(), time.perf_counter() - began - compiled)
         self.state = state
         over = []
         for slot, prompt in queue.occupied():
@@ -187,6 +198,15 @@ class Run:
         )
         return self._generation(range(self.batch), pooled)
 
+    def _longest_drafts(self) -> np.ndarray:
+        """The longest draft of each cycle of the last block, over all slots: int `[cycles]`."""
+        before, after = self.queue.cycles, self._known["cycles"]
+        drafted = np.zeros(int(np.max(after - before)), np.int64)
+        for slot, ran in enumerate(after - before):
+            own = self._known["cycle_drafted"][slot, before[slot] : after[slot]]
+            drafted[:ran] = np.maximum(drafted[:ran], own)
+        return drafted
+
     def _generation(self, of, counts: stats.Stats) -> Generation:
         rows = [self._ended[prompt][0] for prompt in of]
         text = [
@@ -201,6 +221,7 @@ class Run:
             [row.tokens for row in rows],
             [row.origin for row in rows],
             counts,
+            cycle_costs=None if self.costs is None else self.costs.table(),
             tokenizer=self.pair.tokenizer,
             **traced,
         )

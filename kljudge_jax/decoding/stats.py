@@ -46,6 +46,7 @@ class Stats:
         row, its part of them, divided alike.
       finish: why it ended: "eos", "length", "stop", or "failed" (a model returned NaN or +inf); "" for a pool.
       failed: answers that failed.
+      plain_cycles: target passes with nothing drafted.
       rows: the answers of a pool.
     """
 
@@ -62,6 +63,7 @@ class Stats:
     slot_cycles: float = 0.0
     finish: str = ""
     failed: int = 0
+    plain_cycles: int = 0
     rows: tuple[Stats, ...] = ()
 
     @property
@@ -105,6 +107,7 @@ class Stats:
             "slot_cycles": self.slot_cycles,
             "tokens_per_second": self.tokens_per_second,
             "failed": self.failed,
+            "plain_cycles": self.plain_cycles,
             **({"finish": self.finish} if self.finish else {}),
         }
 
@@ -121,6 +124,7 @@ def row_stats(cycles: Sequence[Cycle], relaxed: int, draft_length: int, finish: 
         acceptance_histogram=np.bincount(accepted, minlength=draft_length + 1),
         finish=finish,
         failed=int(finish == "failed"),
+        plain_cycles=sum(c.drafted == 0 for c in cycles),
         **times,
     )
 
@@ -142,6 +146,7 @@ def pool(rows: Sequence[Stats], **times: float) -> Stats:
         own_seconds=total("own_seconds"),
         **({"slot_cycles": total("slot_cycles")} | shared | times),
         failed=total("failed"),
+        plain_cycles=total("plain_cycles"),
         rows=tuple(rows),
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from kljudge_jax.decoding.adaptive import Adaptive
+from kljudge_jax.decoding.adaptive import MEASURED, Adaptive
 from kljudge_jax.decoding.draft import ModelDraft
 from kljudge_jax.decoding.drafter import Drafter
 from kljudge_jax.decoding.prompt_lookup import PromptLookup
@@ -28,7 +28,7 @@ def parse_drafter(word: str) -> Drafter:
 
 def parse_draft_length(word: str) -> int | Adaptive:
     """The draft length of a word: a whole number from 1 on, `adaptive`, `adaptive:8` (at most), or
-    `adaptive:minimum=0,maximum=8`.
+    `adaptive:minimum=0,maximum=8`, or `adaptive:cost=measured`.
 
     Raises:
       InputError: neither, or a parameter that is unknown or out of its range.
@@ -50,13 +50,16 @@ def _split(word: str) -> tuple[str, list[str]]:
 def _make(made: type, name: str, values: list[str]):
     """`made` of values in order, then of `name=value`."""
     fields = {field.name: field for field in dataclasses.fields(made)}
-    given: dict[str, int | float] = {}
+    given: dict[str, int | float | str] = {}
     for position, item in enumerate(values):
         key, equals, text = (part.strip() for part in item.partition("="))
         if not equals and position < len(fields):
             key, text = list(fields)[position], key
         if key not in fields or key in given:
             raise InputError(f"write {_usage(made, name)!r}, for {item!r} is no parameter of {name!r}, or given twice")
+        if made is Adaptive and key == "cost" and text == MEASURED:
+            given[key] = text
+            continue
         try:
             given[key] = int(text) if text.lstrip("-").isdecimal() else float(text)
         except ValueError:
