@@ -64,8 +64,9 @@ class Adaptive:
 
     a is a row's own running acceptance rate, so a row of a batch wants what it wants alone; the batch drafts as many
     as its most hopeful row wants, and no row uses more than its own. The expectation is that of Leviathan et al.,
-    arXiv 2211.17192. When nothing pays and `minimum` is 0, a row decodes plainly, and tries a short draft again when its
-    cycles are a multiple of 16, then of 64, and so on. Lossless rules stay lossless: what is wanted depends on the past alone.
+    arXiv 2211.17192. When nothing pays and `minimum` is 0, a row decodes plainly, and tries a short draft again when
+    its cycles are a multiple of 16, then of 64, and so on. Lossless rules stay lossless: what is wanted depends on the
+    past alone.
 
     With `cost="measured"` the first blocks of cycles of a run have lengths that are chosen to be timed, and what a
     cycle of each length took, in place of 1 + cost n, decides from then on, in later runs of the same program too. The

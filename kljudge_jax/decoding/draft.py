@@ -17,7 +17,6 @@ from kljudge_jax.models.pair import ModelPair
 from kljudge_jax.models.transformer import Transformer, parameters
 from kljudge_jax.verification.distributions import Normaliser
 
-
 # How many tokens at a time a draft takes that was not asked for some cycles.
 _CATCH_UP = 16
 

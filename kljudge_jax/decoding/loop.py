@@ -102,8 +102,9 @@ def run_cycles(
     at the most. `state` is donated.
 
     `eos` int32 `[E]` holds every id that ends an answer, and `halted` bool `[B]` the rows that the host stopped; an
-    adaptive length needs `costs` (see `Adaptive.wanted`); the other arguments are those of `cycle`. `rule` is the verifier's class: jit keys a program by the structure of its
-    arguments, and jaxlib 0.10.2 takes the structures of two registered dataclasses with as many fields for equal.
+    adaptive length needs `costs` (see `Adaptive.wanted`); the other arguments are those of `cycle`. `rule` is the
+    verifier's class: jit keys a program by the structure of its arguments, and jaxlib 0.10.2 takes the structures of
+    two registered dataclasses with as many fields for equal.
     """
     del rule
     models = Models(unpack(target), unpack(draft))

@@ -24,7 +24,7 @@ def batch_figures(batch: Batch, timings: Mapping[str, Timing], reached: Mapping[
     passes = {}
     for width in batch.widths:
         timing = timings[batch.named(pass_over(width))]
-        work = limits.pass_work(batch.pair.target, batch.size, width, capacity)
+        work = _pass_work(batch.pair.target, batch.runs[batch.common], batch.size, width)
         passes[str(width)] = timing.to_json() | _achieved(timing, work, reached["target"])
     return {
         "batch": batch.size,
@@ -154,7 +154,7 @@ def _profile(batch, rule, pieces, host, cycle, reached) -> list[dict[str, Any]]:
     """Where a cycle goes, and how far each part is from its floor."""
     run, target = batch.runs[rule], batch.pair.target
     length, rows = run.settings.draft_length, run.state.caches.target.length.shape[0]
-    scored = limits.pass_work(target, rows, run.settings.scorer.slots(length), run.settings.capacity)
+    scored = _pass_work(target, run, rows, run.settings.scorer.slots(length))
     work = {
         "target": scored,
         "verdicts": limits.verdict_work(target.config.vocab_size, rows, length),
@@ -184,8 +184,14 @@ def _draft_work(batch, rule) -> Work | None:
     if not isinstance(settings.drafter, ModelDraft):
         return None
     rows = batch.runs[rule].state.caches.target.length.shape[0]
-    first, others = (limits.pass_work(batch.draft, rows, n, settings.capacity) for n in (2, 1))
+    first, others = (_pass_work(batch.draft, batch.runs[rule], rows, n) for n in (2, 1))
     return first + others.times(settings.draft_length - 1)
+
+
+def _pass_work(model, run, rows: int, positions: int) -> Work:
+    """A pass after the prompts of a run, where its parts are timed."""
+    slots = limits.slots_read(model, run.lengths, positions, run.settings.capacity)
+    return limits.pass_work(model, rows, positions, slots)
 
 
 def _achieved(timing: Timing, work: Work, reached: Reached) -> dict[str, float]:

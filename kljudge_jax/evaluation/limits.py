@@ -13,6 +13,7 @@ import numpy as np
 
 from kljudge_jax.decoding.draft import bytes_read
 from kljudge_jax.evaluation.timing import Probe, Timing
+from kljudge_jax.kernels.attention import is_native
 from kljudge_jax.models.cache import KVCache
 from kljudge_jax.models.config import TransformerConfig
 from kljudge_jax.models.shapes import count_parameters
@@ -45,16 +46,26 @@ class Reached:
         return max(work.bytes / self.bytes_per_second, work.flops / self.flops_per_second)
 
 
-def pass_work(model: Transformer, batch: int, positions: int, capacity: int) -> Work:
+def pass_work(model: Transformer, batch: int, positions: int, slots: int) -> Work:
     """A pass over `positions` tokens of each of `batch` rows, logits included.
 
-    Every weight is read once, and all slots of the cache: attention masks the empty ones, it does not skip them.
+    Every weight is read once, and so many slots of the cache for each row: `slots_read` says how many those are.
     """
     config = model.config
     weights = count_parameters(config) - (0 if config.tied_head else config.vocab_size * config.hidden_size)
-    cache = cache_bytes(config, batch, capacity, model.dtype)
-    attention = 4 * config.num_layers * batch * positions * config.num_heads * capacity * config.head_dim
+    cache = cache_bytes(config, batch, slots, model.dtype)
+    attention = 4 * config.num_layers * batch * positions * config.num_heads * slots * config.head_dim
     return Work(bytes_read(model) + cache, 2 * weights * batch * positions + attention)
+
+
+def slots_read(model: Transformer, lengths: np.ndarray, positions: int, capacity: int) -> int:
+    """How many of a cache's `capacity` slots a pass over `positions` tokens after `lengths` int `[B]` reads a row.
+
+    Where attention is native, those that are written, on average over the rows; else all of them, since XLA masks the
+    empty ones and does not skip them.
+    """
+    keys = jax.eval_shape(lambda: KVCache.create(model.config, 1, 1, model.dtype)).keys[0]
+    return int(np.mean(lengths)) + positions if is_native(model.storage.local, keys) else capacity
 
 
 def cache_bytes(config: TransformerConfig, batch: int, capacity: int, dtype: Any) -> int:

@@ -7,8 +7,9 @@ import pytest
 from tiny_pairs import tiny_model
 
 from kljudge_jax.evaluation import limits
-from kljudge_jax.evaluation.limits import Reached, Work, pass_work
+from kljudge_jax.evaluation.limits import Reached, Work, pass_work, slots_read
 from kljudge_jax.evaluation.timing import Timing
+from kljudge_jax.kernels.cpu_library import library
 from kljudge_jax.models.cache import KVCache
 
 
@@ -21,9 +22,15 @@ def test_work_is_counted_by_hand(model):
     # hidden 16, MLP 24, 2 layers, 4 heads and 2 kv heads of 8, vocabulary 257, a head of its own
     weights = 2 * (16 * 32 + 2 * 16 * 16 + 32 * 16 + 3 * 16 * 24 + 2 * 16) + 16 + 16 * 257
     cache = 2 * 2 * 3 * 2 * 64 * 8 * 4
-    work = pass_work(model, batch=3, positions=5, capacity=64)
+    work = pass_work(model, batch=3, positions=5, slots=64)
     assert work.bytes == 4 * weights + cache
     assert work.flops == 2 * weights * 15 + 4 * 2 * 15 * 4 * 64 * 8
+
+
+def test_native_attention_reads_what_is_written(model, monkeypatch):
+    assert slots_read(model, np.array([10, 20]), 5, 64) == (20 if library().ready else 64)
+    monkeypatch.setattr(limits, "is_native", lambda *_: False)
+    assert slots_read(model, np.array([10, 20]), 5, 64) == 64
 
 
 def test_a_cache_takes_what_it_takes(model):

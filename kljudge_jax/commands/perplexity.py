@@ -1,0 +1,109 @@
+"""`kljudge perplexity`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from kljudge_jax.commands.options import OK, command, note
+from kljudge_jax.commands.progress import Bar
+from kljudge_jax.errors import InputError
+from kljudge_jax.results_folder import results_folder
+
+_BITS = {"int8": 8, "int4": 4}
+_PRECISIONS = ("float32", "bfloat16", "float16", *_BITS)
+
+
+def add(commands) -> None:
+    parser = command(
+        commands,
+        "perplexity",
+        _perplexity,
+        "Say what a model loses in fewer bits: the perplexity of a text, in each of several precisions.",
+        "  kljudge perplexity --target big.gguf --text book.txt\n"
+        "  kljudge perplexity --target embedded --text problems.txt --precisions float32,int8,int4",
+    )
+    parser.add_argument("--target", metavar="MODEL", required=True, help="as for generate; `embedded` is its target")
+    parser.add_argument("--revision", metavar="REV", help="branch, tag or commit on the hub")
+    parser.add_argument("--text", metavar="FILE", required=True, help="UTF-8 text, such as models were not trained on")
+    parser.add_argument(
+        "--precisions",
+        metavar="NAMES",
+        default="float32,bfloat16,int8,int4",
+        help=f"of {', '.join(_PRECISIONS)}; the others stand beside the first",
+    )
+    parser.add_argument(
+        "--dtype",
+        default="auto",
+        choices=("auto", "float32", "bfloat16", "float16"),
+        help="of what int8 and int4 leave whole",
+    )
+    parser.add_argument("--tokens", metavar="INT", type=int, default=20_000, help="the most of the text that is read")
+    parser.add_argument("--window", metavar="INT", type=int, default=512, help="tokens that the model reads at a time")
+    parser.add_argument("--batch", metavar="INT", type=int, default=4, help="windows of a pass")
+    parser.add_argument("--out", metavar="DIR", default="results/perplexity", help="where perplexity.json and .md go")
+
+
+def _perplexity(options) -> int:
+    from kljudge_jax.evaluation.machine import describe_machine
+    from kljudge_jax.evaluation.perplexity import perplexity, perplexity_table
+    from kljudge_jax.evaluation.step import Step
+    from kljudge_jax.evaluation.text_table import aligned, markdown
+
+    names = [name.strip() for name in options.precisions.split(",")]
+    wrong = [name for name in names if name not in _PRECISIONS]
+    if wrong:
+        raise InputError(f"--precisions are of {', '.join(_PRECISIONS)}, not {wrong[0]!r}")
+    if min(options.tokens, options.window, options.batch) < 1:
+        raise InputError("--tokens, --window and --batch start at 1")
+    try:
+        text = Path(options.text).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise InputError(f"cannot read {options.text}: {reason}") from error
+    folder = results_folder(options.out)
+    found = []
+    with Bar() as bar:
+        for done, name in enumerate(names):
+            bar.keep(Step(name, done, len(names)))
+            pair = _load(options, name)
+            window = min(options.window, pair.target.config.max_position)
+            tokens = pair.tokenizer(text, add_special_tokens=False)["input_ids"][: options.tokens]
+            prefix = pair.tokenizer.bos_token_id
+            found.append(
+                perplexity(pair.target, tokens, pair.eos[0] if prefix is None else prefix, window, options.batch)
+            )
+            del pair  # before the next is loaded
+    table = perplexity_table(found)
+    count = int(found[0].tokens.sum())
+    kept = {
+        "schema": 1,
+        "command": options.words,
+        "target": options.target,
+        "machine": describe_machine(),
+        "tokens": count,
+        "rows": [
+            {
+                "precision": one.precision,
+                "weight_bytes": one.weight_bytes,
+                "perplexity": one.value,
+                "nats": one.nats.tolist(),
+            }
+            for one in found
+        ],
+    }
+    (folder / "perplexity.json").write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+    (folder / "perplexity.md").write_text(markdown(table), encoding="utf-8")
+    print(aligned(table))
+    note(f"{count} tokens in windows of {window}; {folder / 'perplexity.json'}")
+    return OK
+
+
+def _load(options, name: str):
+    from kljudge_jax import ModelPair
+    from kljudge_jax.commands.options import EMBEDDED
+
+    dtype, bits = (options.dtype, _BITS[name]) if name in _BITS else (name, None)
+    if options.target == EMBEDDED:
+        return ModelPair.embedded(dtype="float32" if dtype == "auto" else dtype, bits=bits)
+    return ModelPair.from_pretrained(options.target, dtype=dtype, bits=bits, revision=options.revision)

@@ -1,0 +1,83 @@
+"""What fewer bits cost: the perplexity of one text under a model kept in several precisions."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from kljudge_jax.errors import InputError
+from kljudge_jax.evaluation.loglikelihood import log_likelihoods, windows
+from kljudge_jax.models.transformer import Transformer, parameters
+
+
+@dataclasses.dataclass(frozen=True)
+class Perplexity:
+    """A text under one model.
+
+    Attributes:
+      precision: what the model's matrices are kept as.
+      weight_bytes: what all its parameters take.
+      tokens: int `[W]`, tokens of each window of the text.
+      nats: f64 `[W]`, minus their log-likelihood.
+    """
+
+    precision: str
+    weight_bytes: int
+    tokens: np.ndarray
+    nats: np.ndarray
+
+    @property
+    def value(self) -> float:
+        """exp of the mean over all tokens."""
+        return math.exp(self.nats.sum() / self.tokens.sum())
+
+    def beside(self, first: Perplexity, draws: int = 2000, seed: int = 0) -> tuple[float, tuple[float, float]]:
+        """How much higher it is than another model's on the same windows, as a share, and its 95 % interval.
+
+        The interval is the percentile bootstrap's over windows, which are resampled whole.
+        """
+        more = self.nats - first.nats
+        picks = np.random.default_rng(seed).integers(0, len(more), (draws, len(more)))
+        shares = np.expm1(more[picks].sum(axis=1) / self.tokens[picks].sum(axis=1))
+        low, high = np.quantile(shares, [0.025, 0.975])
+        return math.expm1(more.sum() / self.tokens.sum()), (float(low), float(high))
+
+
+def perplexity(
+    model: Transformer, tokens: Sequence[int], prefix: int, window: int = 512, batch_size: int = 4
+) -> Perplexity:
+    """A text under a model, in windows that each score `window` tokens; see `loglikelihood.windows`.
+
+    Args:
+      model: what scores.
+      tokens: the text's token ids.
+      prefix: the token before it.
+      window: the most tokens that the model reads at a time.
+      batch_size: windows of a pass.
+
+    Raises:
+      InputError: the text is empty, or the model returns NaN or +inf.
+    """
+    if not len(tokens):
+        raise InputError("the text is empty: there is nothing to score")
+    parts = windows(tokens, prefix, window)
+    totals = dict(log_likelihoods(model, parts, batch_size, window))
+    return Perplexity(
+        str(model.storage),
+        sum(leaf.nbytes for leaf in parameters(model).values()),
+        np.array([len(part.tokens) for part in parts]),
+        np.array([-totals[i].total for i in range(len(parts))]),
+    )
+
+
+def perplexity_table(found: Sequence[Perplexity]) -> list[list[str]]:
+    """A row for each precision, beside the first."""
+    cells = [["precision", "weights", "perplexity", "more than the first", "95 %"]]
+    for one in found:
+        share, (low, high) = one.beside(found[0])
+        beside = ["", ""] if one is found[0] else [f"{share:+.2%}", f"{low:+.2%} to {high:+.2%}"]
+        cells.append([one.precision, f"{one.weight_bytes / 1e9:.3g} GB", f"{one.value:.4f}", *beside])
+    return cells

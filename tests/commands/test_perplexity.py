@@ -1,0 +1,42 @@
+"""`kljudge perplexity` on the embedded target."""
+
+import json
+import math
+
+import pytest
+
+import kljudge_jax as kj
+from kljudge_jax.cli import main
+from kljudge_jax.tasks import load_task
+
+
+def test_precisions_stand_beside_the_first(tmp_path, capsys):
+    text = tmp_path / "text.txt"
+    problem = load_task("arithmetic").problems(n=1)[0].prompt
+    answer = kj.generate(kj.ModelPair.embedded(), problem, verifier=None, max_new_tokens=160).text[0]
+    text.write_text(problem + answer, encoding="utf-8")
+    words = ["perplexity", "--target", "embedded", "--text", str(text), "--precisions", "float32,int8,int4"]
+    assert main([*words, "--tokens", "100", "--window", "256", "--out", str(tmp_path / "out")]) == 0
+    kept = json.loads((tmp_path / "out" / "perplexity.json").read_text())
+    first, eight, four = kept["rows"]
+    assert 10 < kept["tokens"] <= 100 and kept["target"] == "embedded" and "jax" in json.dumps(kept["machine"])
+    assert first["weight_bytes"] > eight["weight_bytes"] > four["weight_bytes"]
+    for row in kept["rows"]:
+        assert row["perplexity"] == pytest.approx(math.exp(sum(row["nats"]) / kept["tokens"]))
+    assert 0 < abs(eight["perplexity"] / first["perplexity"] - 1) < 0.1 and four["perplexity"] != eight["perplexity"]
+    shown = capsys.readouterr().out
+    assert "int4 (float32)" in shown and "float32" in (tmp_path / "out" / "perplexity.md").read_text()
+
+
+def test_what_cannot_be_done_is_said(tmp_path, capsys):
+    text = tmp_path / "text.txt"
+    for options, said in (
+        (["--precisions", "int3"], "--precisions are of"),
+        (["--window", "0"], "start at 1"),
+        ([], "cannot read"),
+    ):
+        assert main(["perplexity", "--target", "embedded", "--text", str(text), *options]) == 2
+        assert said in capsys.readouterr().err
+    text.write_text("", encoding="utf-8")
+    assert main(["perplexity", "--target", "embedded", "--text", str(text), "--out", str(tmp_path)]) == 2
+    assert "the text is empty" in capsys.readouterr().err
