@@ -59,8 +59,8 @@ class CycleCosts:
         if not self._warm:
             self._warm = True
         elif len(drafted) and (drafted == length).all():
-            # Nanoseconds, so that hosts agree on whole numbers.
-            self._seconds[length].append(max(agreed(int(seconds / len(drafted) * 1e9)), 1) / 1e9)
+            # Hosts agree on whole numbers, which JAX keeps in 32 bits: microseconds.
+            self._seconds[length].append(max(agreed(int(seconds * 1e6)), 1) / 1e6 / len(drafted))
         else:
             self._vain[length] += 1
 

@@ -108,8 +108,10 @@ def findings(rows: Sequence[dict], greedy: bool = True) -> list[str]:
     compared = [row for row in rows if row["verdict"] is not None]
     if not compared:
         return ["No plain decoding in this sweep (rule none): accuracy and speed are compared with nothing."]
-    held = [row for row in compared if row["verdict"] != "worse"]
-    worse = [_name(row, rows) for row in compared if row["verdict"] == "worse"]
+    worse = [row for row in compared if row["verdict"] == "worse"]
+    # A rule whose own interval knows only losses is no rule to advise, though one among many may lose that much by luck.
+    doubtful = [row for row in compared if row not in worse and row["difference_interval"][1] < 0]
+    held = [row for row in compared if row not in worse and row not in doubtful]
     lines = []
     if held:
         best = max(held, key=lambda row: row["mean_acceptance_length"])
@@ -126,7 +128,12 @@ def findings(rows: Sequence[dict], greedy: bool = True) -> list[str]:
             + (f" ({low:.2f} to {high:.2f})." if low is not None else " (too few turns for an interval).")
         )
     if worse:
-        lines.append(f"Worse than plain decoding: {', '.join(worse)}.")
+        lines.append(f"Worse than plain decoding: {', '.join(_name(row, rows) for row in worse)}.")
+    if doubtful:
+        lines.append(
+            f"Probably worse: {', '.join(_name(row, rows) for row in doubtful)}; alone, that would be shown, and is not "
+            "among so many rules."
+        )
     changed = [row for row in compared if greedy and row["rule"] == "exact" and row["same_text"] < row["n"]]
     lines += [
         f"{_name(row, rows)} wrote {row['same_text']} of {row['n']} plain answers token for token." for row in changed

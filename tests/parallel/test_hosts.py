@@ -69,7 +69,9 @@ def test_two_hosts_sweep_as_one_does_and_go_on_after_one_was_lost(tiny_folders, 
     first, second = together(words, patience=20)
     try:
         while not (out / "answers.jsonl").exists() or not (out / "answers.jsonl").stat().st_size:
-            assert first.poll() is None and second.poll() is None, first.communicate()[1]
+            if first.poll() is not None or second.poll() is not None:
+                os.killpg(first.pid, signal.SIGKILL)
+                pytest.fail("\n".join(process.communicate(timeout=60)[1] for process in (second, first)))
             time.sleep(0.05)
         os.killpg(second.pid, signal.SIGKILL)
         _, said = first.communicate(timeout=300)
