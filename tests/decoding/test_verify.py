@@ -120,7 +120,8 @@ def test_every_way_to_score_takes_every_way_to_draft(small, rule, scorer, drafte
 
     state = jax.eval_shape(begin, models, jax.random.split(jax.random.key(0), 2))
     rule = jax.tree.map(jnp.float32, rule)
-    cycle = functools.partial(loop.cycle, settings=settings)
+    costs = None if adaptive is None else jnp.ones((LENGTH + 1,))
+    cycle = functools.partial(loop.cycle, settings=settings, costs=costs)
     after = jax.eval_shape(cycle, models, rule, Sampling.create(0.7), jnp.asarray([5]), state)
     assert jax.tree.structure(after) == jax.tree.structure(state)
     for new, old in zip(jax.tree.leaves(after), jax.tree.leaves(state), strict=True):
