@@ -40,6 +40,14 @@ def test_generate_prints_the_answer_and_its_cost(capsys, answering):
     assert "\x1b" not in out
 
 
+def test_generate_says_that_an_adaptive_length_never_drafted(capsys, answering):
+    never = ("--draft-length", "adaptive:maximum=2,cost=5.0", "--max-new-tokens", "8")
+    status, _, err = run(capsys, *answering, *never, "--verifier", "exact", "hello there")
+    assert status == 0
+    assert "speculation does not pay here, and stopped in 100% of the cycles" in err
+    assert "draft tokens kept" not in err and "were kept" not in err
+
+
 def test_json_and_text_say_the_same(capsys, answering):
     _, text, _ = run(capsys, *answering, "hello there")
     status, out, _ = run(capsys, *answering, "--json", "hello there")

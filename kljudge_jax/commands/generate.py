@@ -138,13 +138,13 @@ def _summary(options, result) -> str:
     speed = f"{stats.tokens} tokens in {stats.seconds:.1f} s, {stats.tokens_per_second:.1f} tokens/s"
     if stats.compile_seconds >= 0.1:
         speed += f" (and {stats.compile_seconds:.1f} s to compile)"
-    if not stats.drafted:
-        return f"{options.verifier}: {speed}; {stats.cycles} target passes"
-    line = (
-        f"{options.verifier}: {speed}; {stats.cycles} target passes, {stats.mean_acceptance_length:.2f} tokens each; "
-        f"{stats.accepted} of {stats.drafted} draft tokens kept, {stats.relaxed} of them relaxed"
-    )
-    return line + (f"\n{pace(result)}" if result.cycle_costs is not None else "")
+    line = f"{options.verifier}: {speed}; {stats.cycles} target passes"
+    if stats.drafted:
+        line += (
+            f", {stats.mean_acceptance_length:.2f} tokens each; "
+            f"{stats.accepted} of {stats.drafted} draft tokens kept, {stats.relaxed} of them relaxed"
+        )
+    return "\n".join(filter(None, (line, pace(result))))
 
 
 def _as_json(options, pair, result) -> dict:

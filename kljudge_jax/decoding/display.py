@@ -112,10 +112,9 @@ def pace(result: Generation) -> str:
     stats, costs = result.stats, result.cycle_costs
     if costs is None or not stats.cycles:
         return ""
-    line = (
-        f"a cycle with {len(costs) - 1} draft tokens costs {costs[-1]:.2f} of the shortest, and "
-        f"{stats.draft_acceptance_rate:.0%} of the draft's tokens were kept"
-    )
+    line = f"a cycle with {len(costs) - 1} draft tokens costs {costs[-1]:.2f} of the shortest"
+    if stats.drafted:
+        line += f", and {stats.draft_acceptance_rate:.0%} of the draft's tokens were kept"
     share = stats.plain_cycles / stats.cycles
     if share > 0.5:
         return f"speculation does not pay here, and stopped in {share:.0%} of the cycles: {line}"

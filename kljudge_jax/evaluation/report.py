@@ -109,9 +109,8 @@ def findings(rows: Sequence[dict], greedy: bool = True) -> list[str]:
     if not compared:
         return ["No plain decoding in this sweep (rule none): accuracy and speed are compared with nothing."]
     worse = [row for row in compared if row["verdict"] == "worse"]
-    # A rule whose own interval knows only losses is not advised, though one among many may lose that much by luck.
-    doubtful = [row for row in compared if row not in worse and row["difference_interval"][1] < 0]
-    held = [row for row in compared if row not in worse and row not in doubtful]
+    doubtful = [row for row in compared if row["verdict"] == "doubtful"]
+    held = [row for row in compared if row["verdict"] not in ("worse", "doubtful")]
     lines = []
     if held:
         best = max(held, key=lambda row: row["mean_acceptance_length"])
@@ -131,7 +130,7 @@ def findings(rows: Sequence[dict], greedy: bool = True) -> list[str]:
         lines.append(f"Worse than plain decoding: {', '.join(_name(row, rows) for row in worse)}.")
     if doubtful:
         lines.append(
-            f"Probably worse: {', '.join(_name(row, rows) for row in doubtful)}; alone, that would be shown, and "
+            f"Doubtful: {', '.join(_name(row, rows) for row in doubtful)}; alone, that would be shown, and "
             "is not among so many rules."
         )
     changed = [row for row in compared if greedy and row["rule"] == "exact" and row["same_text"] < row["n"]]

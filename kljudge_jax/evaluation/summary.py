@@ -33,8 +33,8 @@ def summarise(records: Sequence[dict]) -> list[dict]:
 
     Cells are compared with plain decoding on the answers that both have. `p` is McNemar's, `difference` that of the
     shares of right answers, `verdict` says whether it is more than noise once p is corrected for the number of cells
-    (Holm): "better", "worse", "noise", or "same" where no answer changed sides. `slot_occupancy` is the share of the
-    device's row-cycles that went into answers. `speed` is the ratio of tokens per second, `first_difference` where the
+    (Holm): "better", "worse", "doubtful" where the interval of the difference knows only losses all the same, "noise",
+    or "same" where no answer changed sides. `slot_occupancy` is the share of the device's row-cycles that went into answers. `speed` is the ratio of tokens per second, `first_difference` where the
     first other token of an answer stands, by problem, if at most 20 are not the plain ones. Without a "none" cell those
     are None, and so are intervals of speeds over fewer than 4 turns.
     """
@@ -106,8 +106,8 @@ def _first_difference(ours: Sequence[int], theirs: Sequence[int]) -> int | None:
 def _verdict(row: dict, p: float) -> str:
     if row["lost"] == row["won"] == 0:
         return "same"
-    if p >= 0.05:
-        return "noise"
+    if p >= 0.05:  # one of many rules may lose that much by luck, but nobody should be advised to take it
+        return "doubtful" if row["difference_interval"][1] < 0 else "noise"
     return "better" if row["won"] > row["lost"] else "worse"
 
 

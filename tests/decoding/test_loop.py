@@ -1,6 +1,7 @@
 """The loop on the device: its storage, its blocks, and what it shows a rule."""
 
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
@@ -115,6 +116,17 @@ def test_the_state_is_donated_and_a_second_run_compiles_nothing(pair):
         state, run = started(other, budget=33)
         run(state, 7)
     assert not compiled
+
+
+def test_compiled_cycles_copy_no_weight_and_no_cache(pair, monkeypatch):
+    state, run = started(pair)
+    monkeypatch.setattr(loop, "run_cycles", loop.run_cycles.lower)
+    program = run(state, 1000).compile().as_text()
+    held = [leaf for leaf in jax.tree.leaves((pair.target, pair.draft, state.caches)) if leaf.ndim > 1]
+    for shape in {leaf.shape for leaf in held}:
+        dimensions = ",".join(map(str, shape))
+        assert f"f32[{dimensions}]" in program
+        assert not re.findall(rf"= f32\[{dimensions}\]\S* (?:copy|transpose)\(.*", program)
 
 
 @jax.tree_util.register_dataclass

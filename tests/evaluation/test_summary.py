@@ -84,7 +84,7 @@ def test_the_verdict_is_corrected_for_the_number_of_rules():
     )
     assert alone["p"] == first["p"] == pytest.approx(2 / 2**6)
     assert (alone["verdict"], alone["p_corrected"]) == ("worse", alone["p"])
-    assert (first["verdict"], first["p_corrected"]) == ("noise", pytest.approx(3 * 2 / 2**6))
+    assert (first["verdict"], first["p_corrected"]) == ("doubtful", pytest.approx(3 * 2 / 2**6))
     assert (first["lost"], first["won"], first["difference"]) == (6, 0, -6 / 40)
     assert first["difference_interval"] == paired_difference([i >= 6 for i in range(40)], [True] * 40)[1]
 
