@@ -34,9 +34,10 @@ def summarise(records: Sequence[dict]) -> list[dict]:
     Cells are compared with plain decoding on the answers that both have. `p` is McNemar's, `difference` that of the
     shares of right answers, `verdict` says whether it is more than noise once p is corrected for the number of cells
     (Holm): "better", "worse", "doubtful" where the interval of the difference knows only losses all the same, "noise",
-    or "same" where no answer changed sides. `slot_occupancy` is the share of the device's row-cycles that went into answers. `speed` is the ratio of tokens per second, `first_difference` where the
-    first other token of an answer stands, by problem, if at most 20 are not the plain ones. Without a "none" cell those
-    are None, and so are intervals of speeds over fewer than 4 turns.
+    or "same" where no answer changed sides. `slot_occupancy` is the share of the device's row-cycles that went into
+    answers. `speed` is the ratio of tokens per second, `first_difference` where the first other token of an answer
+    stands, by problem, if at most 20 are not the plain ones. Without a "none" cell those are None, and so are intervals
+    of speeds over fewer than 4 turns.
     """
     cells: dict[Cell, dict[str, dict]] = defaultdict(dict)
     for record in records:
