@@ -1,6 +1,7 @@
 """README.md and the pages of the site as tests read them: their text, their code, and a pair to run it on."""
 
 import dataclasses
+import importlib
 import json
 import re
 import shlex
@@ -8,7 +9,6 @@ import shutil
 from pathlib import Path
 
 import kljudge_jax as kj
-from kljudge_jax.models import convert
 from kljudge_jax.models.shipped import shipped_folder
 
 ROOT = Path(__file__).parents[1]
@@ -73,6 +73,7 @@ def smaller(words: list[str]) -> list[str]:
 
 def stand_in(patch) -> None:
     """Loads the embedded pair, given a chat template, whatever model is named."""
+    convert = importlib.import_module("kljudge_jax.models.convert")  # whose name in the package is a function
     load, shipped, open_checkpoint = kj.ModelPair.from_pretrained, shipped_folder(), convert.open_checkpoint
     kept = ("mesh", "axes", "draft_axes", "bits", "draft_bits")
 
