@@ -10,7 +10,7 @@ from kljudge_jax.evaluation.memory_table import memory_table
 
 
 def test_the_documentation_has_the_table_of_the_code():
-    text = (Path(__file__).parents[2] / "docs" / "memory.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[2] / "docs" / "pages" / "memory.md").read_text(encoding="utf-8")
     assert memory_table(Workload()) in text
 
 
