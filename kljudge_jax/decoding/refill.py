@@ -96,9 +96,13 @@ def _consumed(model, cache: KVCache, entry: Entries, shared_chunks, drafts: int)
     """The cache with a prompt in its slot's rows: one for each of its several drafts."""
     first, width = entry.slots * drafts, entry.prompts.shape[0]
 
-    # Only the prompt's places are read and written, whatever the capacity.
+    # Only the prompt's places are read and written, whatever the capacity. Rows that lie on several devices are summed
+    # with all but one masked: a slice at a place that is not known when it is compiled would gather all of them first.
     def taken(stored):
-        return jax.lax.dynamic_slice(stored, (first, 0, 0, 0), (1, stored.shape[1], width, stored.shape[3]))
+        if model.layout is None:
+            return jax.lax.dynamic_slice(stored, (first, 0, 0, 0), (1, stored.shape[1], width, stored.shape[3]))
+        own = (jnp.arange(stored.shape[0]) == first)[:, None, None, None]
+        return jnp.sum(jnp.where(own, stored[:, :, :width], 0), axis=0, keepdims=True)
 
     part = KVCache(tuple(map(taken, cache.keys)), tuple(map(taken, cache.values)), jnp.zeros((1,), jnp.int32))
     chunk = min(width, _CPU_CHUNK if jax.default_backend() == "cpu" else PREFILL_CHUNK)

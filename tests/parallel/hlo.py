@@ -7,6 +7,7 @@ _COLLECTIVE = re.compile(
     r"= (?P<types>\(?[^=]*?\)?) (?P<kind>all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)"
     r"(?:-start)?\(.*?(?:op_name=\"(?P<op>[^\"]*)\")?$"
 )
+_ANY = re.compile(r" (?:all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)(?:-start)?\(")
 _SHAPE = re.compile(r"(?P<dtype>[a-z]+\d*)\[(?P<sizes>[\d,]*)\]")
 
 
@@ -34,8 +35,10 @@ def collectives(text: str) -> list[Collective]:
     """All collectives of an HLO module."""
     found = []
     for line in text.splitlines():
-        match = _COLLECTIVE.search(line.strip())
+        line = re.sub(r"/\*index=\d+\*/", "", line.strip())  # XLA counts the results of long tuples
+        match = _COLLECTIVE.search(line)
         if match is None:
+            assert not _ANY.search(line), line
             continue
         shapes = tuple(
             (shape["dtype"], tuple(int(size) for size in shape["sizes"].split(",") if size))

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 from tiny_pairs import NEVER, tiny_pair
 
-from kljudge_jax.decoding import loop
+from kljudge_jax.decoding import loop, refill
 from kljudge_jax.decoding.draft import ModelDraft
 from kljudge_jax.decoding.run import Run
 from kljudge_jax.decoding.sampling import Sampling
@@ -70,18 +70,7 @@ def spread(pair, mesh, axes=None, draft_axes=None):
 
 def cycle_program(pair, verifier, prompts=PROMPTS, draft_length=4, max_new_tokens=24, **sampling):
     """The text of the compiled loop of cycles."""
-    run = Run(
-        pair,
-        prompts,
-        verifier,
-        draft_length,
-        ModelDraft(),
-        max_new_tokens,
-        Sampling.create(**sampling),
-        (),
-        None,
-        False,
-    )
+    run = _run(pair, verifier, prompts, draft_length, max_new_tokens, **sampling)
     lowered = loop.run_cycles.lower(
         run.pair.target,
         run.draft,
@@ -95,3 +84,30 @@ def cycle_program(pair, verifier, prompts=PROMPTS, draft_length=4, max_new_token
         rule=type(run.verifier),
     )
     return lowered.compile().as_text()
+
+
+def refill_program(pair, prompts=PROMPTS, width=16, draft_length=4, max_new_tokens=24):
+    """The text of the compiled program that puts new prompts of `width` places in slots."""
+    run = _run(pair, "exact", prompts, draft_length, max_new_tokens)
+    rows = np.zeros(len(prompts), np.int32)
+    prompts = np.ones((len(prompts), width), np.int32)
+    entries = refill.Entries(prompts, rows + 2, run.state.keys, rows + 1, rows)
+    lowered = refill.refill.lower(
+        run.pair.target, run.draft, run.state, entries, np.int32(1), np.int32(0), settings=run.settings
+    )
+    return lowered.compile().as_text()
+
+
+def _run(pair, verifier, prompts, draft_length, max_new_tokens, **sampling):
+    return Run(
+        pair,
+        prompts,
+        verifier,
+        draft_length,
+        ModelDraft(),
+        max_new_tokens,
+        Sampling.create(**sampling),
+        (),
+        None,
+        False,
+    )

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 from hlo import collectives
-from spread_pairs import FAMILIES, PROMPTS, VOCAB_SIZE, cycle_program, family_pair, spread
+from spread_pairs import FAMILIES, PROMPTS, VOCAB_SIZE, cycle_program, family_pair, refill_program, spread
 from tiny_pairs import tokens_of
 
 import kljudge_jax as kj
@@ -58,6 +58,28 @@ def test_so_does_one_under_other_tables(mesh, axes, draft_axes, prompts, answers
     out = kj.generate(pair, prompts, verifier="kl:1.0", **DECODING)
     tokens, origin = answers("qwen", "kl:1.0")
     assert (tokens_of(out), out.origin) == (tokens[: len(prompts)], origin[: len(prompts)])
+
+
+@pytest.mark.parametrize("mesh", ["data=8", "data=4,tensor=2", "data=2,tensor=4"])
+@pytest.mark.parametrize("family", ["llama", "gemma"])
+def test_a_queue_of_prompts_does_too(family, mesh):
+    prompts = [np.roll(PROMPTS[-1], i) for i in range(12)]
+    budgets = [4 + 3 * (i % 5) for i in range(len(prompts))]
+    queue = {"verifier": "kl:1.0", "draft_length": 3, "max_new_tokens": budgets, "batch_size": 8}
+    pair = family_pair(family)
+    alone, out = kj.generate(pair, prompts, **queue), kj.generate(spread(pair, mesh), prompts, **queue)
+    assert (tokens_of(out), out.origin) == (tokens_of(alone), alone.origin)
+    assert [len(tokens) for tokens in tokens_of(out)] == budgets
+
+
+@pytest.mark.parametrize(("family", "mesh"), [("llama", "data=4,tensor=2"), ("gemma", "data=2,tensor=4")])
+def test_a_new_prompt_sends_no_other_rows_cache(family, mesh):
+    """Gemma's one kv head does not divide, so that its caches are split by rows over the tensor axes."""
+    pair, width = spread(family_pair(family), mesh), 16
+    found = collectives(refill_program(pair, width=width, draft_length=3, max_new_tokens=16))
+    config = pair.target.config
+    a_prompts = width * max(config.hidden_size, config.num_kv_heads * config.head_dim)
+    assert found and all(each.largest <= a_prompts for each in found), found
 
 
 def test_sampling_over_a_split_vocabulary_draws_the_same():
