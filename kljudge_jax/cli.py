@@ -63,6 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         _keep_compiled()
         if getattr(options, "hosts", None) is not None:
             return run_on_hosts(options)
+        if getattr(options, "coordinator", None) is not None or getattr(options, "host", None) is not None:
+            raise InputError("--coordinator and --host are of several hosts: say how many with --hosts")
         status = options.run(options)
         sys.stdout.flush()  # here, where a reader that has gone is no error
         return status

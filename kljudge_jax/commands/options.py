@@ -175,26 +175,37 @@ def _check_memory(options, placement, target, draft, dtype) -> None:
     import jax
     import jax.numpy as jnp
 
-    from kljudge_jax.evaluation.machine import free_memory
-    from kljudge_jax.evaluation.memory_plan import Model, Workload, check_fits
+    from kljudge_jax.evaluation.machine import free_memory_each
+    from kljudge_jax.evaluation.memory_plan import Model, check_fits
 
-    free = free_memory()
-    on_host = jax.default_backend() == "cpu"
-    if free is not None and on_host:
-        free //= jax.local_device_count() if placement.mesh is not None else 1  # which share the host's memory
-    caches = jnp.float32 if on_host else dtype  # as `KVCache.create` has it
-    batch, length = getattr(options, "batch", 1), getattr(options, "draft_length", 8)
+    caches = jnp.float32 if jax.default_backend() == "cpu" else dtype  # as `KVCache.create` has it
     check_fits(
         Model(target, placement.target(target), dtype, caches, options.bits),
         None if draft is None else Model(draft, placement.draft(draft), dtype, caches, options.draft_bits),
-        Workload(
-            batch=batch if isinstance(batch, int) else 1,
-            prompt_tokens=1,
-            max_new_tokens=getattr(options, "max_new_tokens", None) or 1,
-            draft_length=0 if draft is None else int(length) if str(length).isdecimal() else 1,
-            sampling=bool(getattr(options, "temperature", 0)),
-        ),
-        free,
+        least_workload(options, draft is not None),
+        free_memory_each(placement.mesh is not None),
+    )
+
+
+def least_workload(options, drafts: bool):
+    """The largest of what a command will decode at once, with prompts of one token, for they are not known yet."""
+    from kljudge_jax.decoding.words import parse_draft_length
+    from kljudge_jax.evaluation.memory_plan import Workload
+
+    def numbers(name: str) -> list[int]:
+        given = getattr(options, name, None)
+        return [] if given is None else [given] if isinstance(given, int) else whole_numbers(f"--{name}", given)
+
+    lengths = numbers("draft_lengths")
+    if (word := getattr(options, "draft_length", None)) is not None:
+        length = word if isinstance(word, int) else parse_draft_length(word)
+        lengths.append(length if isinstance(length, int) else length.maximum)
+    return Workload(
+        batch=max(numbers("batch"), default=1),
+        prompt_tokens=1,
+        max_new_tokens=getattr(options, "max_new_tokens", None) or 1,
+        draft_length=max(lengths, default=1) if drafts else 0,
+        sampling=bool(getattr(options, "temperature", 0)),
     )
 
 

@@ -26,6 +26,8 @@ def add(commands) -> None:
     parser.add_argument(
         "--dtype", default="bfloat16", choices=("float32", "bfloat16", "float16"), help="of weights and caches"
     )
+    parser.add_argument("--bits", type=int, choices=(8, 4), help="of the target's matrices, rounded as they are loaded")
+    parser.add_argument("--draft-bits", type=int, choices=(8, 4), help="the same for the draft")
     parser.add_argument("--device", metavar="DEVICE", help="v5e, v5p, v6e, h100 or h200, for its memory")
     parser.add_argument("--memory", metavar="GB", type=float, help="of one device, in place of --device")
     parser.add_argument("--batch", metavar="INT", type=int, default=8, help="answers decoded side by side")
@@ -62,7 +64,16 @@ def _plan(options) -> int:
         raise InputError(f"--device is one of {', '.join(DEVICES)}, not {options.device!r}: or give its --memory in GB")
     if options.memory is not None and (options.device is not None or not options.memory > 0):
         raise InputError("give --memory as GB above 0, in place of --device")
-    models = planned(options.shape, options.draft_shape, options.mesh, options.dtype, options.axes, options.draft_axes)
+    models = planned(
+        options.shape,
+        options.draft_shape,
+        options.mesh,
+        options.dtype,
+        options.axes,
+        options.draft_axes,
+        options.bits,
+        options.draft_bits,
+    )
     plan = plan_memory(*models, workload)
     for field in dataclasses.fields(plan):
         print(f"{field.name.replace('_', ' '):<15}{gigabytes(getattr(plan, field.name)):>12}")
@@ -74,6 +85,10 @@ def _plan(options) -> int:
     most = largest_batch(*models, workload, limit)
     fits = plan.total <= limit
     verdict = "fits" if fits else "does not fit"
-    also = f"the largest batch that fits is {most}" if most else "no batch fits: spread it over more devices"
+    also = (
+        f"the largest batch that fits is {most}"
+        if most
+        else "no batch fits: spread it over more devices, or see --bits"
+    )
     print(f"a batch of {workload.batch} {verdict} in {gigabytes(limit)} ({USABLE:.0%} of a device's memory); {also}")
     return OK if fits else FAILED

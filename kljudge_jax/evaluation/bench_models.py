@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from kljudge_jax.errors import InputError
 from kljudge_jax.evaluation.bench_batch import Plan
-from kljudge_jax.evaluation.limits import cache_bytes
-from kljudge_jax.evaluation.machine import free_memory
+from kljudge_jax.evaluation.machine import free_memory_each
+from kljudge_jax.evaluation.memory_plan import Model, Workload, plan_memory
 from kljudge_jax.models.config import TransformerConfig
 from kljudge_jax.models.linear import Storage
 from kljudge_jax.models.pair import ModelPair
@@ -45,12 +47,15 @@ def random_pair(
         for role, rounded in (("target", bits), ("draft", draft_bits))
         if role in configs
     }
-    weights = sum(bytes_per_device(config, kept[role]) for role, config in configs.items())
     # Each rule's run keeps its caches, and one of them at a time is copied.
-    slots = prompt_tokens + plan.max_new_tokens + plan.draft_length + 1
     states = sum(plan.batches) * len(plan.rules) + max(plan.batches)
-    caches = sum(cache_bytes(config, states, slots, wanted) for config in configs.values())
-    check_memory(weights, caches)
+    caches = jnp.float32 if jax.default_backend() == "cpu" else wanted  # as `KVCache.create` has it
+    shapes = {
+        role: Model(config, kept[role].layout, wanted, caches, kept[role].bits) for role, config in configs.items()
+    }
+    decoded = Workload(states, prompt_tokens, plan.max_new_tokens, plan.draft_length if draft else 0)
+    held = plan_memory(shapes["target"], shapes.get("draft"), decoded)
+    check_memory(held.target_weights + held.draft_weights, held.caches, placement)
     models = {role: random_model(config, kept[role], seed) for seed, (role, config) in enumerate(configs.items())}
     return ModelPair(models["target"], models.get("draft"), None, (), target, draft or "none")
 
@@ -60,13 +65,13 @@ def with_random_draft(pair: ModelPair, draft: str, placement: Placement, bits: i
     vocab, dtype = pair.target.config.vocab_size, pair.target.dtype
     config: TransformerConfig = dataclasses.replace(shape_config(draft), vocab_size=vocab)
     storage = Storage(dtype, bits, placement.draft(config))
-    check_memory(bytes_per_device(config, storage), 0)
+    check_memory(bytes_per_device(config, storage), 0, placement)
     return dataclasses.replace(pair, draft=random_model(config, storage, 1), draft_name=draft)
 
 
-def check_memory(weights: int, caches: int) -> None:
-    """Raises InputError, with the numbers, where so many bytes do not fit in what a device has left."""
-    free = free_memory()
+def check_memory(weights: int, caches: int, placement: Placement) -> None:
+    """Raises InputError, with the numbers, where so many bytes a device do not fit in what each has left."""
+    free = free_memory_each(placement.mesh is not None)
     if free is not None and weights + caches > free:
         raise InputError(
             f"weights of {weights / 1e9:.1f} GB and caches of {caches / 1e9:.1f} GB do not fit in the "

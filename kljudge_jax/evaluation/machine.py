@@ -54,6 +54,13 @@ def free_memory() -> int | None:
     return _meminfo("MemAvailable")
 
 
+def free_memory_each(spread: bool) -> int | None:
+    """Bytes left to each device; CPUs that a model is `spread` over have equal shares of the host's memory."""
+    free = free_memory()
+    shares = jax.local_device_count() if spread and jax.default_backend() == "cpu" else 1
+    return None if free is None else free // shares
+
+
 def load_average() -> float | None:
     """How many processes wanted to run in the last minute, this one included; None where the system does not say."""
     return os.getloadavg()[0] if hasattr(os, "getloadavg") else None

@@ -137,13 +137,14 @@ def check_fits(target: Model, draft: Model | None, workload: Workload, free: flo
     if most:
         remedy = f"a batch of {most} fits"
     elif plan.target_weights + plan.draft_weights > free:
-        remedy = "spread the models over more devices (--mesh tensor=N), or choose --dtype bfloat16 or smaller models"
+        remedy = "spread the models over more devices (--mesh tensor=N), --dtype bfloat16, --bits 8, or smaller models"
     else:
         remedy = "shorten prompts or answers, or spread the models over more devices (--mesh tensor=N)"
     raise InputError(
         f"each device would hold {gigabytes(plan.target_weights + plan.draft_weights)} of weights, "
         f"{gigabytes(plan.caches)} of caches, {gigabytes(plan.logits)} of logits and {gigabytes(plan.working)} of "
-        f"working space at a batch of {workload.batch}, and {gigabytes(free)} are free: {remedy}"
+        f"working space at a batch of {workload.batch} and prompts of {workload.prompt_tokens} tokens, and "
+        f"{gigabytes(free)} are free: {remedy}"
     )
 
 

@@ -26,7 +26,14 @@ MACHINES = (
 
 
 def planned(
-    target: str, draft: str | None, mesh: str | None, dtype: str, axes: str | None = None, draft_axes: str | None = None
+    target: str,
+    draft: str | None,
+    mesh: str | None,
+    dtype: str,
+    axes: str | None = None,
+    draft_axes: str | None = None,
+    bits: int | None = None,
+    draft_bits: int | None = None,
 ) -> tuple[Model, Model | None]:
     """Target and draft of published shapes on a mesh of devices that need not be here.
 
@@ -38,8 +45,10 @@ def planned(
     vocab = min(config.vocab_size for config in configs)
     configs = [dataclasses.replace(config, vocab_size=vocab) for config in configs]
     models = [
-        Model(config, place(config), wanted)
-        for config, place in zip(configs, (placement.target, placement.draft), strict=False)
+        Model(config, place(config), wanted, bits=rounded)
+        for config, place, rounded in zip(
+            configs, (placement.target, placement.draft), (bits, draft_bits), strict=False
+        )
     ]
     return models[0], models[1] if len(models) > 1 else None
 

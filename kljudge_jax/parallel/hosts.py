@@ -6,10 +6,12 @@ first host says for all.
 
 from __future__ import annotations
 
+import atexit
 import functools
 import io
 import itertools
 import os
+import shutil
 import tarfile
 import tempfile
 from pathlib import Path
@@ -22,6 +24,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from kljudge_jax.errors import InputError
 
 Tree = TypeVar("Tree")
+
+_HALF = 1 << 31  # numbers go between hosts in two halves below this
+_PIECE = 1 << 26  # bytes that go between hosts at once
 
 
 def join(hosts: int | None = None, coordinator: str | None = None, host: int | None = None, patience: int = 60) -> None:
@@ -100,7 +105,10 @@ def fetch(tree: Tree) -> Tree:
 
 def agreed(number: int) -> int:
     """The first host's number, where clocks would say different ones."""
-    return int(_from_first(np.asarray(number, np.int64))) if several() else number
+    if not several():
+        return number
+    high, low = _from_first(np.array(divmod(number, _HALF), np.int32)).tolist()  # JAX has 32 bits of a number
+    return high * _HALF + low
 
 
 def common_folder(folder: str | Path) -> Path:
@@ -111,15 +119,12 @@ def common_folder(folder: str | Path) -> Path:
     if not several():
         return Path(folder)
     packed = _packed(Path(folder)) if is_first() else b""
-    size = agreed(len(packed))
-    data = np.zeros(size, np.uint8)
-    if is_first():
-        data[:] = np.frombuffer(packed, np.uint8)
-    data = _from_first(data)
+    sent = _bytes_from_first(packed)
     if is_first():
         return Path(folder)
     copy = Path(tempfile.mkdtemp(prefix="kljudge-"))
-    with tarfile.open(fileobj=io.BytesIO(data.tobytes())) as archive:
+    atexit.register(shutil.rmtree, copy, ignore_errors=True)
+    with tarfile.open(fileobj=io.BytesIO(sent)) as archive:
         archive.extractall(copy, filter="data")
     return copy
 
@@ -138,6 +143,17 @@ def _packed(folder: Path) -> bytes:
         if folder.is_dir():
             archive.add(folder, arcname=".")
     return buffer.getvalue()
+
+
+def _bytes_from_first(data: bytes) -> bytes:
+    """The first host's bytes, a piece at a time, for they pass through the memory of a device."""
+    size, pieces = agreed(len(data)), []
+    for start in range(0, size, _PIECE):
+        piece = np.zeros(min(_PIECE, size - start), np.uint8)
+        if is_first():
+            piece[:] = np.frombuffer(data[start : start + len(piece)], np.uint8)
+        pieces.append(_from_first(piece).tobytes())
+    return b"".join(pieces)
 
 
 def _from_first(array: np.ndarray) -> np.ndarray:

@@ -35,8 +35,8 @@ class Layout:
     def create(cls, mesh: Mesh | AbstractMesh, rules: Mapping[str, tuple[str, ...]], config: Any) -> Layout:
         """The layout of a model of that configuration; `rules` as `axes.parse_axes` gives them.
 
-        Heads, and every other size, are split by as many of the mesh's factors as divide them, and kept whole by the
-        others.
+        Heads, and every other size, are split by the mesh's factors in their order, smallest first, up to the first
+        that does not divide, and kept whole by that one and those after it.
         """
         sizes = {
             HEADS: config.num_heads,

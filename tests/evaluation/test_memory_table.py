@@ -35,3 +35,11 @@ def test_a_plan_says_whether_it_fits(capsys):
 def test_a_plan_that_cannot_be_is_refused(words, message, capsys):
     assert main(["plan", *words]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_fewer_bits_are_planned_for(capsys):
+    words = ["plan", "--shape", "llama-3.1-405b", "--mesh", "tensor=8", "--device", "h100"]
+    assert main(words) == 1
+    assert "no batch fits" in capsys.readouterr().out
+    assert main([*words, "--bits", "8"]) == 0
+    assert "target weights      50.8 GB" in capsys.readouterr().out

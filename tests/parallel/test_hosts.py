@@ -8,6 +8,8 @@ import subprocess
 import sys
 import time
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import kljudge_jax
@@ -120,10 +122,34 @@ def test_one_host_is_what_there_is_otherwise(tmp_path):
     assert hosts.common_folder(tmp_path) == tmp_path
 
 
+@pytest.fixture
+def through_a_device(monkeypatch):
+    """One host that takes itself for one of several: what it sends goes through JAX's types."""
+    monkeypatch.setattr(hosts, "several", lambda: True)
+    monkeypatch.setattr(hosts, "_from_first", lambda array: np.asarray(jnp.asarray(array)))
+
+
+@pytest.mark.parametrize("number", [0, 7, -3, 2**31 - 1, 2**31, 3_000_000_000, 2**61])
+def test_hosts_agree_on_numbers_that_32_bits_do_not_hold(number, through_a_device):
+    assert hosts.agreed(number) == number
+
+
+def test_a_folder_goes_to_other_hosts_in_pieces(tmp_path, monkeypatch, through_a_device):
+    monkeypatch.setattr(hosts, "_PIECE", 1000)
+    (tmp_path / "answers.jsonl").write_bytes(bytes(range(256)) * 40)
+    sent = hosts._bytes_from_first(hosts._packed(tmp_path))
+    monkeypatch.setattr(hosts, "_bytes_from_first", lambda packed: sent)
+    monkeypatch.setattr(hosts, "is_first", lambda: False)
+    copy = hosts.common_folder(tmp_path)
+    assert copy != tmp_path and (copy / "answers.jsonl").read_bytes() == (tmp_path / "answers.jsonl").read_bytes()
+
+
 def test_the_command_line_refuses_hosts_without_a_mesh_or_a_number(capsys):
     words = ["sweep", "--target", "embedded", "--task", "arithmetic", "--hosts"]
     assert main([*words, "2"]) == 2
     assert main([*words, "two", "--mesh", "data=2"]) == 2
     assert main(["calibrate", "--target", "embedded", "--task", "arithmetic", "--hosts", "auto"]) == 2
+    assert main([*words[:-1], "--mesh", "data=2", "--coordinator", "127.0.0.1:1", "--host", "1"]) == 2
     said = capsys.readouterr().err
+    assert "say how many with --hosts" in said
     assert "name all their devices" in said and "not 'two'" in said and "calibrate runs on one host" in said
