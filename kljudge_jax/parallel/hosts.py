@@ -12,8 +12,8 @@ import io
 import itertools
 import os
 import shutil
-import tarfile
 import tempfile
+import zipfile
 from pathlib import Path
 from typing import TypeVar
 
@@ -124,8 +124,8 @@ def common_folder(folder: str | Path) -> Path:
         return Path(folder)
     copy = Path(tempfile.mkdtemp(prefix="kljudge-"))
     atexit.register(shutil.rmtree, copy, ignore_errors=True)
-    with tarfile.open(fileobj=io.BytesIO(sent)) as archive:
-        archive.extractall(copy, filter="data")
+    with zipfile.ZipFile(io.BytesIO(sent)) as archive:
+        archive.extractall(copy)
     return copy
 
 
@@ -139,9 +139,9 @@ def silence_others() -> None:
 
 def _packed(folder: Path) -> bytes:
     buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as archive:
-        if folder.is_dir():
-            archive.add(folder, arcname=".")
+    with zipfile.ZipFile(buffer, "w", strict_timestamps=False) as archive:
+        for path in sorted(folder.rglob("*")):  # nothing, where the folder is still to be made
+            archive.write(path, path.relative_to(folder))
     return buffer.getvalue()
 
 
