@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import logging
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from kljudge_jax.commands import (
@@ -60,14 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     options.words = list(sys.argv[1:] if argv is None else argv)  # reports say what made them
     try:
-        _keep_compiled()
-        if getattr(options, "hosts", None) is not None:
-            return run_on_hosts(options)
-        if getattr(options, "coordinator", None) is not None or getattr(options, "host", None) is not None:
-            raise InputError("--coordinator and --host are of several hosts: say how many with --hosts")
-        status = options.run(options)
-        sys.stdout.flush()  # here, where a reader that has gone is no error
-        return status
+        with _plain_warnings(options.command):
+            return _run(options)
     except InputError as error:
         print(f"kljudge {options.command}: {error}", file=sys.stderr)
         return BAD_INPUT
@@ -79,6 +75,31 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Whoever read our output has gone; Python would complain once more while it closes stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
+
+
+def _run(options: argparse.Namespace) -> int:
+    _keep_compiled()
+    if getattr(options, "hosts", None) is not None:
+        return run_on_hosts(options)
+    if getattr(options, "coordinator", None) is not None or getattr(options, "host", None) is not None:
+        raise InputError("--coordinator and --host are of several hosts: say how many with --hosts")
+    status = options.run(options)
+    sys.stdout.flush()  # here, where a reader that has gone is no error
+    return status
+
+
+@contextlib.contextmanager
+def _plain_warnings(command: str) -> Iterator[None]:
+    """What the package warns of, as a line of the command: some libraries give the root logger a form of their own."""
+    log, handler = logging.getLogger("kljudge_jax"), logging.StreamHandler()
+    handler.setFormatter(logging.Formatter(f"kljudge {command}: %(message)s"))
+    log.addHandler(handler)
+    heard_above, log.propagate = log.propagate, False
+    try:
+        yield
+    finally:
+        log.propagate = heard_above
+        log.removeHandler(handler)
 
 
 def _keep_compiled() -> None:

@@ -1,6 +1,7 @@
 """The command line, on tiny models in folders."""
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import sys
 import pytest
 from tiny_pairs import DRAFT_LENGTH
 
+from kljudge_jax import cli
 from kljudge_jax.cli import main
 
 
@@ -276,3 +278,11 @@ def test_a_stopped_sweep_goes_on_from_what_it_kept(capsys, folders, tmp_path, mo
     assert len((tmp_path / "answers.jsonl").read_text().splitlines()) == 2
     assert run(capsys, *words)[0] == 0
     assert len((tmp_path / "answers.jsonl").read_text().splitlines()) == 4
+
+
+def test_a_warning_is_a_line_of_the_command(capsys):
+    log = logging.getLogger("kljudge_jax.parallel.placement")
+    with cli._plain_warnings("sweep"):
+        log.warning("3 heads do not divide over %s", "tensor=2")
+    assert capsys.readouterr().err == "kljudge sweep: 3 heads do not divide over tensor=2\n"
+    assert not logging.getLogger("kljudge_jax").handlers and logging.getLogger("kljudge_jax").propagate

@@ -73,10 +73,12 @@ def _work(options, hosts: int | None) -> int:
         os._exit(FAILED)
 
     threading.Thread(target=follow, args=(int(os.environ[_LIFELINE]),), daemon=True).start()
-    parallel.join(hosts, options.coordinator, options.host, options.patience)
+    with parallel.chatter_aside():
+        parallel.join(hosts, options.coordinator, options.host, options.patience)
     parallel.silence_others()
     try:
-        parallel.introduce(mesh_from_spec(options.mesh))
+        with parallel.chatter_aside():
+            parallel.introduce(mesh_from_spec(options.mesh))
         if hasattr(options, "out"):
             options.out = str(parallel.common_folder(options.out))
         status = options.run(options)

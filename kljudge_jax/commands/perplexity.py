@@ -38,6 +38,10 @@ def add(commands) -> None:
         choices=("auto", "float32", "bfloat16", "float16"),
         help="of what int8 and int4 leave whole",
     )
+    parser.add_argument("--mesh", metavar="SPEC", help="devices to spread the model over, such as data=2,tensor=4")
+    parser.add_argument(
+        "--axes", metavar="AXES", help="what lies on which axis of the mesh, where not as usual: vocab=none"
+    )
     parser.add_argument("--tokens", metavar="INT", type=int, default=20_000, help="the most of the text that is read")
     parser.add_argument("--window", metavar="INT", type=int, default=512, help="tokens that the model reads at a time")
     parser.add_argument("--batch", metavar="INT", type=int, default=4, help="windows of a pass")
@@ -104,6 +108,7 @@ def _load(options, name: str):
     from kljudge_jax.commands.options import EMBEDDED
 
     dtype, bits = (options.dtype, _BITS[name]) if name in _BITS else (name, None)
+    placed = {"mesh": options.mesh, "axes": options.axes}
     if options.target == EMBEDDED:
-        return ModelPair.embedded(dtype="float32" if dtype == "auto" else dtype, bits=bits)
-    return ModelPair.from_pretrained(options.target, dtype=dtype, bits=bits, revision=options.revision)
+        return ModelPair.embedded(dtype="float32" if dtype == "auto" else dtype, bits=bits, **placed)
+    return ModelPair.from_pretrained(options.target, dtype=dtype, bits=bits, revision=options.revision, **placed)

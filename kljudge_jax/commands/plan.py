@@ -74,6 +74,10 @@ def _plan(options) -> int:
         options.bits,
         options.draft_bits,
     )
+    tokens = workload.prompt_tokens + workload.max_new_tokens
+    most_tokens = min(model.config.max_position for model in models if model is not None)
+    if tokens > most_tokens:
+        raise InputError(f"--prompt-tokens and --max-new-tokens make {tokens}, and the models take {most_tokens}")
     plan = plan_memory(*models, workload)
     for field in dataclasses.fields(plan):
         print(f"{field.name.replace('_', ' '):<15}{gigabytes(getattr(plan, field.name)):>12}")

@@ -96,5 +96,5 @@ class Row:
 
 
 def look(state, trace: bool) -> dict[str, np.ndarray]:
-    """What the host is told of a state: one transfer."""
+    """What the host is told of a state."""
     return fetch({name: getattr(state, name) for name in FIELDS + (TRACED_FIELDS if trace else ())})

@@ -21,6 +21,7 @@ from kljudge_jax.decoding.score import PREFILL_CHUNK, count_shared_chunks
 from kljudge_jax.decoding.state import Settings
 from kljudge_jax.models.packed import pack
 from kljudge_jax.parallel.axes import VOCAB
+from kljudge_jax.parallel.placement import say_undivided_rows
 
 # Prompts and caches are padded to these sizes, so that similar calls share one compiled loop.
 _SHORTEST_PROMPT = 16
@@ -63,6 +64,8 @@ class Run:
         rows = prompts.split(given)
         self.batch = len(rows)
         slots = arguments.slots(batch_size, self.batch)
+        if layout is not None:
+            say_undivided_rows(layout, slots)
         names = ["the prompt"] if self.batch == 1 else [f"prompt {i}" for i in range(self.batch)]
         vocab = pair.target.config.vocab_size
         ids = [prompts.tokenize(row, pair.tokenizer, vocab, name) for row, name in zip(rows, names, strict=True)]

@@ -37,7 +37,10 @@ try:
 except ImportError as error:
     raise InputError(f"the harness is not installed ({error}): pip install 'kljudge-jax[harness]'") from error
 
-_LOADED_WITH = ("dtype", "mesh", "revision", "draft_revision", "tokenizer")
+_LOADED_WITH = (
+    *("dtype", "bits", "draft_bits", "mesh", "axes", "draft_axes"),
+    *("revision", "draft_revision", "tokenizer"),
+)
 
 
 def harness_runs(names: Sequence[str], include_path: str | None = None) -> dict[str, Callable[..., dict]]:
@@ -114,7 +117,8 @@ class KLJudgeLM(TemplateLM):
     def create_from_arg_obj(cls, arg_dict: Mapping, additional_config: Mapping | None = None) -> KLJudgeLM:
         """Loads the pair of `model_args`: `target`, `draft`, `dtype` and so on, beside the arguments of this class.
 
-        `target` may be the word "embedded", `verifier` and `drafter` are words.
+        They are those of `ModelPair.from_pretrained`; `target` may be the word "embedded", `verifier` and `drafter` are
+        words.
         """
         given = {**arg_dict, **{name: value for name, value in (additional_config or {}).items() if value is not None}}
         given = {name: value for name, value in given.items() if value is not None}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -28,6 +27,8 @@ from kljudge_jax.parallel.layout import Layout
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+
+_ROUNDED_AT_ONCE = 1 << 24  # values of a matrix
 
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
 
@@ -73,7 +74,8 @@ def load(
     """Builds a transformer from a checkpoint.
 
     The host holds one tensor at a time beside the result; with a layout, one shard of one tensor, and reads the shards
-    of its own devices alone.
+    of its own devices alone. Matrices that are rounded are read some whole rows at a time. (A source may hold more: our
+    own folders are read a layer at a time where all devices are this host's.)
 
     Args:
       storage: how matrices are kept, and where; norm scales stay float32.
@@ -91,8 +93,11 @@ def load(
     values = {}
     for name, want in parameters(abstract(config, Storage(storage.dtype))).items():
         bits = storage.bits_of(name, want.shape[-1]) if is_matrix(name) else None
-        if bits is None and storage.layout is not None:
-            values[name] = _load_shards(source, name, want, storage.layout.parameter(name, want.shape))
+        if storage.layout is not None:
+            if bits is None:
+                values[name] = _load_shards(source, name, want, storage.layout.parameter(name, want.shape))
+            else:
+                values |= _load_rounded_shards(source, name, want.shape, bits, storage.layout)
             continue
         array = source.read(name)
         if array.shape != want.shape:
@@ -100,22 +105,47 @@ def load(
         if bits is None:
             values[name] = jnp.asarray(_cast(array, want.dtype, name, source.where))
         else:
-            # A row is rounded as a whole, so that every host reads all of it.
-            rounded = round_to(jnp.asarray(array), bits)
-            values |= zip((name, scale_name(name)), _placed(name, rounded, storage.layout), strict=True)
+            values |= zip((name, scale_name(name)), round_to(jnp.asarray(array), bits), strict=True)
         del array  # else it would still be held while the next one is read
     return assemble(config, values, storage)
 
 
-def _placed(name: str, rounded: tuple[jax.Array, jax.Array], layout: Layout | None) -> Sequence[jax.Array]:
-    """A matrix of integers and its scale, where they belong."""
-    if layout is None:
-        return rounded
-    whole = zip((name, scale_name(name)), map(np.asarray, rounded), strict=True)
-    return [
-        jax.make_array_from_callback(array.shape, layout.parameter(leaf, array.shape), array.__getitem__)
-        for leaf, array in whole
-    ]
+def _load_rounded_shards(
+    source: TensorSource, name: str, shape: tuple[int, ...], bits: int, layout: Layout
+) -> dict[str, jax.Array]:
+    """A matrix of integers and its scale, of which the devices of this host get their parts.
+
+    A row is rounded as a whole: whole rows are read, those of this host's devices alone, few at a time.
+    """
+    wide = jax.ShapeDtypeStruct(shape, jnp.float32)
+    leaves = dict(zip((name, scale_name(name)), jax.eval_shape(lambda x: round_to(x, bits), wide), strict=True))
+    shardings = {leaf: layout.parameter(leaf, like.shape) for leaf, like in leaves.items()}
+    wanting: list[tuple[str, jax.Device, tuple[int, int], tuple[slice, ...]]] = []
+    for leaf, sharding in shardings.items():
+        for device, index in sharding.addressable_devices_indices_map(leaves[leaf].shape).items():
+            assert index is not None
+            wanting.append((leaf, device, index[0].indices(shape[0])[:2], index[1:]))
+    rounded = {leaf: np.empty(like.shape, like.dtype) for leaf, like in leaves.items()}  # rows of others stay untouched
+    for first, last in _pieces({bounds for _, _, bounds, _ in wanting}, max(1, _ROUNDED_AT_ONCE // shape[1])):
+        part = source.read(name, (slice(first, last), slice(0, shape[1])))
+        for leaf, rows in zip(leaves, round_to(jnp.asarray(part), bits), strict=True):
+            rounded[leaf][first:last] = rows
+    placed: dict[str, list[jax.Array]] = {leaf: [] for leaf in leaves}
+    for leaf, device, bounds, rest in wanting:
+        placed[leaf].append(jax.device_put(np.array(rounded[leaf][(slice(*bounds), *rest)]), device))
+    return {
+        leaf: jax.make_array_from_single_device_arrays(leaves[leaf].shape, shardings[leaf], arrays)
+        for leaf, arrays in placed.items()
+    }
+
+
+def _pieces(intervals: set[tuple[int, int]], longest: int) -> list[tuple[int, int]]:
+    """What some intervals cover, once, in pieces of a length."""
+    found: list[tuple[int, int]] = []
+    for first, last in sorted(intervals):
+        first = max(first, found[-1][1]) if found else first
+        found += [(start, min(start + longest, last)) for start in range(first, last, longest)]
+    return found
 
 
 def _load_shards(

@@ -7,13 +7,16 @@ first host says for all.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import functools
 import io
 import itertools
 import os
 import shutil
+import sys
 import tempfile
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -127,6 +130,19 @@ def common_folder(folder: str | Path) -> Path:
     with zipfile.ZipFile(io.BytesIO(sent)) as archive:
         archive.extractall(copy)
     return copy
+
+
+@contextlib.contextmanager
+def chatter_aside() -> Iterator[None]:
+    """Sends to stderr what libraries below Python print as the hosts meet: stdout is for results."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def silence_others() -> None:

@@ -63,6 +63,10 @@ class Layout:
         """Over how many devices a logical axis is split; for the batch, at the most."""
         return _product(self.mesh, self._split(logical))
 
+    def row_ways(self, rows: int) -> int:
+        """Over how many devices so many rows of a batch are split."""
+        return _product(self.mesh, _dividing(self.mesh, self._split(BATCH), rows))
+
     def spec(self, axes: Sequence[str | None], shape: Sequence[int]) -> PartitionSpec:
         """How an array of these logical axes and sizes is split; a batch, by the factors that divide it."""
         return PartitionSpec(

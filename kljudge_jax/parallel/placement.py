@@ -11,7 +11,7 @@ from typing import Any
 from jax.sharding import AbstractMesh, Mesh
 
 from kljudge_jax.errors import InputError
-from kljudge_jax.parallel.axes import parse_axes
+from kljudge_jax.parallel.axes import BATCH, parse_axes
 from kljudge_jax.parallel.layout import Layout, undivided
 from kljudge_jax.parallel.mesh import abstract_mesh, mesh_from_spec
 
@@ -62,6 +62,17 @@ class Placement:
         for sentence in undivided(layout, rules, config, whose):
             _say(sentence)
         return layout
+
+
+def say_undivided_rows(layout: Layout, rows: int) -> None:
+    """Says once that the mesh has more devices for the rows of a batch than it can divide them over."""
+    asked, ways = layout.ways(BATCH), layout.row_ways(rows)
+    if ways < asked:
+        how = f"are split {ways} ways and repeated" if ways > 1 else "are decoded whole by each of its parts"
+        _say(
+            f"{rows} answer{'s' * (rows > 1)} at a time cannot be split over {asked} parts of the mesh and {how}: "
+            f"a multiple of {asked} keeps all of them busy"
+        )
 
 
 @functools.cache

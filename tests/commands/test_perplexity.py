@@ -28,6 +28,17 @@ def test_precisions_stand_beside_the_first(tmp_path, capsys):
     assert "int4 (float32)" in shown and "float32" in (tmp_path / "out" / "perplexity.md").read_text()
 
 
+def test_a_mesh_changes_no_figure(tmp_path):
+    text, found = tmp_path / "text.txt", []
+    text.write_text("Ann has 3 apples and buys 4 more. " * 20, encoding="utf-8")
+    for mesh in ([], ["--mesh", "data=2,tensor=2", "--axes", "vocab=none"]):
+        out = tmp_path / str(len(mesh))
+        words = ["perplexity", "--target", "embedded", "--text", str(text), "--precisions", "float32", "--tokens"]
+        assert main([*words, "60", "--window", "32", "--out", str(out), *mesh]) == 0
+        found.append([row["perplexity"] for row in json.loads((out / "perplexity.json").read_text())["rows"]])
+    assert found[1] == pytest.approx(found[0], rel=1e-4)
+
+
 def test_what_cannot_be_done_is_said(tmp_path, capsys):
     text = tmp_path / "text.txt"
     for options, said in (

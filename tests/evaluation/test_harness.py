@@ -178,6 +178,10 @@ def test_the_harness_makes_it_by_name(tiny_folders):
     words = f"target={tiny_folders.target},draft={tiny_folders.draft},verifier=kl:0.4,draft_length=4"
     lm = get_model("kljudge").create_from_arg_string(words, {"batch_size": 2, "device": None})
     assert lm.batch_size == 2 and lm.get_model_info()["verifier"] == "kl:0.4"
+    placed = {"target": "embedded", "mesh": "data=2,tensor=2", "draft_axes": "replicated", "bits": 8}
+    spread = get_model("kljudge").create_from_arg_obj(placed).pair
+    assert spread.target.layout.ways("vocab") == 2 and spread.draft.layout.ways("vocab") == 1
+    assert spread.precision.startswith("int8")
     with pytest.raises(InputError, match="'speed' is no argument"):
         get_model("kljudge").create_from_arg_string(words + ",speed=1")
     with pytest.raises(InputError, match="must name the target"):

@@ -43,3 +43,9 @@ def test_fewer_bits_are_planned_for(capsys):
     assert "no batch fits" in capsys.readouterr().out
     assert main([*words, "--bits", "8"]) == 0
     assert "target weights      50.8 GB" in capsys.readouterr().out
+
+
+def test_more_tokens_than_the_models_take_are_refused(capsys):
+    words = ["plan", "--shape", "llama-3.2-1b", "--draft-shape", "llama-3.2-1b:layers=2"]
+    assert main([*words, "--prompt-tokens", "200000"]) == 2
+    assert "make 200256, and the models take" in capsys.readouterr().err

@@ -6,6 +6,7 @@ import pytest
 import tiny_gguf
 from tiny_hf import make_hf_model
 
+from kljudge_jax.models import linear, weights
 from kljudge_jax.models.gguf import GGUFFile
 from kljudge_jax.models.linear import Storage
 from kljudge_jax.models.orbax import OrbaxFolder, save
@@ -64,3 +65,35 @@ def test_a_host_of_several_reads_a_part_of_an_orbax_tensor_alone(sources, monkey
     monkeypatch.setattr(source, "_restore", lambda names: pytest.fail("read whole"))
     part = (slice(3, 7), slice(2, 5))
     np.testing.assert_array_equal(source.read(name, part), whole[part])
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("mesh", ["fsdp=4,tensor=2", "data=2,tensor=4"])
+@pytest.mark.parametrize("form", ["safetensors", "orbax", "quantised gguf"])
+def test_rounded_shards_are_read_some_rows_at_a_time(sources, form, mesh, bits, monkeypatch):
+    source, read = sources[form], []
+    whole = parameters(load(source, Storage(bits=bits)))
+    at_once = 2048
+    monkeypatch.setattr(weights, "_ROUNDED_AT_ONCE", at_once)
+
+    def spy(name, part=None, inner=source.read):
+        if part is not None:  # a folder of ours asks itself for whole tensors
+            read.append((name, part))
+        return inner(name, part)
+
+    monkeypatch.setattr(source, "read", spy)
+    layout = Placement.parse(mesh).target(source.config)
+    spread = parameters(load(source, Storage(bits=bits, layout=layout)))
+    assert spread.keys() == whole.keys()
+    for name, x in spread.items():
+        np.testing.assert_array_equal(np.asarray(x), np.asarray(whole[name]), err_msg=name)
+        assert x.sharding == layout.parameter(name, x.shape)
+    shapes = source.shapes()
+    for name in filter(linear.is_matrix, shapes):
+        parts = [part for other, part in read if other == name]
+        sizes = [(rows.stop - rows.start) * (columns.stop - columns.start) for rows, columns in parts]
+        assert sum(sizes) == np.prod(shapes[name]) and max(sizes) <= max(at_once, shapes[name][1]), name
+
+
+def test_pieces_cover_what_intervals_cover_once():
+    assert weights._pieces({(0, 8), (0, 4), (4, 8), (12, 15)}, 3) == [(0, 3), (3, 4), (4, 7), (7, 8), (12, 15)]

@@ -36,6 +36,19 @@ def test_what_the_mesh_does_not_divide_is_said_once(caplog):
 
 
 @pytest.mark.parametrize(
+    ("rows", "how"), [(4, None), (8, None), (2, "split 2 ways"), (6, "split 2 ways"), (3, "whole")]
+)
+def test_rows_that_the_mesh_does_not_divide_are_said_once(caplog, rows, how):
+    placement._say.cache_clear()
+    layout = Placement.parse("data=4").target(tiny_config())
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            placement.say_undivided_rows(layout, rows)
+    assert len(caplog.records) == (how is not None)
+    assert how is None or (how in caplog.text and "a multiple of 4" in caplog.text)
+
+
+@pytest.mark.parametrize(
     ("words", "message"),
     [
         ((None, "replicated"), "name one, such as data=2,tensor=4"),
