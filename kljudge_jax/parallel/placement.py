@@ -68,10 +68,10 @@ def say_undivided_rows(layout: Layout, rows: int) -> None:
     """Says once that the mesh has more devices for the rows of a batch than it can divide them over."""
     asked, ways = layout.ways(BATCH), layout.row_ways(rows)
     if ways < asked:
-        how = f"are split {ways} ways and repeated" if ways > 1 else "are decoded whole by each of its parts"
+        how = f"split {ways} ways and repeated" if ways > 1 else "decoded whole by each of them"
         _say(
-            f"{rows} answer{'s' * (rows > 1)} at a time cannot be split over {asked} parts of the mesh and {how}: "
-            f"a multiple of {asked} keeps all of them busy"
+            f"a batch of {rows} cannot be split over {asked} parts of the mesh: it is {how}, "
+            f"and a multiple of {asked} keeps all of them busy"
         )
 
 
