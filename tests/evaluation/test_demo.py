@@ -76,7 +76,7 @@ def test_a_rule_that_is_twice_as_fast_everywhere_has_a_sharp_ratio():
 
 def test_the_command_shows_all_and_leaves_its_files(capsys, tmp_path, monkeypatch):
     pair = text_pair()
-    monkeypatch.setattr(kj.ModelPair, "embedded", lambda: pair)
+    monkeypatch.setattr(kj.ModelPair, "embedded", lambda **_: pair)
     monkeypatch.setattr("kljudge_jax.tasks.load_task", lambda name: Letters())
     words = ["demo", "--problems", "4", "--rules", "exact,all", "--draft-length", "4", "--color", "always"]
     assert main([*words, "--out", str(tmp_path / "out")]) == 0
@@ -99,7 +99,7 @@ def test_what_was_shown_is_kept_when_the_demo_is_stopped(capsys, tmp_path, monke
         raise KeyboardInterrupt
 
     pair = text_pair()
-    monkeypatch.setattr(kj.ModelPair, "embedded", lambda: pair)
+    monkeypatch.setattr(kj.ModelPair, "embedded", lambda **_: pair)
     monkeypatch.setattr("kljudge_jax.tasks.load_task", lambda name: Letters())
     monkeypatch.setattr(Demo, "time_one_by_one", stop)
     words = ["demo", "--problems", "4", "--rules", "exact", "--draft-length", "4", "--out", str(tmp_path)]
