@@ -100,11 +100,11 @@ def _evaluate(options) -> int:
     return FAILED if failed else OK
 
 
-_PLACE = ("mesh", "axes", "draft_axes")
-
-
 def _asked(options, pair) -> dict:
     """What has to be the same for a repeated command to go on."""
-    names = ("include_path", "draft_length", "drafter", "limit", "num_fewshot", "chat", "batch", "max_new_tokens")
+    names = (
+        *("include_path", "draft_length", "drafter", "limit", "num_fewshot", "chat", "batch", "max_new_tokens"),
+        *("seed", "mesh", "axes", "draft_axes", "revision", "draft_revision"),
+    )
     models = {"target": pair.target_name, "draft": pair.draft_name, "dtype": pair.precision}
-    return models | {name: getattr(options, name) for name in (*names, *_PLACE, "seed", "revision", "draft_revision")}
+    return models | {name: getattr(options, name) for name in names}

@@ -85,7 +85,8 @@ _READS = {
 
 def _mine(options) -> int:
     from kljudge_jax.evaluation.step import Step
-    from kljudge_jax.judges.mining import Options, mine
+    from kljudge_jax.judges.mining import mine
+    from kljudge_jax.judges.semi_greedy import Options
     from kljudge_jax.judges.sources import label_by_likelihood, label_by_rollouts, label_marked_answers
 
     if not has_draft(options):

@@ -49,7 +49,7 @@ def label_marked_answers(
         (0 for its first) at which the first wrong token stands. The published data has a right and a wrong answer
         to each of 500 prompts; answers to one prompt count as one question.
       folder: for the dataset.
-      gap_tokens: as in `judges.mining.Options`.
+      gap_tokens: as in `judges.semi_greedy.Options`.
       progress: called with finished and all questions.
 
     Raises:

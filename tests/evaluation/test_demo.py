@@ -75,11 +75,13 @@ def test_a_rule_that_is_twice_as_fast_everywhere_has_a_sharp_ratio():
 
 
 def test_the_command_shows_all_and_leaves_its_files(capsys, tmp_path, monkeypatch):
-    pair = text_pair()
-    monkeypatch.setattr(kj.ModelPair, "embedded", lambda **_: pair)
+    pair, asked = text_pair(), []
+    monkeypatch.setattr(kj.ModelPair, "embedded", lambda **words: asked.append(words) or pair)
     monkeypatch.setattr("kljudge_jax.tasks.load_task", lambda name: Letters())
     words = ["demo", "--problems", "4", "--rules", "exact,all", "--draft-length", "4", "--color", "always"]
-    assert main([*words, "--out", str(tmp_path / "out")]) == 0
+    assert main([*words, "--mesh", "data=2", "--out", str(tmp_path / "out")]) == 0
+    assert asked == [{"mesh": "data=2"}]
+    assert "--mesh data=2" in (tmp_path / "out" / "answer.html").read_text(encoding="utf-8")
     out = capsys.readouterr().out
     assert "plain decoding" in out and "exact speculative" in out and "4 fresh problems" in out
     assert "\x1b[32m" in out and "\x1b[36m" in out

@@ -12,8 +12,9 @@ from toy_task import LetterParity
 from transcription import entropy, kl, softmax
 
 from kljudge_jax.errors import InputError
-from kljudge_jax.judges import mining, passes
-from kljudge_jax.judges.mining import Options, mine
+from kljudge_jax.judges import passes, semi_greedy
+from kljudge_jax.judges.mining import mine
+from kljudge_jax.judges.semi_greedy import Options
 from kljudge_jax.verification.features import PRIMITIVES
 
 TASK, N, NEW = LetterParity(), 12, 12
@@ -35,7 +36,7 @@ def one_width():
 
 
 def use_widths(patch, *widths):
-    for module in (mining, passes):
+    for module in (semi_greedy, passes):
         patch.setattr(module, "WIDTHS", widths)
 
 
@@ -87,7 +88,7 @@ def test_labels_and_features_are_those_of_the_literal_search(pair, mined, kind, 
 def test_a_batch_of_another_size_finds_the_same(pair, mined, tmp_path, monkeypatch):
     # Passes of a few tokens and rollouts of a few steps: everything that goes on in pieces does.
     use_widths(monkeypatch, 8)
-    monkeypatch.setattr(mining, "_MOST_STEPS", 5)
+    monkeypatch.setattr(semi_greedy, "_MOST_STEPS", 5)
     found = mine(pair, TASK, tmp_path, n=N, options=Options(NEW, batch=1, gap_tokens=5))
     assert labels(found) == labels(mined)
     for name in ("target_hidden", "draft_hidden", "primitives", "gap", "next_gap", "second_order_kl"):

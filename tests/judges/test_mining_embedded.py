@@ -7,8 +7,9 @@ import pytest
 from literal_search import search
 
 import kljudge_jax as kj
-from kljudge_jax.judges.mining import Options, mine
+from kljudge_jax.judges.mining import mine
 from kljudge_jax.judges.reference import make_reference
+from kljudge_jax.judges.semi_greedy import Options
 
 NEW = 128
 

@@ -14,8 +14,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 from literal_search import next_token, search
 
 import kljudge_jax as kj
-from kljudge_jax.judges.mining import Options, mine
+from kljudge_jax.judges.mining import mine
 from kljudge_jax.judges.reference import make_reference
+from kljudge_jax.judges.semi_greedy import Options
 
 NEW, LITERAL, ALONE, MANY = 160, 2, 6, 128
 

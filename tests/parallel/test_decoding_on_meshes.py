@@ -14,6 +14,7 @@ import kljudge_jax as kj
 from kljudge_jax.decoding.draft import ModelDraft
 from kljudge_jax.decoding.run import Run
 from kljudge_jax.decoding.sampling import Sampling
+from kljudge_jax.parallel import placement
 
 MESHES = ("data=8", "data=4,tensor=2", "data=2,tensor=4", "tensor=8")
 DECODING = {"draft_length": 3, "max_new_tokens": 16}
@@ -70,6 +71,12 @@ def test_a_queue_of_prompts_does_too(family, mesh):
     alone, out = kj.generate(pair, prompts, **queue), kj.generate(spread(pair, mesh), prompts, **queue)
     assert (tokens_of(out), out.origin) == (tokens_of(alone), alone.origin)
     assert [len(tokens) for tokens in tokens_of(out)] == budgets
+
+
+def test_a_batch_that_leaves_devices_idle_is_said(caplog):
+    placement._say.cache_clear()
+    kj.generate(spread(family_pair("llama"), "data=8"), PROMPTS[:2], verifier="exact", max_new_tokens=2, draft_length=2)
+    assert "a batch of 2 cannot be split over 8 parts of the mesh: it is split 2 ways" in caplog.text
 
 
 @pytest.mark.parametrize(("family", "mesh"), [("llama", "data=4,tensor=2"), ("gemma", "data=2,tensor=4")])

@@ -145,6 +145,14 @@ def test_a_folder_goes_to_other_hosts_in_pieces(tmp_path, monkeypatch, through_a
     assert copy != tmp_path and (copy / "answers.jsonl").read_bytes() == (tmp_path / "answers.jsonl").read_bytes()
 
 
+def test_what_libraries_print_as_hosts_meet_is_no_result(capfd):
+    os.write(1, b"before\n")
+    with hosts.chatter_aside():
+        os.write(1, b"[Gloo] connected\n")
+    os.write(1, b"after\n")
+    assert capfd.readouterr() == ("before\nafter\n", "[Gloo] connected\n")
+
+
 def test_the_command_line_refuses_hosts_without_a_mesh_or_a_number(capsys):
     words = ["sweep", "--target", "embedded", "--task", "arithmetic", "--hosts"]
     assert main([*words, "2"]) == 2

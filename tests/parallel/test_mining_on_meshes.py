@@ -5,7 +5,8 @@ from spread_pairs import spread
 from tiny_pairs import text_pair
 from toy_task import LetterParity
 
-from kljudge_jax.judges.mining import Options, mine
+from kljudge_jax.judges.mining import mine
+from kljudge_jax.judges.semi_greedy import Options
 
 
 def test_mining_on_a_mesh_labels_the_same_mismatches(tmp_path):
