@@ -1,0 +1,132 @@
+"""Exact decoding beside Transformers' assisted generation at a given acceptance, on random weights of a known shape.
+
+`python tests/evaluation/bench_agreeing_pair.py --shape llama-3.1-8b --cells plain:1,exact:5:1,plain:32,hf,assisted:5`
+
+As in `make_agreeing_pair.py`, acceptance is in the weights, so that both engines keep the same tokens: the draft is the
+first layers of the target, and what the target's later layers add is made smaller. What such a target writes means
+nothing; both engines pay for all of both models. Cells take turns, a round after another, each round with prompts of
+its own; prompts are included in the time. Prints a table, and writes it with all samples as JSON after every round.
+
+A cell is `plain:B` or `exact:K:B`, ours with B answers side by side and K draft tokens, `hf` or `assisted:K`.
+"""
+
+import argparse
+import dataclasses
+import json
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from kljudge_jax import ModelPair, generate
+from kljudge_jax.evaluation.baselines.base import Request
+from kljudge_jax.evaluation.baselines.hugging_face import HFAssisted, HFGenerate
+from kljudge_jax.evaluation.machine import describe_machine
+from kljudge_jax.evaluation.statistics import speed_ratio_interval
+from kljudge_jax.evaluation.text_table import markdown
+from kljudge_jax.models.linear import Storage
+from kljudge_jax.models.shapes import random_model, shape_config
+from kljudge_jax.models.transformer import assemble, parameters
+
+LAST = ("attention.out.weight", "mlp.down.weight")  # of what a layer adds
+PLAIN = "plain:1"
+
+
+def agreeing_pair(shape, layers, factor, dtype):
+    """A random target of that shape and, as its draft, its first layers, whose arrays the two share."""
+    storage = Storage(dtype)
+    whole = random_model(shape_config(shape), storage)
+    values = dict(parameters(whole))
+
+    def layer(name):
+        return int(name.split(".")[1]) if name.startswith("layers.") else -1
+
+    for name in [name for name in values if layer(name) >= layers and name.endswith(LAST)]:
+        values[name] = values[name] * factor
+    config = dataclasses.replace(whole.config, num_layers=layers, windows=whole.config.windows[:layers])
+    first = {name: value for name, value in values.items() if layer(name) < layers}
+    target, draft = assemble(whole.config, values, storage), assemble(config, first, storage)
+    return ModelPair(target, draft, None, (), shape, f"{shape}:layers={layers}")
+
+
+def cell(word, pair, new):
+    """Batch size of a cell, and what answers prompts there: tokens a row, and target passes."""
+    name, *sizes = word.split(":")
+    sizes = [int(size) for size in sizes]
+
+    def ours(prompts, key):
+        verifier, length = (None, 8) if name == "plain" else ("exact", sizes[0])
+        done = generate(pair, prompts, verifier=verifier, draft_length=length, max_new_tokens=new, key=key)
+        return done.tokens, sum(row.cycles for row in done.stats.rows)
+
+    def theirs(prompts, key):
+        baseline, length = (HFGenerate(), 8) if name == "hf" else (HFAssisted(), sizes[0])
+        answers = baseline.answer(pair, prompts, Request(length, new, 0.0, 0, 1.0, jax.random.split(key, 1)))
+        return [answer.tokens for answer in answers], sum(answer.stats.cycles for answer in answers)
+
+    return (sizes[-1], ours) if name in ("plain", "exact") else (1, theirs)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--shape", default="llama-3.1-8b")
+    parser.add_argument("--layers", type=int, default=4, help="of the draft")
+    parser.add_argument("--factor", type=float, default=0.008, help="of what the target's later layers add")
+    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--cells", default="plain:1,exact:5:1,hf,assisted:5", help="with commas; plain:1 is the first")
+    parser.add_argument("--prompt-tokens", type=int, default=128)
+    parser.add_argument("--max-new-tokens", type=int, default=128)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=1e9, help="begin no further round after so many")
+    parser.add_argument("--out", type=Path, default=Path("results/agreeing.json"))
+    options = parser.parse_args()
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    began = time.perf_counter()
+    pair = agreeing_pair(options.shape, options.layers, options.factor, options.dtype)
+    cells = {word: cell(word, pair, options.max_new_tokens) for word in options.cells.split(",")}
+    most = max(batch for batch, _ in cells.values())
+    figures = {"machine": describe_machine(), "options": {name: str(value) for name, value in vars(options).items()}}
+    draws = np.random.default_rng(0)
+    samples = {word: [] for word in cells}
+    for turn in range(options.rounds + 1):  # the first compiles, and is thrown away
+        if turn > 1 and time.perf_counter() - began > options.seconds:
+            break
+        drawn = draws.integers(0, pair.target.config.vocab_size, (most, options.prompt_tokens))
+        prompts, first = list(drawn.astype(np.int32)), {}
+        for word, (batch, run) in cells.items():
+            start = time.perf_counter()
+            tokens, cycles = run(prompts[:batch], jax.random.key(turn))
+            seconds = time.perf_counter() - start
+            print(f"round {turn}, {word}: {seconds:.2f} s", flush=True)
+            first.setdefault(batch, [row.tolist() for row in tokens])
+            if turn:
+                same = sum(row.tolist() == other for row, other in zip(tokens, first[batch], strict=True))
+                samples[word].append(
+                    {"tokens": sum(map(len, tokens)), "cycles": int(cycles), "seconds": seconds, "same_as_first": same}
+                )
+        if turn:
+            rows = {word: row_of(samples, word) for word in cells}
+            options.out.write_text(json.dumps({**figures, "rows": rows, "samples": samples}, indent=1) + "\n")
+    heads = list(rows[PLAIN])
+    print(markdown([["", *heads], *([word, *(str(row[head]) for head in heads)] for word, row in rows.items())]))
+
+
+def row_of(samples, name):
+    """Speed and acceptance of a cell, and its speed beside plain decoding of one answer in the same rounds."""
+    own, plain = samples[name], samples[PLAIN]
+    tokens, seconds = (sum(s[k] for s in own) for k in ("tokens", "seconds"))
+    each = [np.array([s[k] for s in some], float) for some in (own, plain) for k in ("tokens", "seconds")]
+    low, high = speed_ratio_interval(each[:2], each[2:])
+    ratio = tokens / seconds / (each[2].sum() / each[3].sum())
+    return {
+        "rounds": len(own),
+        "tokens/s": f"{tokens / seconds:.1f}",
+        "tokens per pass": f"{tokens / sum(s['cycles'] for s in own):.2f}",
+        "x plain (95 %)": f"{ratio:.2f} ({low:.2f} to {high:.2f})",
+        "same text as the first cell of its batch": sum(s["same_as_first"] for s in own),
+    }
+
+
+if __name__ == "__main__":
+    main()
