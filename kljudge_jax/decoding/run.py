@@ -60,7 +60,7 @@ class Run:
         self.stop = arguments.stop_strings(stop, pair)
         plan = arguments.plan(pair, verifier, drafter, draft_length, self.sampling)
         self.verifier, self.draft = plan.verifier, plan.draft
-        self._models = pack(pair.target), pack(plan.draft)
+        self.models = pack(pair.target), pack(plan.draft)
         rows = prompts.split(given)
         self.batch = len(rows)
         slots = arguments.slots(batch_size, self.batch)
@@ -93,7 +93,7 @@ class Run:
         self.queue = Queue(self.batch, slots)
         self.costs: CycleCosts | None = None
         if plan.adaptive is not None:
-            models = tuple(model and model.structure for model in self._models)
+            models = tuple(model and model.structure for model in self.models)
             program = models, self.settings, type(self.verifier), self.sampling.greedy, slots
             self.costs = CycleCosts.of(program, plan.adaptive, plan.cost)
         began = time.perf_counter()
@@ -113,7 +113,7 @@ class Run:
         """A new state that has consumed the first prompts, one a slot."""
         first = slice(self.queue.slots)
         return loop.start(
-            *self._models,
+            *self.models,
             self._prompts[first],
             self.lengths[first],
             jax.random.wrap_key_data(self._keys[first], impl=self._key_kind),
@@ -133,7 +133,7 @@ class Run:
         timed = None if self.costs is None else self.costs.next()
         began = time.perf_counter()
         state = loop.run_cycles(
-            *self._models,
+            *self.models,
             self.verifier,
             self.sampling,
             self.eos,
@@ -243,7 +243,7 @@ class Run:
         self._halted[slots] = False
         began = time.perf_counter()
         self.state = refill(
-            *self._models,
+            *self.models,
             self.state,
             Entries(
                 self._prompts[places],

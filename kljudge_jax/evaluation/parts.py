@@ -14,6 +14,7 @@ from kljudge_jax.decoding.drafter import Caches, Models
 from kljudge_jax.decoding.run import Run
 from kljudge_jax.decoding.verify import judge_drafts
 from kljudge_jax.evaluation.timing import Probe
+from kljudge_jax.models.packed import unpack
 
 
 def draft(run: Run) -> Probe:
@@ -21,7 +22,7 @@ def draft(run: Run) -> Probe:
 
     def repeat(caches, n):
         return _draft(
-            run.pair.target, run.draft, run.verifier, run.sampling, run.eos, _bare(run.state), caches, np.int32(n),
+            *run.models, run.verifier, run.sampling, run.eos, _bare(run.state), caches, np.int32(n),
             settings=run.settings, rule=type(run.verifier),
         )  # fmt: skip
 
@@ -35,7 +36,7 @@ def target_pass(run: Run, positions: int) -> Probe:
     count = jnp.full((rows,), positions - 1, jnp.int32)
 
     def repeat(cache, n):
-        return _target_pass(run.pair.target, tokens, count, cache, np.int32(n), scorer=run.settings.scorer)
+        return _target_pass(run.models[0], tokens, count, cache, np.int32(n), scorer=run.settings.scorer)
 
     return Probe(repeat, lambda: _copy(run.state.caches.target))
 
@@ -72,7 +73,7 @@ def whole_cycle(run: Run) -> Probe:
 
     def repeat(caches, n):
         return _cycle(
-            run.pair.target, run.draft, run.verifier, run.sampling, never, _bare(run.state), caches, np.int32(n),
+            *run.models, run.verifier, run.sampling, never, _bare(run.state), caches, np.int32(n),
             settings=run.settings, rule=type(run.verifier),
         )  # fmt: skip
 
@@ -88,10 +89,11 @@ def prompts(run: Run) -> Probe:
 @functools.partial(jax.jit, static_argnames=("settings", "rule"), donate_argnames="caches")
 def _draft(target, draft, verifier, sampling, eos, state, caches, repetitions, *, settings, rule):
     del rule  # as in `run_cycles`
+    models = Models(unpack(target), unpack(draft))
 
     def step(caches, state):
         state = dataclasses.replace(state, caches=caches)
-        proposal, caches = loop.propose(Models(target, draft), verifier, sampling, eos, state, settings)
+        proposal, caches = loop.propose(models, verifier, sampling, eos, state, settings)
         return _rolled_back(caches, state, settings), proposal
 
     return _repeated(step, caches, state, repetitions)
@@ -99,7 +101,7 @@ def _draft(target, draft, verifier, sampling, eos, state, caches, repetitions, *
 
 @functools.partial(jax.jit, static_argnames="scorer", donate_argnames="cache")
 def _target_pass(target, tokens, count, cache, repetitions, *, scorer):
-    length = cache.length
+    target, length = unpack(target), cache.length
 
     def step(cache, given):
         tokens, count = given
@@ -135,10 +137,11 @@ def _commit(state, caches, wanted, outcome, eos, repetitions, *, settings):
 @functools.partial(jax.jit, static_argnames=("settings", "rule"), donate_argnames="caches")
 def _cycle(target, draft, verifier, sampling, eos, state, caches, repetitions, *, settings, rule):
     del rule
+    models = Models(unpack(target), unpack(draft))
 
     def step(caches, state):
         begun = dataclasses.replace(state, caches=caches)
-        after = loop.cycle(Models(target, draft), verifier, sampling, eos, begun, settings)
+        after = loop.cycle(models, verifier, sampling, eos, begun, settings)
         return _rolled_back(after.caches, state, settings), _bare(after)
 
     return _repeated(step, caches, state, repetitions)
@@ -148,12 +151,12 @@ def _scored(run: Run):
     """A real proposal and its scores, by the programs that are timed."""
     one = np.int32(1)
     _, proposal = _draft(
-        run.pair.target, run.draft, run.verifier, run.sampling, run.eos, _bare(run.state), _copy(run.state.caches), one,
+        *run.models, run.verifier, run.sampling, run.eos, _bare(run.state), _copy(run.state.caches), one,
         settings=run.settings, rule=type(run.verifier),
     )  # fmt: skip
     tokens = jnp.concatenate([proposal.last[:, None], proposal.draft.tokens], axis=1)
     cache = _copy(run.state.caches.target)
-    _, scores = _target_pass(run.pair.target, tokens, proposal.count, cache, one, scorer=run.settings.scorer)
+    _, scores = _target_pass(run.models[0], tokens, proposal.count, cache, one, scorer=run.settings.scorer)
     return proposal, scores
 
 
