@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from tiny_hf import FAMILIES, hf_logits
 
+from kljudge_jax.models import transformer
 from kljudge_jax.models.cache import KVCache
 from kljudge_jax.models.config import TransformerConfig
 from kljudge_jax.models.linear import Storage
@@ -56,6 +57,22 @@ def test_one_token_at_a_time_with_cache(case):
         logits, cache = step(model, tokens[:, t : t + 1], cache)
         close(logits[:, 0], want[:, t])
     assert cache.length.tolist() == [LENGTH, LENGTH]
+
+
+def test_a_token_in_two_rows_gives_what_it_gives_in_one(case, monkeypatch):
+    model, tokens, _ = case
+    cache = KVCache.create(model.config, 1, CAPACITY)
+    monkeypatch.setattr(transformer, "is_native", lambda *_: False)  # the attention that a GPU computes
+    _, cache = model(tokens[:1, :5], cache)
+    once, stored_once = model(tokens[:1, 5:6], cache)
+    rows = []
+    monkeypatch.setattr(transformer, "_goes_twice", lambda tokens, _: tokens.size == 1)
+    monkeypatch.setattr(transformer, "_twice", lambda x: rows.append(x.shape) or jnp.concatenate([x, x], axis=1))
+    twice, stored_twice = model(tokens[:1, 5:6], cache)
+    assert len(rows) == 1 + model.config.num_layers  # embeddings, and what each layer's attention mixed
+    assert once.shape == twice.shape and stored_twice.length.tolist() == [6]
+    for a, b in zip(jax.tree.leaves((once, stored_once)), jax.tree.leaves((twice, stored_twice)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-5)
 
 
 def test_rollback_forgets_wrong_tokens(case):
