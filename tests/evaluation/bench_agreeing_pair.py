@@ -86,7 +86,8 @@ def main():
     pair = agreeing_pair(options.shape, options.layers, options.factor, options.dtype)
     cells = {word: cell(word, pair, options.max_new_tokens) for word in options.cells.split(",")}
     most = max(batch for batch, _ in cells.values())
-    figures = {"machine": describe_machine(), "options": {name: value for name, value in vars(options).items() if name != "out"}}
+    asked = {name: value for name, value in vars(options).items() if name != "out"}
+    figures = {"machine": describe_machine(), "options": asked}
     draws = np.random.default_rng(0)
     samples = {word: [] for word in cells}
     for turn in range(options.rounds + 1):  # the first compiles, and is thrown away
