@@ -11,13 +11,14 @@ A cell is `plain:B` or `exact:K:B`, ours with B answers side by side and K draft
 """
 
 import argparse
-import dataclasses
 import json
+import re
 import time
 from pathlib import Path
 
 import jax
 import numpy as np
+from make_agreeing_pair import agreeing
 
 from kljudge_jax import ModelPair, generate
 from kljudge_jax.evaluation.baselines.base import Request
@@ -27,27 +28,8 @@ from kljudge_jax.evaluation.statistics import speed_ratio_interval
 from kljudge_jax.evaluation.text_table import markdown
 from kljudge_jax.models.linear import Storage
 from kljudge_jax.models.shapes import random_model, shape_config
-from kljudge_jax.models.transformer import assemble, parameters
 
-LAST = ("attention.out.weight", "mlp.down.weight")  # of what a layer adds
 PLAIN = "plain:1"
-
-
-def agreeing_pair(shape, layers, factor, dtype):
-    """A random target of that shape and, as its draft, its first layers, whose arrays the two share."""
-    storage = Storage(dtype)
-    whole = random_model(shape_config(shape), storage)
-    values = dict(parameters(whole))
-
-    def layer(name):
-        return int(name.split(".")[1]) if name.startswith("layers.") else -1
-
-    for name in [name for name in values if layer(name) >= layers and name.endswith(LAST)]:
-        values[name] = values[name] * factor
-    config = dataclasses.replace(whole.config, num_layers=layers, windows=whole.config.windows[:layers])
-    first = {name: value for name, value in values.items() if layer(name) < layers}
-    target, draft = assemble(whole.config, values, storage), assemble(config, first, storage)
-    return ModelPair(target, draft, None, (), shape, f"{shape}:layers={layers}")
 
 
 def cell(word, pair, new):
@@ -81,10 +63,17 @@ def main():
     parser.add_argument("--seconds", type=float, default=1e9, help="begin no further round after so many")
     parser.add_argument("--out", type=Path, default=Path("results/agreeing.json"))
     options = parser.parse_args()
+    words = options.cells.split(",")
+    known = re.compile(r"plain:\d+|exact:\d+:\d+|hf|assisted:\d+")
+    if words[0] != PLAIN or not all(map(known.fullmatch, words)):
+        parser.error(f"cells are plain:B, exact:K:B, hf and assisted:K, and {PLAIN} is the first")
     options.out.parent.mkdir(parents=True, exist_ok=True)
     began = time.perf_counter()
-    pair = agreeing_pair(options.shape, options.layers, options.factor, options.dtype)
-    cells = {word: cell(word, pair, options.max_new_tokens) for word in options.cells.split(",")}
+    whole = random_model(shape_config(options.shape), Storage(options.dtype))
+    target, draft = agreeing(whole, options.layers, options.factor)
+    del whole
+    pair = ModelPair(target, draft, None, (), options.shape, f"{options.shape}:layers={options.layers}")
+    cells = {word: cell(word, pair, options.max_new_tokens) for word in words}
     most = max(batch for batch, _ in cells.values())
     asked = {name: value for name, value in vars(options).items() if name != "out"}
     figures = {"machine": describe_machine(), "options": asked}

@@ -23,6 +23,26 @@ from kljudge_jax.models.weights import load
 LAST = ("attention.out.weight", "mlp.down.weight")  # of what a layer adds
 
 
+def agreeing(whole, layers, factor):
+    """A target and a draft: the model with what its layers from `layers` on add times `factor`, and its first layers.
+
+    The two share the arrays of those.
+    """
+
+    def layer(name):
+        return int(name.split(".")[1]) if name.startswith("layers.") else -1
+
+    values = dict(parameters(whole))
+    smaller = {
+        name: value * factor if layer(name) >= layers and name.endswith(LAST) else value
+        for name, value in values.items()
+    }
+    assert sum(smaller[name] is not values[name] for name in values) == 2 * (whole.config.num_layers - layers)
+    config = dataclasses.replace(whole.config, num_layers=layers, windows=whole.config.windows[:layers])
+    first = {name: value for name, value in values.items() if layer(name) < layers}
+    return assemble(whole.config, smaller, whole.storage), assemble(config, first, whole.storage)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", help="a hub id, a local folder or a .gguf file")
@@ -34,22 +54,9 @@ def main():
     tokenizer = checkpoint.tokenizer()
     whole = load(checkpoint, Storage(jnp.float32))
     eos = checkpoint.eos or tokenizer_eos(tokenizer)
-
-    def layer(name):
-        return int(name.split(".")[1]) if name.startswith("layers.") else -1
-
-    values = dict(parameters(whole))
-    smaller = {
-        name: value * options.factor if layer(name) >= options.layers and name.endswith(LAST) else value
-        for name, value in values.items()
-    }
-    assert sum(smaller[name] is not values[name] for name in values) == 2 * (whole.config.num_layers - options.layers)
-    save(options.folder / "target", assemble(whole.config, smaller), tokenizer, eos)
-    config = dataclasses.replace(
-        whole.config, num_layers=options.layers, windows=whole.config.windows[: options.layers]
-    )
-    first = {name: value for name, value in values.items() if layer(name) < options.layers}
-    save(options.folder / "draft", assemble(config, first), tokenizer, eos)
+    target, draft = agreeing(whole, options.layers, options.factor)
+    save(options.folder / "target", target, tokenizer, eos)
+    save(options.folder / "draft", draft, tokenizer, eos)
     print(options.folder)
 
 

@@ -75,6 +75,15 @@ def test_a_token_in_two_rows_gives_what_it_gives_in_one(case, monkeypatch):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-5)
 
 
+def test_only_a_single_token_on_one_gpu_goes_twice(monkeypatch):
+    one, two = jnp.zeros((1, 1), jnp.int32), jnp.zeros((2, 1), jnp.int32)
+    assert not transformer._goes_twice(one, None)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert transformer._goes_twice(one, None)
+    assert not transformer._goes_twice(two, None) and not transformer._goes_twice(two.T, None)
+    assert not transformer._goes_twice(one, object())  # a layout: spread over a mesh
+
+
 def test_rollback_forgets_wrong_tokens(case):
     model, tokens, want = case
     wrong = (tokens + 7) % model.config.vocab_size
