@@ -16,7 +16,9 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <new>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #if defined(__linux__)
@@ -25,21 +27,65 @@
 
 #include "xla/ffi/api/ffi.h"
 
-#if defined(__AVX512F__)
+#if defined(__AVX2__)
 #include <immintrin.h>
+#elif defined(__ARM_NEON)
+#include <arm_neon.h>
 #endif
 
 namespace ffi = xla::ffi;
 
+// Loops over the registers of a tile, which must all be named before the compiler decides where they lie.
+#if defined(__clang__)
+#define KLJUDGE_UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define KLJUDGE_UNROLL _Pragma("GCC unroll 8")
+#endif
+
 namespace {
 
-// Vectors of 64 bytes: one register with AVX-512, and as many narrower ones as it takes elsewhere.
-typedef float F32 __attribute__((vector_size(64)));
-typedef uint32_t U32 __attribute__((vector_size(64)));
+// Memory that starts with a cache line: a load across two lines takes twice as long.
+template <class T>
+struct Aligned {
+  using value_type = T;
+  Aligned() = default;
+  template <class U> Aligned(const Aligned<U>&) {}
+  T* allocate(size_t count) { return static_cast<T*>(::operator new(count * sizeof(T), std::align_val_t{64})); }
+  void deallocate(T* at, size_t) { ::operator delete(at, std::align_val_t{64}); }
+  bool operator==(const Aligned&) const { return true; }
+  bool operator!=(const Aligned&) const { return false; }
+};
+template <class T>
+using Buffer = std::vector<T, Aligned<T>>;
+
+// One register of the processor at hand, and how many there are.
+#if defined(__AVX512F__)
+constexpr int64_t kBytes = 64;
+constexpr int kRegisters = 32;
+#elif defined(__AVX2__)
+constexpr int64_t kBytes = 32;
+constexpr int kRegisters = 16;
+#elif defined(__ARM_NEON)
+constexpr int64_t kBytes = 16;
+constexpr int kRegisters = 32;
+#else
+constexpr int64_t kBytes = 16;
+constexpr int kRegisters = 16;
+#endif
+constexpr int64_t kLanes = kBytes / 4;
+
+typedef float F32 __attribute__((vector_size(kBytes)));
+typedef uint32_t U32 __attribute__((vector_size(kBytes)));
+typedef int32_t I32 __attribute__((vector_size(kBytes)));
+typedef uint8_t U8 __attribute__((vector_size(kBytes)));
 
 // How far ahead weights are called into the second cache. Four rows are read at a time, which the processor does not
 // see through: left to itself a core reads at half of what the memory gives.
 constexpr int64_t kAhead = 16 << 10;
+
+// What the rows of a stretch may take of the first cache, and the sums of a part of the second.
+constexpr int64_t kFirstCache = 18 << 10;
+constexpr int64_t kSums = 160 << 10;
 
 constexpr int64_t kGroup = 64;  // int8 activations share a scale in groups of so many
 
@@ -50,13 +96,18 @@ inline V Load(const void* at) {
   return v;
 }
 
+template <class V>
+inline void Put(void* at, V v) {
+  std::memcpy(at, &v, sizeof v);
+}
+
 inline float Sum(F32 v) {
 #if defined(__AVX512F__)
   return _mm512_reduce_add_ps((__m512)v);
 #else
-  float lanes[16];
-  std::memcpy(lanes, &v, sizeof v);
-  for (int step = 8; step; step /= 2)
+  float lanes[kLanes];
+  Put(lanes, v);
+  for (int step = kLanes / 2; step; step /= 2)
     for (int i = 0; i < step; ++i) lanes[i] += lanes[i + step];
   return lanes[0];
 #endif
@@ -72,6 +123,10 @@ inline void SumFour(const F32* v, float* out) {
   const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(all),
                                     _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(all), 1)));
   _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1)));
+#elif defined(__AVX2__)
+  const __m256 ab = _mm256_hadd_ps((__m256)v[0], (__m256)v[1]), cd = _mm256_hadd_ps((__m256)v[2], (__m256)v[3]);
+  const __m256 all = _mm256_hadd_ps(ab, cd);
+  _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(all), _mm256_extractf128_ps(all, 1)));
 #else
   for (int i = 0; i < 4; ++i) out[i] = Sum(v[i]);
 #endif
@@ -83,87 +138,11 @@ inline void SumEach(const F32* v, float* out) {
   if constexpr (kOut == 4) {
     SumFour(v, out);
   } else {
-    for (int o = 0; o < kOut; ++o) out[o] = Sum(v[o]);
-  }
-}
-
-// How each kind of weight is multiplied: `kStep` elements at a time, and one by one behind the last whole step.
-struct Float32 {
-  using Weight = float;
-  using Row = float;
-  using Vector = F32;
-  static constexpr int64_t kStep = 16;
-  static inline F32 Add(F32 sum, Vector weight, Vector row) { return sum + weight * row; }
-  static inline float AddOne(float sum, Weight weight, Row row) { return sum + weight * row; }
-};
-
-struct BFloat16 {
-  using Weight = uint16_t;
-  using Row = uint16_t;
-  using Vector = U32;  // two elements a lane
-  static constexpr int64_t kStep = 32;
-  static inline F32 Add(F32 sum, Vector weight, Vector row) {
-#if defined(__AVX512BF16__)
-    return (F32)_mm512_dpbf16_ps((__m512)sum, (__m512bh)weight, (__m512bh)row);
-#else
-    sum += (F32)(weight << 16) * (F32)(row << 16);
-    return sum + (F32)(weight & 0xffff0000u) * (F32)(row & 0xffff0000u);
-#endif
-  }
-  static inline float Widen(uint16_t bits) {
-    uint32_t wide = uint32_t(bits) << 16;
-    float value;
-    std::memcpy(&value, &wide, sizeof value);
-    return value;
-  }
-  static inline float AddOne(float sum, Weight weight, Row row) { return sum + Widen(weight) * Widen(row); }
-};
-
-// `kOut` weights by `kRows` rows; out[r * stride + o].
-template <class Kind, int kOut, int kRows>
-inline void Tile(const typename Kind::Weight* weight, const typename Kind::Row* rows, int64_t size, float* out,
-                 int64_t stride) {
-  using Vector = typename Kind::Vector;
-  F32 sums[kRows][kOut] = {};
-  int64_t i = 0;
-  for (; i + Kind::kStep <= size; i += Kind::kStep) {
-    Vector w[kOut];
-    for (int o = 0; o < kOut; ++o) {
-      w[o] = Load<Vector>(weight + o * size + i);
-      __builtin_prefetch(reinterpret_cast<const char*>(weight + o * size + i) + kAhead, 0, 2);
-    }
-    for (int r = 0; r < kRows; ++r) {
-      const Vector x = Load<Vector>(rows + r * size + i);
-      for (int o = 0; o < kOut; ++o) sums[r][o] = Kind::Add(sums[r][o], w[o], x);
-    }
-  }
-  for (int r = 0; r < kRows; ++r) {
-    float whole[kOut];
-    SumEach<kOut>(sums[r], whole);
-    for (int o = 0; o < kOut; ++o) {
-      for (int64_t j = i; j < size; ++j) whole[o] = Kind::AddOne(whole[o], weight[o * size + j], rows[r * size + j]);
-      out[r * stride + o] = whole[o];
-    }
-  }
-}
-
-template <class Kind, int kOut>
-void Rows(const typename Kind::Weight* weight, const typename Kind::Row* rows, int64_t count, int64_t size, float* out,
-          int64_t stride) {
-  // As many rows as there are registers for the sums; a remainder of one row costs as much as two.
-  while (count > 0) {
-    const int64_t now = count <= 6 ? count : count < 12 ? (count + 1) / 2 : 6;
-    switch (now) {
-      case 1: Tile<Kind, kOut, 1>(weight, rows, size, out, stride); break;
-      case 2: Tile<Kind, kOut, 2>(weight, rows, size, out, stride); break;
-      case 3: Tile<Kind, kOut, 3>(weight, rows, size, out, stride); break;
-      case 4: Tile<Kind, kOut, 4>(weight, rows, size, out, stride); break;
-      case 5: Tile<Kind, kOut, 5>(weight, rows, size, out, stride); break;
-      default: Tile<Kind, kOut, 6>(weight, rows, size, out, stride); break;
-    }
-    rows += now * size;
-    out += now * stride;
-    count -= now;
+    // As above, so that an output's sum is the same whoever stands beside it.
+    const F32 four[4] = {v[0]};
+    float all[4];
+    SumFour(four, all);
+    out[0] = all[0];
   }
 }
 
@@ -217,6 +196,9 @@ class Workers {
     owned_.store(false);
   }
 
+ // Threads, the caller's included.
+  int64_t Count() const { return threads_ + 1; }
+
  private:
   Workers() {
     const int64_t cores = std::max<int64_t>(1, Cores());
@@ -260,42 +242,249 @@ class Workers {
   int64_t threads_ = 0;
 };
 
-// Outputs a part: enough bytes that taking one costs nothing beside it, and few enough that threads end together.
-inline int64_t PartSize(int64_t outputs, int64_t row_bytes) {
-  const int64_t wanted = std::max<int64_t>(1, (int64_t{128} << 10) / std::max<int64_t>(row_bytes, 1));
-  return std::min<int64_t>((wanted + 3) / 4 * 4, (outputs + 3) / 4 * 4);
+// A product in tiles of `kOut` outputs by `kRows` rows, whose sums stay in registers over a stretch of the columns, and
+// in `sums` between stretches. The rows of a tile and stretch stay in the first cache while all outputs of a part pass
+// by. An operation says what a step over the columns is:
+//   count, steps           how many rows and steps there are
+//   kMostRows              the rows that a tile has registers for
+//   Stretch()              the steps of a stretch
+//   Tile<kOut, kRows, kFetch>(o, row, from, to, sums)   kFetch: the weights may still be far away
+//   Finish<kOut>(o, row, rows, r, sums)   for row `row + r` of the tile of `rows` rows that begins with `row`
+inline int64_t TileRows(int64_t left, int64_t most) {
+  const int64_t tiles = (left + most - 1) / most;  // of much the same size: one row costs as much as two
+  return (left + tiles - 1) / tiles;
 }
 
-// The outputs of several weights as one job: calls `four(which, o)` for four outputs from o on of weight `which`, and
-// `one(which, o)` for each that is left over at its end.
-template <class Four, class One>
-void OverOutputs(const std::vector<int64_t>& outputs, int64_t row_bytes, Four four, One one) {
-  std::vector<int64_t> first;  // the number of each weight's first part
+template <class Op, int kOut, bool kFetch>
+inline void OneTile(const Op& op, int64_t o, int64_t row, int64_t rows, int64_t from, int64_t to, F32* sums) {
+  switch (rows) {
+    case 1: op.template Tile<kOut, 1, kFetch>(o, row, from, to, sums); break;
+    case 2: op.template Tile<kOut, 2, kFetch>(o, row, from, to, sums); break;
+    case 3: if constexpr (Op::kMostRows >= 3) op.template Tile<kOut, 3, kFetch>(o, row, from, to, sums); break;
+    case 4: if constexpr (Op::kMostRows >= 4) op.template Tile<kOut, 4, kFetch>(o, row, from, to, sums); break;
+    case 5: if constexpr (Op::kMostRows >= 5) op.template Tile<kOut, 5, kFetch>(o, row, from, to, sums); break;
+    default: if constexpr (Op::kMostRows >= 6) op.template Tile<kOut, 6, kFetch>(o, row, from, to, sums); break;
+  }
+}
+
+template <class Op>
+void Outputs(const Op& op, int64_t begin, int64_t end) {
+  static thread_local Buffer<F32> sums;
+  sums.assign((end - begin) * op.count, F32{});
+  const int64_t fours = begin + (end - begin) / 4 * 4, stretch = op.Stretch();
+  const auto at = [&](int64_t o, int64_t row) { return sums.data() + (o - begin) * op.count + row * (o < fours ? 4 : 1); };
+  const auto tile = [&](int64_t o, int64_t row, int64_t rows, int64_t from, int64_t to) {
+    if (o >= fours) OneTile<Op, 1, true>(op, o, row, rows, from, to, at(o, row));
+    else if (row == 0) OneTile<Op, 4, true>(op, o, row, rows, from, to, at(o, row));
+    else OneTile<Op, 4, false>(op, o, row, rows, from, to, at(o, row));
+  };
+  const auto next = [&](int64_t o) { return o < fours ? o + 4 : o + 1; };
+  if (stretch >= op.steps) {
+    for (int64_t o = begin; o < end; o = next(o))
+      for (int64_t row = 0, rows; row < op.count; row += rows)
+        tile(o, row, rows = TileRows(op.count - row, Op::kMostRows), 0, op.steps);
+  } else {
+    for (int64_t from = 0; from < op.steps; from += stretch)
+      for (int64_t row = 0, rows; row < op.count; row += rows) {
+        rows = TileRows(op.count - row, Op::kMostRows);
+        for (int64_t o = begin; o < end; o = next(o)) tile(o, row, rows, from, std::min(op.steps, from + stretch));
+      }
+  }
+  for (int64_t row = 0, rows; row < op.count; row += rows) {
+    rows = TileRows(op.count - row, Op::kMostRows);
+    for (int64_t r = 0; r < rows; ++r) {
+      int64_t o = begin;
+      for (; o < fours; o += 4) op.template Finish<4>(o, row, rows, r, at(o, row + r));
+      for (; o < end; ++o) op.template Finish<1>(o, row, rows, r, at(o, row + r));
+    }
+  }
+}
+
+// Several products as one job, outputs shared out in parts.
+template <class Op>
+void RunAll(const std::vector<Op>& ops) {
+  std::vector<int64_t> first;  // the number of each product's first part
   int64_t parts = 0;
-  for (const int64_t count : outputs) {
+  for (const Op& op : ops) {
     first.push_back(parts);
-    const int64_t part = PartSize(count, row_bytes);
-    parts += (count + part - 1) / part;
+    parts += (op.outputs + op.Part() - 1) / op.Part();
   }
   Workers::Get().Run(parts, [&](int64_t number) {
-    size_t which = outputs.size() - 1;
+    size_t which = ops.size() - 1;
     while (first[which] > number) --which;
-    const int64_t part = PartSize(outputs[which], row_bytes);
-    int64_t o = (number - first[which]) * part;
-    const int64_t end = std::min(outputs[which], o + part);
-    for (; o + 4 <= end; o += 4) four(which, o);
-    for (; o < end; ++o) one(which, o);
+    const int64_t part = ops[which].Part(), begin = (number - first[which]) * part;
+    Outputs(ops[which], begin, std::min(ops[which].outputs, begin + part));
   });
+}
+
+// Outputs a part: enough bytes that taking one costs nothing beside it, few enough that threads end together; with
+// several tiles of rows enough outputs that rows which come from the second cache serve many, and no more sums than
+// that cache holds beside them.
+inline int64_t PartSize(int64_t outputs, int64_t row_bytes, int64_t count, int64_t most) {
+  int64_t wanted = (int64_t{128} << 10) / std::max<int64_t>(row_bytes, 1);
+  if (count > 2 * most) wanted = std::min(std::max(wanted, int64_t{32}), kSums / (kBytes * count));
+  return std::min<int64_t>((std::max<int64_t>(wanted, 1) + 3) / 4 * 4, (outputs + 3) / 4 * 4);
+}
+
+// How each kind of weight is multiplied: a step of `kStep` elements is `kHalves` vectors of operands.
+struct Float32 {
+  using Element = float;  // of weights and rows
+  using Operand = F32;
+  static constexpr int64_t kStep = kLanes;
+  static constexpr int kHalves = 1;
+  static inline Operand Operands(const Element* at, int) { return Load<F32>(at); }
+  static inline F32 Add(F32 sum, Operand weight, Operand row) { return sum + weight * row; }
+  static inline float Widen(float x) { return x; }
+};
+
+inline float WidenBFloat16(uint16_t bits) {
+  const uint32_t wide = uint32_t(bits) << 16;
+  return Load<float>(&wide);
+}
+
+#if defined(__AVX512BF16__)
+struct BFloat16 {
+  using Element = uint16_t;
+  using Operand = U32;  // two elements a lane
+  static constexpr int64_t kStep = 2 * kLanes;
+  static constexpr int kHalves = 1;
+  static inline Operand Operands(const Element* at, int) { return Load<U32>(at); }
+  static inline F32 Add(F32 sum, Operand weight, Operand row) {
+    return (F32)_mm512_dpbf16_ps((__m512)sum, (__m512bh)weight, (__m512bh)row);
+  }
+  static inline float Widen(uint16_t bits) { return WidenBFloat16(bits); }
+};
+#else
+// Without an instruction for it: the even elements of a step in one vector, and the odd ones in another.
+struct BFloat16 {
+  using Element = uint16_t;
+  using Operand = F32;
+  static constexpr int64_t kStep = 2 * kLanes;
+  static constexpr int kHalves = 2;
+  static inline Operand Operands(const Element* at, int half) {
+    const U32 both = Load<U32>(at);
+    return (F32)(half == 0 ? both << 16 : both & 0xffff0000u);
+  }
+  static inline F32 Add(F32 sum, Operand weight, Operand row) { return sum + weight * row; }
+  static inline float Widen(uint16_t bits) { return WidenBFloat16(bits); }
+};
+#endif
+
+// Rows in the order in which tiles read them: of each tile all rows' first step, then all rows' second one. Each stays
+// in the first cache whatever the distance between rows, and is widened once.
+template <class Kind>
+struct PackedRows {
+  const typename Kind::Element* given;
+  int64_t count, size, steps;
+  Buffer<typename Kind::Element> values;
+
+  PackedRows(const typename Kind::Element* rows, int64_t count, int64_t size, int64_t most)
+      : given(rows), count(count), size(size), steps(size / Kind::kStep), values(count * steps * Kind::kStep) {
+    auto* to = values.data();
+    for (int64_t row = 0, rows_here; row < count; row += rows_here) {
+      rows_here = TileRows(count - row, most);
+      for (int64_t step = 0; step < steps; ++step)
+        for (int64_t r = row; r < row + rows_here; ++r)
+          std::memcpy(std::exchange(to, to + Kind::kStep), rows + r * size + step * Kind::kStep,
+                      Kind::kStep * sizeof(*to));
+    }
+  }
+
+  const typename Kind::Element* Tile(int64_t row) const { return values.data() + row * steps * Kind::kStep; }
+};
+
+// The product of rows with one weight `[O, size]`.
+template <class Kind>
+struct Plain {
+  const typename Kind::Element* weight;
+  const PackedRows<Kind>* rows;
+  int64_t outputs;
+  float* out;
+  int64_t count = rows->count, size = rows->size, steps = rows->steps;
+
+  static constexpr int64_t kMostRows = kRegisters >= 32 ? 6 : 3;
+
+  int64_t Part() const { return PartSize(outputs, size * sizeof(typename Kind::Element), count, kMostRows); }
+
+  int64_t Stretch() const {
+    // Few rows are soon done with a weight: it is best read from one end to the other.
+    return count <= 2 * kMostRows ? steps : kFirstCache / (kMostRows * Kind::kStep * sizeof(typename Kind::Element));
+  }
+
+  template <int kOut, int kRows, bool kFetch>
+  inline void Tile(int64_t o, int64_t row, int64_t from, int64_t to, F32* sums) const {
+    F32 kept[kRows][kOut];
+    KLJUDGE_UNROLL
+    for (int r = 0; r < kRows; ++r)
+      KLJUDGE_UNROLL
+      for (int j = 0; j < kOut; ++j) kept[r][j] = sums[r * kOut + j];
+    const typename Kind::Element* w_at = weight + o * size + from * Kind::kStep;
+    const typename Kind::Element* x_at = rows->Tile(row) + from * kRows * Kind::kStep;
+    for (int64_t i = from; i < to; ++i, w_at += Kind::kStep, x_at += kRows * Kind::kStep) {
+      if constexpr (kFetch) {
+        KLJUDGE_UNROLL
+        for (int j = 0; j < kOut; ++j)
+          __builtin_prefetch(reinterpret_cast<const char*>(w_at + j * size) + kAhead, 0, 2);
+      }
+      KLJUDGE_UNROLL
+      for (int half = 0; half < Kind::kHalves; ++half) {
+        if constexpr (kRegisters >= 32) {
+          typename Kind::Operand w[kOut];
+          KLJUDGE_UNROLL
+          for (int j = 0; j < kOut; ++j) w[j] = Kind::Operands(w_at + j * size, half);
+          KLJUDGE_UNROLL
+          for (int r = 0; r < kRows; ++r) {
+            const auto x = Kind::Operands(x_at + r * Kind::kStep, half);
+            KLJUDGE_UNROLL
+            for (int j = 0; j < kOut; ++j) kept[r][j] = Kind::Add(kept[r][j], w[j], x);
+          }
+        } else {
+          typename Kind::Operand x[kRows];
+          KLJUDGE_UNROLL
+          for (int r = 0; r < kRows; ++r) x[r] = Kind::Operands(x_at + r * Kind::kStep, half);
+          KLJUDGE_UNROLL
+          for (int j = 0; j < kOut; ++j) {
+            const auto w = Kind::Operands(w_at + j * size, half);
+            KLJUDGE_UNROLL
+            for (int r = 0; r < kRows; ++r) kept[r][j] = Kind::Add(kept[r][j], w, x[r]);
+          }
+        }
+      }
+    }
+    KLJUDGE_UNROLL
+    for (int r = 0; r < kRows; ++r)
+      KLJUDGE_UNROLL
+      for (int j = 0; j < kOut; ++j) sums[r * kOut + j] = kept[r][j];
+  }
+
+  template <int kOut>
+  inline void Finish(int64_t o, int64_t row, int64_t, int64_t r, const F32* sums) const {
+    float whole[kOut];
+    SumEach<kOut>(sums, whole);
+    for (int j = 0; j < kOut; ++j) {
+      for (int64_t i = steps * Kind::kStep; i < size; ++i)
+        whole[j] += Kind::Widen(weight[(o + j) * size + i]) * Kind::Widen(rows->given[(row + r) * size + i]);
+      out[(row + r) * outputs + o + j] = whole[j];
+    }
+  }
+};
+
+template <class Kind>
+void Multiply(const typename Kind::Element* rows, int64_t count, int64_t size,
+              const std::vector<const typename Kind::Element*>& weights, const std::vector<float*>& outs,
+              const std::vector<int64_t>& outputs) {
+  const PackedRows<Kind> packed(rows, count, size, Plain<Kind>::kMostRows);
+  std::vector<Plain<Kind>> ops;
+  for (size_t i = 0; i < weights.size(); ++i) ops.push_back({weights[i], &packed, outputs[i], outs[i]});
+  RunAll(ops);
 }
 
 // Rows, then weights; one result a weight.
 template <class Kind>
-ffi::Error Plain(ffi::RemainingArgs arguments, ffi::RemainingRets results) {
-  auto given = arguments.get<ffi::AnyBuffer>(0);
-  if (!given.has_value()) return given.error();
-  const auto* rows = static_cast<const typename Kind::Row*>(given->untyped_data());
-  const int64_t count = given->dimensions()[0], size = given->dimensions()[1];
-  std::vector<const typename Kind::Weight*> weights;
+ffi::Error Products(ffi::RemainingArgs arguments, ffi::RemainingRets results) {
+  auto rows = arguments.get<ffi::AnyBuffer>(0);
+  if (!rows.has_value()) return rows.error();
+  std::vector<const typename Kind::Element*> weights;
   std::vector<float*> outs;
   std::vector<int64_t> outputs;
   for (size_t i = 0; i < results.size(); ++i) {
@@ -303,36 +492,30 @@ ffi::Error Plain(ffi::RemainingArgs arguments, ffi::RemainingRets results) {
     auto out = results.get<ffi::AnyBuffer>(i);
     if (!weight.has_value()) return weight.error();
     if (!out.has_value()) return out.error();
-    weights.push_back(static_cast<const typename Kind::Weight*>(weight->untyped_data()));
+    weights.push_back(static_cast<const typename Kind::Element*>(weight->untyped_data()));
     outs.push_back(static_cast<float*>((*out)->untyped_data()));
     outputs.push_back(weight->dimensions()[0]);
   }
-  OverOutputs(
-      outputs, size * sizeof(typename Kind::Weight),
-      [&](size_t which, int64_t o) {
-        Rows<Kind, 4>(weights[which] + o * size, rows, count, size, outs[which] + o, outputs[which]);
-      },
-      [&](size_t which, int64_t o) {
-        Rows<Kind, 1>(weights[which] + o * size, rows, count, size, outs[which] + o, outputs[which]);
-      });
+  Multiply<Kind>(static_cast<const typename Kind::Element*>(rows->untyped_data()), rows->dimensions()[0],
+                 rows->dimensions()[1], weights, outs, outputs);
   return ffi::Error::Success();
 }
 
 ffi::Error Float32Impl(ffi::RemainingArgs arguments, ffi::RemainingRets results) {
-  return Plain<Float32>(arguments, results);
+  return Products<Float32>(arguments, results);
 }
 
 ffi::Error BFloat16Impl(ffi::RemainingArgs arguments, ffi::RemainingRets results) {
-  return Plain<BFloat16>(arguments, results);
+  return Products<BFloat16>(arguments, results);
 }
 
 // Rows rounded to int8 in groups of 64 that share a scale: what the integer products multiply with. A row ends in zeros
 // up to a whole group.
 struct Int8Rows {
   int64_t count, size, groups;
-  std::vector<int8_t> values;  // [count, groups, 64]
+  Buffer<int8_t> values;  // [count, groups, 64]
   std::vector<float> scales;   // [count, groups]
-  std::vector<int32_t> sums;   // [count, groups, 16], of four neighbours each
+  Buffer<int32_t> sums;   // [count, groups, 16], of four neighbours each
 
   Int8Rows(const float* rows, int64_t count, int64_t size)
       : count(count), size(size), groups((size + kGroup - 1) / kGroup), values(count * groups * kGroup),
@@ -364,40 +547,63 @@ struct Int8Rows {
   }
 };
 
-typedef int32_t I32 __attribute__((vector_size(64)));
-typedef uint8_t U8 __attribute__((vector_size(64)));
-typedef uint8_t U8Half __attribute__((vector_size(32)));
-
-// sum + unsigned bytes by signed bytes, four neighbours a lane.
-inline I32 DotBytes(I32 sum, U8 unsigned_bytes, U8 signed_bytes) {
+// sum + weights by rows, four neighbours a lane. Where the processor has only products of unsigned by signed bytes,
+// int8 weights come with 128 added, and the rows' sums make up for it; where it has none, they come as they are.
 #if defined(__AVX512VNNI__)
-  return (I32)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)unsigned_bytes, (__m512i)signed_bytes);
+constexpr bool kUnsigned = true;
 #else
-  for (int lane = 0; lane < 16; ++lane)
-    for (int i = 0; i < 4; ++i)
-      sum[lane] += int32_t(unsigned_bytes[4 * lane + i]) * int32_t(int8_t(signed_bytes[4 * lane + i]));
+constexpr bool kUnsigned = false;
+#endif
+
+inline I32 DotBytes(I32 sum, U8 weights, U8 rows) {
+#if defined(__AVX512VNNI__)
+  return (I32)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)weights, (__m512i)rows);
+#elif defined(__AVX512BW__)
+  // Magnitudes are 128 and 127 at most, so that two products fit 16 bits.
+  const __m512i w = (__m512i)weights, x = (__m512i)rows;
+  const __m512i turned = _mm512_mask_sub_epi8(x, _mm512_movepi8_mask(w), _mm512_setzero_si512(), x);
+  const __m512i pairs = _mm512_maddubs_epi16(_mm512_abs_epi8(w), turned);
+  return (I32)_mm512_add_epi32((__m512i)sum, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)));
+#elif defined(__AVX2__) && !defined(__AVX512F__)
+  const __m256i w = (__m256i)weights, x = (__m256i)rows;
+  const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w));
+  return (I32)_mm256_add_epi32((__m256i)sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+#elif defined(__ARM_FEATURE_DOTPROD)
+  return (I32)vdotq_s32((int32x4_t)sum, (int8x16_t)weights, (int8x16_t)rows);
+#else
+  for (int lane = 0; lane < kLanes; ++lane)
+    for (int i = 4 * lane; i < 4 * lane + 4; ++i) sum[lane] += int32_t(int8_t(weights[i])) * int32_t(int8_t(rows[i]));
   return sum;
 #endif
 }
 
-// An int8 weight, one scale an output. 128 is added to make its bytes unsigned, and 128 times a row's sum taken off.
+constexpr int kVectors = kGroup / kBytes;  // of a group
+
+// An int8 weight, one scale an output.
 struct Int8 {
   const int8_t* weight;  // [O, I]
   const float* scale;    // [O]
-  static constexpr int32_t kOffset = 128;
+  static constexpr int32_t kOffset = kUnsigned ? 128 : 0;
+  static constexpr bool kScaledVectors = false;
 
   static int64_t Bytes(int64_t size) { return size; }
   const void* At(int64_t o, int64_t g, int64_t size) const { return weight + o * size + g * kGroup; }
-  U8 Group(int64_t o, int64_t g, int64_t size) const {
+  // The bytes of a group of output o.
+  void Group(int64_t o, int64_t g, int64_t size, U8* bytes) const {
     const int8_t* at = weight + o * size + g * kGroup;
-    U8 bytes = {};
-    if (g * kGroup + kGroup <= size) bytes = Load<U8>(at);
-    else std::memcpy(&bytes, at, size - g * kGroup);
-    return bytes ^ uint8_t{0x80};
+    int8_t part[kGroup] = {};
+    if (g * kGroup + kGroup > size) {
+      std::memcpy(part, at, size - g * kGroup);
+      at = part;
+    }
+    KLJUDGE_UNROLL
+    for (int v = 0; v < kVectors; ++v) {
+      bytes[v] = Load<U8>(at + v * kBytes);
+      if (kUnsigned) bytes[v] ^= uint8_t{0x80};
+    }
   }
-  F32 Scales(int64_t, int64_t, int64_t) const { return F32{} + 1.0f; }
+  F32 Scales(int64_t, int64_t, int64_t, int) const { return F32{} + 1.0f; }
   float Final(int64_t o) const { return scale[o]; }
-  static constexpr bool kScaledGroups = false;
 };
 
 // An int4 weight, 32 values a scale: of 64 values byte j holds value j in its lower half and j + 32 in its upper one,
@@ -406,85 +612,129 @@ struct Int4 {
   const uint8_t* weight;  // [O, I / 2]
   const uint16_t* scale;  // [O, I / 32], bfloat16
   static constexpr int32_t kOffset = 8;
+  static constexpr bool kScaledVectors = true;
 
   static int64_t Bytes(int64_t size) { return size / 2; }
   const void* At(int64_t o, int64_t g, int64_t size) const { return weight + o * (size / 2) + g * (kGroup / 2); }
-  U8 Group(int64_t o, int64_t g, int64_t size) const {
-    const U8Half packed = Load<U8Half>(weight + o * (size / 2) + g * (kGroup / 2));
-    const U8Half low = packed & uint8_t{15}, high = packed >> 4;
+  void Group(int64_t o, int64_t g, int64_t size, U8* bytes) const {
+    const uint8_t* at = weight + o * (size / 2) + g * (kGroup / 2);
 #if defined(__AVX512F__)
-    return (U8)_mm512_inserti64x4(_mm512_castsi256_si512((__m256i)low), (__m256i)high, 1);
+    const __m256i packed = Load<__m256i>(at), mask = _mm256_set1_epi8(15);
+    const __m256i high = _mm256_and_si256(_mm256_srli_epi16(packed, 4), mask);
+    bytes[0] = (U8)_mm512_inserti64x4(_mm512_castsi256_si512(_mm256_and_si256(packed, mask)), high, 1);
 #else
-    U8 bytes;
-    std::memcpy(&bytes, &low, sizeof low);
-    std::memcpy(reinterpret_cast<char*>(&bytes) + sizeof low, &high, sizeof high);
-    return bytes;
+    KLJUDGE_UNROLL
+    for (int v = 0; v < kVectors / 2; ++v) {
+      const U8 packed = Load<U8>(at + v * kBytes);
+      bytes[v] = packed & uint8_t{15};
+      bytes[v + kVectors / 2] = packed >> 4;
+    }
 #endif
   }
-  F32 Scales(int64_t o, int64_t g, int64_t size) const {
+  F32 Scales(int64_t o, int64_t g, int64_t size, int v) const {
     const uint16_t* two = scale + o * (size / 32) + 2 * g;
-    const float low = BFloat16::Widen(two[0]), high = BFloat16::Widen(two[1]);
 #if defined(__AVX512F__)
+    const float low = WidenBFloat16(two[0]), high = WidenBFloat16(two[1]);
     return (F32)_mm512_mask_broadcastss_ps(_mm512_set1_ps(low), 0xff00, _mm_set_ss(high));
 #else
-    F32 scales;
-    for (int i = 0; i < 16; ++i) scales[i] = i < 8 ? low : high;
-    return scales;
+    return F32{} + WidenBFloat16(two[v * kBytes / 32]);
 #endif
   }
   float Final(int64_t) const { return 1; }
-  static constexpr bool kScaledGroups = true;
 };
 
-template <class Kind, int kOut, int kRows>
-inline void IntegerTile(const Kind& kind, const Int8Rows& rows, int64_t row, int64_t o, float* out, int64_t stride) {
-  F32 sums[kRows][kOut] = {};
-  for (int64_t g = 0; g < rows.groups; ++g) {
-    U8 w[kOut];
-    F32 scales[kOut];
-    for (int j = 0; j < kOut; ++j) {
-      w[j] = kind.Group(o + j, g, rows.size);
-      if (Kind::kScaledGroups) scales[j] = kind.Scales(o + j, g, rows.size);
-      __builtin_prefetch(static_cast<const char*>(kind.At(o + j, g, rows.size)) + kAhead, 0, 2);
-    }
-    for (int r = 0; r < kRows; ++r) {
-      const int64_t i = (row + r) * rows.groups + g;
-      const U8 x = Load<U8>(rows.values.data() + i * kGroup);
-      const I32 offset = Load<I32>(rows.sums.data() + i * 16) * -Kind::kOffset;
+// The product of rounded rows with one weight of integers; a step is a group.
+template <class Kind>
+struct Integer {
+  Kind kind;
+  const Int8Rows* rows;
+  int64_t outputs;
+  float* out;
+  int64_t count = rows->count, size = rows->size, steps = rows->groups;
+
+  static constexpr int64_t kMostRows = kRegisters >= 32 ? 5 : 2;
+
+  int64_t Part() const { return PartSize(outputs, Kind::Bytes(size), count, kMostRows); }
+
+  int64_t Stretch() const {
+    return count <= 2 * kMostRows ? steps : kFirstCache / (kMostRows * 2 * kGroup);
+  }
+
+  template <int kOut, int kRows, bool kFetch>
+  inline void Tile(int64_t o, int64_t row, int64_t from, int64_t to, F32* sums) const {
+    F32 kept[kRows][kOut];
+    KLJUDGE_UNROLL
+    for (int r = 0; r < kRows; ++r)
+      KLJUDGE_UNROLL
+      for (int j = 0; j < kOut; ++j) kept[r][j] = sums[r * kOut + j];
+    for (int64_t g = from; g < to; ++g) {
+      U8 w[kOut][kVectors];
+      KLJUDGE_UNROLL
       for (int j = 0; j < kOut; ++j) {
-        const F32 dot = __builtin_convertvector(DotBytes(offset, w[j], x), F32);
-        sums[r][j] += (Kind::kScaledGroups ? dot * scales[j] : dot) * rows.scales[i];
+        kind.Group(o + j, g, size, w[j]);
+        if constexpr (kFetch) __builtin_prefetch(static_cast<const char*>(kind.At(o + j, g, size)) + kAhead, 0, 2);
+      }
+      F32 scales[kOut][kVectors];
+      if constexpr (Kind::kScaledVectors)
+        KLJUDGE_UNROLL
+        for (int j = 0; j < kOut; ++j)
+          KLJUDGE_UNROLL
+          for (int v = 0; v < kVectors; ++v) scales[j][v] = kind.Scales(o + j, g, size, v);
+      KLJUDGE_UNROLL
+      for (int r = 0; r < kRows; ++r) {
+        const int64_t i = (row + r) * steps + g;
+        const int8_t* x = rows->values.data() + i * kGroup;
+        const float scale = rows->scales[i];
+        I32 dots[kOut];
+        KLJUDGE_UNROLL
+        for (int v = 0; v < kVectors; ++v) {
+          I32 offset = {};
+          if constexpr (Kind::kOffset != 0) offset = Load<I32>(rows->sums.data() + i * 16 + v * kLanes) * -Kind::kOffset;
+          const U8 bytes = Load<U8>(x + v * kBytes);
+          KLJUDGE_UNROLL
+          for (int j = 0; j < kOut; ++j) {
+            if constexpr (Kind::kScaledVectors) {
+              const F32 dot = __builtin_convertvector(DotBytes(offset, w[j][v], bytes), F32);
+              kept[r][j] += dot * scales[j][v] * scale;
+            } else {
+              dots[j] = DotBytes(v == 0 ? offset : dots[j] + offset, w[j][v], bytes);
+            }
+          }
+        }
+        if constexpr (!Kind::kScaledVectors)
+          KLJUDGE_UNROLL
+          for (int j = 0; j < kOut; ++j) kept[r][j] += __builtin_convertvector(dots[j], F32) * scale;
       }
     }
+    KLJUDGE_UNROLL
+    for (int r = 0; r < kRows; ++r)
+      KLJUDGE_UNROLL
+      for (int j = 0; j < kOut; ++j) sums[r * kOut + j] = kept[r][j];
   }
-  for (int r = 0; r < kRows; ++r) {
-    float whole[kOut];
-    SumEach<kOut>(sums[r], whole);
-    for (int j = 0; j < kOut; ++j) out[(row + r) * stride + o + j] = whole[j] * kind.Final(o + j);
-  }
-}
 
-template <class Kind, int kOut>
-void IntegerRows(const Kind& kind, const Int8Rows& rows, int64_t o, float* out, int64_t stride) {
-  for (int64_t row = 0; row < rows.count;) {
-    const int64_t left = rows.count - row, now = left <= 5 ? left : left < 10 ? (left + 1) / 2 : 5;
-    switch (now) {
-      case 1: IntegerTile<Kind, kOut, 1>(kind, rows, row, o, out, stride); break;
-      case 2: IntegerTile<Kind, kOut, 2>(kind, rows, row, o, out, stride); break;
-      case 3: IntegerTile<Kind, kOut, 3>(kind, rows, row, o, out, stride); break;
-      case 4: IntegerTile<Kind, kOut, 4>(kind, rows, row, o, out, stride); break;
-      default: IntegerTile<Kind, kOut, 5>(kind, rows, row, o, out, stride); break;
-    }
-    row += now;
+  template <int kOut>
+  inline void Finish(int64_t o, int64_t row, int64_t, int64_t r, const F32* sums) const {
+    float whole[kOut];
+    SumEach<kOut>(sums, whole);
+    KLJUDGE_UNROLL
+    for (int j = 0; j < kOut; ++j) out[(row + r) * outputs + o + j] = whole[j] * kind.Final(o + j);
   }
+};
+
+template <class Kind>
+void MultiplyIntegers(const float* x, int64_t count, int64_t size, const std::vector<Kind>& kinds,
+                      const std::vector<float*>& outs, const std::vector<int64_t>& outputs) {
+  const Int8Rows rows(x, count, size);
+  std::vector<Integer<Kind>> ops;
+  for (size_t i = 0; i < kinds.size(); ++i) ops.push_back({kinds[i], &rows, outputs[i], outs[i]});
+  RunAll(ops);
 }
 
 // Rows, then a weight and its scale each; one result a pair.
 template <class Kind>
-ffi::Error Integer(ffi::RemainingArgs arguments, ffi::RemainingRets results) {
-  auto given = arguments.get<ffi::Buffer<ffi::F32>>(0);
-  if (!given.has_value()) return given.error();
-  const Int8Rows rows(given->typed_data(), given->dimensions()[0], given->dimensions()[1]);
+ffi::Error IntegerProducts(ffi::RemainingArgs arguments, ffi::RemainingRets results) {
+  auto rows = arguments.get<ffi::Buffer<ffi::F32>>(0);
+  if (!rows.has_value()) return rows.error();
   std::vector<Kind> kinds;
   std::vector<float*> outs;
   std::vector<int64_t> outputs;
@@ -500,19 +750,16 @@ ffi::Error Integer(ffi::RemainingArgs arguments, ffi::RemainingRets results) {
     outs.push_back(static_cast<float*>((*out)->untyped_data()));
     outputs.push_back(weight->dimensions()[0]);
   }
-  OverOutputs(
-      outputs, Kind::Bytes(rows.size),
-      [&](size_t which, int64_t o) { IntegerRows<Kind, 4>(kinds[which], rows, o, outs[which], outputs[which]); },
-      [&](size_t which, int64_t o) { IntegerRows<Kind, 1>(kinds[which], rows, o, outs[which], outputs[which]); });
+  MultiplyIntegers<Kind>(rows->typed_data(), rows->dimensions()[0], rows->dimensions()[1], kinds, outs, outputs);
   return ffi::Error::Success();
 }
 
 ffi::Error Int8Impl(ffi::RemainingArgs arguments, ffi::RemainingRets results) {
-  return Integer<Int8>(arguments, results);
+  return IntegerProducts<Int8>(arguments, results);
 }
 
 ffi::Error Int4Impl(ffi::RemainingArgs arguments, ffi::RemainingRets results) {
-  return Integer<Int4>(arguments, results);
+  return IntegerProducts<Int4>(arguments, results);
 }
 
 // e to the power of x for x <= 0, to 2 units in the last place (Cephes' polynomial); 0 below -87, NaN of NaN.
@@ -545,7 +792,7 @@ struct Attention {
 
   // The new keys and values of one row and group go to their slots; where those lie past the end, as far back as XLA
   // would put them.
-  void Store(int64_t unit) const {
+  void StoreNew(int64_t unit) const {
     const int64_t b = unit / groups, g = unit % groups, at = std::clamp<int64_t>(start[b], 0, slots - time);
     for (int64_t t = 0; t < time; ++t) {
       const int64_t from = ((b * time + t) * groups + g) * dim, to = ((b * groups + g) * slots + at + t) * dim;
@@ -554,94 +801,143 @@ struct Attention {
     }
   }
 
-  // One query head of one row. `scores` has room for time x slots, padded to whole vectors.
-  void Head(int64_t unit, std::vector<float>& scores) const {
-    const int64_t b = unit / heads, n = unit % heads, g = n / (heads / groups);
+  // Some queries of one row that read the same keys and values: number q is head q % shared of the group, at time
+  // q / shared. Each key and value that comes from memory serves them all.
+  void Queries(int64_t b, int64_t g, int64_t begin, int64_t end) const {
+    static thread_local Buffer<float> rows, scores;
+    const int64_t shared = heads / groups, count = end - begin, width = (slots + kLanes - 1) / kLanes * kLanes;
     const float* k = keys + (b * groups + g) * slots * dim;
     const float* v = values + (b * groups + g) * slots * dim;
-    const int64_t seen = std::clamp<int64_t>(start[b] + time, 1, slots), width = (slots + 15) / 16 * 16;
-    scores.resize(time * width);
-    const int64_t first = window ? std::max<int64_t>(0, start[b] + 1 - window) / 4 * 4 : 0;
-    for (int64_t s = first; s < seen; s += 4) {
-      const int64_t there = std::min<int64_t>(4, seen - s);
-      for (int64_t t = 0; t < time; ++t) {
-        const float* q = query + ((b * time + t) * heads + n) * dim;
-        float four[4];
-        if (there == 4) {
-          F32 sums[4] = {};
-          int64_t i = 0;
-          for (; i + 16 <= dim; i += 16) {
-            const F32 x = Load<F32>(q + i);
-            for (int j = 0; j < 4; ++j) sums[j] += x * Load<F32>(k + (s + j) * dim + i);
-          }
-          SumFour(sums, four);
-          for (; i < dim; ++i)
-            for (int j = 0; j < 4; ++j) four[j] += q[i] * k[(s + j) * dim + i];
-        } else {
-          for (int j = 0; j < there; ++j) {
-            F32 sums[4] = {};
-            int64_t i = 0;
-            for (; i + 16 <= dim; i += 16) sums[0] += Load<F32>(q + i) * Load<F32>(k + (s + j) * dim + i);
-            float all[4];
-            SumFour(sums, all);  // as above, so that a slot's score is the same whoever stands beside it
-            for (; i < dim; ++i) all[0] += q[i] * k[(s + j) * dim + i];
-            four[j] = all[0];
-          }
-        }
-        for (int j = 0; j < there; ++j) scores[t * width + s + j] = four[j];
+    rows.resize(count * dim);
+    scores.resize(count * width);
+    const auto place = [&](int64_t q) { return ((b * time + q / shared) * heads + g * shared + q % shared) * dim; };
+    for (int64_t q = begin; q < end; ++q)
+      std::memcpy(rows.data() + (q - begin) * dim, query + place(q), dim * sizeof(float));
+
+    // The slots that a query sees, both ends included.
+    const auto last = [&](int64_t q) { return std::clamp<int64_t>(start[b] + q / shared, 0, slots - 1); };
+    const auto first = [&](int64_t q) { return window ? std::max<int64_t>(0, last(q) + 1 - window) : 0; };
+    const PackedRows<Float32> packed(rows.data(), count, dim, Plain<Float32>::kMostRows);
+    const Plain<Float32> product{k, &packed, width, scores.data()};
+    const int64_t seen = last(end - 1) + 1;
+    for (int64_t s = first(begin) / 4 * 4; s < seen; s += 64) Outputs(product, s, std::min(seen, s + 64));
+
+    for (int64_t q = begin; q < end; ++q) Softmax(scores.data() + (q - begin) * width, first(q), last(q));
+
+    for (int64_t row = 0, now; row < count; row += now) {
+      now = TileRows(count - row, kMixed);
+      const float* weights = scores.data() + row * width;
+      int64_t froms[kMixed], lasts[kMixed];
+      float* to[kMixed];
+      for (int64_t r = 0; r < now; ++r) {
+        froms[r] = first(begin + row + r);
+        lasts[r] = last(begin + row + r);
+        to[r] = out + place(begin + row + r);
       }
-    }
-    for (int64_t t = 0; t < time; ++t) {
-      const int64_t last = std::clamp<int64_t>(start[b] + t, 0, slots - 1), from = window ? std::max<int64_t>(0, last + 1 - window) : 0;
-      float* row = scores.data() + t * width;
-      if (softcap != 0)
-        for (int64_t s = from; s <= last; ++s) row[s] = softcap * std::tanh(row[s] / softcap);
-      float most = row[from];
-      for (int64_t s = from; s <= last; ++s) most = row[s] > most || row[s] != row[s] ? row[s] : most;
-      // Whole vectors, at places that do not depend on how many queries there are.
-      const int64_t begin = from / 16 * 16, end = (last + 16) / 16 * 16;
-      for (int64_t s = begin; s < from; ++s) row[s] = -INFINITY;
-      for (int64_t s = last + 1; s < end; ++s) row[s] = -INFINITY;
-      F32 total = {};
-      for (int64_t s = begin; s < end; s += 16) {
-        const F32 e = Exp(Load<F32>(row + s) - most);
-        total += e;
-        std::memcpy(row + s, &e, sizeof e);
-      }
-      const float scale = 1.0f / Sum(total);
-      float* to = out + ((b * time + t) * heads + n) * dim;
       int64_t i = 0;
-      for (; i + 64 <= dim; i += 64) Mix<4>(row, v + i, from, last, scale, to + i);
-      for (; i + 16 <= dim; i += 16) Mix<1>(row, v + i, from, last, scale, to + i);
-      for (; i < dim; ++i) {
-        float sum = 0;
-        for (int64_t s = from; s <= last; ++s) sum += row[s] * v[s * dim + i];
-        to[i] = sum * scale;
-      }
+      for (; i + kBlock * kLanes <= dim; i += kBlock * kLanes)
+        MixRows<kBlock>(weights, width, v + i, now, froms, lasts, to, i);
+      for (; i + kLanes <= dim; i += kLanes) MixRows<1>(weights, width, v + i, now, froms, lasts, to, i);
+      for (; i < dim; ++i)
+        for (int64_t r = 0; r < now; ++r) {
+          float sum = 0;
+          for (int64_t s = froms[r]; s <= lasts[r]; ++s) sum += weights[r * width + s] * v[s * dim + i];
+          to[r][i] = sum;
+        }
     }
   }
 
-  template <int kVectors>
-  void Mix(const float* weights, const float* v, int64_t from, int64_t last, float scale, float* to) const {
-    F32 sums[kVectors] = {};
-    for (int64_t s = from; s <= last; ++s)
-      for (int j = 0; j < kVectors; ++j) sums[j] += weights[s] * Load<F32>(v + s * dim + 16 * j);
-    for (int j = 0; j < kVectors; ++j) {
-      const F32 mixed = sums[j] * scale;
-      std::memcpy(to + 16 * j, &mixed, sizeof mixed);
+  // Scores of slots `from` to `last` become weights.
+  void Softmax(float* row, int64_t from, int64_t last) const {
+    if (softcap != 0)
+      for (int64_t s = from; s <= last; ++s) row[s] = softcap * std::tanh(row[s] / softcap);
+    float most = row[from];
+    for (int64_t s = from; s <= last; ++s) most = row[s] > most || row[s] != row[s] ? row[s] : most;
+    // Whole vectors, at places that do not depend on how many queries there are.
+    const int64_t begin = from / kLanes * kLanes, end = (last + kLanes) / kLanes * kLanes;
+    for (int64_t s = begin; s < from; ++s) row[s] = -INFINITY;
+    for (int64_t s = last + 1; s < end; ++s) row[s] = -INFINITY;
+    F32 total = {};
+    for (int64_t s = begin; s < end; s += kLanes) {
+      const F32 e = Exp(Load<F32>(row + s) - most);
+      total += e;
+      Put(row + s, e);
     }
+    const float scale = 1.0f / Sum(total);
+    for (int64_t s = begin; s < end; s += kLanes) Put(row + s, Load<F32>(row + s) * scale);
+  }
+
+  static constexpr int64_t kMixed = 6;                            // queries whose sums are in registers at a time
+  static constexpr int kBlock = kRegisters >= 32 ? 4 : 2;  // and the vectors of each
+
+  // Sums of values by weights, `kVectors` vectors of each of some queries: over the slots that all of them see
+  // together, over others one by one, and for each query in the order of the slots.
+  template <int kVectors>
+  void MixRows(const float* weights, int64_t width, const float* v, int64_t count, const int64_t* froms,
+               const int64_t* lasts, float* const* to, int64_t i) const {
+    F32 sums[kMixed * kVectors] = {};
+    int64_t begin = *std::max_element(froms, froms + count), end = *std::min_element(lasts, lasts + count) + 1;
+    if (begin > end) begin = end = 0;
+    if (begin == end) begin = end = *std::min_element(froms, froms + count);
+    for (int64_t r = 0; r < count; ++r)
+      Mix<1, kVectors>(weights + r * width, width, v, froms[r], begin, sums + r * kVectors);
+    switch (count) {
+      case 1: Mix<1, kVectors>(weights, width, v, begin, end, sums); break;
+      case 2: Mix<2, kVectors>(weights, width, v, begin, end, sums); break;
+      case 3: Mix<3, kVectors>(weights, width, v, begin, end, sums); break;
+      case 4: Mix<4, kVectors>(weights, width, v, begin, end, sums); break;
+      case 5: Mix<5, kVectors>(weights, width, v, begin, end, sums); break;
+      default: Mix<6, kVectors>(weights, width, v, begin, end, sums); break;
+    }
+    for (int64_t r = 0; r < count; ++r) {
+      Mix<1, kVectors>(weights + r * width, width, v, std::max(end, froms[r]), lasts[r] + 1, sums + r * kVectors);
+      for (int j = 0; j < kVectors; ++j) Put(to[r] + i + j * kLanes, sums[r * kVectors + j]);
+    }
+  }
+
+  template <int kRows, int kVectors>
+  void Mix(const float* weights, int64_t width, const float* v, int64_t from, int64_t to, F32* sums) const {
+    if (from >= to) return;
+    F32 kept[kRows][kVectors];
+    KLJUDGE_UNROLL
+    for (int r = 0; r < kRows; ++r)
+      KLJUDGE_UNROLL
+      for (int j = 0; j < kVectors; ++j) kept[r][j] = sums[r * kVectors + j];
+    for (int64_t s = from; s < to; ++s) {
+      F32 value[kVectors];
+      KLJUDGE_UNROLL
+      for (int j = 0; j < kVectors; ++j) value[j] = Load<F32>(v + s * dim + j * kLanes);
+      KLJUDGE_UNROLL
+      for (int r = 0; r < kRows; ++r) {
+        const float weight = weights[r * width + s];
+        KLJUDGE_UNROLL
+        for (int j = 0; j < kVectors; ++j) kept[r][j] += value[j] * weight;
+      }
+    }
+    KLJUDGE_UNROLL
+    for (int r = 0; r < kRows; ++r)
+      KLJUDGE_UNROLL
+      for (int j = 0; j < kVectors; ++j) sums[r * kVectors + j] = kept[r][j];
   }
 
   void Run() const {
+    for (int64_t unit = 0; unit < batch * groups; ++unit) StoreNew(unit);
+    // Few enough queries at a time that their scores stay in the second cache.
+    const int64_t each_group = time * (heads / groups), longest = *std::max_element(start, start + batch) + time;
+    int64_t pieces = (each_group + kQueries - 1) / kQueries;
+    while (batch * groups * pieces < Workers::Get().Count() && pieces < each_group) ++pieces;
+    const int64_t each = (each_group + pieces - 1) / pieces, parts = batch * groups * pieces;
+    const auto part = [=](int64_t number) {
+      const int64_t unit = number / pieces, begin = number % pieces * each, end = std::min(each_group, begin + each);
+      if (begin < end) Queries(unit / groups, unit % groups, begin, end);
+    };
     // A handful of scores costs less than to call another thread.
-    const bool small = batch * time * heads * (start[0] + time) < 2048;
-    for (int64_t unit = 0; unit < batch * groups; ++unit) Store(unit);
-    const int64_t units = batch * heads, each = small ? units : std::max<int64_t>(1, units / 64);
-    Workers::Get().Run((units + each - 1) / each, [this, units, each](int64_t part) {
-      static thread_local std::vector<float> scores;
-      for (int64_t unit = part * each; unit < std::min(units, (part + 1) * each); ++unit) Head(unit, scores);
-    });
+    if (batch * time * heads * longest < 2048)
+      for (int64_t number = 0; number < parts; ++number) part(number);
+    else Workers::Get().Run(parts, part);
   }
+
+  static constexpr int64_t kQueries = 18;
 };
 
 ffi::Error AttentionImpl(ffi::Buffer<ffi::F32> query, ffi::Buffer<ffi::F32> key, ffi::Buffer<ffi::F32> value,
