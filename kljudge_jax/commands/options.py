@@ -62,7 +62,7 @@ def add_models(parser: argparse.ArgumentParser, required: bool = True) -> None:
         "--dtype",
         default="auto",
         choices=("auto", "float32", "bfloat16", "float16"),
-        help="of the weights; auto is bfloat16, but float32 on a CPU without a C++ compiler",
+        help="of the weights; auto is bfloat16; on a CPU without a C++ compiler the faster of bfloat16 and float32",
     )
     group.add_argument(
         "--bits", type=int, choices=(8, 4), help="round the target's matrices to so many bits as they are loaded"

@@ -12,6 +12,8 @@
 #include <cmath>
 #include <condition_variable>
 #include <cstdint>
+#include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <functional>
 #include <memory>
@@ -23,6 +25,9 @@
 
 #if defined(__linux__)
 #include <sched.h>
+#endif
+#if defined(__linux__) || defined(__APPLE__)
+#include <pthread.h>
 #endif
 
 #include "xla/ffi/api/ffi.h"
@@ -191,8 +196,9 @@ class Workers {
     }
     if (asleep_.load() > 0) wake_.notify_all();
     job->Help();
-    // A thread that comes late finds no part left, and touches nothing but its own hold of the job.
-    while (job->done.load() < parts) Pause();
+    // A thread that comes late finds no part left, and touches nothing but its own hold of the job. One that lost its
+    // processor amid a part needs one to end it.
+    for (int spins = 0; job->done.load() < parts; ++spins) spins < kSpins ? Pause() : std::this_thread::yield();
     owned_.store(false);
   }
 
@@ -201,16 +207,37 @@ class Workers {
 
  private:
   Workers() {
+#if defined(__linux__) || defined(__APPLE__)
+    // A process that forks takes no threads along: there the caller does all parts.
+    pthread_atfork(nullptr, nullptr, [] { Get().threads_ = 0; });
+#endif
     const int64_t cores = std::max<int64_t>(1, Cores());
     for (; threads_ < cores - 1; ++threads_) std::thread([this] { Serve(); }).detach();
   }
 
+  // What this process may use: KLJUDGE_THREADS, or the processors that it may run on, or what time of them its
+  // container grants.
   static int64_t Cores() {
+    if (const char* wanted = std::getenv("KLJUDGE_THREADS")) {
+      const long count = std::strtol(wanted, nullptr, 10);
+      if (count > 0) return count;
+    }
+    int64_t cores = std::thread::hardware_concurrency();
 #if defined(__linux__)
     cpu_set_t set;
-    if (sched_getaffinity(0, sizeof set, &set) == 0) return CPU_COUNT(&set);
+    if (sched_getaffinity(0, sizeof set, &set) == 0) cores = CPU_COUNT(&set);
+    double quota = 0, period = 0;
+    if (std::FILE* file = std::fopen("/sys/fs/cgroup/cpu.max", "r")) {  // "max 100000" where there is no limit
+      if (std::fscanf(file, "%lf %lf", &quota, &period) != 2) quota = 0;
+      std::fclose(file);
+    } else if ((file = std::fopen("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", "r"))) {
+      if (std::fscanf(file, "%lf", &quota) != 1) quota = 0;
+      std::fclose(file);
+      period = 100000;
+    }
+    if (quota > 0 && period > 0) cores = std::min<int64_t>(cores, std::max<int64_t>(1, std::llround(quota / period)));
 #endif
-    return std::thread::hardware_concurrency();
+    return cores;
   }
 
   void Serve() {
@@ -248,56 +275,64 @@ class Workers {
 //   count, steps           how many rows and steps there are
 //   kMostRows              the rows that a tile has registers for
 //   Stretch()              the steps of a stretch
-//   Tile<kOut, kRows, kFetch>(o, row, from, to, sums)   kFetch: the weights may still be far away
-//   Finish<kOut>(o, row, rows, r, sums)   for row `row + r` of the tile of `rows` rows that begins with `row`
+//   Tile<kOut, kRows, kFetch, kWhole>(o, row, from, to, sums)   kFetch: the weights may still be far away; kWhole: the
+//                          stretch is all there is, and the tile finishes what it does
+//   Finish<kOut>(o, row, sums)   the outputs of one row
 inline int64_t TileRows(int64_t left, int64_t most) {
   const int64_t tiles = (left + most - 1) / most;  // of much the same size: one row costs as much as two
   return (left + tiles - 1) / tiles;
 }
 
-template <class Op, int kOut, bool kFetch>
+template <class Op, int kOut, bool kFetch, bool kWhole>
 inline void OneTile(const Op& op, int64_t o, int64_t row, int64_t rows, int64_t from, int64_t to, F32* sums) {
   switch (rows) {
-    case 1: op.template Tile<kOut, 1, kFetch>(o, row, from, to, sums); break;
-    case 2: op.template Tile<kOut, 2, kFetch>(o, row, from, to, sums); break;
-    case 3: if constexpr (Op::kMostRows >= 3) op.template Tile<kOut, 3, kFetch>(o, row, from, to, sums); break;
-    case 4: if constexpr (Op::kMostRows >= 4) op.template Tile<kOut, 4, kFetch>(o, row, from, to, sums); break;
-    case 5: if constexpr (Op::kMostRows >= 5) op.template Tile<kOut, 5, kFetch>(o, row, from, to, sums); break;
-    default: if constexpr (Op::kMostRows >= 6) op.template Tile<kOut, 6, kFetch>(o, row, from, to, sums); break;
+    case 1: op.template Tile<kOut, 1, kFetch, kWhole>(o, row, from, to, sums); break;
+    case 2: op.template Tile<kOut, 2, kFetch, kWhole>(o, row, from, to, sums); break;
+    case 3: if constexpr (Op::kMostRows >= 3) op.template Tile<kOut, 3, kFetch, kWhole>(o, row, from, to, sums); break;
+    case 4: if constexpr (Op::kMostRows >= 4) op.template Tile<kOut, 4, kFetch, kWhole>(o, row, from, to, sums); break;
+    case 5: if constexpr (Op::kMostRows >= 5) op.template Tile<kOut, 5, kFetch, kWhole>(o, row, from, to, sums); break;
+    default: if constexpr (Op::kMostRows >= 6) op.template Tile<kOut, 6, kFetch, kWhole>(o, row, from, to, sums); break;
+  }
+}
+
+template <class Op, bool kWhole>
+void OutputsInStretches(const Op& op, int64_t begin, int64_t end, int64_t stretch) {
+  static thread_local Buffer<F32> sums;
+  if (!kWhole) sums.assign((end - begin) * op.count, F32{});
+  const int64_t fours = begin + (end - begin) / 4 * 4;
+  const auto at = [&](int64_t o, int64_t row) { return sums.data() + (o - begin) * op.count + row * (o < fours ? 4 : 1); };
+  const auto next = [&](int64_t o) { return o < fours ? o + 4 : o + 1; };
+  const auto tile = [&](int64_t o, int64_t row, int64_t rows, int64_t from, int64_t to) {
+    if (o >= fours) OneTile<Op, 1, true, kWhole>(op, o, row, rows, from, to, at(o, row));
+    else if (row == 0) OneTile<Op, 4, true, kWhole>(op, o, row, rows, from, to, at(o, row));
+    else OneTile<Op, 4, false, kWhole>(op, o, row, rows, from, to, at(o, row));
+  };
+  if (kWhole) {
+    for (int64_t o = begin; o < end; o = next(o))
+      for (int64_t row = 0, rows; row < op.count; row += rows)
+        tile(o, row, rows = TileRows(op.count - row, Op::kMostRows), 0, op.steps);
+    return;
+  }
+  for (int64_t from = 0; from < op.steps; from += stretch)
+    for (int64_t row = 0, rows; row < op.count; row += rows) {
+      rows = TileRows(op.count - row, Op::kMostRows);
+      for (int64_t o = begin; o < end; o = next(o)) tile(o, row, rows, from, std::min(op.steps, from + stretch));
+    }
+  for (int64_t row = 0, rows; row < op.count; row += rows) {
+    rows = TileRows(op.count - row, Op::kMostRows);
+    for (int64_t o = begin; o < end; o = next(o))
+      for (int64_t r = row; r < row + rows; ++r) {
+        if (o < fours) op.template Finish<4>(o, r, at(o, r));
+        else op.template Finish<1>(o, r, at(o, r));
+      }
   }
 }
 
 template <class Op>
 void Outputs(const Op& op, int64_t begin, int64_t end) {
-  static thread_local Buffer<F32> sums;
-  sums.assign((end - begin) * op.count, F32{});
-  const int64_t fours = begin + (end - begin) / 4 * 4, stretch = op.Stretch();
-  const auto at = [&](int64_t o, int64_t row) { return sums.data() + (o - begin) * op.count + row * (o < fours ? 4 : 1); };
-  const auto tile = [&](int64_t o, int64_t row, int64_t rows, int64_t from, int64_t to) {
-    if (o >= fours) OneTile<Op, 1, true>(op, o, row, rows, from, to, at(o, row));
-    else if (row == 0) OneTile<Op, 4, true>(op, o, row, rows, from, to, at(o, row));
-    else OneTile<Op, 4, false>(op, o, row, rows, from, to, at(o, row));
-  };
-  const auto next = [&](int64_t o) { return o < fours ? o + 4 : o + 1; };
-  if (stretch >= op.steps) {
-    for (int64_t o = begin; o < end; o = next(o))
-      for (int64_t row = 0, rows; row < op.count; row += rows)
-        tile(o, row, rows = TileRows(op.count - row, Op::kMostRows), 0, op.steps);
-  } else {
-    for (int64_t from = 0; from < op.steps; from += stretch)
-      for (int64_t row = 0, rows; row < op.count; row += rows) {
-        rows = TileRows(op.count - row, Op::kMostRows);
-        for (int64_t o = begin; o < end; o = next(o)) tile(o, row, rows, from, std::min(op.steps, from + stretch));
-      }
-  }
-  for (int64_t row = 0, rows; row < op.count; row += rows) {
-    rows = TileRows(op.count - row, Op::kMostRows);
-    for (int64_t r = 0; r < rows; ++r) {
-      int64_t o = begin;
-      for (; o < fours; o += 4) op.template Finish<4>(o, row, rows, r, at(o, row + r));
-      for (; o < end; ++o) op.template Finish<1>(o, row, rows, r, at(o, row + r));
-    }
-  }
+  const int64_t stretch = op.Stretch();
+  if (stretch >= op.steps) OutputsInStretches<Op, true>(op, begin, end, stretch);
+  else OutputsInStretches<Op, false>(op, begin, end, stretch);
 }
 
 // Several products as one job, outputs shared out in parts.
@@ -411,13 +446,13 @@ struct Plain {
     return count <= 2 * kMostRows ? steps : kFirstCache / (kMostRows * Kind::kStep * sizeof(typename Kind::Element));
   }
 
-  template <int kOut, int kRows, bool kFetch>
+  template <int kOut, int kRows, bool kFetch, bool kWhole>
   inline void Tile(int64_t o, int64_t row, int64_t from, int64_t to, F32* sums) const {
     F32 kept[kRows][kOut];
     KLJUDGE_UNROLL
     for (int r = 0; r < kRows; ++r)
       KLJUDGE_UNROLL
-      for (int j = 0; j < kOut; ++j) kept[r][j] = sums[r * kOut + j];
+      for (int j = 0; j < kOut; ++j) kept[r][j] = kWhole ? F32{} : sums[r * kOut + j];
     const typename Kind::Element* w_at = weight + o * size + from * Kind::kStep;
     const typename Kind::Element* x_at = rows->Tile(row) + from * kRows * Kind::kStep;
     for (int64_t i = from; i < to; ++i, w_at += Kind::kStep, x_at += kRows * Kind::kStep) {
@@ -452,19 +487,24 @@ struct Plain {
       }
     }
     KLJUDGE_UNROLL
-    for (int r = 0; r < kRows; ++r)
-      KLJUDGE_UNROLL
-      for (int j = 0; j < kOut; ++j) sums[r * kOut + j] = kept[r][j];
+    for (int r = 0; r < kRows; ++r) {
+      if constexpr (kWhole) {
+        Finish<kOut>(o, row + r, kept[r]);
+      } else {
+        KLJUDGE_UNROLL
+        for (int j = 0; j < kOut; ++j) sums[r * kOut + j] = kept[r][j];
+      }
+    }
   }
 
   template <int kOut>
-  inline void Finish(int64_t o, int64_t row, int64_t, int64_t r, const F32* sums) const {
+  inline void Finish(int64_t o, int64_t row, const F32* sums) const {
     float whole[kOut];
     SumEach<kOut>(sums, whole);
     for (int j = 0; j < kOut; ++j) {
       for (int64_t i = steps * Kind::kStep; i < size; ++i)
-        whole[j] += Kind::Widen(weight[(o + j) * size + i]) * Kind::Widen(rows->given[(row + r) * size + i]);
-      out[(row + r) * outputs + o + j] = whole[j];
+        whole[j] += Kind::Widen(weight[(o + j) * size + i]) * Kind::Widen(rows->given[row * size + i]);
+      out[row * outputs + o + j] = whole[j];
     }
   }
 };
@@ -660,13 +700,13 @@ struct Integer {
     return count <= 2 * kMostRows ? steps : kFirstCache / (kMostRows * 2 * kGroup);
   }
 
-  template <int kOut, int kRows, bool kFetch>
+  template <int kOut, int kRows, bool kFetch, bool kWhole>
   inline void Tile(int64_t o, int64_t row, int64_t from, int64_t to, F32* sums) const {
     F32 kept[kRows][kOut];
     KLJUDGE_UNROLL
     for (int r = 0; r < kRows; ++r)
       KLJUDGE_UNROLL
-      for (int j = 0; j < kOut; ++j) kept[r][j] = sums[r * kOut + j];
+      for (int j = 0; j < kOut; ++j) kept[r][j] = kWhole ? F32{} : sums[r * kOut + j];
     for (int64_t g = from; g < to; ++g) {
       U8 w[kOut][kVectors];
       KLJUDGE_UNROLL
@@ -707,17 +747,22 @@ struct Integer {
       }
     }
     KLJUDGE_UNROLL
-    for (int r = 0; r < kRows; ++r)
-      KLJUDGE_UNROLL
-      for (int j = 0; j < kOut; ++j) sums[r * kOut + j] = kept[r][j];
+    for (int r = 0; r < kRows; ++r) {
+      if constexpr (kWhole) {
+        Finish<kOut>(o, row + r, kept[r]);
+      } else {
+        KLJUDGE_UNROLL
+        for (int j = 0; j < kOut; ++j) sums[r * kOut + j] = kept[r][j];
+      }
+    }
   }
 
   template <int kOut>
-  inline void Finish(int64_t o, int64_t row, int64_t, int64_t r, const F32* sums) const {
+  inline void Finish(int64_t o, int64_t row, const F32* sums) const {
     float whole[kOut];
     SumEach<kOut>(sums, whole);
     KLJUDGE_UNROLL
-    for (int j = 0; j < kOut; ++j) out[(row + r) * outputs + o + j] = whole[j] * kind.Final(o + j);
+    for (int j = 0; j < kOut; ++j) out[row * outputs + o + j] = whole[j] * kind.Final(o + j);
   }
 };
 

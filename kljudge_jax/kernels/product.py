@@ -11,6 +11,8 @@
 
 from __future__ import annotations
 
+import functools
+import time
 from collections.abc import Sequence
 
 import jax
@@ -55,6 +57,33 @@ def products(rows: jax.Array, weights: Sequence[Weight], local: bool = True) -> 
     if native and len(stored) > 1:
         return tuple(product(rows, weight, local) for weight in weights)
     return tuple(_by_xla(rows, _in_dtype(weight, rows.dtype)) for weight in weights)
+
+
+@functools.cache
+def fastest_dtype() -> str:
+    """ "bfloat16" or "float32": in which of them products of few rows are faster on this backend.
+
+    Weights in 16 bits are half as many bytes, which decides wherever reading them bounds a product: on accelerators,
+    and in the native products. XLA's products on a CPU are bound by other things, which differ between processors:
+    there both are timed once, which takes about a second; but not on several hosts, which must agree.
+    """
+    if jax.default_backend() != "cpu" or library().ready:
+        return "bfloat16"
+    if jax.process_count() > 1:
+        return "float32"
+
+    def seconds(dtype):
+        rows, weight = jnp.ones((5, 1024), dtype), jnp.ones((4096, 1024), dtype)
+        compiled = jax.jit(lambda rows, weight: product(rows, weight))
+        compiled(rows, weight).block_until_ready()
+        found = []
+        for _ in range(5):
+            start = time.perf_counter()
+            compiled(rows, weight).block_until_ready()
+            found.append(time.perf_counter() - start)
+        return min(found)
+
+    return min(("bfloat16", "float32"), key=seconds)
 
 
 def _stored(weight: Weight):

@@ -87,7 +87,8 @@ class ModelPair:
 
         Args:
           target, draft: hub id, local folder (safetensors, or ours) or .gguf file.
-          dtype: "float32", "bfloat16", "float16", or "auto": bfloat16, but float32 on a CPU without a C++ compiler.
+          dtype: "float32", "bfloat16", "float16", or "auto": bfloat16; on a CPU without a C++ compiler whichever of
+            bfloat16 and float32 is measured to be faster.
           mesh: devices to spread the models over, such as "data=2,tensor=4"; None is one device.
           axes: what of the target is split over which axis of the mesh, as changes to the table of `parallel.axes`
             ("vocab=none,mlp=tensor+fsdp"); None is that table.

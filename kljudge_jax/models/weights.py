@@ -13,7 +13,7 @@ import safetensors
 from jax.sharding import NamedSharding
 
 from kljudge_jax.errors import InputError
-from kljudge_jax.kernels.cpu_library import library
+from kljudge_jax.kernels.product import fastest_dtype
 from kljudge_jax.kernels.quantize import round_to
 from kljudge_jax.models import names
 from kljudge_jax.models.config import TransformerConfig
@@ -55,12 +55,9 @@ class TensorSource(Protocol):
 
 
 def resolve_dtype(name: str) -> Any:
-    """The dtype of that name; "auto" is the fastest on this device. InputError if there is none.
-
-    That is bfloat16, but for a CPU without the native products, where XLA multiplies small models faster in float32.
-    """
+    """The dtype of that name; "auto" is the fastest on this device (`fastest_dtype`). InputError if there is none."""
     if name == "auto":
-        name = "float32" if jax.default_backend() == "cpu" and not library().ready else "bfloat16"
+        name = fastest_dtype()
     if name not in _DTYPES:
         raise InputError(f"dtype {name!r} is not supported: expected {', '.join(_DTYPES)} or auto")
     return _DTYPES[name]

@@ -54,9 +54,9 @@ def test_any_shape_is_the_product(rows, outputs, size, dtype, local):
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("shape", [(130, 300), (4096, 64)])  # the second is split between threads
 def test_a_row_is_the_same_to_the_bit_alone_and_beside_others(dtype, shape):
-    x, weight, _ = case(23, *shape, dtype)
+    x, weight, _ = case(64, *shape, dtype)
     together = np.asarray(jax.jit(product)(x, weight))
-    for count in (1, 2, 5, 6, 7, 9, 13):
+    for count in (1, 2, 5, 6, 7, 9, 13, 22):
         np.testing.assert_array_equal(jax.jit(product)(x[:count], weight), together[:count])
 
 
@@ -113,3 +113,68 @@ def test_without_a_compiler_or_when_switched_off_xla_does_it(tmp_path):
     broken.write_text("#!/bin/sh\necho 'this compiler is broken' >&2\nexit 1\n")
     broken.chmod(0o755)
     assert "this compiler is broken" in said(PATH=f"{tmp_path}:/usr/bin:/bin", XDG_CACHE_HOME=str(tmp_path))
+
+
+@needs_native
+def test_a_cache_that_cannot_be_written_or_is_not_ours_is_gone_around(tmp_path):
+    cache = tmp_path / "kljudge_jax"
+    cache.mkdir()
+    say = (
+        "import os, pathlib; from kljudge_jax.kernels import cpu_library as c; c._FLAGS = ('-O0', *c._FLAGS[1:])\n"
+        "print(c.library().ready, *sorted(str(p) for p in pathlib.Path(os.environ['XDG_CACHE_HOME']).rglob('*.so')))"
+    )
+
+    def said():
+        environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path)}
+        return subprocess.run(
+            [sys.executable, "-c", say], env=environment, capture_output=True, text=True, check=True
+        ).stdout.split()
+
+    ready, built = said()
+    assert ready == "True"
+    stamp = os.stat(built).st_mtime_ns
+    assert said() == ["True", built] and os.stat(built).st_mtime_ns == stamp  # kept
+    os.chmod(built, 0o777)  # as one that another user could have written
+    assert said() == ["True", built] and os.stat(built).st_mtime_ns != stamp and not os.stat(built).st_mode & 0o022
+
+
+@needs_native
+@pytest.mark.parametrize("threads", ["1", "3"])
+def test_any_number_of_threads_makes_the_same_sums(threads, tmp_path):
+    code = (
+        "import sys, numpy as np, jax.numpy as jnp; from kljudge_jax.kernels.product import product\n"
+        "rng = np.random.default_rng(0); x, w = (jnp.asarray(rng.standard_normal(s), jnp.float32) for s in "
+        "((9, 300), (2100, 300)))\nnp.save(sys.argv[1], product(x, w))"
+    )
+    path = tmp_path / "product.npy"
+    environment = os.environ | {"KLJUDGE_THREADS": threads}
+    subprocess.run([sys.executable, "-c", code, str(path)], env=environment, check=True)
+    rng = np.random.default_rng(0)
+    x, w = (jnp.asarray(rng.standard_normal(shape), jnp.float32) for shape in ((9, 300), (2100, 300)))
+    np.testing.assert_array_equal(np.load(path), product(x, w))
+
+
+@pytest.mark.parametrize("slow", ["bfloat16", "float32"])
+def test_the_faster_dtype_is_what_a_clock_says_where_xla_multiplies(slow, monkeypatch):
+    from kljudge_jax.kernels import product as module
+
+    assert module.fastest_dtype() == "bfloat16" or not library().ready
+    at, running = 0.0, None
+
+    def jit(function):
+        def run(rows, weight):
+            nonlocal running
+            running = str(rows.dtype)
+            return rows
+
+        return run
+
+    def clock():
+        nonlocal at
+        at += 2.0 if running == slow else 1.0
+        return at
+
+    monkeypatch.setattr(module, "library", lambda: library()._replace(ready=False))
+    monkeypatch.setattr(module.jax, "jit", jit)
+    monkeypatch.setattr(module.time, "perf_counter", clock)
+    assert module.fastest_dtype.__wrapped__() == {"bfloat16": "float32", "float32": "bfloat16"}[slow]

@@ -1,0 +1,114 @@
+"""The products as compilers make them for other processors than the one at hand, as far as it can run them."""
+
+import ctypes
+import functools
+import platform
+import shutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from kljudge_jax.kernels import cpu_library
+from kljudge_jax.kernels.quantize import from_int4, from_int8, to_int4, to_int8
+
+COMPILER = next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
+# What each kind of processor has in common, and what the build says that it uses.
+KINDS = {
+    "x86-64": (set(), "portable"),
+    "x86-64-v3": ({"avx2", "fma", "f16c", "bmi2"}, "AVX2"),
+    "x86-64-v4": ({"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512cd"}, "AVX-512"),
+}
+
+pytestmark = pytest.mark.skipif(
+    COMPILER is None or platform.machine() != "x86_64" or jax.default_backend() != "cpu",
+    reason="needs a C++ compiler on an x86-64 processor",
+)
+
+
+def flags_of_this_processor():
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    return set(next(line for line in lines if line.startswith("flags")).split())
+
+
+@functools.cache
+def built(kind, folder):
+    path = folder / f"{kind}.so"
+    # Tiles are the same at any level, and this one compiles in a third of the time.
+    cpu_library.build(COMPILER, path, ("-O1", f"-march={kind}", "-std=c++17", "-shared", "-fPIC", "-pthread", "-w"))
+    return cpu_library.register(ctypes.CDLL(str(path)), f"_{kind}")
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def kind(request, tmp_path_factory):
+    needed, says = KINDS[request.param]
+    if not Path("/proc/cpuinfo").exists() or needed - flags_of_this_processor():
+        pytest.skip(f"this processor is no {request.param}")
+    assert built(request.param, tmp_path_factory.getbasetemp()) == says
+    return request.param
+
+
+def draw(*shape, seed=0):
+    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), jnp.float32)
+
+
+def call(target, kind, rows, *operands, outputs):
+    result = (jax.ShapeDtypeStruct((rows.shape[0], outputs), jnp.float32),)
+    return np.asarray(jax.ffi.ffi_call(f"kljudge_{target}_{kind}", result)(rows, *operands)[0])
+
+
+@pytest.mark.parametrize("shape", [(7, 20), (66, 200), (41, 1100)])  # outputs and columns, no whole tiles
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_every_build_makes_the_product_of_any_number_of_rows(kind, dtype, shape):
+    weight = draw(*shape).astype(dtype)
+    for count in (1, 2, 3, 5, 7, 9, 40):
+        rows = draw(count, shape[1], seed=count).astype(dtype)
+        want = np.asarray(rows, np.float64) @ np.asarray(weight, np.float64).T
+        got = call(dtype, kind, rows, weight, outputs=shape[0])
+        np.testing.assert_allclose(got, want, atol=2e-6 * shape[1])
+        # A row is the same to the bit whoever stands beside it.
+        np.testing.assert_array_equal(call(dtype, kind, rows[:1], weight, outputs=shape[0]), got[:1])
+
+
+@pytest.mark.parametrize(("target", "to", "back"), [("int8", to_int8, from_int8), ("int4", to_int4, from_int4)])
+def test_every_build_multiplies_integers_as_exactly(kind, target, to, back):
+    outputs, size = 22, 1088
+    stored = to(draw(outputs, size).at[3, 5].set(40.0))  # an outlier, so that some scales are large
+    for count in (1, 2, 3, 6, 11, 30):
+        rows = draw(count, size, seed=count)
+        groups = np.asarray(rows, np.float64).reshape(count, -1, 64)
+        scale = np.abs(groups).max(-1, keepdims=True) / 127
+        rounded = (np.round(groups / scale) * scale).reshape(count, size)
+        want = rounded @ np.asarray(back(*stored, jnp.float32), np.float64).T
+        got = call(target, kind, rows, *stored, outputs=outputs)
+        # Ties may round either way; each is half a step of one element.
+        np.testing.assert_allclose(got, want, atol=2e-3 * np.abs(want).max())
+        np.testing.assert_array_equal(call(target, kind, rows[:1], *stored, outputs=outputs), got[:1])
+
+
+@pytest.mark.parametrize("dim", [8, 64, 80, 128])
+@pytest.mark.parametrize("window", [0, 9])
+def test_every_build_attends_to_the_same(kind, dim, window):
+    batch, groups, share, slots = 2, 2, 3, 150
+    starts = jnp.asarray([120, 3], jnp.int32)
+    keys, values = draw(batch, groups, slots, dim, seed=1), draw(batch, groups, slots, dim, seed=2)
+    for time in (1, 4, 9):
+        query = draw(batch, time, groups * share, dim, seed=3) * dim**-0.5
+        key, value = draw(batch, time, groups, dim, seed=4), draw(batch, time, groups, dim, seed=5)
+        results = [jax.ShapeDtypeStruct(x.shape, jnp.float32) for x in (query, keys, values)]
+        got, new_keys, new_values = jax.ffi.ffi_call(f"kljudge_attention_{kind}", results)(
+            query, key, value, starts, keys, values, window=np.int64(window), softcap=np.float32(0)
+        )
+        for b in range(batch):
+            for t in range(time):
+                last = int(starts[b]) + t
+                seen = slice(max(0, last + 1 - window) if window else 0, last + 1)
+                for n in range(groups * share):
+                    scores = np.asarray(new_keys[b, n // share, seen], np.float64) @ np.asarray(
+                        query[b, t, n], np.float64
+                    )
+                    weights = np.exp(scores - scores.max())
+                    want = weights / weights.sum() @ np.asarray(new_values[b, n // share, seen], np.float64)
+                    np.testing.assert_allclose(got[b, t, n], want, atol=3e-6)
