@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
 
 from kljudge_jax.errors import InputError
 
@@ -52,11 +54,11 @@ class Costs(NamedTuple):
       together: bool `[]`, no prompt waits for a slot: the run then ends with its slowest row.
     """
 
-    cycle: jax.Array
-    catch_up: jax.Array | float = 0.0
-    spent: jax.Array | float = 0.0
-    forced: jax.Array | int = -1
-    together: jax.Array | bool = True
+    cycle: jax.Array | np.ndarray
+    catch_up: ArrayLike = 0.0
+    spent: ArrayLike = 0.0
+    forced: ArrayLike = -1
+    together: ArrayLike = True
 
 
 @jax.tree_util.register_dataclass

@@ -14,7 +14,7 @@ from kljudge_jax.parallel.hosts import agreed
 # to be timed may be in vain.
 _ROUNDS, _CYCLES = 2, 2
 # Cycles of the shortest length cost nothing extra, so one more block of them takes about this long, in up to so many.
-_SECONDS, _MOST = 0.1, 16
+_SECONDS, _MOST = 0.05, 8
 # A row whose last tokens cut a draft short spoils a block; after so many in vain a length is given up.
 _PATIENCE = 4
 # The part of what a run may lose that may go into timing.
@@ -54,7 +54,7 @@ class CycleCosts:
         self._timed: dict[int, _Timed] = {length: _Timed() for length in plan}
         self._limited = adaptive.minimum == 0
         self._base = plan[0] if plan else 0
-        self._long: float | None = None  # seconds of a cycle of the shortest length, from a long block
+        self._cycle: float | None = None  # seconds of a cycle of the shortest length
         self._warm = False  # whether a block of the shortest has run
         self._first: tuple[int, float] | None = None  # the length of the first block with a draft, and its cost
         self._idle = 0  # cycles since a draft
@@ -75,7 +75,7 @@ class CycleCosts:
         """The length that the next block should have, and its cycles; None when all is known that will be."""
         for length, timed in self._timed.items():
             if not timed.open:
-                if length == self._base and self._long is None and timed.seconds:
+                if length == self._base and self._cycle is None and timed.seconds:
                     return length, int(np.clip(_SECONDS * _CYCLES / min(timed.seconds), 2 * _CYCLES, _MOST))
                 continue
             if length == self._base:
@@ -84,13 +84,13 @@ class CycleCosts:
             known = any(other.seconds for w, other in self._timed.items() if w != self._base)
             cost = self.table()[length] - 1 if known else self._estimate * (length - self._base)
             loss = cycles * max(self._net.get(length, cost), 0.0)
-            if self._long is not None and (not self._limited or self._lost + loss <= _TIMING * ALLOWANCE):
+            if self._cycle is not None and (not self._limited or self._lost + loss <= _TIMING * ALLOWANCE):
                 return length, cycles
         return None
 
     def took(self, length: int, drafted: np.ndarray, tokens: float, seconds: float) -> float:
         """A block ran with the length asked for, drafted int `[cycles]` at the most in each cycle, and committed
-        `tokens` a row and cycle. Returns what was lost to it, in cycles of the shortest length."""
+        `tokens` in a cycle. Returns what was lost to it, in cycles of the shortest length."""
         cycles, timed = len(drafted), self._timed[length]
         if not cycles:
             timed.vain += 1
@@ -105,24 +105,29 @@ class CycleCosts:
             elif not self._warm:
                 self._warm = True
             elif not timed.open:
-                self._long = seconds / cycles
+                # What a block costs by itself falls out of the difference to a shorter one.
+                alone = (seconds - min(timed.seconds)) / (cycles - _CYCLES) if cycles > _CYCLES else 0.0
+                self._cycle = max(alone, seconds / cycles / 2)
             elif cycles == _CYCLES:
                 timed.seconds.append(seconds)
             else:
                 timed.vain += 1
             return 0.0
-        took = seconds / self._cycle() / cycles
+        if self._cycle is None:  # none of the shortest could be timed
+            timed.vain += 1
+            return 0.0
+        took = seconds / self._cycle / cycles
         self._lost += (took - tokens) * cycles
         if asked and self._first is None:
             # It also takes what the draft was not asked for until then, so it counts only where there is no other.
             self._first = length, took
-            took -= float(self.costs().catch_up) * np.ceil(self._idle / CATCH_UP)
+            took -= self._catch_up() * np.ceil(self._idle / CATCH_UP)
         elif asked and cycles == _CYCLES:
             timed.seconds.append(seconds)
         else:
             timed.vain += 1
         self._net[length] = took - tokens
-        return (seconds / self._cycle()) - tokens * cycles
+        return seconds / self._cycle - tokens * cycles
 
     @property
     def measured(self) -> bool:
@@ -144,26 +149,27 @@ class CycleCosts:
 
     def costs(self, spent: float = 0.0, forced: int = -1, together: bool = True) -> Costs:
         """What the device decides by: the table, and the fields of `Costs` that the caller knows."""
+        return Costs(
+            self.table(), np.float32(self._catch_up()), np.float32(spent), np.int32(forced), np.asarray(together)
+        )
+
+    def _catch_up(self) -> float:
+        """What a draft's pass over tokens that it was not asked for costs."""
         table = self.table()
         token = float(table[-1] - table[0]) / (len(table) - 1)
         step = min(self._draft, token)
         # A position costs the draft what it costs the target, in proportion to its size.
-        catch_up = step + (CATCH_UP - 1) * self._draft * (token - step)
-        return Costs(table, np.float32(catch_up), np.float32(spent), np.int32(forced), np.bool_(together))
-
-    def _cycle(self) -> float:
-        """Seconds of a cycle of the shortest length; only for differences, since it has a part of a block's own."""
-        return min([self._long, *(s / _CYCLES for s in self._timed[self._base].seconds)])
+        return step + (CATCH_UP - 1) * self._draft * (token - step)
 
     def _found(self) -> dict[int, float]:
         """The cost of each length that was timed, against the shortest: differences of blocks of as many cycles, so
         that what a block costs by itself falls out."""
-        if self._long is None:
+        if self._cycle is None:
             return {}
         base = min(self._timed[self._base].seconds)
         first = {} if self._first is None else dict([self._first])
         return first | {
-            length: 1 + (min(timed.seconds) - base) / (_CYCLES * self._cycle())
+            length: 1 + (min(timed.seconds) - base) / (_CYCLES * self._cycle)
             for length, timed in self._timed.items()
             if timed.seconds
         }

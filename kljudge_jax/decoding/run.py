@@ -209,15 +209,19 @@ class Run:
 
     def _last_block(self) -> tuple[np.ndarray, float]:
         """The longest draft of each cycle of the last block, over all slots, int `[cycles]`; and the tokens that a slot
-        committed in a cycle, on average."""
+        committed in a cycle: on average while prompts wait, then in the slot that committed fewest."""
         before, after = self.queue.cycles, self._known["cycles"]
         drafted = np.zeros(int(np.max(after - before)), np.int64)
-        committed = 0
+        rates, weights = [], []
         for slot, ran in enumerate(after - before):
             block = slice(before[slot], after[slot])
             drafted[:ran] = np.maximum(drafted[:ran], self._known["cycle_drafted"][slot, block])
-            committed += int(self._known["cycle_committed"][slot, block].sum())
-        return drafted, committed / max(int((after - before).sum()), 1)
+            if ran:
+                rates.append(self._known["cycle_committed"][slot, block].mean())
+                weights.append(ran)
+        if not rates:
+            return drafted, 0.0
+        return drafted, float(np.average(rates, weights=weights) if self.queue.waiting else np.min(rates))
 
     def _generation(self, of, counts: stats.Stats) -> Generation:
         rows = [self._ended[prompt][0] for prompt in of]

@@ -85,9 +85,9 @@ def test_a_length_that_costs_too_much_is_passed_over():
 
 def test_a_length_that_is_timed_is_had_whatever_pays():
     adaptive = kj.Adaptive()
-    for forced in (0, 2, 8):
+    for length in (0, 2, 8):
         for now in (pace(0, 10), pace(10, 10)):
-            assert bound(adaptive, now, linear(adaptive, 0.1)._replace(forced=jnp.int32(forced))) == forced
+            assert bound(adaptive, now, linear(adaptive, 0.1)._replace(forced=jnp.int32(length))) == length
 
 
 def test_a_run_that_gave_up_tries_again_ever_more_seldom():
