@@ -38,7 +38,7 @@ class _Timed:
 class CycleCosts:
     """The table that an adaptive length decides by, and where it is to be measured, the lengths to be timed next.
 
-    Lengths that were not timed cost what lies on the line between those around them, or through them. What is timed
+    Lengths that were not timed cost what those around them let expect. What is timed
     stops when half of what a run may lose to drafts is lost; the estimate, or what is known by then, serves for the
     rest. With `Adaptive.minimum` from 1 on there is no such limit.
     """
@@ -48,6 +48,8 @@ class CycleCosts:
         goes into the draft, by the sizes of the models."""
         self._lengths = np.arange(adaptive.maximum + 1)
         self._estimate, self._draft = estimate, draft
+        widths = np.array(adaptive.widths())
+        self._next = widths[np.searchsorted(widths, self._lengths)]
         plan = [w for w in adaptive.widths() if w >= adaptive.minimum] if adaptive.cost == MEASURED else []
         # The shortest, then the cheapest draft, then the two that bound the slope best.
         plan = plan[:2] + plan[:1:-1]
@@ -144,6 +146,9 @@ class CycleCosts:
         costs = np.maximum.accumulate([found[length] for length in lengths])
         slope = (costs[-1] - 1) / (last - self._base)
         table = np.interp(self._lengths, lengths, costs) + slope * np.maximum(self._lengths - last, 0)
+        # Between two widths the pass is as dear as at the next one; only the draft is shorter.
+        saved = min(self._draft, slope) * (self._next - self._lengths)
+        table = np.maximum(table, table[self._next] - saved)
         floor = 1 + _FASTEST * self._draft * np.maximum(self._lengths - self._base, 0)
         return np.maximum(table, floor).astype(np.float32)
 

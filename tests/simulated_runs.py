@@ -44,13 +44,13 @@ def accepted_of(random, rates, length):
     return np.cumprod(random.random((len(rates), length)) < rates[:, None], axis=1).sum(axis=1)
 
 
-def adaptive_run(machine, adaptive, rates, tokens, seed=0, estimate=(0.25, 0.2)):
+def adaptive_run(machine, adaptive, rates, tokens, seed=0, costs=None):
     """Plain cycles' time that a batch takes, all rows for `tokens` tokens; and its lengths, cycle by cycle.
 
-    `estimate` is what the sizes of the models say of a draft token, and of the draft's part in it.
+    Without `costs`, which earlier runs measured, the sizes of the models say that a draft token costs a quarter.
     """
     random, rates = np.random.default_rng(seed), np.asarray(rates, float)
-    costs, rows = CycleCosts(adaptive, *estimate), len(rates)
+    costs, rows = costs or CycleCosts(adaptive, 0.25, machine.step), len(rates)
     static = adaptive.without_cost()
     state, count = Pace.start(rows), np.zeros(rows, np.int32)
     time = spent = 0.0
