@@ -33,7 +33,7 @@ CATCH_UP = 16
 # many tokens' worth of evidence that is, and what a cycle with a draft leaves of the evidence before it.
 _PRIOR_RATE = 0.7
 _PRIOR_WEIGHT = 2.0
-_MEMORY = 0.9
+_MEMORY = 0.95
 
 # The words for a cost that is measured while a run goes on, and for one that the models' sizes say.
 MEASURED, SIZE = "measured", "size"
@@ -120,7 +120,8 @@ class Adaptive:
     When nothing pays and `minimum` is 0, the run decodes plainly, in the same steps as without a verifier. It tries a
     short draft after 16 such cycles, then after 64, and so on. What drafts cost more than they save is added up, and
     none is tried that could take the run past 2.5 % of the plain decoding of what it wrote, or of 256 tokens where it
-    wrote less. While no prompt waits for a slot that holds for every row, since a batch ends with its slowest.
+    wrote less. While no prompt waits for a slot that holds for every row that drafts do not pay
+    for, since a batch ends with its slowest.
 
     What does not depend on the lengths: the tokens of a lossless rule at temperature 0, and the distribution of one
     that samples. What does: the draws of a rule that samples, and the tokens of a relaxed rule. Those depend on a
@@ -181,16 +182,19 @@ class Adaptive:
         lengths = jnp.arange(self.maximum + 1)
         rate = pace.accepted / pace.tested
         kept = jnp.where(lengths <= left[:, None], rate[:, None] ** lengths, 0.0)
-        speed = jnp.where(lengths >= self.minimum, jnp.cumsum(jnp.sum(kept, axis=0)) / costs.cycle, 0.0)
+        tokens = jnp.cumsum(kept, axis=1)
+        speed = jnp.where(lengths >= self.minimum, jnp.sum(tokens, axis=0) / costs.cycle, 0.0)
         if self.minimum:
             bound = jnp.argmax(speed).astype(jnp.int32)
         else:
             # At the worst, all that is drafted is rejected.
             loss = costs.cycle - 1 + costs.catch_up * _pieces(pace)
-            run = _may_lose(pace.written) - pace.lost
-            row = jnp.min(jnp.where(left >= 0, _may_lose(count) - pace.behind, jnp.inf))
-            may_lose = jnp.where(costs.together, jnp.minimum(run, row), run) - costs.spent
-            affordable = (lengths == 0) | (loss <= may_lose)
+            affordable = loss <= _may_lose(pace.written) - pace.lost - costs.spent
+            # Of many rows one is always unlucky: one that drafts pay for gets back what it lost.
+            may_lose = _may_lose(count) - pace.behind - costs.spent
+            row = (loss <= may_lose[:, None]) | (tokens >= costs.cycle) | (left < 0)[:, None]
+            affordable &= jnp.all(row, axis=0) | ~jnp.asarray(costs.together)
+            affordable |= lengths == 0
             best = jnp.argmax(jnp.where(affordable, speed, 0.0)).astype(jnp.int32)
             bound = jnp.where((best == 0) & _due(pace) & affordable[self.probe], self.probe, best)
         bound = jnp.where(costs.forced >= 0, costs.forced, bound)

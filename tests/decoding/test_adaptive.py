@@ -27,7 +27,8 @@ def small():
 def pace(accepted, tested, **known):
     """What is remembered of rows that had so many draft tokens accepted of so many tested."""
     accepted, tested = (np.asarray(x, np.float32).reshape(-1) for x in (accepted, tested))
-    return dataclasses.replace(Pace.start(len(tested)), accepted=accepted, tested=tested, **known)
+    known = {"accepted": jnp.asarray(accepted), "tested": jnp.asarray(tested)} | known
+    return dataclasses.replace(Pace.start(len(tested)), **known)
 
 
 def linear(adaptive, cost):
@@ -115,14 +116,16 @@ def test_no_draft_is_tried_that_a_run_or_a_row_cannot_afford():
         ({}, 6.0, True, 4),
         ({"lost": 6.35}, 0, True, 0),
         ({"lost": 6.35, "written": 512.0}, 0, True, 8),
-        ({"behind": [-9.0, 6.0]}, 0, True, 4),
-        ({"behind": [-9.0, 6.0]}, 0, False, 8),
+        ({"behind": [-9.0, 6.0]}, 0, True, 8),  # what it lost it gets back
+        ({"behind": [-9.0, 6.0], "accepted": [9.9, 0.0]}, 0, True, 4),
+        ({"behind": [-9.0, 6.0], "accepted": [9.9, 0.0]}, 0, False, 8),
         (idle | {"lost": 5.0}, 0, True, 8),
         (idle | {"lost": 5.0}, 0.5, True, 5),
     ):
         known = {name: jnp.asarray(value) for name, value in known.items()}
+        known = {"accepted": jnp.asarray([9.9, 9.9])} | known
         given = costs._replace(catch_up=0.2, spent=spent, together=jnp.asarray(together))
-        assert bound(adaptive, pace([9.9, 9.9], [10, 10], **known), given) == length, known
+        assert bound(adaptive, dataclasses.replace(pace([0, 0], [10, 10]), **known), given) == length, known
     assert bound(kj.Adaptive(minimum=1), pace(0, 9, lost=jnp.float32(99)), costs) == 1
 
 
@@ -147,9 +150,9 @@ def test_a_new_prompt_is_taken_for_what_the_others_were():
 def test_evidence_fades_but_not_while_nothing_is_drafted():
     adaptive, costs = kj.Adaptive(), linear(kj.Adaptive(), 0.1)
     now = after(adaptive, pace(2.0, 4.0), costs, 4, 4, 2)
-    np.testing.assert_allclose((now.accepted[0], now.tested[0]), (1.8 + 2, 3.6 + 3))  # the fourth was not tested
+    np.testing.assert_allclose((now.accepted[0], now.tested[0]), (1.9 + 2, 3.8 + 3))  # the fourth was not tested
     now = after(adaptive, now, costs, 4, 4, 4)
-    np.testing.assert_allclose((now.accepted[0], now.tested[0]), (3.42 + 4, 5.94 + 4))
+    np.testing.assert_allclose((now.accepted[0], now.tested[0]), (3.705 + 4, 6.46 + 4))
     same = after(adaptive, now, costs, 0, 0, 0)
     assert (same.accepted, same.tested, same.idle) == (now.accepted, now.tested, now.idle + 1)
 

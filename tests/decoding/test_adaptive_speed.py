@@ -45,9 +45,9 @@ def test_costs_that_are_given_keep_to_it_too():
 )
 def test_where_drafts_pay_it_is_as_fast_as_the_best_length(machine, rates):
     """95 % of it, once the costs are known."""
-    adaptive, tokens, rounds = kj.Adaptive(), 768, range(3)
+    adaptive, tokens = kj.Adaptive(), 512
     costs = CycleCosts(adaptive, 0.25, machine.step)
     adaptive_run(machine, adaptive, rates, tokens, 9, costs)
-    mine = np.mean([adaptive_run(machine, adaptive, rates, tokens, seed, costs)[0] for seed in rounds])
-    best = min(np.mean([fixed_run(machine, adaptive, n, rates, tokens, seed) for seed in rounds]) for n in range(9))
+    mine = np.mean([adaptive_run(machine, adaptive, rates, tokens, seed, costs)[0] for seed in range(8)])
+    best = min(np.mean([fixed_run(machine, adaptive, n, rates, tokens, seed) for seed in range(40)]) for n in range(9))
     assert best < 0.75 * tokens and mine <= best / 0.95
