@@ -132,8 +132,6 @@ def _stream(options, pair, prompt, **drafting):
 
 
 def _summary(options, result) -> str:
-    from kljudge_jax.decoding.display import pace
-
     stats = result.stats
     speed = f"{stats.tokens} tokens in {stats.seconds:.1f} s, {stats.tokens_per_second:.1f} tokens/s"
     if stats.compile_seconds >= 0.1:
@@ -144,7 +142,7 @@ def _summary(options, result) -> str:
             f", {stats.mean_acceptance_length:.2f} tokens each; "
             f"{stats.accepted} of {stats.drafted} draft tokens kept, {stats.relaxed} of them relaxed"
         )
-    return "\n".join(filter(None, (line, pace(result))))
+    return "\n".join(filter(None, (line, result.pace)))
 
 
 def _as_json(options, pair, result) -> dict:
@@ -157,6 +155,7 @@ def _as_json(options, pair, result) -> dict:
         "stats": result.stats.to_json(),
         "verifier": options.verifier,
         "draft_length": options.draft_length,
+        **({"pace": result.pace} if result.pace else {}),
         "target": pair.target_name,
         "draft": pair.draft_name,
         "dtype": str(pair.target.dtype),

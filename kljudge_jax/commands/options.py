@@ -239,8 +239,8 @@ def add_drafting(parser: argparse.ArgumentParser) -> None:
         "--draft-length",
         metavar="LENGTH",
         default="8",
-        help="draft tokens a cycle: a number, or adaptive:maximum=8 (as many as pay, by the sizes of the "
-        "models), or adaptive:maximum=8,cost=measured (by the time that cycles take)",
+        help="draft tokens a cycle: a number, or adaptive:maximum=8 (as many as pay, by the time that "
+        "cycles take), or adaptive:maximum=8,cost=size (by the sizes of the models)",
     )
     add_drafter(parser)
 

@@ -1,86 +1,144 @@
-"""A draft length that follows, row by row and on the device, what was accepted lately."""
+"""A draft length that follows, cycle by cycle and on the device, what was accepted lately and what cycles cost."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
 
 from kljudge_jax.errors import InputError
 
-# A row that drafts nothing tries again when its cycles are a multiple of this; of four times as many each time that it
-# was in vain, up to the longest: what a draft that never pays costs then goes to nothing. Multiples, since rows that
-# have come as far try together, and a batch pays for one draft what it pays for all.
+# A batch that has not drafted for so many cycles tries again; for four times as many each time that it was in vain, up
+# to the longest.
 PROBE_INTERVAL = 16
 _GROWTH = 4
 _LONGEST_INTERVAL = 1024
+
+# What a run may lose to drafts that do not pay, as a share of the plain decoding of what it wrote; a run that wrote
+# little may lose what one of so many tokens may. The promise is 3 %: the rest is for what no table of costs knows.
+_MOST_LOST = 0.025
+_FEWEST_TOKENS = 256
+# The least that a run may lose, in plain cycles.
+ALLOWANCE = _MOST_LOST * _FEWEST_TOKENS
+
+# How many tokens at a time a draft takes that was not asked for some cycles.
+CATCH_UP = 16
 
 # A running estimate of the share of draft tokens that are accepted: what a row is taken for before its first draft, how
 # many tokens' worth of evidence that is, and what a cycle with a draft leaves of the evidence before it.
 _PRIOR_RATE = 0.7
 _PRIOR_WEIGHT = 2.0
-_MEMORY = 0.9
+_MEMORY = 0.95
 
-# The word for a cost that is measured while a run goes on.
-MEASURED = "measured"
+# The words for a cost that is measured while a run goes on, and for one that the models' sizes say.
+MEASURED, SIZE = "measured", "size"
 
 # What the target pays for one more position, as a share of a pass over one: 1.23 times one pass for five positions was
 # measured on a CPU with a good layout; accelerators pay less until they run out of arithmetic.
 SCORING_COST = 0.05
 
 
+class Costs(NamedTuple):
+    """What an adaptive length decides by; the unit is a plain cycle, or the shortest that is allowed.
+
+    Attributes:
+      cycle: f32 `[K + 1]`, what a cycle with n draft tokens costs, for the whole batch; infinity rules a length out.
+      catch_up: f32 `[]`, what it costs that a draft which was not asked takes 16 tokens.
+      spent: f32 `[]`, what the run lost to cycles that were timed.
+      forced: int32 `[]`, the length that cycles have now whatever pays, so as to be timed; -1 for none.
+      together: bool `[]`, no prompt waits for a slot: the run then ends with its slowest row.
+    """
+
+    cycle: jax.Array | np.ndarray
+    catch_up: ArrayLike = 0.0
+    spent: ArrayLike = 0.0
+    forced: ArrayLike = -1
+    together: ArrayLike = True
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Pace:
-    """What `Adaptive` remembers of every row.
+    """What `Adaptive` remembers of every row, and of the run.
 
     Attributes:
       accepted: f32 `[B]`, draft tokens accepted, fading with time.
       tested: f32 `[B]`, draft tokens accepted or rejected, fading alike; those after a rejection were not tested.
-      age: int32 `[B]`, cycles that the row has had.
-      interval: int32 `[B]`, a row that wants no draft tries one where its age is a multiple of this.
+      idle: int32 `[]`, cycles since the last one with a draft.
+      interval: int32 `[]`, so many without a draft, and one is tried.
+      behind: f32 `[B]`, plain cycles that drafts have cost each row more than they saved it; negative where they paid.
+      lost: f32 `[]`, the same of the run, a mean over the rows that ran.
+      written: f32 `[]`, tokens committed, a mean over the rows that ran.
     """
 
     accepted: jax.Array
     tested: jax.Array
-    age: jax.Array
+    idle: jax.Array
     interval: jax.Array
+    behind: jax.Array
+    lost: jax.Array
+    written: jax.Array
 
     @classmethod
     def start(cls, batch: int) -> Pace:
         return cls(
             jnp.full((batch,), _PRIOR_RATE * _PRIOR_WEIGHT),
             jnp.full((batch,), _PRIOR_WEIGHT),
-            jnp.zeros((batch,), jnp.int32),
-            jnp.full((batch,), PROBE_INTERVAL, jnp.int32),
+            jnp.int32(0),
+            jnp.int32(PROBE_INTERVAL),
+            jnp.zeros((batch,)),
+            jnp.float32(0.0),
+            jnp.float32(0.0),
+        )
+
+    def entered(self, slot: jax.Array) -> Pace:
+        """With a new prompt in a slot: it is taken for what the rows were on average, and tried before long."""
+        rate = jnp.sum(self.accepted) / jnp.sum(self.tested)
+        return dataclasses.replace(
+            self,
+            accepted=self.accepted.at[slot].set(rate * _PRIOR_WEIGHT),
+            tested=self.tested.at[slot].set(_PRIOR_WEIGHT),
+            interval=jnp.int32(PROBE_INTERVAL),
+            behind=self.behind.at[slot].set(0.0),
         )
 
 
 @dataclasses.dataclass(frozen=True)
 class Adaptive:
-    """As many draft tokens as pay: the n that maximises expected tokens over cost, (1 + a + ... + a^n) / (1 + cost n).
+    """As many draft tokens as pay: each cycle, the n that maximises expected tokens over cost.
 
-    a is a row's own running acceptance rate, so a row of a batch wants what it wants alone; the batch drafts as many
-    as its most hopeful row wants, and no row uses more than its own. The expectation is that of Leviathan et al.,
-    arXiv 2211.17192. When nothing pays and `minimum` is 0, a row decodes plainly, and tries a short draft again when
-    its cycles are a multiple of 16, then of 64, and so on. Lossless rules stay lossless: what is wanted depends on the
-    past alone.
+    The expected tokens are those of all running rows, sum_b (1 + a_b + ... + a_b^n), where a_b is a row's own running
+    acceptance rate; the cost is that of a cycle of the whole batch. So one length holds for all rows of a cycle (a row
+    near its end uses less), and one hopeful row does not slow the others down. The expectation is that of Leviathan et
+    al., arXiv 2211.17192.
 
-    With `cost="measured"` the first blocks of cycles of a run have lengths that are chosen to be timed, and what a
-    cycle of each length took, in place of 1 + cost n, decides from then on, in later runs of the same program too. The
-    tokens of a relaxed rule then depend on how fast the machine is, as do draws; those of a lossless rule at
-    temperature 0 do not.
+    When nothing pays and `minimum` is 0, the run decodes plainly, in the same steps as without a verifier. It tries a
+    short draft after 16 such cycles, then after 64, and so on. What drafts cost more than they save is added up, and
+    none is tried that could take the run past 2.5 % of the plain decoding of what it wrote, or of 256 tokens where it
+    wrote less. While no prompt waits for a slot that holds for every row that drafts do not pay
+    for, since a batch ends with its slowest.
+
+    What does not depend on the lengths: the tokens of a lossless rule at temperature 0, and the distribution of one
+    that samples. What does: the draws of a rule that samples, and the tokens of a relaxed rule. Those depend on a
+    prompt's company in the batch unless `minimum` is `maximum`, and with `cost="measured"` on how fast the machine is.
+
+    With `cost="measured"` the first blocks of cycles of a run are timed, plain ones first, and then some with drafts,
+    as many as half of those 2.5 % allow; what they took decides from then on, in later runs of the same program too.
 
     Attributes:
-      minimum: the fewest draft tokens of a cycle; from 1 on a row never decodes plainly.
+      minimum: the fewest draft tokens of a cycle; from 1 on a run never decodes plainly, and may be slower than that.
       maximum: the most, K.
       confidence: a draft also ends where the draft model's top probability (at temperature 1) is below this, before a
         token is drawn there; 0 is never.
-      cost: what one more draft token costs, drafting and scoring it, as a share of a plain target pass. None: the ratio
-        of the weights that each model reads, and 0.05 for scoring a position, for as many drafts and views as the
-        rule has. "measured": what cycles turn out to take.
+      cost: what one more draft token costs, drafting and scoring it. "measured": what cycles turn out to take. "size":
+        the ratio of the weights that each model reads, and 0.05 for scoring a position, for as many drafts and views as
+        the rule has; too little where arithmetic bounds a pass, as in batches on a CPU. Or a number, as a share of a
+        plain target pass.
 
     Raises:
       InputError: a number out of its range.
@@ -89,7 +147,7 @@ class Adaptive:
     minimum: int = 0
     maximum: int = 8
     confidence: float = 0.0
-    cost: float | str | None = None
+    cost: float | str = MEASURED
 
     def __post_init__(self):
         for name in ("minimum", "maximum"):
@@ -102,8 +160,10 @@ class Adaptive:
             )
         if not _is_number(self.confidence) or not 0 <= self.confidence <= 1:
             raise InputError(f"give Adaptive a number from 0 up to 1 as its confidence, not {self.confidence!r}")
-        if self.cost not in (None, MEASURED) and (not _is_number(self.cost) or not 0 <= self.cost < math.inf):
-            raise InputError(f"give Adaptive a number from 0 on as its cost, '{MEASURED}' or None, not {self.cost!r}")
+        if self.cost not in (MEASURED, SIZE) and (not _is_number(self.cost) or not 0 <= self.cost < math.inf):
+            raise InputError(
+                f"give Adaptive '{MEASURED}', '{SIZE}' or a number from 0 on as its cost, not {self.cost!r}"
+            )
 
     def widths(self) -> tuple[int, ...]:
         """The lengths of draft that a target pass is compiled for, ascending; 0 is a plain step."""
@@ -111,40 +171,89 @@ class Adaptive:
 
     def without_cost(self) -> Adaptive:
         """The same, whatever it costs: costs are data of a compiled run, and this is static."""
-        return dataclasses.replace(self, cost=None)
+        return dataclasses.replace(self, cost=SIZE)
 
-    def wanted(self, pace: Pace, costs: jax.Array) -> jax.Array:
-        """How many draft tokens each row wants now: int32 `[B]`.
+    def bound(self, pace: Pace, costs: Costs, count: jax.Array, left: jax.Array) -> jax.Array:
+        """How many draft tokens a row may have in the next cycle: int32 `[]`.
 
-        `costs` f32 `[K + 1]` is what a cycle with n draft tokens costs, in any unit; infinity rules a length out.
+        `count` int32 `[B]` is how many tokens each row has, and `left` `[B]` how many draft tokens it could use;
+        negative where it has stopped.
         """
-        rate = pace.accepted / pace.tested
         lengths = jnp.arange(self.maximum + 1)
-        tokens = jnp.cumsum(rate[:, None] ** lengths, axis=1)
-        best = jnp.argmax(jnp.where(lengths >= self.minimum, tokens / costs, 0.0), axis=1).astype(jnp.int32)
-        return jnp.where((best == 0) & _due(pace), self.probe, best)
+        rate = pace.accepted / pace.tested
+        kept = jnp.where(lengths <= left[:, None], rate[:, None] ** lengths, 0.0)
+        tokens = jnp.cumsum(kept, axis=1)
+        speed = jnp.where(lengths >= self.minimum, jnp.sum(tokens, axis=0) / costs.cycle, 0.0)
+        if self.minimum:
+            bound = jnp.argmax(speed).astype(jnp.int32)
+        else:
+            # At the worst, all that is drafted is rejected.
+            loss = costs.cycle - 1 + costs.catch_up * _pieces(pace)
+            affordable = loss <= _may_lose(pace.written) - pace.lost - costs.spent
+            # Of many rows one is always unlucky: one that drafts pay for gets back what it lost.
+            may_lose = _may_lose(count) - pace.behind - costs.spent
+            row = (loss <= may_lose[:, None]) | (tokens >= costs.cycle) | (left < 0)[:, None]
+            affordable &= jnp.all(row, axis=0) | ~jnp.asarray(costs.together)
+            affordable |= lengths == 0
+            best = jnp.argmax(jnp.where(affordable, speed, 0.0)).astype(jnp.int32)
+            bound = jnp.where((best == 0) & _due(pace) & affordable[self.probe], self.probe, best)
+        bound = jnp.where(costs.forced >= 0, costs.forced, bound)
+        return jnp.clip(bound, 0, jnp.maximum(jnp.max(left), 0))
 
-    def update(self, pace: Pace, wanted: jax.Array, drafted: jax.Array, accepted: jax.Array) -> Pace:
-        """What is remembered after a cycle in which a row wanted, drafted and accepted so many tokens, `[B]` each."""
+    def update(
+        self,
+        pace: Pace,
+        costs: Costs,
+        longest: jax.Array,
+        drafted: jax.Array,
+        accepted: jax.Array,
+        committed: jax.Array,
+        running: jax.Array,
+    ) -> Pace:
+        """What is remembered after a cycle.
+
+        Args:
+          pace, costs: what it was decided by.
+          longest: int32 `[]`, draft tokens that were made for the row that wanted most; 0 is a plain cycle.
+          drafted, accepted, committed: int32 `[B]`, of each row.
+          running: bool `[B]`, the rows that the cycle was for.
+        """
         memory = jnp.where(drafted > 0, _MEMORY, 1.0)
         tested = accepted + (accepted < drafted)
-        # A row that pays again wants a draft at once, and not when it is due.
+        tokens = jnp.sum(committed) / jnp.maximum(jnp.sum(running), 1)
+        cost = costs.cycle[longest] + costs.catch_up * _pieces(pace)
+        # Cycles that the host times it adds up itself.
+        counts = (longest > 0) & (costs.forced < 0)
+        # A run that pays again drafts at once, and not when it is due.
         interval = jnp.where(_due(pace), jnp.minimum(_GROWTH * pace.interval, _LONGEST_INTERVAL), PROBE_INTERVAL)
         return Pace(
             memory * pace.accepted + accepted,
             memory * pace.tested + tested,
-            pace.age + 1,
-            jnp.where(wanted > 0, interval, pace.interval),
+            jnp.where(longest > 0, 0, pace.idle + 1),
+            jnp.where(longest > 0, interval, pace.interval),
+            pace.behind + jnp.where(counts & running, cost - committed, 0.0),
+            pace.lost + jnp.where(counts, cost - tokens, 0.0),
+            pace.written + tokens,
         )
 
     @property
     def probe(self) -> int:
-        """How many draft tokens a row tries that wanted none."""
+        """How many draft tokens a run tries that wanted none."""
         return max(1, math.ceil(self.maximum / 4))
 
 
+def _may_lose(tokens: jax.Array) -> jax.Array:
+    """How many plain cycles may be lost to drafts in so many tokens."""
+    return jnp.maximum(_MOST_LOST * tokens, ALLOWANCE)
+
+
+def _pieces(pace: Pace) -> jax.Array:
+    """In how many pieces a draft takes what it was not asked for."""
+    return jnp.ceil(pace.idle / CATCH_UP)
+
+
 def _due(pace: Pace) -> jax.Array:
-    return (pace.age > 0) & (pace.age % pace.interval == 0)
+    return pace.idle >= pace.interval
 
 
 def _is_number(value: object) -> bool:

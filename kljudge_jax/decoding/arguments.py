@@ -29,6 +29,7 @@ class Plan(NamedTuple):
       draft_length: K.
       adaptive: how the length adapts, or None.
       cost: what one more draft token costs by estimate, as a share of a plain target pass.
+      draft_cost: the part of it that the sizes of the models say the draft takes.
       scorer: how the target looks at a draft.
     """
 
@@ -38,6 +39,7 @@ class Plan(NamedTuple):
     draft_length: int
     adaptive: Adaptive | None
     cost: float
+    draft_cost: float
     scorer: Scorer
 
 
@@ -47,7 +49,7 @@ def plan(pair, verifier, drafter, draft_length, sampling: Sampling) -> Plan:
         verifier = parse_verifier(verifier, sampling.greedy)
     if verifier is None:
         strict = GreedyExact() if sampling.greedy else SpeculativeSampling()
-        return Plan(strict, None, None, 0, None, 0.0, DraftScorer())
+        return Plan(strict, None, None, 0, None, 0.0, 0.0, DraftScorer())
     name = type(verifier).__name__
     if not callable(verifier) or isinstance(verifier, type):
         raise InputError(f"a verifier is a rule such as KLJudge(0.4) or a word such as 'kl:0.4', got {verifier!r}")
@@ -71,7 +73,8 @@ def plan(pair, verifier, drafter, draft_length, sampling: Sampling) -> Plan:
             "verifier=None"
         )
     scorer = _scorer(verifier, drafter, pair, sampling)
-    cost = scorer.drafts * drafter.cost(pair) + scorer.positions * SCORING_COST
+    draft_cost = scorer.drafts * drafter.cost(pair)
+    cost = draft_cost + scorer.positions * SCORING_COST
     if adaptive is not None and isinstance(adaptive.cost, int | float):
         cost = float(adaptive.cost)
 
@@ -96,7 +99,7 @@ def plan(pair, verifier, drafter, draft_length, sampling: Sampling) -> Plan:
         draft_state=_state_of(draft or pair.target) if "draft_hidden" in needs else None,
         target_state=_state_of(pair.target) if "target_hidden" in needs else None,
     )
-    return Plan(verifier, draft, drafter, int(draft_length), adaptive, cost, scorer)
+    return Plan(verifier, draft, drafter, int(draft_length), adaptive, cost, draft_cost, scorer)
 
 
 def _state_of(model: Transformer) -> tuple[int, jnp.dtype]:

@@ -118,7 +118,10 @@ def pace(result: Generation) -> str:
     share = stats.plain_cycles / stats.cycles
     if share > 0.5:
         return f"speculation does not pay here, and stopped in {share:.0%} of the cycles: {line}"
-    return f"{stats.drafted / stats.cycles:.1f} draft tokens a cycle paid best: {line}"
+    mean = f"{stats.drafted / stats.cycles:.1f} draft tokens a cycle"
+    if stats.plain_cycles:
+        return f"{mean}, none in {share:.0%} of the cycles: {line}"
+    return f"{mean} paid best: {line}"
 
 
 def cost(stats: Stats) -> str:

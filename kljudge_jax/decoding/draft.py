@@ -8,17 +8,14 @@ from typing import ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from kljudge_jax.decoding.adaptive import CATCH_UP
 from kljudge_jax.decoding.drafter import Caches, Context, Draft, Models, Request
-from kljudge_jax.decoding.run_if import run_if
 from kljudge_jax.decoding.sampling import Sampling, draw, process_logits
 from kljudge_jax.errors import InputError
 from kljudge_jax.models.cache import KVCache
 from kljudge_jax.models.pair import ModelPair
 from kljudge_jax.models.transformer import Transformer, parameters
 from kljudge_jax.verification.distributions import Normaliser
-
-# How many tokens at a time a draft takes that was not asked for some cycles.
-_CATCH_UP = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,12 +45,8 @@ class ModelDraft:
     ) -> tuple[Draft, Caches]:
         """See `Drafter`. The draft's cache may lack the token before the last one, and all those before it that came of
         cycles without a draft."""
-
-        def rolled_out(cache):
-            hidden, cache = _consume_last(models.draft, cache, context, request)
-            return roll_out(models.draft, cache, hidden, context, sampling, request)
-
-        draft, cache = where_wanted(rolled_out, models.draft, caches.draft, context, sampling, request)
+        hidden, cache = _consume_last(models.draft, caches.draft, context, request)
+        draft, cache = roll_out(models.draft, cache, hidden, context, sampling, request)
         return draft, caches._replace(draft=cache)
 
 
@@ -85,23 +78,13 @@ def _consume_last(model: Transformer, cache: KVCache, context: Context, request:
         return context.consumed - cache.length
 
     def catch_up(cache):
-        start = jnp.clip(cache.length, 0, jnp.maximum(context.consumed + 1 - _CATCH_UP, 0))
-        tokens = jnp.take_along_axis(context.sequence, start[:, None] + jnp.arange(_CATCH_UP), axis=1)
+        start = jnp.clip(cache.length, 0, jnp.maximum(context.consumed + 1 - CATCH_UP, 0))
+        tokens = jnp.take_along_axis(context.sequence, start[:, None] + jnp.arange(CATCH_UP), axis=1)
         _, cache = model(tokens, cache.at_length(start))
-        return cache.at_length(jnp.minimum(start + _CATCH_UP, context.consumed + 1))
+        return cache.at_length(jnp.minimum(start + CATCH_UP, context.consumed + 1))
 
     cache = jax.lax.while_loop(lambda cache: jnp.max(behind(cache)) > 1, catch_up, cache)
     return consume(2, cache)
-
-
-def where_wanted(
-    rolled_out, model: Transformer, cache: KVCache, context: Context, sampling: Sampling, request: Request
-):
-    """`rolled_out(cache)`, a draft and a cache, or an empty draft if the length adapts and no row wants one."""
-    if request.adaptive is None:
-        return rolled_out(cache)
-    empty = _Rollout.start(model, cache, context, sampling, request).as_draft()
-    return run_if(jnp.any(context.wanted > 0), lambda carry: rolled_out(carry[1]), (empty, cache))
 
 
 def roll_out(

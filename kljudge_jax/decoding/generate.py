@@ -65,8 +65,8 @@ def generate(
       trace: also return `kl`, `logprobs` and `cycles`.
       progress: called with a `Progress` between blocks of cycles.
       batch_size: how many prompts are decoded side by side; the others wait, and each takes the slot of an answer that
-        ended. Every answer is what it would be alone. None is all of them. A slot has room for the longest prompt with
-        its new tokens, so prompts of like length go best together.
+        ended. Every answer is what it would be alone, but for what `Adaptive` says of its own. None is all of them. A
+        slot has room for the longest prompt with its new tokens, so prompts of like length go best together.
       answered: called with the index of a prompt and its answer alone, a `Generation`, soon after it ends; in the order
         in which they end. What it does takes no time of `stats`.
 

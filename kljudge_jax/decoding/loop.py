@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kljudge_jax.decoding.adaptive import Pace
+from kljudge_jax.decoding.adaptive import Costs, Pace
 from kljudge_jax.decoding.drafter import Caches, Context, Draft, Models, Request
 from kljudge_jax.decoding.run_if import run_if
 from kljudge_jax.decoding.sampling import Sampling
@@ -93,7 +93,7 @@ def run_cycles(
     halted: jax.Array,
     max_cycles: jax.Array,
     enough: jax.Array | int = NEVER_ENOUGH,
-    costs: jax.Array | None = None,
+    costs: Costs | None = None,
     *,
     settings: Settings,
     rule: type,
@@ -102,7 +102,7 @@ def run_cycles(
     at the most. `state` is donated.
 
     `eos` int32 `[E]` holds every id that ends an answer, and `halted` bool `[B]` the rows that the host stopped; an
-    adaptive length needs `costs` (see `Adaptive.wanted`); the other arguments are those of `cycle`. `rule` is the
+    adaptive length needs `costs`; the other arguments are those of `cycle`. `rule` is the
     verifier's class: jit keys a program by the structure of its arguments, and jaxlib 0.10.2 takes the structures of
     two registered dataclasses with as many fields for equal.
     """
@@ -112,15 +112,35 @@ def run_cycles(
     began = jnp.sum(state.running)
 
     def unfinished(carry):
-        i, state = carry
+        i, state = carry[:2]
         left = jnp.sum(state.running)
         return (i < max_cycles) & (left > 0) & (began - left < enough)
 
     def body(carry):
         i, state = carry
-        return i + 1, cycle(models, verifier, sampling, eos, state, settings, costs).placed(models)
+        return i + 1, cycle(models, verifier, sampling, eos, state, settings).placed(models)
 
-    return jax.lax.while_loop(unfinished, body, (jnp.int32(0), state))[1]
+    if settings.adaptive is None:
+        return jax.lax.while_loop(unfinished, body, (jnp.int32(0), state))[1]
+
+    # While nothing is drafted a loop of its own runs, of cycles such as plain decoding has: what a draft passes
+    # through, its buffers and the choice among passes of several widths, would cost every cycle a few per cent.
+    def bounded(i, state):
+        return i, state, settings.adaptive.bound(state.pace, costs, state.count, _left(state))
+
+    def drafting(carry):
+        i, state, bound = carry
+        return bounded(i + 1, cycle(models, verifier, sampling, eos, state, settings, bound, costs).placed(models))
+
+    def plain(carry):
+        i, state, _ = carry
+        return bounded(i + 1, plain_cycle(models, verifier, sampling, eos, state, settings, costs).placed(models))
+
+    def plain_then_drafting(carry):
+        carry = jax.lax.while_loop(lambda carry: unfinished(carry) & (carry[2] == 0), plain, carry)
+        return run_if(unfinished(carry), drafting, carry)
+
+    return jax.lax.while_loop(unfinished, plain_then_drafting, bounded(jnp.int32(0), state))[1]
 
 
 class Proposal(NamedTuple):
@@ -148,14 +168,52 @@ def cycle(
     eos: jax.Array,
     state: LoopState,
     settings: Settings,
-    costs: jax.Array | None = None,
+    bound: jax.Array | None = None,
+    costs: Costs | None = None,
 ) -> LoopState:
-    """One draft, one target pass, one verdict a row, and the commit."""
-    proposal, caches = propose(models, verifier, sampling, eos, state, settings, costs)
+    """One draft, one target pass, one verdict a row, and the commit.
+
+    An adaptive length needs `bound` int32 `[]`, the most draft tokens of a row in this cycle, and `costs`.
+    """
+    proposal, caches = propose(models, verifier, sampling, eos, state, settings, bound)
     outcome, target_cache = _verify(
         models.target, caches.target, verifier, sampling, proposal, state.length - 1, settings
     )
-    return commit(state, Caches(target_cache, caches.draft), proposal.wanted, outcome, eos, settings)
+    return commit(state, Caches(target_cache, caches.draft), proposal.wanted, outcome, eos, settings, costs)
+
+
+def plain_cycle(
+    models: Models,
+    verifier: Verifier,
+    sampling: Sampling,
+    eos: jax.Array,
+    state: LoopState,
+    settings: Settings,
+    costs: Costs,
+) -> LoopState:
+    """A cycle of an adaptive length that drafts nothing: the rule draws one token a row."""
+    _, verify_keys = _cycle_keys(state)
+    last = per_draft(_last_token(state.sequence, state.length - 1), settings)
+    tokens, hidden = jnp.zeros((last.shape[0], 0), jnp.int32), None
+    if "draft_hidden" in getattr(verifier, "needs", frozenset()):
+        model = models.target if models.draft is None else models.draft
+        hidden = jnp.zeros((last.shape[0], 0, model.config.hidden_size), model.dtype)
+    nothing = Draft(tokens, jnp.zeros_like(last), None, None, hidden)
+    cache = state.caches.target.at_length(per_draft(state.length - 1, settings))
+    outcome, cache = verify_drafts(
+        models.target,
+        cache,
+        verifier,
+        sampling,
+        last,
+        nothing,
+        nothing.count,
+        verify_keys,
+        settings=settings,
+        width=0,
+    )
+    wanted = jnp.zeros_like(state.count)
+    return commit(state, Caches(cache, state.caches.draft), wanted, outcome, eos, settings, costs)
 
 
 def propose(
@@ -165,15 +223,11 @@ def propose(
     eos: jax.Array,
     state: LoopState,
     settings: Settings,
-    costs: jax.Array | None = None,
+    bound: jax.Array | None = None,
 ) -> tuple[Proposal, Caches]:
     """The first part of a cycle: a draft a row, or several, and the caches with what was consumed for it."""
-    # A row's draws depend on its own key and on how far it has come, never on its neighbours.
-    cycle_keys = jax.vmap(jax.random.fold_in)(state.keys, state.count)
-    draft_keys, verify_keys = jax.vmap(lambda key: tuple(jax.random.split(key)))(cycle_keys)
-
-    planned = settings.draft_length if settings.adaptive is None else settings.adaptive.wanted(state.pace, costs)
-    wanted = jnp.where(state.running, jnp.minimum(planned, state.budget - state.count - 1), 0)
+    draft_keys, verify_keys = _cycle_keys(state)
+    wanted = jnp.clip(_left(state), 0, settings.draft_length if bound is None else bound)
     context = Context(state.sequence, state.length - 1, wanted, draft_keys)
     draft, caches, last = _propose(models, verifier, sampling, state.caches, context, settings)
 
@@ -182,8 +236,39 @@ def propose(
     return Proposal(draft, count, last, wanted, verify_keys), caches
 
 
+def _cycle_keys(state: LoopState):
+    """What each row's draft and its verdict draw with, keys `[B]` both."""
+    # A row's draws depend on its own key and on how far it has come, never on its neighbours.
+    cycle_keys = jax.vmap(jax.random.fold_in)(state.keys, state.count)
+    return jax.vmap(lambda key: tuple(jax.random.split(key)))(cycle_keys)
+
+
+def _left(state: LoopState) -> jax.Array:
+    """How many draft tokens each row can use, int32 `[B]`: its verdict adds one of its own. -1 where it has stopped."""
+    return jnp.where(state.running, state.budget - state.count - 1, -1)
+
+
+def _longest(wanted: jax.Array, drafted: jax.Array, settings: Settings) -> jax.Array:
+    """How many draft tokens were made for the row that has most, int32 `[]`: what a cycle costs goes by that."""
+    asked = jnp.max(wanted)
+    if settings.fills_drafts:
+        return asked
+    # The token at which a model was too unsure to go on was computed too.
+    return jnp.minimum(asked, jnp.max(drafted) + settings.drafter.draws)
+
+
+def _last_token(sequence: jax.Array, at: jax.Array) -> jax.Array:
+    return jnp.take_along_axis(sequence, at[:, None], axis=1)[:, 0]
+
+
 def commit(
-    state: LoopState, caches: Caches, wanted: jax.Array, outcome: Outcome, eos: jax.Array, settings: Settings
+    state: LoopState,
+    caches: Caches,
+    wanted: jax.Array,
+    outcome: Outcome,
+    eos: jax.Array,
+    settings: Settings,
+    costs: Costs | None = None,
 ) -> LoopState:
     """The last part of a cycle: the state with what the verdicts keep. `caches` hold all that the cycle consumed."""
     consumed = state.length - 1
@@ -201,6 +286,10 @@ def commit(
 
     drafted = jnp.where(state.running, outcome.drafted, 0)
     caches = _commit(caches, consumed, committed, outcome.branch, settings)
+    pace = None
+    if settings.adaptive is not None:
+        longest = _longest(wanted, drafted, settings)
+        pace = settings.adaptive.update(state.pace, costs, longest, drafted, accepted, committed, state.running)
     return LoopState(
         sequence=_write(state.sequence, outcome.emitted, state.length),
         length=state.length + committed,
@@ -211,7 +300,7 @@ def commit(
         failed=state.failed | failed,
         keys=state.keys,
         budget=state.budget,
-        pace=None if settings.adaptive is None else settings.adaptive.update(state.pace, wanted, drafted, accepted),
+        pace=pace,
         cycles=state.cycles + state.running,
         cycle_drafted=_write(state.cycle_drafted, drafted[:, None], state.cycles),
         cycle_committed=_write(state.cycle_committed, committed[:, None], state.cycles),
@@ -227,7 +316,7 @@ def _propose(models, verifier, sampling, caches, context, settings):
         keys = jax.vmap(lambda key: jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(drafts)))(context.keys)
         context = jax.tree.map(lambda x: per_draft(x, settings), dataclasses.replace(context, keys=None))
         context = dataclasses.replace(context, keys=keys.reshape(-1))
-    last = jnp.take_along_axis(context.sequence, context.consumed[:, None], axis=1)[:, 0]
+    last = _last_token(context.sequence, context.consumed)
     if settings.drafter is None:
         nothing = jnp.zeros((last.shape[0], width), jnp.int32)
         return Draft(nothing, jnp.zeros_like(last), None, None, None), caches, last

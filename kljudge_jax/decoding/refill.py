@@ -9,7 +9,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from kljudge_jax.decoding.adaptive import Pace
 from kljudge_jax.decoding.drafter import Caches, Models
 from kljudge_jax.decoding.score import PREFILL_CHUNK, prefill_from
 from kljudge_jax.decoding.state import LoopState, Settings
@@ -87,7 +86,7 @@ def _enter(target, draft, state: LoopState, entry: Entries, shared_chunks, setti
         failed=put(state.failed, False),
         keys=put(state.keys, entry.keys),
         budget=put(state.budget, entry.budget),
-        pace=None if state.pace is None else jax.tree.map(lambda x, new: put(x, new[0]), state.pace, Pace.start(1)),
+        pace=None if state.pace is None else state.pace.entered(slot),
         cycles=put(state.cycles, 0),
     )
 

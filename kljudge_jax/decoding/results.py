@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kljudge_jax.decoding.detokenize import split
-from kljudge_jax.decoding.display import generation_html
+from kljudge_jax.decoding.display import generation_html, pace
 from kljudge_jax.decoding.stats import Cycle, Stats
 
 if TYPE_CHECKING:
@@ -53,6 +53,12 @@ class Generation:
     cycles: list[list[Cycle]] | None = None
     cycle_costs: np.ndarray | None = None
     tokenizer: PreTrainedTokenizerBase | None = dataclasses.field(default=None, repr=False, compare=False)
+
+    @property
+    def pace(self) -> str:
+        """What an adaptive draft length came to, in one line: what it drafted, or that it stopped, and why; "" where
+        the length was fixed."""
+        return pace(self)
 
     def pieces(self, row: int = 0) -> list[str]:
         """The text of each token of an answer; they add up to it, and to no text without a tokenizer."""

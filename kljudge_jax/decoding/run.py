@@ -94,8 +94,11 @@ class Run:
         self.costs: CycleCosts | None = None
         if plan.adaptive is not None:
             models = tuple(model and model.structure for model in self.models)
-            program = models, self.settings, type(self.verifier), self.sampling.greedy, slots
-            self.costs = CycleCosts.of(program, plan.adaptive, plan.cost)
+            # What costs are is much the same whatever room the prompts and the answers have.
+            alike = dataclasses.replace(self.settings, capacity=0, room=0)
+            program = models, alike, type(self.verifier), self.sampling.greedy, slots
+            self.costs = CycleCosts.of(program, plan.adaptive, plan.cost, plan.draft_cost)
+        self._spent = 0.0  # what was lost to cycles that were timed
         began = time.perf_counter()
         self.state = jax.block_until_ready(self.start())
         compiled = compile_seconds(began)
@@ -141,14 +144,17 @@ class Run:
             self._halted,
             np.int32(max_cycles if timed is None else min(max_cycles, timed[1])),
             np.int32(max(1, queue.slots // _SLOTS_A_LOOK) if queue.waiting or watched else loop.NEVER_ENOUGH),
-            None if self.costs is None else self.costs.table() if timed is None else self.costs.only(timed[0]),
+            None
+            if self.costs is None
+            else self.costs.costs(self._spent, -1 if timed is None else timed[0], not queue.waiting),
             settings=self.settings,
             rule=type(self.verifier),
         )
         compiled = compile_seconds(began)
         self._known = look(state, self.settings.trace)
         if self.costs is not None and timed is not None:
-            self.costs.took(timed[0], self._longest_drafts(), time.perf_counter() - began - compiled)
+            seconds = time.perf_counter() - began - compiled
+            self._spent += self.costs.took(timed[0], *self._last_block(), seconds)
         self.state = state
         over = []
         for slot, prompt in queue.occupied():
@@ -201,14 +207,21 @@ class Run:
         )
         return self._generation(range(self.batch), pooled)
 
-    def _longest_drafts(self) -> np.ndarray:
-        """The longest draft of each cycle of the last block, over all slots: int `[cycles]`."""
+    def _last_block(self) -> tuple[np.ndarray, float]:
+        """The longest draft of each cycle of the last block, over all slots, int `[cycles]`; and the tokens that a slot
+        committed in a cycle: on average while prompts wait, then in the slot that committed fewest."""
         before, after = self.queue.cycles, self._known["cycles"]
         drafted = np.zeros(int(np.max(after - before)), np.int64)
+        rates, weights = [], []
         for slot, ran in enumerate(after - before):
-            own = self._known["cycle_drafted"][slot, before[slot] : after[slot]]
-            drafted[:ran] = np.maximum(drafted[:ran], own)
-        return drafted
+            block = slice(before[slot], after[slot])
+            drafted[:ran] = np.maximum(drafted[:ran], self._known["cycle_drafted"][slot, block])
+            if ran:
+                rates.append(self._known["cycle_committed"][slot, block].mean())
+                weights.append(ran)
+        if not rates:
+            return drafted, 0.0
+        return drafted, float(np.average(rates, weights=weights) if self.queue.waiting else np.min(rates))
 
     def _generation(self, of, counts: stats.Stats) -> Generation:
         rows = [self._ended[prompt][0] for prompt in of]

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import jax.numpy as jnp
 
-from kljudge_jax.decoding.draft import bytes_read, roll_out, where_wanted
+from kljudge_jax.decoding.draft import bytes_read, roll_out
 from kljudge_jax.decoding.drafter import Caches, Context, Draft, Models, Request
 from kljudge_jax.decoding.sampling import Sampling
 from kljudge_jax.errors import InputError
@@ -60,14 +60,12 @@ class SelfDraft:
         whole, count = caches.target, self.layers
         model = first_layers(models.target, count)
 
-        def rolled_out(cache):
-            last = jnp.take_along_axis(context.sequence, context.consumed[:, None], axis=1)
-            hidden, cache = model(last, cache.at_length(context.consumed))
-            return roll_out(model, cache, hidden[:, 0], context, sampling, request)
-
-        cache = KVCache(whole.keys[:count], whole.values[:count], whole.length)
-        draft, cache = where_wanted(rolled_out, model, cache, context, sampling, request)
-        merged = KVCache(cache.keys + whole.keys[count:], cache.values + whole.values[count:], context.consumed)
+        cache = KVCache(whole.keys[:count], whole.values[:count], context.consumed)
+        last = jnp.take_along_axis(context.sequence, context.consumed[:, None], axis=1)
+        hidden, consumed = model(last, cache)
+        assert consumed is not None
+        draft, written = roll_out(model, consumed, hidden[:, 0], context, sampling, request)
+        merged = KVCache(written.keys + whole.keys[count:], written.values + whole.values[count:], context.consumed)
         return draft, caches._replace(target=merged)
 
 

@@ -45,11 +45,17 @@ class Settings:
 
     @property
     def widths(self) -> tuple[int, ...]:
-        """The lengths of draft that a target pass is compiled for, ascending, K the last."""
+        """The lengths of draft that a target pass after a draft is compiled for, ascending, K the last."""
         if self.adaptive is not None:
-            return self.adaptive.widths()
+            return tuple(width for width in self.adaptive.widths() if width or not self.fills_drafts)
         varies = self.drafter is not None and not self.drafter.always_full
         return (0, self.draft_length) if varies else (self.draft_length,)
+
+    @property
+    def fills_drafts(self) -> bool:
+        """Whether a draft has as many tokens as are asked for."""
+        confidence = 0.0 if self.adaptive is None else self.adaptive.confidence
+        return self.drafter is not None and self.drafter.always_full and not confidence
 
 
 @jax.tree_util.register_dataclass

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from kljudge_jax.decoding.adaptive import MEASURED, Adaptive
+from kljudge_jax.decoding.adaptive import MEASURED, SIZE, Adaptive
 from kljudge_jax.decoding.draft import ModelDraft
 from kljudge_jax.decoding.drafter import Drafter
 from kljudge_jax.decoding.prompt_lookup import PromptLookup
@@ -28,7 +28,7 @@ def parse_drafter(word: str) -> Drafter:
 
 def parse_draft_length(word: str) -> int | Adaptive:
     """The draft length of a word: a whole number from 1 on, `adaptive`, `adaptive:8` (at most), or
-    `adaptive:minimum=0,maximum=8`, or `adaptive:cost=measured`.
+    `adaptive:minimum=0,maximum=8`, or `adaptive:cost=size`.
 
     Raises:
       InputError: neither, or a parameter that is unknown or out of its range.
@@ -57,7 +57,7 @@ def _make(made: type, name: str, values: list[str]):
             key, text = list(fields)[position], key
         if key not in fields or key in given:
             raise InputError(f"write {_usage(made, name)!r}, for {item!r} is no parameter of {name!r}, or given twice")
-        if made is Adaptive and key == "cost" and text == MEASURED:
+        if made is Adaptive and key == "cost" and text in (MEASURED, SIZE):
             given[key] = text
             continue
         try:

@@ -10,7 +10,7 @@ from tiny_pairs import PROMPTS, answer, forced, text_pair, tiny_pair, tokens_of
 
 import kljudge_jax as kj
 from kljudge_jax.decoding import cycle_costs
-from kljudge_jax.decoding.adaptive import PROBE_INTERVAL, Pace
+from kljudge_jax.decoding.adaptive import PROBE_INTERVAL, Costs, Pace
 from kljudge_jax.decoding.arguments import plan
 from kljudge_jax.decoding.display import pace as pace_line
 from kljudge_jax.decoding.sampling import Sampling
@@ -24,85 +24,161 @@ def small():
     return tiny_pair(vocab_size=33, num_layers=1, noise=0.4)
 
 
-def pace(accepted, tested, age=1, interval=PROBE_INTERVAL):
-    given = (accepted, float), (tested, float), (age, int), (interval, int)
-    return Pace(*(jnp.asarray([x], dtype) for x, dtype in given))
+def pace(accepted, tested, **known):
+    """What is remembered of rows that had so many draft tokens accepted of so many tested."""
+    accepted, tested = (np.asarray(x, np.float32).reshape(-1) for x in (accepted, tested))
+    known = {"accepted": jnp.asarray(accepted), "tested": jnp.asarray(tested)} | known
+    return dataclasses.replace(Pace.start(len(tested)), **known)
 
 
 def linear(adaptive, cost):
-    return 1 + cost * jnp.arange(adaptive.maximum + 1)
+    return Costs((1 + cost * np.arange(adaptive.maximum + 1)).astype(np.float32))
+
+
+_BOUND, _UPDATE = (jax.jit(method, static_argnums=0) for method in (kj.Adaptive.bound, kj.Adaptive.update))
+
+
+def bound(adaptive, now, costs, left=99, count=0):
+    rows = len(now.tested)
+    count, left = (np.broadcast_to(np.asarray(x, np.int32), rows) for x in (count, left))
+    return int(_BOUND(adaptive, now, costs, count, left))
+
+
+def after(adaptive, now, costs, longest, drafted, accepted, committed=None):
+    """What is remembered after a cycle in which the rows drafted and accepted so many tokens."""
+    drafted, accepted = (np.asarray(x, np.int32).reshape(-1) for x in (drafted, accepted))
+    committed = accepted + 1 if committed is None else committed
+    return _UPDATE(adaptive, now, costs, np.int32(longest), drafted, accepted, committed, np.ones_like(drafted, bool))
 
 
 @pytest.mark.parametrize("minimum", [0, 1, 3])
 @pytest.mark.parametrize("cost", [0.02, 0.1, 0.4, 1.5])
-def test_what_is_wanted_maximises_tokens_over_cost(minimum, cost):
+def test_the_bound_maximises_tokens_over_cost(minimum, cost):
     adaptive = kj.Adaptive(minimum, 7)
-    for accepted, tested in ((1.4, 2), (0, 3), (0.01, 40), (2, 4), (9, 10), (60, 60)):
-        rate = accepted / tested
-        speed = [sum(rate**i for i in range(n + 1)) / (1 + cost * n) for n in range(minimum, 8)]
-        found = adaptive.wanted(pace(accepted, tested), linear(adaptive, cost))
-        assert found.tolist() == [minimum + int(np.argmax(speed))]
+    rates = [(1.4, 2), (0, 3), (0.01, 40), (2, 4), (9, 10), (60, 60)]
+    for rows in [[row] for row in rates] + [rates, rates[:2], rates[3:], [(9, 10)] + [(3, 10)] * 15]:
+        accepted, tested = np.array(rows, float).T
+        tokens = np.cumsum((accepted / tested)[:, None] ** np.arange(8), axis=1).sum(axis=0)
+        speed = tokens[minimum:] / (1 + cost * np.arange(minimum, 8))
+        assert bound(adaptive, pace(accepted, tested), linear(adaptive, cost)) == minimum + int(np.argmax(speed))
+
+
+def test_one_hopeful_row_does_not_slow_fifteen_others_down():
+    adaptive = kj.Adaptive()
+    rows = [0.95] + [0.3] * 15
+    assert bound(adaptive, pace(np.array(rows) * 9, np.full(16, 9.0)), linear(adaptive, 0.4)) == 0
+    assert bound(adaptive, pace(9 * 0.95, 9.0), linear(adaptive, 0.4)) > 2  # alone it drafts
+
+
+def test_rows_that_stopped_or_are_near_their_end_do_not_count():
+    adaptive, costs = kj.Adaptive(), linear(kj.Adaptive(), 0.1)
+    now = pace([9.5, 0.0], [10.0, 10.0])
+    assert bound(adaptive, now, costs, [99, -1]) == 8 and bound(adaptive, now, costs, [-1, 99]) == 0
+    assert bound(adaptive, now, costs, [3, -1]) == 3 and bound(adaptive, now, costs, [0, 0]) == 0
+    assert bound(adaptive, now, costs, [-1, -1]) == 0
 
 
 def test_a_length_that_costs_too_much_is_passed_over():
     adaptive = kj.Adaptive(maximum=4)
-    for costs, best in (([1, 1.1, 9, 1.2, 9], 3), ([1, np.inf, np.inf, np.inf, 99], 0), ([np.inf] * 2 + [7] * 3, 4)):
-        assert adaptive.wanted(pace(8, 10), jnp.asarray(costs)).tolist() == [best]
+    for costs, best in (([1, 1.1, 9, 1.2, 9], 3), ([1, np.inf, np.inf, np.inf, 99], 0)):
+        assert bound(adaptive, pace(8, 10), Costs(np.asarray(costs, np.float32))) == best
 
 
-def test_a_row_that_gave_up_tries_again_ever_more_seldom():
-    adaptive = kj.Adaptive(0, 8)
-    now, tries = pace(0.0, 50.0, age=0), []
-    for age in range(300):
-        wanted = adaptive.wanted(now, linear(adaptive, 0.5))
-        tries += [age] if wanted[0] else []
-        assert wanted[0] in (0, 2) and 2 in adaptive.widths()
-        now = adaptive.update(now, wanted, wanted, jnp.asarray([0]))
-    assert tries == [PROBE_INTERVAL * n for n in (1, 4, 16)]
+def test_a_length_that_is_timed_is_had_whatever_pays():
+    adaptive = kj.Adaptive()
+    for length in (0, 2, 8):
+        for now in (pace(0, 10), pace(10, 10)):
+            assert bound(adaptive, now, linear(adaptive, 0.1)._replace(forced=jnp.int32(length))) == length
+
+
+def test_a_run_that_gave_up_tries_again_ever_more_seldom():
+    adaptive = kj.Adaptive()
+    costs = linear(adaptive, 0.1)
+    now, tries = pace(0.0, 50.0), []
+    for age in range(400):
+        wanted = bound(adaptive, now, costs)
+        tries += [age] if wanted else []
+        assert wanted in (0, 2) and 2 in adaptive.widths()
+        now = after(adaptive, now, costs, wanted, wanted, 0)
+    assert tries == [16, 16 + 1 + 64, 16 + 1 + 64 + 1 + 256]
 
     # One that pays again drafts at once, and waits no longer than at first when it stops once more.
-    now = adaptive.update(now, *(jnp.asarray([2]) for _ in range(3)))
-    assert adaptive.update(now, *(jnp.asarray([8]) for _ in range(3))).interval == PROBE_INTERVAL
+    now = after(adaptive, now, costs, 2, 2, 2)
+    assert after(adaptive, now, costs, 8, 8, 8).interval == PROBE_INTERVAL
 
 
-def test_a_draft_that_is_never_right_costs_next_to_nothing():
-    """However cheap it is: what is spent on drafts is less than 3 % of plain decoding from 256 tokens on."""
-    for cost in (0.05, 0.2, 1.0):
-        adaptive = kj.Adaptive(0, 8)
-        now, spent = Pace.start(1), 0.0
-        for _ in range(256):
-            wanted = adaptive.wanted(now, linear(adaptive, cost))
-            spent += cost * float(wanted[0])
-            now = adaptive.update(now, wanted, wanted, jnp.asarray([0]))
-        assert spent < 0.03 * 256, cost
+def test_no_draft_is_tried_that_a_run_or_a_row_cannot_afford():
+    adaptive, costs = kj.Adaptive(), linear(kj.Adaptive(), 0.1)
+    idle = {"idle": jnp.int32(32)}
+    for known, spent, together, length in (
+        ({}, 0, True, 8),
+        ({"lost": 6.0}, 0, True, 4),
+        ({}, 6.0, True, 4),
+        ({"lost": 6.35}, 0, True, 0),
+        ({"lost": 6.35, "written": 512.0}, 0, True, 8),
+        ({"behind": [-9.0, 6.0]}, 0, True, 8),  # what it lost it gets back
+        ({"behind": [-9.0, 6.0], "accepted": [9.9, 0.0]}, 0, True, 4),
+        ({"behind": [-9.0, 6.0], "accepted": [9.9, 0.0]}, 0, False, 8),
+        (idle | {"lost": 5.0}, 0, True, 8),
+        (idle | {"lost": 5.0}, 0.5, True, 5),
+    ):
+        known = {name: jnp.asarray(value) for name, value in known.items()}
+        known = {"accepted": jnp.asarray([9.9, 9.9])} | known
+        given = costs._replace(catch_up=0.2, spent=spent, together=jnp.asarray(together))
+        assert bound(adaptive, dataclasses.replace(pace([0, 0], [10, 10]), **known), given) == length, known
+    assert bound(kj.Adaptive(minimum=1), pace(0, 9, lost=jnp.float32(99)), costs) == 1
+
+
+def test_what_drafts_cost_more_than_they_save_is_added_up():
+    adaptive = kj.Adaptive(maximum=4)
+    costs = linear(adaptive, 0.25)._replace(catch_up=jnp.float32(0.5))
+    now = after(adaptive, pace([1, 1], [2, 2], idle=jnp.int32(17)), costs, 4, [4, 4], [4, 0])
+    np.testing.assert_allclose(now.behind, [2 + 2 * 0.5 - 5, 2 + 2 * 0.5 - 1])
+    assert (now.lost, now.written, now.idle) == (0, 3, 0)
+    now = after(adaptive, now, costs, 0, [0, 0], [0, 0])
+    assert (now.lost, now.written, now.idle) == (0, 4, 1)
+    assert after(adaptive, now, costs._replace(forced=jnp.int32(4)), 4, [4, 4], [0, 0]).lost == 0
+
+
+def test_a_new_prompt_is_taken_for_what_the_others_were():
+    now = pace([1.0, 5.0], [4.0, 6.0], interval=jnp.int32(1024), behind=jnp.asarray([1.0, 2.0])).entered(1)
+    np.testing.assert_allclose(now.accepted, [1.0, 1.2])
+    np.testing.assert_allclose(now.tested, [4.0, 2.0])
+    assert (now.behind.tolist(), int(now.interval)) == ([1.0, 0.0], PROBE_INTERVAL)
 
 
 def test_evidence_fades_but_not_while_nothing_is_drafted():
-    adaptive = kj.Adaptive(maximum=8)
-    now = adaptive.update(pace(2.0, 4.0), *(jnp.asarray([n]) for n in (4, 4, 2)))
-    np.testing.assert_allclose((now.accepted[0], now.tested[0]), (1.8 + 2, 3.6 + 3))  # the fourth was not tested
-    now = adaptive.update(now, *(jnp.asarray([n]) for n in (4, 4, 4)))
-    np.testing.assert_allclose((now.accepted[0], now.tested[0]), (3.42 + 4, 5.94 + 4))
-    same = adaptive.update(now, *(jnp.asarray([n]) for n in (0, 0, 0)))
-    assert (same.accepted, same.tested, same.age) == (now.accepted, now.tested, now.age + 1)
+    adaptive, costs = kj.Adaptive(), linear(kj.Adaptive(), 0.1)
+    now = after(adaptive, pace(2.0, 4.0), costs, 4, 4, 2)
+    np.testing.assert_allclose((now.accepted[0], now.tested[0]), (1.9 + 2, 3.8 + 3))  # the fourth was not tested
+    now = after(adaptive, now, costs, 4, 4, 4)
+    np.testing.assert_allclose((now.accepted[0], now.tested[0]), (3.705 + 4, 6.46 + 4))
+    same = after(adaptive, now, costs, 0, 0, 0)
+    assert (same.accepted, same.tested, same.idle) == (now.accepted, now.tested, now.idle + 1)
 
 
-def test_a_row_of_a_batch_draws_and_wants_what_it_does_alone(small):
-    """Though its company decides how far the draft goes and how wide a pass is."""
-    key, sampling = jax.random.key(3), {"temperature": 1.0, "top_p": 0.9, "trace": True}
-    together = answer(small, kj.KLJudge(0.5), draft_length=HOPEFUL, key=key, **sampling)
+def test_greedy_lossless_tokens_do_not_hang_on_company(small):
+    together = answer(small, "exact", draft_length=HOPEFUL, trace=True)
     assert {cycle.drafted for row in together.cycles for cycle in row} == {0, 1, 2}
+    assert tokens_of(together) == tokens_of(answer(small, None))
+
+
+def test_a_row_of_a_batch_draws_what_it_does_alone_where_the_length_is_one(small):
+    """Though other rows may draft further, where they are surer."""
+    adaptive = kj.Adaptive(2, 2, confidence=0.1, cost=0.1)
+    key, sampling = jax.random.key(3), {"temperature": 1.0, "top_p": 0.9, "trace": True}
+    together = answer(small, kj.KLJudge(0.5), draft_length=adaptive, key=key, **sampling)
     for i, prompt in enumerate(PROMPTS):
         own = jax.random.fold_in(key, i)[None]
-        alone = answer(small, kj.KLJudge(0.5), prompt, draft_length=HOPEFUL, key=own, **sampling)
+        alone = answer(small, kj.KLJudge(0.5), prompt, draft_length=adaptive, key=own, **sampling)
         assert tokens_of(alone)[0] == tokens_of(together)[i] and alone.origin[0] == together.origin[i]
         assert alone.cycles[0] == together.cycles[i]
 
 
 def test_a_draft_that_slept_has_caught_up_when_it_is_asked_again(small):
-    """An equal draft that never pays is asked ever more seldom; were a token missing in its cache, it would err."""
+    """An equal draft that is too dear is tried once; were a token missing in its cache, it would err."""
     equal = dataclasses.replace(small, draft=small.target)
-    out = answer(equal, "exact", draft_length=kj.Adaptive(maximum=1, cost=5.0), max_new_tokens=40, trace=True)
+    out = answer(equal, "exact", draft_length=kj.Adaptive(maximum=1, cost=1.0), max_new_tokens=40, trace=True)
     assert tokens_of(out) == tokens_of(answer(equal, None, max_new_tokens=40))
     for cycles in out.cycles:
         drafted = [cycle.drafted for cycle in cycles]
@@ -115,8 +191,8 @@ def test_a_draft_that_slept_has_caught_up_when_it_is_asked_again(small):
 def test_a_cost_that_is_measured_changes_no_token(small, monkeypatch):
     monkeypatch.setattr(cycle_costs, "_known", {})
     fixed = answer(small, "exact", max_new_tokens=40)
-    for _ in range(8):  # each goes on with what the others measured
-        found = answer(small, "exact", draft_length=kj.Adaptive(maximum=4, cost="measured"), max_new_tokens=40)
+    for _ in range(4):  # each goes on with what the others measured
+        found = answer(small, "exact", draft_length=kj.Adaptive(maximum=4), max_new_tokens=40)
         assert tokens_of(found) == tokens_of(fixed)
     (costs,) = cycle_costs._known.values()
     assert costs.measured and found.cycle_costs.shape == (5,) and found.cycle_costs[0] == 1
@@ -158,8 +234,9 @@ def test_the_cost_follows_the_models():
 )
 def test_the_cost_follows_what_the_rule_asks_for(rule, drafts, positions):
     pair = text_pair()
-    found = plan(pair, rule, kj.ModelDraft(), kj.Adaptive(), Sampling.create(1.0)).cost
-    assert found == pytest.approx(drafts * kj.ModelDraft().cost(pair) + 0.05 * positions, abs=0.006)
+    found = plan(pair, rule, kj.ModelDraft(), kj.Adaptive(), Sampling.create(1.0))
+    assert found.draft_cost == pytest.approx(drafts * kj.ModelDraft().cost(pair))
+    assert found.cost == pytest.approx(found.draft_cost + 0.05 * positions, abs=0.006)
 
 
 @pytest.mark.parametrize(
@@ -172,7 +249,8 @@ def test_the_cost_follows_what_the_rule_asks_for(rule, drafts, positions):
         ({"confidence": 1.5}, "from 0 up to 1 as its confidence"),
         ({"confidence": "high"}, "from 0 up to 1 as its confidence"),
         ({"cost": -0.1}, "from 0 on as its cost"),
-        ({"cost": "fast"}, "from 0 on as its cost, 'measured' or None"),
+        ({"cost": "fast"}, "give Adaptive 'measured', 'size' or a number from 0 on as its cost"),
+        ({"cost": None}, "from 0 on as its cost"),
         ({"cost": float("nan")}, "from 0 on as its cost"),
     ],
 )

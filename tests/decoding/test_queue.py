@@ -62,7 +62,7 @@ def one_by_one(pair, rule, key=None, max_new_tokens=None, **options):
         ("exact", {}),
         ("kl:2.0", {}),
         ("kl:0.5", SAMPLING),
-        ("kl:0.5", SAMPLING | {"draft_length": kj.Adaptive(maximum=DRAFT_LENGTH, confidence=0.3)}),
+        ("kl:0.5", SAMPLING | {"draft_length": kj.Adaptive(DRAFT_LENGTH, DRAFT_LENGTH, confidence=0.3, cost="size")}),
         ("exact", {"drafter": "lookup:2"}),
         (kj.KSequential(drafts=3), SAMPLING),
     ],

@@ -8,9 +8,27 @@ import pytest
 
 import kljudge_jax as kj
 from kljudge_jax.decoding import loop
+from kljudge_jax.decoding.adaptive import Costs
 from kljudge_jax.decoding.run_if import run_if
 from kljudge_jax.decoding.sampling import Sampling
 from kljudge_jax.decoding.state import Settings
+
+
+def test_an_adaptive_loop_copies_no_cache(pair):
+    """Though its plain cycles are a loop in the loop, which both models' caches pass through."""
+    batch, rule, adaptive = 3, kj.GreedyExact(), kj.Adaptive(maximum=4, cost="size")
+    settings = Settings(kj.ModelDraft(), 4, 320, 8, False, adaptive)
+    numbers = jax.ShapeDtypeStruct((batch,), jnp.int32)
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), batch))
+    prompts = jax.ShapeDtypeStruct((batch, 16), jnp.int32)
+    models = pair.target, pair.draft
+    state = loop.start.eval_shape(*models, prompts, numbers, keys, numbers, settings=settings)
+    args = (*models, rule, Sampling.create(), jnp.asarray([5]), state, jnp.zeros(batch, bool), jnp.int32(9))
+    given = Costs(jnp.ones(5), *map(jnp.float32, (0, 0)), jnp.int32(-1), jnp.asarray(True))
+    lowered = loop.run_cycles.lower(*args, costs=given, settings=settings, rule=type(rule))
+    program = lowered.compile().as_text()
+    assert "f32[3,2,320,8]" in program
+    assert not re.findall(r"= f32\[3,2,320,8\]\S* copy\(", program)
 
 
 @pytest.mark.parametrize("wanted", [True, False])

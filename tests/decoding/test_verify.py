@@ -13,6 +13,7 @@ from tiny_pairs import answer, tiny_pair, tokens_of
 
 import kljudge_jax as kj
 from kljudge_jax.decoding import loop
+from kljudge_jax.decoding.adaptive import Costs
 from kljudge_jax.decoding.drafter import Caches, Context, Models, Request
 from kljudge_jax.decoding.sampling import Sampling, process_logits
 from kljudge_jax.decoding.score import prefill
@@ -120,12 +121,16 @@ def test_every_way_to_score_takes_every_way_to_draft(small, rule, scorer, drafte
 
     state = jax.eval_shape(begin, models, jax.random.split(jax.random.key(0), 2))
     rule = jax.tree.map(jnp.float32, rule)
-    costs = None if adaptive is None else jnp.ones((LENGTH + 1,))
-    cycle = functools.partial(loop.cycle, settings=settings, costs=costs)
-    after = jax.eval_shape(cycle, models, rule, Sampling.create(0.7), jnp.asarray([5]), state)
-    assert jax.tree.structure(after) == jax.tree.structure(state)
-    for new, old in zip(jax.tree.leaves(after), jax.tree.leaves(state), strict=True):
-        assert (new.shape, new.dtype) == (old.shape, old.dtype)
+    cycles = [functools.partial(loop.cycle, settings=settings)]
+    if adaptive is not None:
+        costs = Costs(jnp.ones((LENGTH + 1,)))
+        cycles = [functools.partial(loop.cycle, settings=settings, bound=jnp.int32(1), costs=costs)]
+        cycles += [functools.partial(loop.plain_cycle, settings=settings, costs=costs)]
+    for cycle in cycles:
+        after = jax.eval_shape(cycle, models, rule, Sampling.create(0.7), jnp.asarray([5]), state)
+        assert jax.tree.structure(after) == jax.tree.structure(state)
+        for new, old in zip(jax.tree.leaves(after), jax.tree.leaves(state), strict=True):
+            assert (new.shape, new.dtype) == (old.shape, old.dtype)
 
 
 def test_several_drafts_all_go_on_from_the_one_that_was_followed(pair):

@@ -1,0 +1,53 @@
+"""How fast an adaptive length is, on simulated clocks: timed blocks, drafts in vain, what a draft catches up and passes
+wider than the draft are all counted."""
+
+import numpy as np
+import pytest
+from simulated_runs import Machine, adaptive_run, fixed_run
+
+import kljudge_jax as kj
+from kljudge_jax.decoding.cycle_costs import CycleCosts
+
+WIDE = Machine(step=0.05, position=0.01, noise=0.02)  # a device bound by what it reads
+SMALL = Machine(step=0.2, position=0.05, noise=0.02)
+BOUND = Machine(step=0.25, position=0.4, noise=0.02)  # a batch on a CPU, bound by arithmetic
+
+NEVER_FASTER = [
+    (WIDE, [0.0]),
+    (WIDE, [0.0] * 16),
+    (WIDE, [0.95] * 8 + [0.0] * 8),
+    (SMALL, [0.0]),
+    (SMALL, [0.3]),
+    (SMALL, [0.95] + [0.3] * 15),
+    (SMALL, [0.95] * 8 + [0.0] * 8),
+    (BOUND, [0.0]),
+    (BOUND, [0.6] * 16),
+    (BOUND, [0.95] + [0.3] * 15),
+]
+
+
+@pytest.mark.parametrize(("machine", "rates"), NEVER_FASTER)
+def test_a_batch_is_never_slower_than_plain_by_more_than_3_per_cent(machine, rates):
+    """Of its tokens a row or of 256, whichever is more; measured costs, from the first run of a program on."""
+    for tokens in (64, 256):
+        time, _ = adaptive_run(machine, kj.Adaptive(), rates, tokens)
+        assert time - tokens <= 0.03 * max(tokens, 256)
+
+
+def test_costs_that_are_given_keep_to_it_too():
+    for rates in ([0.0], [0.95] * 8 + [0.0] * 8):
+        time, lengths = adaptive_run(SMALL, kj.Adaptive(cost="size"), rates, 256)
+        assert any(lengths) and time - 256 <= 0.03 * 256
+
+
+@pytest.mark.parametrize(
+    ("machine", "rates"), [(WIDE, [0.9]), (WIDE, [0.7] * 16), (SMALL, [0.85]), (SMALL, [0.9] * 8 + [0.7] * 8)]
+)
+def test_where_drafts_pay_it_is_as_fast_as_the_best_length(machine, rates):
+    """95 % of it, once the costs are known."""
+    adaptive, tokens = kj.Adaptive(), 512
+    costs = CycleCosts(adaptive, 0.25, machine.step)
+    adaptive_run(machine, adaptive, rates, tokens, 9, costs)
+    mine = np.mean([adaptive_run(machine, adaptive, rates, tokens, seed, costs)[0] for seed in range(8)])
+    best = min(np.mean([fixed_run(machine, adaptive, n, rates, tokens, seed) for seed in range(40)]) for n in range(9))
+    assert best < 0.75 * tokens and mine <= best / 0.95
