@@ -126,8 +126,10 @@ class Attention(nnx.Module):
             key, value = write_rows(stored[0], key, start), write_rows(stored[1], value, start)
             stored = key, value = self._placed(key), self._placed(value)
         slots = jnp.arange(key.shape[2]) if stored is not None else positions[:, None, :]
-        seen = (config.window(self.layer) or 0) + length - 1  # from the first query's window to the last query
-        if stored is not None and config.window(self.layer) and _TO_COPY * seen <= key.shape[2]:
+        seen = config.window(self.layer) + length - 1  # from the first query's window to the last query
+        # Not on a mesh: each row's window begins elsewhere, and its rows lie on several devices.
+        cut = stored is not None and self.layout is None and config.window(self.layer) > 0
+        if cut and _TO_COPY * seen <= key.shape[2]:
             first = jnp.clip(start - (seen - length), 0, key.shape[2] - seen)
             key, value = (self._placed(read_rows(x, first, seen)) for x in stored)
             slots = first[:, None, None] + jnp.arange(seen)
