@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -17,7 +18,8 @@ def keep_compiled() -> None:
     Nothing is changed where a place was chosen (`jax_compilation_cache_dir`, or its variable JAX_COMPILATION_CACHE_DIR,
     which may be empty), with KLJUDGE_COMPILATION_CACHE=0, or if the folder cannot be written.
     """
-    if os.environ.get(_SWITCH) == "0" or _JAX_VARIABLE in os.environ or jax.config.jax_compilation_cache_dir:
+    settings: Any = jax.config  # whose flags are no attributes to a type checker
+    if os.environ.get(_SWITCH) == "0" or _JAX_VARIABLE in os.environ or settings.jax_compilation_cache_dir:
         return
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kljudge_jax" / "compiled"
     try:
