@@ -9,7 +9,6 @@ import os
 import signal
 import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 from kljudge_jax.commands import (
     bench,
@@ -78,7 +77,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    _keep_compiled()
+    from kljudge_jax.models.compiled import keep_compiled
+
+    keep_compiled()  # for commands that load no pair too
     if getattr(options, "hosts", None) is not None:
         return run_on_hosts(options)
     if getattr(options, "coordinator", None) is not None or getattr(options, "host", None) is not None:
@@ -100,15 +101,6 @@ def _plain_warnings(command: str) -> Iterator[None]:
     finally:
         log.propagate = heard_above
         log.removeHandler(handler)
-
-
-def _keep_compiled() -> None:
-    """Keeps compiled programs between calls, in the user's cache unless JAX_COMPILATION_CACHE_DIR says otherwise."""
-    import jax
-
-    if not jax.config.jax_compilation_cache_dir:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kljudge_jax" / "compiled"
-        jax.config.update("jax_compilation_cache_dir", str(cache))
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -26,7 +26,7 @@ from kljudge_jax.verification.base import Verifier
 NEVER_ENOUGH = np.iinfo(np.int32).max
 
 
-@functools.partial(jax.jit, static_argnames="settings")
+@functools.partial(jax.jit, static_argnames=("slots", "settings"))
 def start(
     target: Packed | Transformer,
     draft: Packed | Transformer | None,
@@ -35,6 +35,7 @@ def start(
     keys: jax.Array,
     budget: jax.Array,
     shared_chunks: jax.Array | int = 0,
+    slots: int | None = None,
     *,
     settings: Settings,
 ) -> LoopState:
@@ -48,13 +49,14 @@ def start(
       keys: `[B]`.
       budget: int32 `[B]`, new tokens wanted, at most `settings.room`.
       shared_chunks: int32 `[]`, what `count_shared_chunks` says of the prompts.
+      slots: of each cache to begin with, at least P; None is `settings.capacity`.
       settings: the static half.
     """
     target, draft = unpack(target), unpack(draft)
     batch, width = prompts.shape
 
     def consumed(model):
-        empty = KVCache.create(model.config, batch, settings.capacity, model.dtype)
+        empty = KVCache.create(model.config, batch, slots or settings.capacity, model.dtype)
         empty = empty if model.layout is None else empty.placed(model.layout)
         cache = prefill(model, empty, prompts, lengths, shared_chunks)
         return jax.tree.map(lambda x: per_draft(x, settings), cache)
@@ -98,8 +100,8 @@ def run_cycles(
     settings: Settings,
     rule: type,
 ) -> LoopState:
-    """Runs cycles until every row has stopped, or `enough` int32 `[]` of those that ran have; `max_cycles` int32 `[]`
-    at the most. `state` is donated.
+    """Runs cycles until every row has stopped, or `enough` int32 `[]` of those that ran have, or the next cycle of one
+    would not fit in the caches; `max_cycles` int32 `[]` at the most. `state` is donated.
 
     `eos` int32 `[E]` holds every id that ends an answer, and `halted` bool `[B]` the rows that the host stopped; an
     adaptive length needs `costs`; the other arguments are those of `cycle`. `rule` is the
@@ -114,7 +116,7 @@ def run_cycles(
     def unfinished(carry):
         i, state = carry[:2]
         left = jnp.sum(state.running)
-        return (i < max_cycles) & (left > 0) & (began - left < enough)
+        return (i < max_cycles) & (left > 0) & (began - left < enough) & _fits(state, settings)
 
     def body(carry):
         i, state = carry
@@ -141,6 +143,12 @@ def run_cycles(
         return run_if(unfinished(carry), drafting, carry)
 
     return jax.lax.while_loop(unfinished, plain_then_drafting, bounded(jnp.int32(0), state))[1]
+
+
+def _fits(state: LoopState, settings: Settings) -> jax.Array:
+    """Whether the caches have the slots that a cycle of the longest running row may write: bool `[]`."""
+    longest = jnp.max(jnp.where(state.running, state.length, 0))
+    return longest + settings.scorer.slots(settings.draft_length) <= state.caches.target.capacity
 
 
 class Proposal(NamedTuple):

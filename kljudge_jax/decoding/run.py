@@ -10,9 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from kljudge_jax.decoding import arguments, loop, prompts, stats
+from kljudge_jax.decoding.buckets import cache_buckets, resized
 from kljudge_jax.decoding.compile_clock import compile_seconds
 from kljudge_jax.decoding.cycle_costs import CycleCosts
 from kljudge_jax.decoding.detokenize import cut_at_stop, decode
+from kljudge_jax.decoding.drafter import Caches
 from kljudge_jax.decoding.queue import Queue
 from kljudge_jax.decoding.refill import Entries, refill
 from kljudge_jax.decoding.results import Generation, Progress
@@ -37,7 +39,7 @@ class Run:
     """One call of `generate` or `stream`: checked input, the state on the device, and what the host knows of it.
 
     With `batch_size` fewer slots than prompts, a prompt that waits takes the place of an answer that ended. All slots
-    are as large as the longest prompt with its new tokens needs.
+    are as large as the longest prompt with its new tokens needs; the caches may begin smaller, and grow.
     """
 
     def __init__(
@@ -89,6 +91,8 @@ class Run:
         self._keys, self._key_kind = arguments.row_keys(key, self.batch)
         self._budget = budget
         self._shared_chunks = np.int32(count_shared_chunks(padded, lengths))
+        self._written = plan.scorer.slots(plan.draft_length)
+        self._buckets = cache_buckets(pair.target, plan.draft, slots * plan.scorer.drafts, capacity)
 
         self.queue = Queue(self.batch, slots)
         self.costs: CycleCosts | None = None
@@ -99,12 +103,12 @@ class Run:
             program = models, alike, type(self.verifier), self.sampling.greedy, slots
             self.costs = CycleCosts.of(program, plan.adaptive, plan.cost, plan.draft_cost)
         self._spent = 0.0  # what was lost to cycles that were timed
+        self._known: dict[str, np.ndarray] = {}
         began = time.perf_counter()
         self.state = jax.block_until_ready(self.start())
         compiled = compile_seconds(began)
         self.queue.begun(list(range(slots)), time.perf_counter() - began - compiled, compiled)
         self._halted = np.zeros((slots,), bool)  # the slots that the host stopped
-        self._known: dict[str, np.ndarray] = {}
         self._ended: dict[int, tuple[Row, stats.Stats]] = {}
         self.unfinished = True
 
@@ -122,19 +126,23 @@ class Run:
             jax.random.wrap_key_data(self._keys[first], impl=self._key_kind),
             self._budget[first],
             self._shared_chunks,
+            self._cache_slots(),
             settings=self.settings,
         )
 
     def advance(self, max_cycles: int, watched: bool = False) -> list[int]:
         """Fills the free slots, runs a block of cycles and learns what they committed: the prompts that it ended.
 
-        A block ends after `max_cycles`, or when enough answers have ended: while prompts wait, or always if `watched`.
+        A block ends after `max_cycles`, or when enough answers have ended: while prompts wait, or always if `watched`;
+        and where the caches have to grow.
         Rows that hold a stop string are stopped.
         """
+        slots = self._cache_slots()
         self._refill()
         queue = self.queue
         timed = None if self.costs is None else self.costs.next()
         began = time.perf_counter()
+        self._resize(slots)
         state = loop.run_cycles(
             *self.models,
             self.verifier,
@@ -245,6 +253,23 @@ class Run:
     def _cut(self, row: Row) -> Row:
         cut = cut_at_stop(self.pair.tokenizer, row.text_tokens(self.pair.eos)[0], self.stop) if self.stop else None
         return row if cut is None else row.cut(*cut)
+
+    def _cache_slots(self) -> int:
+        """The fewest slots of cache that hold a cycle of every answer in the making, and any prompt."""
+        longest = int(self.lengths.max())
+        if self._known:
+            longest = max([longest] + [int(self._known["length"][slot]) for slot, _ in self.queue.occupied()])
+        needed = max(longest + self._written, self._prompts.shape[1])
+        return next(slots for slots in self._buckets if slots >= needed)
+
+    def _resize(self, slots: int) -> None:
+        """Gives the caches so many slots."""
+        caches = self.state.caches
+        if slots == caches.target.capacity:
+            return
+        target = resized(caches.target, slots, self.pair.target.layout)
+        draft = None if caches.draft is None else resized(caches.draft, slots, self.draft.layout)
+        self.state = dataclasses.replace(self.state, caches=Caches(target, draft))
 
     def _refill(self) -> None:
         """Puts prompts that wait into the slots of answers that ended."""

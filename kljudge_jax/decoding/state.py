@@ -28,7 +28,7 @@ class Settings:
     Attributes:
       drafter: what proposes tokens; None for plain decoding, which is K = 0.
       draft_length: K, the longest draft.
-      capacity: slots of each cache and of each row's sequence, S.
+      capacity: slots of each row's sequence, S, and the most that a cache may have.
       room: tokens that the buffers of new tokens hold, N.
       trace: record the divergence and the log-probability of every token.
       adaptive: how the draft length adapts; None is always K.
@@ -63,6 +63,9 @@ class Settings:
 class LoopState:
     """Everything a run carries from cycle to cycle; B rows, N = `Settings.room`, K draft length, S slots.
 
+    A row that has stopped may be longer than the caches are: nothing reads what its cycles write, each in the row's own
+    slots.
+
     Buffers of new tokens have K + 1 spare places, since a cycle writes K + 1 and counts what it keeps.
 
     Attributes:
@@ -71,7 +74,7 @@ class LoopState:
       origin: int8 `[B, N + K + 1]`, per new token an index into `ORIGINS`; stale from `count` on.
       count: int32 `[B]`, new tokens.
       caches: what each model consumed; the target's, all tokens of a row but its last one. The rows of a scorer's
-        several drafts lie side by side.
+        several drafts lie side by side. Both have the same number of slots, at most S.
       running: bool `[B]`.
       failed: bool `[B]`, stopped because a model returned NaN or +inf.
       keys: `[B]`, one key a row.

@@ -9,7 +9,7 @@ from typing import Any
 from kljudge_jax.decoding.compile_clock import cache_hits
 from kljudge_jax.evaluation import limits
 from kljudge_jax.evaluation.bench_batch import PLAIN, Batch, Plan
-from kljudge_jax.evaluation.bench_figures import batch_figures
+from kljudge_jax.evaluation.bench_figures import EMPTY_CALL, batch_figures
 from kljudge_jax.evaluation.machine import load_average, peak_memory
 from kljudge_jax.evaluation.timing import SHORTEST_SAMPLE, measure
 from kljudge_jax.models.pair import ModelPair
@@ -45,7 +45,7 @@ def run_bench(
     batches = [Batch(pair, prompts, plan, size) for size in plan.batches]
     draft = batches[0].draft
     models = {"target": pair.target} | ({} if draft is None else {"draft": draft})
-    probes = {"square product": limits.matmul(pair.target.dtype)}
+    probes = {"square product": limits.matmul(pair.target.dtype), EMPTY_CALL: limits.empty_call()}
     for name, model in models.items():
         for axis in (0, 1):
             probes[f"read of the {name}, axis {axis}"] = limits.read(model, axis)
@@ -68,6 +68,7 @@ def run_bench(
             },
             "matmul": {"size": limits.matmul_size(), "flops_per_second": reached["target"].flops_per_second}
             | product.to_json(),
+            "empty_call": timings[EMPTY_CALL].to_json(),
         },
         "batches": [batch_figures(batch, timings, reached) for batch in batches],
         "found_compiled": cache_hits() - known,

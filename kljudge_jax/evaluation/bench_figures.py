@@ -15,12 +15,14 @@ from kljudge_jax.evaluation.limits import Reached, Work
 from kljudge_jax.evaluation.timing import Timing, added, spread
 from kljudge_jax.verification import SyntheticAcceptance, parse_verifier
 
+EMPTY_CALL = "empty call"  # the probe of `limits.empty_call`
+
 
 def batch_figures(batch: Batch, timings: Mapping[str, Timing], reached: Mapping[str, Reached]) -> dict[str, Any]:
     """All figures of a batch size; `reached` holds what the device reached on each model's bytes."""
     prompts = timings[batch.named("prompts")]
     ids = int(batch.runs[batch.common].lengths.sum())
-    capacity = batch.runs[batch.common].settings.capacity
+    capacity = batch.runs[batch.common].state.caches.target.capacity
     passes = {}
     for width in batch.widths:
         timing = timings[batch.named(pass_over(width))]
@@ -75,6 +77,8 @@ def _rule(batch, rule, timings, reached) -> dict[str, Any]:
     host = [
         (s - a.prompt_seconds) / a.batch_cycles - c for a, s, c in zip(answers, seconds, cycle.samples, strict=True)
     ]
+    # The least of it: every batch is one call of the compiled loop at least.
+    host_floor = timings[EMPTY_CALL].seconds * len(answers) * len(batch.groups) / batch_cycles
     # Rows that have ended wait for the longest one of their batch.
     occupancy = row_cycles / (batch.size * batch_cycles)
     return {
@@ -91,7 +95,7 @@ def _rule(batch, rule, timings, reached) -> dict[str, Any]:
         "sum_of_parts": spread(total.samples, "seconds"),
         "cycle_over_parts": spread([c / t for c, t in zip(cycle.samples, total.samples, strict=True)], "ratio"),
         "compile_seconds": batch.runs[rule].compile_seconds + sum(a.compile_seconds for a in batch.answers[rule]),
-        "profile": _profile(batch, rule, pieces, host, cycle, reached),
+        "profile": _profile(batch, rule, pieces, (host, host_floor), cycle, reached),
         "model": _model(batch, rule, timings, occupancy, decoding),
         "failed": sum(a.failed for a in answers),
     }
@@ -151,7 +155,10 @@ def _cost_model(batch, rule, timings) -> CostModel:
 
 
 def _profile(batch, rule, pieces, host, cycle, reached) -> list[dict[str, Any]]:
-    """Where a cycle goes, and how far each part is from its floor."""
+    """Where a cycle goes, and how far each part is from its floor. `host` is its samples and their floor, a cycle.
+
+    A draft that no draft model writes has no floor.
+    """
     run, target = batch.runs[rule], batch.pair.target
     length, rows = run.settings.draft_length, run.state.caches.target.length.shape[0]
     scored = _pass_work(target, run, rows, run.settings.scorer.slots(length))
@@ -159,6 +166,7 @@ def _profile(batch, rule, pieces, host, cycle, reached) -> list[dict[str, Any]]:
         "target": scored,
         "verdicts": limits.verdict_work(target.config.vocab_size, rows, length),
         "draft": _draft_work(batch, rule) if length else None,
+        "commit": limits.commit_work(batch.size, length),
     }
     lines = []
     for part, timing in pieces.items():
@@ -173,9 +181,10 @@ def _profile(batch, rule, pieces, host, cycle, reached) -> list[dict[str, Any]]:
                 "x_floor": None if floor is None else timing.seconds / floor,
             }
         )
-    middle = spread(host, "seconds")
-    share = middle["seconds"] / cycle.seconds
-    return [*lines, {"part": "host", **middle, "share": share, "floor_seconds": None, "x_floor": None}]
+    samples, floor = host
+    middle = spread(samples, "seconds")
+    share, times = middle["seconds"] / cycle.seconds, middle["seconds"] / floor
+    return [*lines, {"part": "host", **middle, "share": share, "floor_seconds": floor, "x_floor": times}]
 
 
 def _draft_work(batch, rule) -> Work | None:
@@ -190,7 +199,7 @@ def _draft_work(batch, rule) -> Work | None:
 
 def _pass_work(model, run, rows: int, positions: int) -> Work:
     """A pass after the prompts of a run, where its parts are timed."""
-    slots = limits.slots_read(model, run.lengths, positions, run.settings.capacity)
+    slots = limits.slots_read(model, run.lengths, positions, run.state.caches.target.capacity)
     return limits.pass_work(model, rows, positions, slots)
 
 

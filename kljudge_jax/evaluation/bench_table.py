@@ -157,8 +157,8 @@ def _profile(rule) -> list[list[str]]:
                 part["part"],
                 milliseconds(part),
                 f"{100 * part['share']:.0f} %",
-                "" if floor is None else f"{1e3 * floor:.3g}",
-                "" if floor is None else f"{part['x_floor']:.1f}",
+                "none defined" if floor is None else f"{1e3 * floor:.3g}",
+                "" if floor is None else f"{part['x_floor']:.1f}" if part["x_floor"] < 1e4 else "over 10,000",
             ]
         )
     return cells

@@ -79,6 +79,20 @@ def verdict_work(vocab_size: int, batch: int, draft_length: int) -> Work:
     return Work(4 * batch * vocab_size * (2 * draft_length + 1), 0)
 
 
+def commit_work(batch: int, draft_length: int) -> Work:
+    """The least that a commit moves: a verdict's tokens read and written, an origin each, and two counts of the cycle.
+
+    The caches are rolled back by a number. What it takes is what its small kernels take, far above this.
+    """
+    token, origin = 4, 1
+    return Work(batch * ((draft_length + 1) * (2 * token + origin) + 2 * token), 0)
+
+
+def empty_call() -> Probe:
+    """A call of a compiled function that does nothing, waited for: the least that a block of cycles costs."""
+    return Probe(lambda _, n: [jax.block_until_ready(_empty(np.int32(0))) for _ in range(n)])
+
+
 def weight_bytes(model: Transformer) -> int:
     """Bytes that `read` reads."""
     return sum(leaf.nbytes for leaf in parameters(model).values() if leaf.ndim == 2)
@@ -105,6 +119,11 @@ def matmul(dtype) -> Probe:
 def reached(read_bytes: int, reads: list[Timing], product: Timing) -> Reached:
     """The best of several ways to read, and the product."""
     return Reached(read_bytes / min(t.seconds for t in reads), 2 * math.pow(matmul_size(), 3) / product.seconds)
+
+
+@jax.jit
+def _empty(x):
+    return x + 1
 
 
 @functools.partial(jax.jit, static_argnames="axis")

@@ -54,6 +54,15 @@ class KVCache:
         return dataclasses.replace(self, length=jnp.asarray(length, jnp.int32))
 
 
+def read_rows(stored: jax.Array, start: jax.Array, count: int) -> jax.Array:
+    """A copy of slots `start[b]` to `start[b] + count` of `stored` `[B, G, S, D]`, `start` int32 `[B]`."""
+
+    def of_row(rows, at):
+        return jax.lax.dynamic_slice_in_dim(rows, at, count, axis=1)
+
+    return jax.vmap(of_row)(stored, start)
+
+
 def write_rows(stored: jax.Array, new: jax.Array, start: jax.Array) -> jax.Array:
     """Writes `new` `[B, G, T, D]` into `stored` `[B, G, S, D]` at slots `start[b]` to `start[b] + T`.
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 
 from kljudge_jax.errors import InputError
+from kljudge_jax.models.compiled import keep_compiled
 from kljudge_jax.models.config import TransformerConfig
 from kljudge_jax.models.linear import Storage
 from kljudge_jax.models.shipped import shipped_folder
@@ -83,7 +84,8 @@ class ModelPair:
     ) -> ModelPair:
         """Loads a pair.
 
-        Vocabularies that differ only by padding are cut to the common part.
+        Vocabularies that differ only by padding are cut to the common part. What JAX compiles from now on is kept in
+        `~/.cache/kljudge_jax`, unless it was told where to keep it, or KLJUDGE_COMPILATION_CACHE is 0.
 
         Args:
           target, draft: hub id, local folder (safetensors, or ours) or .gguf file.
@@ -106,6 +108,7 @@ class ModelPair:
         for name, asked in (("bits", bits), ("draft_bits", draft_bits)):
             if asked not in (None, 8, 4):
                 raise InputError(f"{name} is 8, 4 or None, not {asked!r}")
+        keep_compiled()
         wanted = resolve_dtype(dtype)
         placement = Placement.parse(mesh, axes, draft_axes)
         target_source = open_checkpoint(target, revision)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from kljudge_jax.kernels.attention import cached_attention, is_native
-from kljudge_jax.models.cache import KVCache, write_rows
+from kljudge_jax.models.cache import KVCache, read_rows, write_rows
 from kljudge_jax.models.config import Rope, TransformerConfig
 from kljudge_jax.models.linear import Embedding, Linear, Storage, side_by_side
 from kljudge_jax.parallel.axes import HEADS, VOCAB
@@ -15,6 +15,9 @@ from kljudge_jax.parallel.layout import Layout
 
 # Finite, so that a query that sees nothing (a padding row) gets a mean of stale values and not a NaN.
 _MASKED = -1e30
+
+# A window is cut out of a cache that is so many times as long: what is copied is read, written, and read again.
+_TO_COPY = 4
 
 _ACTIVATIONS = {
     "silu": jax.nn.silu,
@@ -123,6 +126,13 @@ class Attention(nnx.Module):
             key, value = write_rows(stored[0], key, start), write_rows(stored[1], value, start)
             stored = key, value = self._placed(key), self._placed(value)
         slots = jnp.arange(key.shape[2]) if stored is not None else positions[:, None, :]
+        seen = config.window(self.layer) + length - 1  # from the first query's window to the last query
+        # Not on a mesh: each row's window begins elsewhere, and its rows lie on several devices.
+        cut = stored is not None and self.layout is None and config.window(self.layer) > 0
+        if cut and _TO_COPY * seen <= key.shape[2]:
+            first = jnp.clip(start - (seen - length), 0, key.shape[2] - seen)
+            key, value = (self._placed(read_rows(x, first, seen)) for x in stored)
+            slots = first[:, None, None] + jnp.arange(seen)
         distance = positions[:, :, None] - slots  # [B, T, S]
         visible = distance >= 0
         if config.window(self.layer):

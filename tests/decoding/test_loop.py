@@ -1,18 +1,31 @@
 """The loop on the device: its storage, its blocks, and what it shows a rule."""
 
 import dataclasses
-import re
 
+import hlo
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_pairs import DRAFT_LENGTH, NEVER, PROMPTS, answer, compilations, forced, greedy_by_hand, tiny_pair, tokens_of
+from tiny_pairs import (
+    DRAFT_LENGTH,
+    NEVER,
+    PROMPTS,
+    answer,
+    compilations,
+    forced,
+    greedy_by_hand,
+    rounded,
+    tiny_pair,
+    tokens_of,
+)
 
 import kljudge_jax as kj
 from kljudge_jax.decoding import loop
 from kljudge_jax.decoding.drafter import Models
 from kljudge_jax.decoding.sampling import Sampling
+from kljudge_jax.models.linear import Storage, is_matrix
+from kljudge_jax.models.transformer import assemble, parameters
 
 
 def started(pair, budget=40, capacity=64):
@@ -118,15 +131,58 @@ def test_the_state_is_donated_and_a_second_run_compiles_nothing(pair):
     assert not compiled
 
 
-def test_compiled_cycles_copy_no_weight_and_no_cache(pair, monkeypatch):
-    state, run = started(pair)
+def in_bfloat16(model):
+    """The model with its matrices in bfloat16."""
+    values = {name: x.astype(jnp.bfloat16) if is_matrix(name) else x for name, x in parameters(model).items()}
+    return assemble(model.config, values, Storage(jnp.dtype(jnp.bfloat16)))
+
+
+@pytest.mark.parametrize("change", [lambda model: model, in_bfloat16, rounded], ids=["float32", "bfloat16", "int8"])
+def test_compiled_cycles_copy_no_weight_and_no_cache(pair, change, monkeypatch):
+    """On the backend at hand, whichever that is."""
+    changed = dataclasses.replace(pair, target=change(pair.target), draft=change(pair.draft))
+    state, run = started(changed)
     monkeypatch.setattr(loop, "run_cycles", loop.run_cycles.lower)
     program = run(state, 1000).compile().as_text()
-    held = [leaf for leaf in jax.tree.leaves((pair.target, pair.draft, state.caches)) if leaf.ndim > 1]
-    for shape in {leaf.shape for leaf in held}:
-        dimensions = ",".join(map(str, shape))
-        assert f"f32[{dimensions}]" in program
-        assert not re.findall(rf"= f32\[{dimensions}\]\S* (?:copy|transpose)\(.*", program)
+    caches = hlo.shapes(jax.tree.leaves((state.caches.target.keys, state.caches.draft.values)))
+    weights = hlo.shapes([x for name, x in parameters(changed.target).items() if is_matrix(name)])
+    given = hlo.entry_parameters(program)
+    assert {*caches, *weights} <= {*given.values()}
+    assert not hlo.copies(program, {*caches, *weights})
+    held = {number for number, shape in given.items() if shape in caches}
+    assert len(held) == len(jax.tree.leaves(state.caches)) - 2  # all keys and values, but not the two lengths
+    assert held <= hlo.aliased(program)
+
+
+def test_copies_are_found_in_every_form_that_they_take():
+    """In the text of a program, as XLA writes it for a CPU, a GPU and a TPU."""
+    program = """HloModule f, input_output_alias={ {0}: (1, {}, may-alias), {1, 2}: (3, {}, must-alias) }
+
+%fused_computation.1 (param_0.1: f32[8,16]) -> f32[16,8] {
+  %param_0.1 = f32[8,16]{1,0} parameter(0)
+  ROOT %transpose.3 = f32[16,8]{1,0} transpose(%param_0.1), dimensions={1,0}
+}
+
+%fused_computation.2 (param_0.2: f32[8,16]) -> f32[8,16] {
+  %param_0.2 = f32[8,16]{1,0} parameter(0)
+  ROOT %add.1 = f32[8,16]{1,0} add(%param_0.2, %param_0.2)
+}
+
+ENTRY %main (a: f32[8,16], b: bf16[4,2]) -> f32[8,16] {
+  %a = f32[8,16]{1,0} parameter(0)
+  %b = bf16[4,2]{1,0:T(8,128)} parameter(1)
+  %copy.1 = f32[8,16]{0,1} copy(%a)
+  %copy-start.2 = (bf16[4,2]{1,0}, bf16[4,2]{1,0}, u32[]) copy-start(%b)
+  %copy.3 = f32[3]{0} copy(%c)
+  %copy_fusion = f32[16,8]{1,0} fusion(%a), kind=kLoop, calls=%fused_computation.1
+  %loop_add_fusion = f32[8,16]{1,0} fusion(%a), kind=kLoop, calls=%fused_computation.2
+  ROOT %add.2 = f32[8,16]{1,0} add(%a, %loop_add_fusion)
+}
+"""
+    found = hlo.copies(program, {("f32", (8, 16)), ("bf16", (4, 2))})
+    assert [line.split(" ")[0] for line in found] == ["%transpose.3", "%copy.1", "%copy-start.2", "%copy_fusion"]
+    assert hlo.entry_parameters(program) == {0: ("f32", (8, 16)), 1: ("bf16", (4, 2))}
+    assert hlo.aliased(program) == {1, 3}
 
 
 @jax.tree_util.register_dataclass

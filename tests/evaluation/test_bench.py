@@ -75,6 +75,7 @@ def test_a_bench_of_two_models_has_all_its_figures(capsys, benching, tmp_path):
     assert found["machine"]["versions"]["jax"] == jax.__version__
     assert found["models"]["target"]["shape"]["num_layers"] == 2 and found["models"]["draft"]["parameters"] > 0
     assert found["limits"]["read"]["target"]["bytes_per_second"] > 0 and found["limits"]["matmul"]["size"] == 32
+    assert 0 < found["limits"]["empty_call"]["seconds"] < 0.1
     assert found["peak_memory"]["bytes"] > 1e6
     for batch in found["batches"]:
         assert list(batch["target_pass"]) == ["1", "2", "3", "5"]
@@ -90,6 +91,9 @@ def test_a_bench_of_two_models_has_all_its_figures(capsys, benching, tmp_path):
         assert 1 < judge["mean_acceptance_length"] <= DRAFT_LENGTH + 1
         assert 0 < judge["occupancy"] <= 1 and judge["speed"]["rounds"] == 2
         assert {part["part"] for part in judge["profile"]} == {"draft", "target", "verdicts", "commit", "host"}
+        for part in judge["profile"]:
+            assert part["floor_seconds"] > 0
+            assert part["x_floor"] == pytest.approx(part["seconds"] / part["floor_seconds"])
         model = judge["model"]
         assert 0 < model["acceptance_rate"] < 1 and len(model["by_draft_length"]) == DRAFT_LENGTH + 1
         fastest = int(np.argmax(model["by_draft_length"]))

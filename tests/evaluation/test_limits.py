@@ -39,6 +39,14 @@ def test_a_cache_takes_what_it_takes(model):
     assert limits.cache_bytes(model.config, 3, 64, jnp.float32) == held
 
 
+def test_a_commit_moves_tokens_origins_and_counts():
+    assert limits.commit_work(batch=3, draft_length=4) == Work(3 * (5 * 4 * 2 + 5 + 2 * 4), 0)
+
+
+def test_an_empty_call_is_waited_for_every_time():
+    assert len(limits.empty_call().run(None, 3)) == 3
+
+
 def test_the_floor_is_the_slower_of_the_two():
     reached = Reached(bytes_per_second=100.0, flops_per_second=1000.0)
     assert reached.floor(Work(200, 1000)) == 2.0

@@ -2,7 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kljudge_jax.models.cache import KVCache, write_rows
+from kljudge_jax.models.cache import KVCache, read_rows, write_rows
 from kljudge_jax.models.config import TransformerConfig
 
 CONFIG = TransformerConfig("llama", 32, 16, 24, num_layers=3, num_heads=4, num_kv_heads=2, head_dim=4)
@@ -50,3 +50,9 @@ def test_write_rows_at_a_start_per_row():
 def test_write_rows_casts_to_the_cache():
     stored = jnp.zeros((1, 1, 3, 2), jnp.bfloat16)
     assert write_rows(stored, jnp.ones((1, 1, 1, 2)), jnp.array([1])).dtype == jnp.bfloat16
+
+
+def test_read_rows_from_a_start_per_row():
+    stored = jnp.arange(2 * 2 * 6 * 3).reshape(2, 2, 6, 3)
+    got = read_rows(stored, jnp.array([0, 4]), 2)
+    np.testing.assert_array_equal(got, jnp.stack([stored[0, :, :2], stored[1, :, 4:]]))

@@ -147,3 +147,27 @@ def test_other_weights_of_the_same_shape_trace_nothing(model):
     for other in (model, jax.tree.map(lambda leaf: leaf + 1, model)):
         forward(other, tokens)
     assert traces == [(1, 3)]
+
+
+@pytest.mark.parametrize("length", [1, 3])
+def test_a_window_is_cut_out_of_a_cache_that_is_much_longer(length, monkeypatch):
+    """At the cache's first slots, in its midst and at its end; stale slots that are no number stay unseen."""
+    monkeypatch.setattr(transformer, "is_native", lambda *_: False)
+    sizes = {"num_layers": 2, "num_heads": 4, "num_kv_heads": 2, "head_dim": 4, "windows": (4, 0)}
+    config, capacity = TransformerConfig("gemma2", 32, 16, 24, **sizes), 64
+    model = Transformer(config, jax.random.key(0))
+    starts = jnp.array([0, 2, 31, capacity - length])
+    shape = (4, 2, capacity, 4)
+    fresh = jnp.arange(capacity)[None, None, :, None] < starts[:, None, None, None]
+    layers = [jax.random.normal(jax.random.key(i), shape) for i in range(4)]
+    keys, values = ([jnp.where(fresh, x, stale) for x in layers[i:][:2]] for i, stale in ((0, jnp.nan), (2, 7.0)))
+    tokens = jnp.arange(4 * length, dtype=jnp.int32).reshape(4, length)
+    found, widths = [], []
+    for times in (4, 1000):
+        monkeypatch.setattr(transformer, "_TO_COPY", times)
+        compiled = jax.jit(lambda *args: model(*args)).lower(tokens, KVCache(tuple(keys), tuple(values), starts))
+        widths.append(f"x{4 + length - 1}xf32>" in compiled.as_text())
+        found.append(compiled.compile()(tokens, KVCache(tuple(keys), tuple(values), starts))[0])
+    assert widths[0]
+    np.testing.assert_allclose(found[0], found[1], rtol=0, atol=1e-5)
+    assert np.isfinite(found[0]).all()

@@ -1,0 +1,166 @@
+"""Caches that grow with the answers: the same tokens, and attention over no more than the bucket."""
+
+import itertools
+import re
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from spread_pairs import spread
+from tiny_pairs import NEVER, PROMPTS, answer, compilations, tiny_pair, tokens_of, with_parameters
+
+import kljudge_jax as kj
+from kljudge_jax.decoding import buckets, loop, run
+from kljudge_jax.decoding.buckets import cache_buckets, resized
+from kljudge_jax.decoding.run import Run
+from kljudge_jax.decoding.sampling import Sampling
+from kljudge_jax.models import transformer
+from kljudge_jax.models.cache import KVCache
+from kljudge_jax.models.shapes import count_parameters, shape_config
+from kljudge_jax.models.transformer import abstract
+
+STEPS = (24, 40)
+TOKENS = 50
+
+
+@pytest.fixture(scope="module", autouse=True)
+def xla():
+    """XLA's attention, as on a GPU. Programs of other tests are not shared: the vocabulary is of another size."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(transformer, "is_native", lambda *_: False)
+        patch.setattr(buckets, "is_native", lambda *_: False)
+        yield
+
+
+@pytest.fixture(scope="module")
+def pair():
+    return tiny_pair(vocab_size=67)
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Buckets that a short answer outgrows; the sizes of cache that blocks of cycles had, in their order."""
+    seen, run_cycles = [], loop.run_cycles
+
+    def watched(*args, **options):
+        state = next(arg for arg in args if isinstance(arg, loop.LoopState))
+        seen.append(state.caches.target.capacity)
+        return run_cycles(*args, **options)
+
+    monkeypatch.setattr(loop, "run_cycles", watched)
+    monkeypatch.setattr(run, "cache_buckets", lambda *args: (*STEPS, args[-1]))
+    return seen
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"verifier": None},
+        {"verifier": "exact"},
+        {"verifier": "kl:0.4", "temperature": 1.0, "drafter": kj.PromptLookup(2)},
+        {"verifier": "exact", "drafter": kj.SelfDraft(1)},
+        {"verifier": "exact", "draft_length": kj.Adaptive(3)},
+        {"verifier": kj.KSequential(2), "temperature": 1.0},
+    ],
+    ids=str,
+)
+def test_answers_are_those_of_a_whole_cache(pair, small, monkeypatch, options):
+    options = {"max_new_tokens": [TOKENS, 8, 30, 1], "draft_length": 3} | options
+    grown = answer(pair, prompts=PROMPTS, **options)
+    assert set(small) > {*STEPS}
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "cache_buckets", lambda *args: args[-1:])
+        assert tokens_of(grown) == tokens_of(answer(pair, prompts=PROMPTS, **options))
+
+
+def test_a_cache_shrinks_when_the_longest_answer_has_ended_and_grows_again(pair, small):
+    prompts, budgets = PROMPTS * 2, [TOKENS, 4, 4, TOKENS - 20, 4, 4, TOKENS, 20]
+    out = answer(pair, "exact", prompts, max_new_tokens=budgets, batch_size=2, draft_length=3)
+    assert any(a > b for a, b in itertools.pairwise(small))
+    alone = [
+        tokens_of(kj.generate(pair, prompt, verifier="exact", max_new_tokens=budget, draft_length=3))[0]
+        for prompt, budget in zip(prompts, budgets, strict=True)
+    ]
+    assert tokens_of(out) == alone
+
+
+@pytest.mark.parametrize("mesh", ["data=2,tensor=2"])
+def test_caches_grow_on_a_mesh(pair, small, mesh):
+    options = {"max_new_tokens": [TOKENS, 8, 30, 1], "draft_length": 3}
+    alone = tokens_of(answer(pair, "exact", **options))
+    small.clear()
+    whole = spread(pair, mesh)
+    assert tokens_of(answer(whole, "exact", **options)) == alone
+    assert set(small) > {*STEPS}
+    with compilations() as compiled:
+        answer(whole, "exact", **options)
+    assert not compiled
+
+
+def test_a_model_that_returns_nan_late_ends_its_own_answer_alone(pair, small):
+    sound = answer(pair, None, max_new_tokens=TOKENS)
+    late = tokens_of(sound)[0][45]
+
+    def spoil(name, x):
+        if name == "embedding.table":
+            x[late] = np.nan
+        return x
+
+    broken = with_parameters(pair.target, spoil)
+    out = kj.generate(kj.ModelPair(broken, None, eos=(NEVER,)), PROMPTS, verifier=None, max_new_tokens=TOKENS)
+    for got, wanted in zip(tokens_of(out), tokens_of(sound), strict=True):
+        end = wanted.index(late) + 1 if late in wanted else len(wanted)
+        assert got == wanted[:end]
+
+
+def test_a_call_compiles_a_program_for_each_bucket_that_it_needs_and_nothing_the_second_time(pair, small):
+    for tokens, sizes in ((8, {STEPS[0]}), (TOKENS, {*STEPS, 64})):
+        small.clear()
+        answer(pair, "exact", draft_length=3, max_new_tokens=tokens)
+        assert {*small} == sizes
+        with compilations() as compiled:
+            answer(pair, "exact", draft_length=3, max_new_tokens=tokens)
+        assert not compiled
+
+
+def test_scores_are_products_over_the_bucket(pair, small, monkeypatch):
+    run_ = Run(pair, PROMPTS, "exact", 3, kj.ModelDraft(), TOKENS, Sampling.create(), (), None, False)
+    assert run_.settings.capacity > STEPS[-1]
+    monkeypatch.undo()
+    rule, halted = run_.verifier, np.zeros(len(PROMPTS), bool)
+    given = (*run_.models, rule, run_.sampling, run_.eos, run_.state, halted, np.int32(9))
+    text = loop.run_cycles.lower(*given, settings=run_.settings, rule=type(rule)).compile().as_text()
+    assert not re.findall(rf"\[[\d,]*\b{run_.settings.capacity},8\]", text)
+    products = [line for line in text.splitlines() if " dot(" in line and "bgrtd,bgsd->bgrts/" in line]
+    assert len(products) >= 2 * 3  # in two layers: the draft's first step, its others, and the target's pass
+    assert {re.search(r"= f32\[[\d,]*,(\d+)\]", line)[1] for line in products} == {str(STEPS[0])}
+
+
+@pytest.mark.parametrize("slots", [3, 5, 8])
+def test_a_resized_cache_keeps_its_slots(slots):
+    config = tiny_pair(vocab_size=67).target.config
+    empty = KVCache.create(config, 2, 5)
+    cache = KVCache(tuple(k + 1 for k in empty.keys), tuple(v + 2 for v in empty.values), jnp.array([1, 3]))
+    new = resized(cache, slots, None)
+    assert new.capacity == slots and cache.keys[0].is_deleted()
+    kept = min(slots, 5)
+    for stored, value in ((new.keys, 1), (new.values, 2)):
+        for layer in stored:
+            np.testing.assert_array_equal(layer[:, :, :kept], value)
+            np.testing.assert_array_equal(layer[:, :, kept:], 0)
+    np.testing.assert_array_equal(new.length, [1, 3])
+
+
+def test_a_step_is_one_that_is_felt(monkeypatch):
+    monkeypatch.setattr(buckets, "bytes_read", lambda model: 2 * count_parameters(model.config))
+    target, draft = (abstract(shape_config(name)) for name in ("llama-3.1-8b", "llama-3.2-1b"))
+    one, many = (cache_buckets(target, draft, rows, 8192) for rows in (1, 32))
+    assert many == (256, 512, 1024, 2048, 4096, 8192)
+    assert one == (512, 1024, 2048, 4096, 8192)
+    assert cache_buckets(target, draft, 32, 1088) == (256, 512, 1088)
+    assert cache_buckets(target, None, 1, 64) == (64,)
+
+
+def test_native_attention_needs_no_steps(pair, monkeypatch):
+    monkeypatch.setattr(buckets, "is_native", lambda *_: True)
+    assert cache_buckets(pair.target, pair.draft, 4, 8192) == (8192,)
