@@ -70,6 +70,30 @@ def spread(pair, mesh, axes=None, draft_axes=None):
 
 def cycle_program(pair, verifier, prompts=PROMPTS, draft_length=4, max_new_tokens=24, **sampling):
     """The text of the compiled loop of cycles, as `generate` runs it: so that one compilation serves both."""
+    return _cycle(pair, verifier, prompts, draft_length, max_new_tokens, **sampling).as_text()
+
+
+def cycle_memory(*args, **sampling):
+    """Bytes that the same program takes of each device, arguments as in `cycle_program`."""
+    return _bytes(_cycle(*args, **sampling))
+
+
+def start_memory(*args):
+    """Bytes that the program that consumes the first prompts takes of each device."""
+    run = _run(*args)
+    lowered = loop.start.lower(
+        *run.models,
+        run._prompts,
+        run.lengths,
+        run.state.keys,
+        run._budget,
+        run._shared_chunks,
+        settings=run.settings,
+    )
+    return _bytes(lowered.compile())
+
+
+def _cycle(pair, verifier, prompts, draft_length, max_new_tokens, **sampling):
     run = _run(pair, verifier, prompts, draft_length, max_new_tokens, **sampling)
     lowered = loop.run_cycles.lower(
         *run.models,
@@ -84,7 +108,13 @@ def cycle_program(pair, verifier, prompts=PROMPTS, draft_length=4, max_new_token
         settings=run.settings,
         rule=type(run.verifier),
     )
-    return lowered.compile().as_text()
+    return lowered.compile()
+
+
+def _bytes(program):
+    sizes = program.memory_analysis()
+    kept = sizes.output_size_in_bytes - sizes.alias_size_in_bytes
+    return sizes.argument_size_in_bytes + kept + sizes.temp_size_in_bytes
 
 
 def refill_program(pair, prompts=PROMPTS, width=16, draft_length=4, max_new_tokens=24):
