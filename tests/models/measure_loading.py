@@ -6,14 +6,13 @@ size of the weights and of the largest tensor.
 """
 
 import os
-import resource
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 SIZES = {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 6, "vocab_size": 4096}
-MESHES = (None, "tensor=4", "fsdp=2,tensor=2")
+MESHES = ("tensor=4", "fsdp=2,tensor=2", None)
 
 
 def load(path, mesh):
@@ -24,11 +23,16 @@ def load(path, mesh):
     from kljudge_jax.models.transformer import parameters
 
     jax.block_until_ready(jax.numpy.zeros(1))
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    before = resident("VmRSS")
     pair = kj.ModelPair.from_pretrained(path, mesh=mesh)
     sizes = [x.nbytes for x in parameters(pair.target).values()]
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - pages * resource.getpagesize()
-    print(peak, sum(sizes), max(sizes))
+    print(resident("VmHWM") - before, sum(sizes), max(sizes))
+
+
+def resident(name):
+    """Bytes of this process: `VmRSS` now, `VmHWM` at the most. `ru_maxrss` would count the process that started it."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
 
 
 def main():
@@ -42,8 +46,8 @@ def main():
         model.save_pretrained(root / "safetensors", max_shard_size="50MB")
         write_model(root / "model.gguf", model)
         convert(root / "safetensors", root / "orbax")
-        for path in (root / "safetensors", root / "model.gguf", root / "orbax"):
-            for mesh in MESHES:
+        for mesh in MESHES:
+            for path in (root / "safetensors", root / "model.gguf", root / "orbax"):
                 words = [sys.executable, __file__, str(path), *([mesh] if mesh else [])]
                 done = subprocess.run(words, capture_output=True, text=True, check=True)
                 peak, weights, largest = (int(word) / 1e6 for word in done.stdout.split()[-3:])
