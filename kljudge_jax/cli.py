@@ -29,7 +29,7 @@ from kljudge_jax.commands import (
     train_pair,
 )
 from kljudge_jax.commands.on_hosts import run_on_hosts
-from kljudge_jax.commands.options import BAD_INPUT, OK, Help, Parser
+from kljudge_jax.commands.options import BAD_INPUT, FAILED, OK, Help, Parser
 from kljudge_jax.errors import InputError
 
 # In the order of `kljudge --help`.
@@ -66,6 +66,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(f"kljudge {options.command}: {error}", file=sys.stderr)
         return BAD_INPUT
+    except RuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):  # JAX's word for it; its class would start JAX
+            raise
+        print(
+            f"kljudge {options.command}: a device has too little memory ({str(error).splitlines()[0]}): lower --batch "
+            "or --max-new-tokens, or spread the models over more devices with --mesh; kljudge plan says what fits",
+            file=sys.stderr,
+        )
+        return FAILED
     except KeyboardInterrupt:
         kept = options.stopped.format(**vars(options))
         print(f"\nkljudge {options.command}: stopped; {kept}", file=sys.stderr)

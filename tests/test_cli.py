@@ -6,11 +6,13 @@ import os
 import subprocess
 import sys
 
+import jax
 import pytest
 from tiny_pairs import DRAFT_LENGTH
 
 from kljudge_jax import cli
 from kljudge_jax.cli import main
+from kljudge_jax.commands import generate
 
 
 def run(capsys, *words):
@@ -286,3 +288,14 @@ def test_a_warning_is_a_line_of_the_command(capsys):
         log.warning("3 heads do not divide over %s", "tensor=2")
     assert capsys.readouterr().err == "kljudge sweep: 3 heads do not divide over tensor=2\n"
     assert not logging.getLogger("kljudge_jax").handlers and logging.getLogger("kljudge_jax").propagate
+
+
+def test_a_device_without_memory_left_is_one_line_that_says_what_to_do(capsys, answering, monkeypatch):
+    def full(*_, **__):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 8 bytes.\nmore")
+
+    monkeypatch.setattr(generate, "load_pair", full)
+    status, out, err = run(capsys, *answering, "hello there")
+    assert status == 1 and out == ""
+    assert len(err.strip().splitlines()) == 1
+    assert "too little memory" in err and "lower --batch" in err

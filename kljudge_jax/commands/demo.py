@@ -30,6 +30,8 @@ def add(commands) -> None:
     parser.add_argument("--rules", metavar="RULES", default="none,exact,kl:0.4", help="rules, with commas")
     parser.add_argument("--draft-length", metavar="INT", type=int, default=8, help="draft tokens a cycle")
     parser.add_argument("--mesh", metavar="SPEC", help="devices to spread the models over, such as data=2,tensor=4")
+    parser.add_argument("--axes", metavar="AXES", help="what of the target lies on which axis of the mesh (as sweep)")
+    parser.add_argument("--draft-axes", metavar="AXES", help="the same of the draft, such as replicated")
     parser.add_argument("--seed", metavar="INT", type=int, default=7, help="of the problems")
     parser.add_argument("--out", metavar="DIR", default="results/demo", help="where the table and the pictures go")
     add_color(parser)
@@ -53,7 +55,8 @@ def _demo(options) -> int:
     folder = results_folder(options.out)
     task = load_task(options.task)
     problems = task.problems("test", options.problems, options.seed)
-    show = demo.Demo(ModelPair.embedded(mesh=options.mesh), task, rules, options.draft_length, problems)
+    placed = {"mesh": options.mesh, "axes": options.axes, "draft_axes": options.draft_axes}
+    show = demo.Demo(ModelPair.embedded(**placed), task, rules, options.draft_length, problems)
 
     print(f"A problem that neither model was trained on ({options.task}):\n")
     print(_indented(problems[0].prompt))
@@ -72,7 +75,7 @@ def _demo(options) -> int:
         print(f"\n  ({right}; {answers[-1].note})")
 
     machine = describe_machine()
-    mesh = f" --mesh {options.mesh}" if options.mesh else ""
+    mesh = "".join(f" --{name.replace('_', '-')} {word}" for name, word in placed.items() if word)
     foot = (
         f"kljudge demo --task {options.task} --problems {options.problems} --rules {','.join(rules)} "
         f"--draft-length {options.draft_length} --seed {options.seed}{mesh}; "

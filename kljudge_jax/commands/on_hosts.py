@@ -6,8 +6,9 @@ import os
 import subprocess
 import sys
 import threading
+import time
 
-from kljudge_jax.commands.options import FAILED
+from kljudge_jax.commands.options import BAD_INPUT, FAILED
 from kljudge_jax.errors import InputError
 
 # Those with one result, which every host works out.
@@ -15,6 +16,9 @@ _COMMANDS = ("sweep", "mine", "bench", "generate")
 
 # Names, for a process that works, the descriptor that ends when the one that watches it does.
 _LIFELINE = "KLJUDGE_LIFELINE"
+
+# Seconds from an error to the end of a host: others that fail on the same input have time to say so themselves.
+_GRACE = 1.0
 
 
 def run_on_hosts(options) -> int:
@@ -84,10 +88,19 @@ def _work(options, hosts: int | None) -> int:
         status = options.run(options)
         sys.stdout.flush()
         return status
-    except jax.errors.JaxRuntimeError as error:
-        reason = str(error).splitlines()[0]
-        print(f"kljudge {options.command}: {reason}", file=sys.stderr, flush=True)
-        os.abort()  # at once: JAX would wait at exit for hosts that will not come
+    except Exception as error:
+        print(f"kljudge {options.command}: {_reason(error)}", file=sys.stderr, flush=True)
+        # At once: JAX would wait at exit for hosts that will not come, and end this process by a signal.
+        if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
+            os.abort()  # a host that is gone is seen as an error of what was sent to it
+        time.sleep(_GRACE)
+        os._exit(BAD_INPUT if isinstance(error, InputError) else FAILED)
+
+
+def _reason(error: Exception) -> str:
+    """An error in one line."""
+    said = " ".join(str(error).split("\n")[0].split())
+    return said if isinstance(error, InputError | OSError) else f"{type(error).__name__}: {said}"
 
 
 def _count(text: str) -> int:

@@ -72,7 +72,7 @@ def add_models(parser: argparse.ArgumentParser, required: bool = True) -> None:
     group.add_argument(
         "--axes",
         metavar="AXES",
-        help="what of the target lies on which axis of the mesh, where not as usual: vocab=none,mlp=tensor+fsdp",
+        help="what of the target lies on which axis of the mesh, where not as usual: vocab=none,batch=data+fsdp",
     )
     group.add_argument("--draft-axes", metavar="AXES", help="the same of the draft, such as replicated (as --axes)")
     group.add_argument(
@@ -171,26 +171,27 @@ def _describe(pair) -> str:
 
 
 def _check_memory(options, placement, target, draft, dtype) -> None:
-    """Refuses, before minutes go into loading it, a pair that cannot fit whatever the prompts are."""
+    """Refuses, before minutes go into loading it, what fits with no prompts. A run checks its own again."""
     import jax
     import jax.numpy as jnp
 
-    from kljudge_jax.evaluation.machine import free_memory_each
-    from kljudge_jax.evaluation.memory_plan import Model, check_fits
+    from kljudge_jax.decoding.memory_plan import Model, check_fits
+    from kljudge_jax.parallel.free_memory import usable_memory
 
     caches = jnp.float32 if jax.default_backend() == "cpu" else dtype  # as `KVCache.create` has it
     check_fits(
         Model(target, placement.target(target), dtype, caches, options.bits),
         None if draft is None else Model(draft, placement.draft(draft), dtype, caches, options.draft_bits),
         least_workload(options, draft is not None),
-        free_memory_each(placement.mesh is not None),
+        usable_memory(placement.mesh),
+        at_least=True,
     )
 
 
 def least_workload(options, drafts: bool):
     """The largest of what a command will decode at once, with prompts of one token, for they are not known yet."""
+    from kljudge_jax.decoding.memory_plan import Workload
     from kljudge_jax.decoding.words import parse_draft_length
-    from kljudge_jax.evaluation.memory_plan import Workload
 
     def numbers(name: str) -> list[int]:
         given = getattr(options, name, None)

@@ -39,15 +39,15 @@ def add(commands) -> None:
 
 
 def _plan(options) -> int:
-    from kljudge_jax.evaluation.memory_plan import (
+    from kljudge_jax.decoding.memory_plan import (
         DEVICES,
-        USABLE,
         Workload,
         gigabytes,
         largest_batch,
         plan_memory,
     )
     from kljudge_jax.evaluation.memory_table import memory_table, planned
+    from kljudge_jax.parallel.free_memory import USABLE
 
     counts = ("batch", "prompt_tokens", "max_new_tokens", "draft_length")
     if min(getattr(options, name) for name in counts) < 1:

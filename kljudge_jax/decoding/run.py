@@ -15,6 +15,7 @@ from kljudge_jax.decoding.compile_clock import compile_seconds
 from kljudge_jax.decoding.cycle_costs import CycleCosts
 from kljudge_jax.decoding.detokenize import cut_at_stop, decode
 from kljudge_jax.decoding.drafter import Caches
+from kljudge_jax.decoding.memory_plan import Workload, check_run_fits
 from kljudge_jax.decoding.queue import Queue
 from kljudge_jax.decoding.refill import Entries, refill
 from kljudge_jax.decoding.results import Generation, Progress
@@ -84,6 +85,18 @@ class Run:
         needed = int((lengths + budget).max()) + plan.scorer.slots(plan.draft_length)
         capacity = max(_round_up(needed, _SLOT_BUCKET), padded.shape[1])
         self._prompts, self.lengths = padded, lengths
+        scorer = plan.scorer
+        check_run_fits(
+            pair.target,
+            self.draft,
+            Workload(
+                batch=slots * scorer.drafts,
+                prompt_tokens=int(lengths.max()),
+                max_new_tokens=needed - int(lengths.max()),
+                draft_length=scorer.positions // scorer.drafts * plan.draft_length,
+                sampling=not self.sampling.greedy,
+            ),
+        )
         adaptive = None if plan.adaptive is None else plan.adaptive.without_cost()
         self.settings = Settings(plan.drafter, plan.draft_length, capacity, room, trace, adaptive, plan.scorer)
         self.eos = jnp.asarray(pair.eos, jnp.int32)

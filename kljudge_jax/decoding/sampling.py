@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kljudge_jax.errors import InputError
+from kljudge_jax.verification.distributions import argmax, sample
 
 # Below this a float32 quotient of logits can overflow; a draw is greedy long before.
 _LOWEST_TEMPERATURE = 1e-6
@@ -119,5 +120,5 @@ def _stays(logits: jax.Array, sampling: Sampling) -> jax.Array:
 def draw(key: jax.Array, logits: jax.Array, sampling: Sampling) -> jax.Array:
     """One token int32 `[]` from processed logits f32 `[V]`; the lowest id among equals when greedy."""
     if sampling.greedy:
-        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
-    return jax.random.categorical(key, logits).astype(jnp.int32)
+        return argmax(logits)
+    return sample(key, logits)

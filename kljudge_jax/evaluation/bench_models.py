@@ -9,15 +9,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from kljudge_jax.decoding.memory_plan import Model, Workload, plan_memory
 from kljudge_jax.errors import InputError
 from kljudge_jax.evaluation.bench_batch import Plan
-from kljudge_jax.evaluation.machine import free_memory_each
-from kljudge_jax.evaluation.memory_plan import Model, Workload, plan_memory
 from kljudge_jax.models.config import TransformerConfig
 from kljudge_jax.models.linear import Storage
 from kljudge_jax.models.pair import ModelPair
 from kljudge_jax.models.shapes import bytes_per_device, random_model, shape_config
 from kljudge_jax.models.weights import resolve_dtype
+from kljudge_jax.parallel.free_memory import usable_memory
 from kljudge_jax.parallel.placement import Placement
 from kljudge_jax.tasks.base import Task
 
@@ -71,7 +71,7 @@ def with_random_draft(pair: ModelPair, draft: str, placement: Placement, bits: i
 
 def check_memory(weights: int, caches: int, placement: Placement) -> None:
     """Raises InputError, with the numbers, where so many bytes a device do not fit in what each has left."""
-    free = free_memory_each(placement.mesh is not None)
+    free = usable_memory(placement.mesh)
     if free is not None and weights + caches > free:
         raise InputError(
             f"weights of {weights / 1e9:.1f} GB and caches of {caches / 1e9:.1f} GB do not fit in the "

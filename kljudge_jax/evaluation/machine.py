@@ -13,6 +13,7 @@ from pathlib import Path
 import jax
 
 from kljudge_jax.kernels.cpu_library import library
+from kljudge_jax.parallel.free_memory import host_memory
 
 
 def describe_machine() -> dict[str, object]:
@@ -29,7 +30,7 @@ def describe_machine() -> dict[str, object]:
         "driver": _driver(),
         "processor": _processor(),
         "cores": os.cpu_count(),
-        "memory_bytes": _meminfo("MemTotal"),
+        "memory_bytes": host_memory("MemTotal"),
         "products": library().reason if devices[0].platform == "cpu" else "XLA's products",
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
@@ -46,21 +47,6 @@ def peak_memory() -> dict[str, object]:
     return {"bytes": most * (1 if sys.platform == "darwin" else 1024), "of": "resident set"}
 
 
-def free_memory() -> int | None:
-    """Bytes that each device has left, the host's where devices do not count; None where neither is known."""
-    stats = _memory_stats()
-    if "bytes_limit" in stats:
-        return int(stats["bytes_limit"] - stats.get("bytes_in_use", 0))
-    return _meminfo("MemAvailable")
-
-
-def free_memory_each(spread: bool) -> int | None:
-    """Bytes left to each device; CPUs that a model is `spread` over have equal shares of the host's memory."""
-    free = free_memory()
-    shares = jax.local_device_count() if spread and jax.default_backend() == "cpu" else 1
-    return None if free is None else free // shares
-
-
 def load_average() -> float | None:
     """How many processes wanted to run in the last minute, this one included; None where the system does not say."""
     return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
@@ -74,14 +60,6 @@ def _driver() -> str | None:
     """The version of the GPU's kernel driver, where there is one."""
     version = _lines("/proc/driver/nvidia/version")
     return version[0].partition(":")[2].strip() if version else None
-
-
-def _meminfo(name: str) -> int | None:
-    for line in _lines("/proc/meminfo"):
-        key, _, value = line.partition(":")
-        if key == name:
-            return int(value.split()[0]) * 1024
-    return None
 
 
 def _processor() -> str:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 
-from kljudge_jax.evaluation.memory_plan import DEVICES, USABLE, Model, Workload, gigabytes, largest_batch, plan_memory
+from kljudge_jax.decoding.memory_plan import DEVICES, Model, Workload, gigabytes, largest_batch, plan_memory
 from kljudge_jax.models.shapes import shape_config
 from kljudge_jax.models.weights import resolve_dtype
+from kljudge_jax.parallel.free_memory import USABLE
 from kljudge_jax.parallel.mesh import parse_mesh
 from kljudge_jax.parallel.placement import Placement
 
@@ -56,7 +57,7 @@ def planned(
 def memory_table(workload: Workload) -> str:
     """The table in Markdown: of each pair and machine the mesh that takes the largest batch."""
     lines = [
-        "| target, draft | machine | mesh | weights | caches | logits | working | total of | largest batch |",
+        "| target, draft | machine | mesh | weights | caches | prefill | cycle | total of | largest batch |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for target, draft in PAIRS:
@@ -71,7 +72,7 @@ def memory_table(workload: Workload) -> str:
             if not most:  # the mesh that comes closest
                 most, mesh, models = min(plans, key=lambda plan: plan_memory(plan[2][0], plan[2][1], workload).total)
             plan = plan_memory(models[0], models[1], workload)
-            parts = (plan.target_weights + plan.draft_weights, plan.caches, plan.logits, plan.working)
+            parts = (plan.target_weights + plan.draft_weights, plan.caches, plan.prefill, plan.cycle)
             cells = [f"{target}, {draft}", f"{machine} ({_count(mesh)} of {memory / 1e9:.0f} GB)", mesh]
             cells += [gigabytes(part) for part in parts]
             cells += [gigabytes(plan.total), str(most) if most else "does not fit"]

@@ -18,6 +18,8 @@ from kljudge_jax.evaluation.baselines import Answer, Request, answers_of, check_
 from kljudge_jax.evaluation.machine import describe_machine
 from kljudge_jax.evaluation.step import Step
 from kljudge_jax.models.pair import ModelPair
+from kljudge_jax.parallel.axes import LOGICAL
+from kljudge_jax.parallel.mesh import mesh_sizes
 from kljudge_jax.results_folder import results_folder
 from kljudge_jax.tasks.base import Problem, Task
 
@@ -266,12 +268,23 @@ def _row_keys(seed: int, places: Sequence[int]) -> jax.Array:
     return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jax.numpy.asarray(places))
 
 
+def _placed(pair: ModelPair) -> dict:
+    """Where a pair lies: another mesh adds in another order, and its answers are not to be mixed with these."""
+    models = {"target": pair.target, "draft": pair.draft}
+    layouts = {role: model.layout for role, model in models.items() if model is not None and model.layout is not None}
+    return {
+        "sizes": mesh_sizes(layouts["target"].mesh),
+        **{role: dict(zip(LOGICAL, map(list, layout.axes), strict=True)) for role, layout in layouts.items()},
+    }
+
+
 def _claim(path: Path, pair: ModelPair, task: Task, plan: Plan) -> None:
     asked = {
         "schema": SCHEMA,
         "target": pair.target_name,
         "draft": pair.draft_name,
         "dtype": pair.precision,
+        "mesh": None if pair.target.layout is None else _placed(pair),
         "task": task.name,
         "plan": json.loads(json.dumps(dataclasses.asdict(plan))),
     }

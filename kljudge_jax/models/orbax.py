@@ -124,17 +124,15 @@ class OrbaxFolder:
         # A restore has a fixed price of some 20 ms, so a layer is read at once, and handed out once.
         if name not in self._waiting:
             self._waiting = self._restore([other for other in self._metadata if _group(other) == _group(name)])
-        array = self._waiting.pop(name)
-        # Orbax does not notice a bit that flipped on disk.
-        if _checksum(array) != self._checksums.get(name):
-            raise InputError(f"{name} in {self.path / 'weights'} is damaged: convert or copy the model again")
-        return array
+        return self._checked(name, self._waiting.pop(name))
 
     def _read_part(self, name: str, part: tuple[slice, ...]) -> np.ndarray:
         if jax.process_count() == 1:
             # All parts will be wanted here, so the tensor is read whole, and its checksum can be looked at.
+            # Alone: a mesh is for what is too large to have a layer of it whole beside its shards.
             if self._cut[0] != name:
-                self._cut = name, self.read(name)
+                self._cut = "", None
+                self._cut = name, self._checked(name, self._restore([name])[name])
             return self._cut[1][part]
         path = self.path / "weights"
         spec = {"driver": "zarr", "kvstore": {"driver": "ocdbt", "base": f"file://{path}/", "path": f"{name}/"}}
@@ -142,6 +140,12 @@ class OrbaxFolder:
             return ts.open(spec, read=True).result()[part].read().result()
         except Exception as error:
             raise InputError(f"{path} is damaged, convert or copy the model again: {error}") from error
+
+    def _checked(self, name: str, array: np.ndarray) -> np.ndarray:
+        # Orbax does not notice a bit that flipped on disk.
+        if _checksum(array) != self._checksums.get(name):
+            raise InputError(f"{name} in {self.path / 'weights'} is damaged: convert or copy the model again")
+        return array
 
     def _restore(self, names: list[str]) -> dict[str, np.ndarray]:
         arguments = ocp.args.PyTreeRestore(

@@ -13,6 +13,7 @@ from kljudge_jax.errors import InputError
 from kljudge_jax.models.compiled import keep_compiled
 from kljudge_jax.models.config import TransformerConfig
 from kljudge_jax.models.linear import Storage
+from kljudge_jax.models.shapes import check_weights_fit
 from kljudge_jax.models.shipped import shipped_folder
 from kljudge_jax.models.sources import Checkpoint, open_checkpoint, open_tokenizer
 from kljudge_jax.models.tokenizer import check_fits, compare, tokenizer_eos
@@ -93,7 +94,7 @@ class ModelPair:
             bfloat16 and float32 is measured to be faster.
           mesh: devices to spread the models over, such as "data=2,tensor=4"; None is one device.
           axes: what of the target is split over which axis of the mesh, as changes to the table of `parallel.axes`
-            ("vocab=none,mlp=tensor+fsdp"); None is that table.
+            ("vocab=none,batch=data+fsdp"); None is that table.
           draft_axes: the same of the draft, such as "replicated"; None is `axes`.
           bits, draft_bits: 8 or 4, to round the matrices of the target or the draft to as they are loaded; None keeps
             them in `dtype`. Fewer bytes are read for a token, and something of the model is lost.
@@ -103,7 +104,7 @@ class ModelPair:
             draft, and the dtype: may raise to refuse them.
 
         Raises:
-          InputError: a model cannot be found, read or run, or the two do not share a tokenizer.
+          InputError: a model cannot be found, read or run, or does not fit, or the two do not share a tokenizer.
         """
         for name, asked in (("bits", bits), ("draft_bits", draft_bits)):
             if asked not in (None, 8, 4):
@@ -124,11 +125,13 @@ class ModelPair:
         draft_config = None if draft_source is None else _cut(draft_source, vocab_size)
         if check is not None:
             check(placement, target_config, draft_config, wanted)
+        kept = Storage(wanted, bits, placement.target(target_config))
+        draft_kept = None if draft_config is None else Storage(wanted, draft_bits, placement.draft(draft_config))
+        drafts = [] if draft_config is None or draft_kept is None else [(draft_config, draft_kept)]
+        check_weights_fit([(target_config, kept), *drafts])
         return cls(
-            load(target_source, Storage(wanted, bits, placement.target(target_config)), vocab_size),
-            None
-            if draft_source is None
-            else load(draft_source, Storage(wanted, draft_bits, placement.draft(draft_config)), vocab_size),
+            load(target_source, kept, vocab_size),
+            None if draft_source is None or draft_kept is None else load(draft_source, draft_kept, vocab_size),
             tokenizer,
             eos,
             str(target),

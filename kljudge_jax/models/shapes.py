@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -16,6 +18,7 @@ from kljudge_jax.models.config import TransformerConfig
 from kljudge_jax.models.families import config_from_hf
 from kljudge_jax.models.linear import Storage, scale_name
 from kljudge_jax.models.transformer import Transformer, abstract, assemble, parameters
+from kljudge_jax.parallel.free_memory import usable_memory
 from kljudge_jax.parallel.layout import Layout
 
 
@@ -117,12 +120,31 @@ def count_parameters(config: TransformerConfig) -> int:
     return sum(math.prod(leaf.shape) for leaf in parameters(abstract(config)).values())
 
 
+@functools.lru_cache
 def bytes_per_device(config: TransformerConfig, storage: Storage = Storage()) -> int:  # noqa: B008 - frozen
     """What the parameters take of each device's memory."""
-    total = 0
-    for name, leaf in parameters(abstract(config, storage)).items():
-        total += math.prod(_sharding(name, leaf.shape, storage.layout).shard_shape(leaf.shape)) * leaf.dtype.itemsize
-    return total
+
+    # Layers are alike, so two of them say what all take; 126 would take seconds.
+    def of(layers: int) -> int:
+        some, total = dataclasses.replace(config, num_layers=layers, windows=config.windows[:layers]), 0
+        for name, leaf in parameters(abstract(some, storage)).items():
+            share = _sharding(name, leaf.shape, storage.layout).shard_shape(leaf.shape)
+            total += math.prod(share) * leaf.dtype.itemsize
+        return total
+
+    return of(1) + (config.num_layers - 1) * (of(2) - of(1)) if config.num_layers > 1 else of(1)
+
+
+def check_weights_fit(models: Sequence[tuple[TransformerConfig, Storage]]) -> None:
+    """Raises InputError, with the numbers, where models to be loaded take more than their devices have left."""
+    layout = models[0][1].layout
+    free = usable_memory(None if layout is None else layout.mesh)
+    weights = sum(bytes_per_device(config, storage) for config, storage in models)
+    if free is not None and weights > free:
+        raise InputError(
+            f"each device would hold {weights / 1e9:.1f} GB of weights, and {free / 1e9:.1f} GB are free: spread the "
+            "models over more devices (tensor=N in the mesh), dtype bfloat16, bits 8, or smaller models"
+        )
 
 
 def random_model(config: TransformerConfig, storage: Storage, seed: int = 0) -> Transformer:

@@ -58,7 +58,7 @@ def parameter_axes(name: str, ndim: int) -> tuple[str | None, ...]:
 
 
 def parse_axes(word: str | None, name: str = "axes") -> dict[str, tuple[str, ...]]:
-    """The table that a word stands for: changes to the one above, such as "vocab=none,mlp=tensor+fsdp".
+    """The table that a word stands for: changes to the one above, such as "vocab=none,batch=data+fsdp".
 
     "replicated" keeps the weights whole on every device, and may be changed as well: "replicated,vocab=tensor".
 
@@ -74,13 +74,18 @@ def parse_axes(word: str | None, name: str = "axes") -> dict[str, tuple[str, ...
         mesh_axes = () if text == "none" else tuple(re.split(r"\s*\+\s*", text))
         if logical not in LOGICAL or not set(mesh_axes) <= set(MESH_AXES):
             raise InputError(
-                f"{name} {word!r}: write {REPLICATED}, or axes as in vocab=tensor, mlp=tensor+fsdp, heads=none, of "
+                f"{name} {word!r}: write {REPLICATED}, or axes as in vocab=none, batch=data+fsdp, kv_heads=tensor, of "
                 f"{', '.join(LOGICAL)} on {', '.join(MESH_AXES)}"
             )
         if logical in named or len(set(mesh_axes)) < len(mesh_axes):
             raise InputError(f"{name} {word!r} names {logical if logical in named else text} twice")
         named.add(logical)
         rules[logical] = mesh_axes
+    if rules[HEADS][: len(rules[KV_HEADS])] != rules[KV_HEADS]:
+        raise InputError(
+            f"{name} {word!r} maps {KV_HEADS} to {'+'.join(rules[KV_HEADS])} and {HEADS} not: query heads lie with "
+            f"their kv heads, so map both alike, or {KV_HEADS} to none"
+        )
     _check_collisions(rules, f"{name} {word!r}")
     return rules
 

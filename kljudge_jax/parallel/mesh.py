@@ -67,7 +67,7 @@ def mesh_factors(sizes: dict[str, int]) -> dict[str, int]:
     return {f"{name}.{i}": prime for name, size in sizes.items() for i, prime in enumerate(_primes(size))}
 
 
-def mesh_sizes(mesh: Mesh) -> dict[str, int]:
+def mesh_sizes(mesh: Mesh | AbstractMesh) -> dict[str, int]:
     """The sizes that made a mesh, axes of size 1 included: {"data": 2, "tensor": 4}."""
     sizes = dict.fromkeys((axis.partition(".")[0] for axis in mesh.axis_names), 1)
     for axis, size in mesh.shape.items():

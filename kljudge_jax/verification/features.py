@@ -9,7 +9,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from kljudge_jax.verification.distributions import Normaliser, entropy, kl_divergence
+from kljudge_jax.verification.distributions import Normaliser, argmax, entropy, kl_divergence
 
 # What each set-up takes from `VerifyInputs` beyond the logits. "DT", "DD" and "DD-DT" are AutoJudge's names (arXiv
 # 2504.20039): the target's state, the draft's, the draft's followed by the target's.
@@ -46,7 +46,7 @@ def logit_primitives(target_logits: jax.Array, draft_logits: jax.Array, token: j
     """
     target, draft = target_logits.astype(jnp.float32), draft_logits.astype(jnp.float32)
     p, q = Normaliser.of(target), Normaliser.of(draft)
-    others = jnp.where(jnp.arange(target.shape[0]) == jnp.argmax(target), -jnp.inf, target)
+    others = jnp.where(jnp.arange(target.shape[0]) == argmax(target), -jnp.inf, target)
     return jnp.stack(
         [
             kl_divergence(target, draft),

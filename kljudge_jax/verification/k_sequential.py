@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from kljudge_jax.verification.base import Verdict, VerifyInputs
-from kljudge_jax.verification.distributions import probabilities
+from kljudge_jax.verification.distributions import argmax, probabilities, sample
 from kljudge_jax.verification.parameters import Parameter
 from kljudge_jax.verification.rule import Odds, TokenRule, register
 
@@ -94,8 +94,8 @@ class KSequential(TokenRule):
         distribution = self.correction_among(inputs, branch, accepted)
         token = jax.lax.cond(
             inputs.greedy,
-            lambda: jnp.argmax(distribution),
-            lambda: jax.random.categorical(token_key, jnp.log(distribution)),
+            lambda: argmax(distribution),
+            lambda: sample(token_key, jnp.log(distribution)),
         )
         return Verdict(accepted, token.astype(jnp.int32), jnp.zeros((length,), bool)), branch
 
@@ -147,7 +147,7 @@ def _at(inputs: VerifyInputs, branch, i, alive: jax.Array) -> tuple[jax.Array, j
 
 def _point_if_greedy(inputs: VerifyInputs, logits: jax.Array) -> jax.Array:
     return jax.lax.cond(
-        inputs.greedy, lambda: jax.nn.one_hot(jnp.argmax(logits), logits.shape[0]), lambda: probabilities(logits)
+        inputs.greedy, lambda: jax.nn.one_hot(argmax(logits), logits.shape[0]), lambda: probabilities(logits)
     )
 
 

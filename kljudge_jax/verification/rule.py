@@ -10,7 +10,15 @@ import jax.numpy as jnp
 
 from kljudge_jax.errors import InputError
 from kljudge_jax.verification.base import Verdict, VerifyInputs
-from kljudge_jax.verification.distributions import Normaliser, excess, is_argmax, probabilities, token_log_probability
+from kljudge_jax.verification.distributions import (
+    Normaliser,
+    argmax,
+    excess,
+    is_argmax,
+    probabilities,
+    sample,
+    token_log_probability,
+)
 from kljudge_jax.verification.parameters import parameters_of
 
 # The inputs that are only there for a rule that names them.
@@ -105,7 +113,7 @@ class Rule:
         count = inputs.draft_tokens.shape[0]
 
         def greedy():
-            return jax.nn.one_hot(jnp.argmax(target_row), target_row.shape[0])
+            return jax.nn.one_hot(argmax(target_row), target_row.shape[0])
 
         def sampled():
             p = probabilities(target_row)
@@ -128,8 +136,8 @@ class Rule:
         distribution = self.correction(inputs, num_accepted, odds)
         next_token = jax.lax.cond(
             inputs.greedy,
-            lambda: jnp.argmax(distribution),
-            lambda: jax.random.categorical(token_key, jnp.log(distribution)),
+            lambda: argmax(distribution),
+            lambda: sample(token_key, jnp.log(distribution)),
         )
         return Verdict(num_accepted, next_token.astype(jnp.int32), relaxed)
 

@@ -9,7 +9,7 @@ from tiny_pairs import DRAFT_LENGTH, VOCAB_SIZE, tiny_pair
 
 from kljudge_jax.cli import main
 from kljudge_jax.errors import InputError
-from kljudge_jax.evaluation import bench_models, bench_table, limits, machine, timing
+from kljudge_jax.evaluation import bench_models, bench_table, limits, timing
 from kljudge_jax.evaluation.bench_batch import Batch, Plan, widths
 from kljudge_jax.evaluation.bench_figures import known_rate
 from kljudge_jax.evaluation.cost_model import expected_tokens
@@ -174,7 +174,7 @@ def test_a_bench_that_cannot_be_is_refused(capsys, tmp_path, monkeypatch, quick,
 
 
 def test_models_that_do_not_fit_are_refused_with_the_numbers(capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr(machine, "free_memory", lambda: 100_000_000_000)
+    monkeypatch.setattr(bench_models, "usable_memory", lambda mesh: 100_000_000_000)
     words = ["--shape", "llama-3.1-70b", "--draft-shape", "llama-3.2-1b", "--dtype", "bfloat16", "--out", tmp_path]
     status, _, err = run(capsys, "bench", *words)
     assert status == 2
@@ -186,10 +186,10 @@ def test_what_a_device_holds_of_random_models_is_counted_by_its_share(monkeypatc
     monkeypatch.setattr(bench_models, "random_model", lambda config, *_: made.append(config))
     plan = Plan(("none", "exact"), batches=(1, 8, 32))
     pair = "llama-3.1-70b", "llama-3.1-8b", "bfloat16", Placement.parse("tensor=8"), plan, 128
-    monkeypatch.setattr(machine, "free_memory", lambda: 8 * 80_000_000_000)  # of a host whose 8 devices share it
+    monkeypatch.setattr(bench_models, "usable_memory", lambda mesh: 80_000_000_000)
     bench_models.random_pair(*pair)
     assert len(made) == 2
-    monkeypatch.setattr(machine, "free_memory", lambda: 80_000_000_000)
+    monkeypatch.setattr(bench_models, "usable_memory", lambda mesh: 10_000_000_000)
     with pytest.raises(InputError, match=r"10\.0 GB that are free"):
         bench_models.random_pair(*pair)
     assert len(made) == 2

@@ -26,14 +26,12 @@ def test_a_system_without_proc_has_a_processor_too(monkeypatch):
 
 
 def test_memory_is_counted():
-    peak, free = machine.peak_memory(), machine.free_memory()
+    peak = machine.peak_memory()
     assert peak["bytes"] > 10_000_000 and peak["of"] == "resident set"
-    assert free is None or free > 10_000_000
 
 
 def test_a_device_that_counts_its_memory_is_believed(monkeypatch):
     stats = {"bytes_limit": 100, "bytes_in_use": 30, "peak_bytes_in_use": 70}
     monkeypatch.setattr(machine, "_memory_stats", lambda: stats)
     assert machine.peak_memory() == {"bytes": 70, "of": "device"}
-    assert machine.free_memory() == 70
     assert machine.describe_machine()["device_memory_bytes"] == 100

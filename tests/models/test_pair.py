@@ -11,7 +11,8 @@ import pytest
 from tiny_hf import hf_logits, make_hf_model, make_tokenizer
 
 from kljudge_jax.errors import InputError
-from kljudge_jax.models import shipped
+from kljudge_jax.models import pair as pairs
+from kljudge_jax.models import shapes, shipped
 from kljudge_jax.models.manifest import write_manifest
 from kljudge_jax.models.orbax import save
 from kljudge_jax.models.pair import ModelPair
@@ -179,3 +180,10 @@ def test_a_pair_says_what_it_is_kept_as(folders):
     assert precision(dtype="bfloat16", draft_bits=4) == "bfloat16, draft int4 (bfloat16)"
     with pytest.raises(InputError, match="draft_bits is 8, 4 or None, not 3"):
         precision(draft_bits=3)
+
+
+def test_a_pair_that_does_not_fit_is_refused_before_it_is_read(tiny_folders, monkeypatch):
+    monkeypatch.setattr(shapes, "usable_memory", lambda mesh: 1000)
+    monkeypatch.setattr(pairs, "load", None)
+    with pytest.raises(InputError, match=r"of weights, and 0\.0 GB are free: spread the models"):
+        ModelPair.from_pretrained(tiny_folders.target, tiny_folders.draft)

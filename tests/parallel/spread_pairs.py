@@ -13,7 +13,7 @@ from kljudge_jax.decoding.sampling import Sampling
 from kljudge_jax.models.transformer import assemble, parameters
 from kljudge_jax.parallel.placement import Placement
 
-VOCAB_SIZE = 512
+VOCAB_SIZE = 768  # no share of it is as long as a row of slots
 PROMPTS = [np.arange(1, 3 + i) * 7 % VOCAB_SIZE for i in range(8)]
 
 # Heads that divide over 8 devices, that divide over some of them, and one that divides over none.
@@ -46,7 +46,7 @@ FAMILIES = {
 
 
 def family_pair(family, seed=0, noise=0.1):
-    """A tiny pair of a family over 512 tokens, of which no answer ends early."""
+    """A tiny pair of a family over `VOCAB_SIZE` tokens, of which no answer ends early."""
     return tiny_pair(seed, noise, (NEVER,), vocab_size=VOCAB_SIZE, **FAMILIES[family])
 
 
@@ -69,21 +69,52 @@ def spread(pair, mesh, axes=None, draft_axes=None):
 
 
 def cycle_program(pair, verifier, prompts=PROMPTS, draft_length=4, max_new_tokens=24, **sampling):
-    """The text of the compiled loop of cycles."""
+    """The text of the compiled loop of cycles, as `generate` runs it: so that one compilation serves both."""
+    return _cycle(pair, verifier, prompts, draft_length, max_new_tokens, **sampling).as_text()
+
+
+def cycle_memory(*args, **sampling):
+    """Bytes that the same program takes of each device, arguments as in `cycle_program`."""
+    return _bytes(_cycle(*args, **sampling))
+
+
+def start_memory(*args):
+    """Bytes that the program that consumes the first prompts takes of each device."""
+    run = _run(*args)
+    lowered = loop.start.lower(
+        *run.models,
+        run._prompts,
+        run.lengths,
+        run.state.keys,
+        run._budget,
+        run._shared_chunks,
+        settings=run.settings,
+    )
+    return _bytes(lowered.compile())
+
+
+def _cycle(pair, verifier, prompts, draft_length, max_new_tokens, **sampling):
     run = _run(pair, verifier, prompts, draft_length, max_new_tokens, **sampling)
     lowered = loop.run_cycles.lower(
-        run.pair.target,
-        run.draft,
+        *run.models,
         run.verifier,
         run.sampling,
         run.eos,
         run.state,
         run._halted,
         np.int32(9),
+        np.int32(loop.NEVER_ENOUGH),
+        None,
         settings=run.settings,
         rule=type(run.verifier),
     )
-    return lowered.compile().as_text()
+    return lowered.compile()
+
+
+def _bytes(program):
+    sizes = program.memory_analysis()
+    kept = sizes.output_size_in_bytes - sizes.alias_size_in_bytes
+    return sizes.argument_size_in_bytes + kept + sizes.temp_size_in_bytes
 
 
 def refill_program(pair, prompts=PROMPTS, width=16, draft_length=4, max_new_tokens=24):

@@ -1,11 +1,18 @@
 """The table of logical axes, and the words that change it."""
 
+import re
+from pathlib import Path
+
 import pytest
 from spread_pairs import FAMILIES
 from tiny_pairs import tiny_config
 
+import kljudge_jax
+from kljudge_jax.cli import main
 from kljudge_jax.errors import InputError
+from kljudge_jax.models.pair import ModelPair
 from kljudge_jax.models.transformer import abstract, parameters
+from kljudge_jax.parallel import axes
 from kljudge_jax.parallel.axes import BATCH, LOGICAL, RULES, parameter_axes, parse_axes
 
 
@@ -40,6 +47,23 @@ def test_words_change_the_table():
     assert parse_axes("replicated,vocab=tensor")["vocab"] == ("tensor",)
 
 
+def test_every_word_of_the_documentation_is_one(capsys):
+    """Those of the help, of docstrings, of the error that says what to write, and of the pages."""
+    root = Path(kljudge_jax.__file__).parent
+    with pytest.raises(InputError) as refused:
+        parse_axes("?")
+    with pytest.raises(SystemExit):
+        main(["sweep", "--help"])
+    texts = [capsys.readouterr().out, axes.parse_axes.__doc__, ModelPair.from_pretrained.__doc__]
+    texts += [path.read_text(encoding="utf-8") for path in (root.parent / "docs" / "pages").glob("*.md")]
+    text = " ".join(" ".join(texts).split())
+    words = {*re.findall(rf"(?:replicated,)?(?:\b(?:{'|'.join(LOGICAL)})=[a-z+]+,?)+", text)}
+    words |= {word.strip() for word in str(refused.value).split(" as in ")[1].split(", of ")[0].split(", ")}
+    assert {"vocab=none,batch=data+fsdp", "replicated,vocab=tensor", "kv_heads=tensor"} <= words
+    for word in words:
+        parse_axes(word.rstrip(","))
+
+
 @pytest.mark.parametrize(
     ("word", "message"),
     [
@@ -48,6 +72,7 @@ def test_words_change_the_table():
         ("vocab", "write replicated, or axes"),
         ("vocab=none,vocab=tensor", "names vocab twice"),
         ("mlp=tensor+tensor", "twice"),
+        ("heads=none", "maps kv_heads to tensor and heads not"),
         ("vocab=data", "maps both batch and vocab to data, and the logits have both"),
         ("embed=tensor", "maps both embed and heads to tensor, and the matrices attention.query have both"),
         ("batch=data+tensor", "maps both batch and heads to tensor, and the queries have both"),

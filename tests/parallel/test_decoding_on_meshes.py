@@ -14,10 +14,13 @@ import kljudge_jax as kj
 from kljudge_jax.decoding.draft import ModelDraft
 from kljudge_jax.decoding.run import Run
 from kljudge_jax.decoding.sampling import Sampling
+from kljudge_jax.decoding.score import PREFILL_CHUNK
 from kljudge_jax.parallel import placement
+from kljudge_jax.parallel.mesh import parse_mesh
 
 MESHES = ("data=8", "data=4,tensor=2", "data=2,tensor=4", "tensor=8")
 DECODING = {"draft_length": 3, "max_new_tokens": 16}
+SLOTS = 64 + 3 + 1  # of a row's token ids, with what a cycle may write past the last
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +76,17 @@ def test_a_queue_of_prompts_does_too(family, mesh):
     assert [len(tokens) for tokens in tokens_of(out)] == budgets
 
 
+@pytest.mark.parametrize("family", ["llama", "gemma"])
+def test_so_does_one_of_long_prompts_that_begin_alike(family):
+    """Two chunks of prefill, the first of which all prompts share."""
+    whole = np.arange(PREFILL_CHUNK + 40) * 11 % VOCAB_SIZE
+    prompts = [np.append(whole[: len(whole) - 3 * i], [i, 2 * i]) for i in range(10)]
+    queue = {"verifier": "kl:1.0", "draft_length": 3, "max_new_tokens": [4 + i % 3 for i in range(10)], "batch_size": 8}
+    pair = family_pair(family)
+    alone, out = (kj.generate(each, prompts, **queue) for each in (pair, spread(pair, "data=2,tensor=4")))
+    assert (tokens_of(out), out.origin) == (tokens_of(alone), alone.origin)
+
+
 def test_a_batch_that_leaves_devices_idle_is_said(caplog):
     placement._say.cache_clear()
     kj.generate(spread(family_pair("llama"), "data=8"), PROMPTS[:2], verifier="exact", max_new_tokens=2, draft_length=2)
@@ -112,27 +126,34 @@ def largest_over(size, text):
     return max((size * math.prod(int(n) for n in shape.split(",") if n) for shape in shapes), default=0)
 
 
-@pytest.mark.parametrize("mesh", ["data=4,tensor=2", "tensor=8"])
-@pytest.mark.parametrize(
-    ("rule", "sampling"),
-    [("exact", {}), ("kl:1.0", {}), ("kl:1.0", {"temperature": 0.8, "top_k": 40, "top_p": 0.9})],
-)
-def test_a_cycle_sums_over_the_vocabulary_and_never_gathers_it(mesh, rule, sampling):
-    pair = spread(family_pair("llama"), mesh)
-    config, tensor = pair.target.config, 8 if mesh == "tensor=8" else 2
-    text = cycle_program(pair, rule, draft_length=3, max_new_tokens=16, **sampling)
+CYCLES = [(family, mesh, rule, {}) for family in FAMILIES for mesh in MESHES for rule in ("exact", "kl:1.0")] + [
+    (family, mesh, "kl:1.0", {"temperature": 0.8, "top_k": 40, "top_p": 0.9})
+    for family, mesh in (("llama", "data=4,tensor=2"), ("llama", "tensor=8"), ("gemma", "data=2,tensor=4"))
+]
+
+
+@pytest.mark.parametrize(("family", "mesh", "rule", "sampling"), CYCLES)
+def test_a_cycle_sums_over_the_vocabulary_and_never_gathers_it(family, mesh, rule, sampling):
+    pair = spread(family_pair(family), mesh)
+    config, tensor = pair.target.config, parse_mesh(mesh).get("tensor", 1)
+    text = cycle_program(pair, rule, **DECODING, **sampling)
     found = collectives(text)
+    if tensor == 1:  # whether a row still runs is all that one device asks of another
+        assert found and all(each.kind == "all-reduce" and each.largest == 1 for each in found), found
+        return
     assert {each.kind for each in found} <= {"all-reduce", "all-gather"}
     # The sums that Megatron's layers end with: two a layer, over hidden states; of the target's pass, of the draft's
     # first step and of its others.
     sums = [each for each in found if each.kind == "all-reduce" and "dot_general" in each.op]
     assert len(sums) == 3 * 2 * config.num_layers
     assert all(sizes[-1] == config.hidden_size for each in sums for _, sizes in each.shapes)
-    # Beside them only numbers a row and position: maxima, sums, and each device's candidate for an argmax.
+    # Beside them only numbers a row and position: maxima, sums, and each device's candidate for an argmax. Where
+    # attention is split by rows, its queries and what is known of a row as well.
+    widest = max(4 * config.hidden_size, 4 * config.num_heads * config.head_dim, 4 * tensor, SLOTS)
     for each in found:
         for _, sizes in each.shapes:
             assert VOCAB_SIZE not in sizes and VOCAB_SIZE // tensor not in sizes, each
-            assert int(np.prod(sizes)) <= len(PROMPTS) * 4 * max(config.hidden_size, tensor), each
+            assert int(np.prod(sizes)) <= len(PROMPTS) * widest, each
     # A device has its own part of the logits, and nothing over the whole vocabulary but one correction a row.
     rows = len(PROMPTS) * tensor // 8
     assert largest_over(VOCAB_SIZE // tensor, text) >= rows * 4 * (VOCAB_SIZE // tensor)

@@ -15,6 +15,7 @@ import pytest
 import kljudge_jax
 from kljudge_jax.cli import main
 from kljudge_jax.errors import InputError
+from kljudge_jax.judges.dataset import read_dataset
 from kljudge_jax.parallel import hosts
 
 ROOT = os.path.dirname(os.path.dirname(kljudge_jax.__file__))
@@ -55,53 +56,118 @@ def together(words, patience=60):
     return [start(words, index, port, patience) for index in (0, 1)]
 
 
+def end(processes):
+    """Ends what is left of them, with the processes that do their work."""
+    for process in processes:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+def run_together(words, patience=60):
+    """Two hosts to their end: exit statuses, what they printed and what they said, the first host's first."""
+    processes = together(words, patience)
+    try:
+        said = [process.communicate(timeout=600) for process in processes]
+        return [process.returncode for process in processes], *zip(*said, strict=True)
+    finally:
+        end(processes)
+
+
+def at_work(processes, out):
+    """Waits until the first answer is there."""
+    while not (out / "answers.jsonl").exists() or not (out / "answers.jsonl").stat().st_size:
+        if any(process.poll() is not None for process in processes):
+            os.killpg(processes[0].pid, signal.SIGKILL)
+            pytest.fail("\n".join(process.communicate(timeout=60)[1] for process in processes))
+        time.sleep(0.05)
+
+
 def answers(folder):
     lines = (folder / "answers.jsonl").read_text(encoding="utf-8").splitlines()
     return [{name: record[name] for name in ANSWERED} for record in map(json.loads, lines)]
 
 
+def test_two_hosts_sweep_as_one_does(tmp_path, capsys):
+    """The one test of several hosts that runs by default; two cores that others use too may keep a host silent long."""
+    alone, out = tmp_path / "alone", tmp_path / "out"
+    words = ["sweep", "--target", "embedded", "--task", "arithmetic", "--rules", "kl:0.4", "--draft-lengths", "4"]
+    words += ["--n", "4", "--batch", "4", "--max-new-tokens", "16", "--examples", "0", "--out"]
+    assert main([*words, str(alone)]) == 0
+    capsys.readouterr()
+    statuses, printed, said = run_together([*words, str(out)], patience=300)
+    assert statuses == [0, 0], said
+    assert "| kl:0.4 |" in printed[0] and printed[1] == ""
+    assert answers(out) == answers(alone)
+    # On one device it is another sweep.
+    assert main([*words, str(out)]) == 2
+    assert "its mesh differs" in capsys.readouterr().err
+
+
 # Two more processes on the two cores that other tests use: one may not be heard of for longer than the patience.
-@pytest.mark.real
-def test_two_hosts_sweep_as_one_does_and_go_on_after_one_was_lost(tiny_folders, tmp_path, capsys):
+@pytest.mark.hosts
+@pytest.mark.parametrize("lost", [0, 1])
+def test_two_hosts_go_on_after_one_was_lost(lost, tiny_folders, tmp_path, capsys):
     alone, out = tmp_path / "alone", tmp_path / "out"
     assert main(sweep(tiny_folders, alone, 24)) == 0
     capsys.readouterr()
 
     # One is killed while both are at work.
     words = sweep(tiny_folders, out, 24)
-    first, second = together(words, patience=20)
+    processes = together(words, patience=20)
     try:
-        while not (out / "answers.jsonl").exists() or not (out / "answers.jsonl").stat().st_size:
-            if first.poll() is not None or second.poll() is not None:
-                os.killpg(first.pid, signal.SIGKILL)
-                pytest.fail("\n".join(process.communicate(timeout=60)[1] for process in (second, first)))
-            time.sleep(0.05)
-        os.killpg(second.pid, signal.SIGKILL)
-        _, said = first.communicate(timeout=300)
+        at_work(processes, out)
+        os.killpg(processes[lost].pid, signal.SIGKILL)
+        left = processes[1 - lost]
+        _, said = left.communicate(timeout=300)
     finally:
-        for process in (first, second):
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
-    assert first.returncode == 1
+        end(processes)
+    assert left.returncode == 1
     assert "another host was lost" in said and "repeat the command" in said
     kept = answers(out)
     assert 0 < len(kept) < 48
 
     # Repeated, they go on to what one host writes; the first writes and prints it.
-    first, second = together(words)
-    try:
-        printed, said = first.communicate(timeout=600)
-        silent, _ = second.communicate(timeout=100)
-    finally:
-        for process in (first, second):
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-    assert (first.returncode, second.returncode) == (0, 0), said
-    assert "| plain |" in printed and silent == ""
+    statuses, printed, said = run_together(words)
+    assert statuses == [0, 0], said
+    assert "| plain |" in printed[0] and printed[1] == ""
     assert answers(out) == answers(alone)
     assert answers(out)[: len(kept)] == kept
     assert {path.name for path in out.iterdir()} == {path.name for path in alone.iterdir()}
+
+
+@pytest.mark.hosts
+def test_bad_input_of_one_host_alone_ends_both(tiny_folders, tmp_path):
+    words = sweep(tiny_folders, tmp_path / "out", 4)
+    port = free_port()
+    bad = [str(tmp_path / "missing") if word == str(tiny_folders.draft) else word for word in words]
+    processes = [start(words, 0, port, 20), start(bad, 1, port, 20)]
+    try:
+        _, bad_said = processes[1].communicate(timeout=200)
+        began = time.monotonic()
+        processes[0].communicate(timeout=200)
+    finally:
+        end(processes)
+    assert processes[1].returncode == 2 and "missing" in bad_said.strip().splitlines()[-1]
+    assert "another host" not in bad_said
+    assert processes[0].returncode == 1 and time.monotonic() - began < 60
+
+
+@pytest.mark.hosts
+@pytest.mark.parametrize("command", ["mine", "bench"])
+def test_two_hosts_mine_and_bench(command, tmp_path):
+    out = tmp_path / "out"
+    words = [command, "--target", "embedded", "--task", "arithmetic", "--max-new-tokens", "24", "--out", str(out)]
+    words += ["--n", "4"] if command == "mine" else ["--prompts", "2", "--rounds", "2", "--draft-length", "4"]
+    statuses, printed, said = run_together(words)
+    assert statuses == [0, 0], said
+    assert printed[0] and printed[1] == "" and list(out.iterdir())
+    if command == "mine":
+        alone = [str(tmp_path / "alone") if word == str(out) else word for word in words]
+        assert main(alone) == 0
+        whole, split = (read_dataset(folder) for folder in (tmp_path / "alone", out))
+        assert len(whole) == len(split) > 0
+        np.testing.assert_array_equal(whole["important"], split["important"])
 
 
 @pytest.mark.parametrize(

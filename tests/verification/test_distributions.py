@@ -1,5 +1,6 @@
 """The numbers read off logits, where float32 is at its worst."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from transcription import entropy as exact_entropy
@@ -7,11 +8,13 @@ from transcription import kl, softmax
 
 from kljudge_jax.verification.distributions import (
     Normaliser,
+    argmax,
     entropy,
     is_argmax,
     js_divergence,
     kl_divergence,
     probabilities,
+    sample,
     token_rank,
     total_variation,
 )
@@ -53,7 +56,18 @@ def test_zero_and_underflowing_probabilities():
     assert float(entropy(jnp.array([0.0, nothing, nothing]))) == 0
 
 
-def test_argmax_is_the_lowest_of_the_best_and_never_in_a_row_with_nan():
+def test_argmax_and_draws_are_those_of_jax():
+    nan, low = jnp.nan, -jnp.inf
+    rows = [[1.0, 3, 3, 2], [0, -1, -2, -3], [nan, 1, 2, 3], [3, 1, nan, nan], [low] * 4, [low, low, 0, low], [nan] * 4]
+    logits = jnp.array(rows)
+    np.testing.assert_array_equal(argmax(logits), jnp.argmax(logits, axis=-1))
+    assert argmax(logits).dtype == jnp.int32
+    for i, key in enumerate(jax.random.split(jax.random.key(0), 50)):
+        row = logits[i % len(rows)]
+        assert sample(key, row) == jax.random.categorical(key, row)
+
+
+def test_is_argmax_is_the_lowest_of_the_best_and_never_in_a_row_with_nan():
     logits = jnp.array([[1.0, 2.0, 2.0]] * 3 + [[jnp.nan, 2.0, 1.0], [-jnp.inf, -jnp.inf, 0.0]])
     np.testing.assert_array_equal(is_argmax(logits, jnp.array([0, 1, 2, 1, 2])), [False, True, False, False, True])
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from kljudge_jax.decoding.score import PREFILL_CHUNK
@@ -14,16 +14,19 @@ from kljudge_jax.errors import InputError
 from kljudge_jax.models.config import TransformerConfig
 from kljudge_jax.models.linear import Storage
 from kljudge_jax.models.shapes import bytes_per_device
+from kljudge_jax.models.transformer import Transformer
+from kljudge_jax.parallel.free_memory import usable_memory
 from kljudge_jax.parallel.layout import Layout
 
 # HBM of one device as JAX sees them, bytes: the vendors' data sheets.
 DEVICES = {"v5e": 16e9, "v5p": 95e9, "v6e": 32e9, "h100": 80e9, "h200": 141e9}
 
-# What is left to the runtime, to programs and to what falls between arrays.
-USABLE = 0.92
-
 _SLOT_BUCKET = 64  # caches are allocated in steps of this many slots
 _FLOAT32 = 4
+
+# How many arrays of the size of the logits a cycle keeps at once: XLA's own plans have up to 2.5 under `kl`, and one
+# or so more of processed logits when sampling, 3.7 with top-p.
+_COPIES = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +72,13 @@ class Model:
     cache_dtype: Any = None
     bits: int | None = None
 
+    @classmethod
+    def of(cls, model: Transformer) -> Model:
+        """That of a model that is loaded."""
+        kept = model.storage
+        caches = jnp.float32 if jax.default_backend() == "cpu" else kept.dtype  # as `KVCache.create` has it
+        return cls(model.config, kept.layout, kept.dtype, caches, kept.bits)
+
 
 @dataclasses.dataclass(frozen=True)
 class MemoryPlan:
@@ -77,34 +87,37 @@ class MemoryPlan:
     Attributes:
       target_weights, draft_weights: parameters.
       caches: keys and values of both models.
-      logits: of K + 1 positions of the target and K of the draft, float32, twice when sampling.
-      working: the largest states that live within a pass: attention scores, the MLP's inner states.
+      prefill: what lives within a pass over a piece of the prompts: attention scores, the MLP's inner states.
+      cycle: the same of a pass over a draft, and the logits of K + 1 positions of the target and K of the draft,
+        float32, as often as a rule keeps them.
     """
 
     target_weights: int
     draft_weights: int
     caches: int
-    logits: int
-    working: int
+    prefill: int
+    cycle: int
 
     @property
     def total(self) -> int:
-        return sum(dataclasses.astuple(self))
+        return self.target_weights + self.draft_weights + self.caches + max(self.prefill, self.cycle)
 
 
 def plan_memory(target: Model, draft: Model | None, workload: Workload) -> MemoryPlan:
     """What a device will hold of both models and of what they work on."""
+    caches, prefill, cycle = _decoding(target, draft, workload)
+    return MemoryPlan(_weights(target), 0 if draft is None else _weights(draft), caches, prefill, cycle)
+
+
+def _decoding(target: Model, draft: Model | None, workload: Workload) -> tuple[int, int, int]:
+    """Bytes of caches, of a prefill and of a cycle."""
     models = [target] if draft is None else [target, draft]
-    weights = [_weights(model) for model in models]
     length = workload.draft_length
-    copies = 2 if workload.sampling else 1
-    rows = [_logits(target, workload.batch, length + 1)] + [_logits(m, workload.batch, length) for m in models[1:]]
-    return MemoryPlan(
-        target_weights=weights[0],
-        draft_weights=sum(weights[1:]),
-        caches=sum(_cache(model, workload) for model in models),
-        logits=copies * sum(rows),
-        working=max(_working(model, workload) for model in models),
+    logits = _logits(target, workload.batch, length + 1) + _logits(models[-1], workload.batch, length)
+    return (
+        sum(_cache(model, workload) for model in models),
+        max(_working(model, workload, min(PREFILL_CHUNK, workload.prompt_tokens)) for model in models),
+        (_COPIES + workload.sampling) * logits + max(_working(model, workload, length + 1) for model in models),
     )
 
 
@@ -126,8 +139,13 @@ def largest_batch(target: Model, draft: Model | None, workload: Workload, limit:
     return low * step
 
 
-def check_fits(target: Model, draft: Model | None, workload: Workload, free: float | None) -> None:
-    """Raises InputError, with the numbers and the largest batch, where a plan does not fit in `free` bytes a device."""
+def check_fits(
+    target: Model, draft: Model | None, workload: Workload, free: float | None, at_least: bool = False
+) -> None:
+    """Raises InputError, with the numbers and the largest batch, where a plan does not fit in `free` bytes a device.
+
+    `at_least` says that prompts are not known yet, and that the workload has the shortest there may be.
+    """
     if free is None:
         return
     plan = plan_memory(target, draft, workload)
@@ -135,32 +153,36 @@ def check_fits(target: Model, draft: Model | None, workload: Workload, free: flo
         return
     most = largest_batch(target, draft, workload, free)
     if most:
-        remedy = f"a batch of {most} fits"
+        remedy = f"a batch of {'at most ' * at_least}{most} fits"
     elif plan.target_weights + plan.draft_weights > free:
         remedy = "spread the models over more devices (--mesh tensor=N), --dtype bfloat16, --bits 8, or smaller models"
     else:
         remedy = "shorten prompts or answers, or spread the models over more devices (--mesh tensor=N)"
+    prompts = "whatever the prompts" if at_least else f"with prompts of {workload.prompt_tokens} tokens"
     raise InputError(
         f"each device would hold {gigabytes(plan.target_weights + plan.draft_weights)} of weights, "
-        f"{gigabytes(plan.caches)} of caches, {gigabytes(plan.logits)} of logits and {gigabytes(plan.working)} of "
-        f"working space at a batch of {workload.batch} and prompts of {workload.prompt_tokens} tokens, and "
-        f"{gigabytes(free)} are free: {remedy}"
+        f"{gigabytes(plan.caches)} of caches and {gigabytes(max(plan.prefill, plan.cycle))} of logits and other states "
+        f"at a batch of {workload.batch}, {prompts}, and has {gigabytes(free)} for them: {remedy}"
     )
+
+
+def check_run_fits(target: Transformer, draft: Transformer | None, workload: Workload) -> None:
+    """The same of models that are loaded, and of what their devices have left beside them."""
+    layout = target.layout
+    free = usable_memory(None if layout is None else layout.mesh)
+    ours, theirs = Model.of(target), None if draft is None else Model.of(draft)
+    caches, prefill, cycle = _decoding(ours, theirs, workload)
+    if free is not None and caches + max(prefill, cycle) > free:
+        held = _weights(ours) + (0 if theirs is None else _weights(theirs))
+        check_fits(ours, theirs, workload, held + free)
 
 
 def gigabytes(count: float) -> str:
     return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
 
 
-@functools.lru_cache
 def _weights(model: Model) -> int:
-    """Parameters of a model. Its layers are alike, so two of them say what all take; 126 would take seconds."""
-
-    def of(layers: int) -> int:
-        config = dataclasses.replace(model.config, num_layers=layers, windows=model.config.windows[:layers])
-        return bytes_per_device(config, Storage(model.dtype, model.bits, model.layout))
-
-    return of(1) + (model.config.num_layers - 1) * (of(2) - of(1)) if model.config.num_layers > 1 else of(1)
+    return bytes_per_device(model.config, Storage(model.dtype, model.bits, model.layout))
 
 
 def _share(model: Model, axes: tuple[str | None, ...], shape: tuple[int, ...]) -> int:
@@ -189,10 +211,9 @@ def _attention_share(model: Model, shape: tuple[int, ...]) -> int:
     return math.prod(shape if model.layout is None else model.layout.attention_sharding(shape).shard_shape(shape))
 
 
-def _working(model: Model, workload: Workload) -> int:
-    """Of the widest pass, a chunk of the prompts or a draft: scores and their softmax, and the MLP's two products."""
+def _working(model: Model, workload: Workload, width: int) -> int:
+    """Of a pass over so many tokens a row: scores and their softmax, and the MLP's two products."""
     config, batch = model.config, workload.batch
-    width = max(min(PREFILL_CHUNK, workload.prompt_tokens), workload.draft_length + 1)
     size = jnp.dtype(model.dtype).itemsize
     group = config.num_heads // config.num_kv_heads
     scores = _attention_share(model, (batch, config.num_kv_heads, group, width, workload.slots))

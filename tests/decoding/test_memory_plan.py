@@ -5,13 +5,16 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import pytest
+from spread_pairs import cycle_memory, spread, start_memory
 from tiny_pairs import NEVER, tiny_config, tiny_pair
 
+import kljudge_jax as kj
+from kljudge_jax.decoding import memory_plan
 from kljudge_jax.decoding.draft import ModelDraft
+from kljudge_jax.decoding.memory_plan import Model, Workload, check_fits, largest_batch, plan_memory
 from kljudge_jax.decoding.run import Run
 from kljudge_jax.decoding.sampling import Sampling
 from kljudge_jax.errors import InputError
-from kljudge_jax.evaluation.memory_plan import Model, Workload, check_fits, largest_batch, plan_memory
 from kljudge_jax.models.transformer import assemble, parameters
 from kljudge_jax.parallel.placement import Placement
 
@@ -46,11 +49,31 @@ def test_weights_and_caches_are_what_a_device_holds(mesh):
 
 
 def test_logits_are_those_of_a_share_of_rows_and_vocabulary():
-    plan = plan_memory(model("data=2,tensor=4"), model("data=2,tensor=4"), WORKLOAD)
-    assert plan.logits == 4 * (8 // 2) * (5 + 4) * (256 // 4)
-    sampled = plan_memory(model("data=2,tensor=4"), None, dataclasses.replace(WORKLOAD, sampling=True))
-    assert sampled.logits == 2 * 4 * (8 // 2) * 5 * (256 // 4)
-    assert sampled.draft_weights == 0
+    placed, wider = (model("data=2,tensor=4", vocab_size=size) for size in (256, 512))
+
+    def more(draft, **options):
+        workload = dataclasses.replace(WORKLOAD, **options)
+        plans = [plan_memory(each, draft and each, workload) for each in (placed, wider)]
+        assert plans[0].prefill == plans[1].prefill
+        return plans[1].cycle - plans[0].cycle
+
+    assert more(placed) == more(None) == 3 * 4 * (8 // 2) * (5 + 4) * (256 // 4)
+    assert more(None, sampling=True, draft_length=0) == 4 * 4 * (8 // 2) * (256 // 4)
+
+
+@pytest.mark.parametrize("mesh", [None, "data=2,tensor=4"])
+@pytest.mark.parametrize(("rule", "sampling"), [("kl:1.0", {}), ("exact", {"temperature": 0.8})])
+def test_a_plan_is_no_less_than_what_xla_takes(rule, sampling, mesh):
+    pair = tiny_pair(eos=(NEVER,), vocab_size=4096, num_heads=8, num_kv_heads=4)
+    if mesh is not None:
+        pair = spread(pair, mesh)
+    workload = Workload(batch=16, prompt_tokens=16, max_new_tokens=64, draft_length=4, sampling=bool(sampling))
+    prompts = [[1] * workload.prompt_tokens] * workload.batch
+    programs = cycle_memory(pair, rule, prompts, 4, 64, **sampling), start_memory(pair, rule, prompts, 4, 64)
+    plan = plan_memory(Model.of(pair.target), Model.of(pair.draft), workload)
+    for taken in programs:
+        assert taken <= plan.total
+    assert plan.total <= 2 * max(programs), (plan, programs)
 
 
 def test_the_largest_batch_fits_and_the_next_does_not():
@@ -87,3 +110,15 @@ def test_what_does_not_fit_is_refused_with_what_would(free, message):
         check_fits(target, None, dataclasses.replace(WORKLOAD, batch=64, max_new_tokens=2000), free)
     check_fits(target, None, WORKLOAD, 1e9)
     check_fits(target, None, WORKLOAD, None)
+
+
+def test_a_run_is_refused_with_its_own_prompts_before_it_starts(monkeypatch):
+    pair = tiny_pair(eos=(NEVER,), **OPTIONS)
+    monkeypatch.setattr(memory_plan, "usable_memory", lambda mesh: 400_000)
+    with pytest.raises(InputError, match=r"batch of 8, with prompts of 300 tokens, and has .*: a batch of \d fits"):
+        kj.generate(pair, [[1] * 300] * 8, verifier="exact", draft_length=4, max_new_tokens=64)
+
+
+def test_where_prompts_are_not_known_a_batch_fits_at_most():
+    with pytest.raises(InputError, match=r"at a batch of 64, whatever the prompts, .*: a batch of at most \d+ fits"):
+        check_fits(model(None), None, dataclasses.replace(WORKLOAD, batch=64), 1e6, at_least=True)
