@@ -74,7 +74,8 @@ def _sweep(options) -> int:
     from kljudge_jax.evaluation.baselines import check_baselines, parse_baseline
     from kljudge_jax.evaluation.examples import examples
     from kljudge_jax.evaluation.report import TaskResult, findings, read_setting, write_report
-    from kljudge_jax.evaluation.summary import markdown_table, summarise
+    from kljudge_jax.evaluation.summary import markdown_table, short_table, summarise
+    from kljudge_jax.evaluation.text_table import aligned
     from kljudge_jax.tasks import load_task
     from kljudge_jax.verification import parse_verifier
 
@@ -125,7 +126,9 @@ def _sweep(options) -> int:
     setting = read_setting([part.folder for part in parts], shlex.join(["kljudge", *options.words]))
     files = write_report(options.out, results, setting)
     for result in results:
-        print(f"{result.name}:\n\n{markdown_table(result.rows)}")
+        # A person gets columns that fit a terminal, a program those of the report.
+        shown_table = f"{aligned(short_table(result.rows))}\n" if sys.stdout.isatty() else markdown_table(result.rows)
+        print(f"{result.name}:\n\n{shown_table}")
         print("".join(f"{line}\n" for line in findings(result.rows, setting.greedy)))
     print(f"Report: {files[0]}")
     failed = sum(row["failed"] for result in results for row in result.rows)
