@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import re
 import sys
 import time
@@ -18,10 +19,39 @@ EMBEDDED = "embedded"
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose errors are one line that says what to do."""
+    """An ArgumentParser whose errors are one line that says what to do, a misspelt word first."""
+
+    def parse_args(self, args=None, namespace=None):
+        words = list(sys.argv[1:] if args is None else args)
+        command = self._refuse_unknown(words)
+        options, left = self.parse_known_args(words, namespace)
+        if left:
+            command.error(f"too many arguments: {' '.join(left)}")
+        return options
 
     def error(self, message: str) -> NoReturn:
         self.exit(BAD_INPUT, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+    def _refuse_unknown(self, words: list[str]) -> Parser:
+        """Ends the program at the first word that is no command or option; else returns the command's own parser."""
+        commands = next((a.choices for a in self._actions if isinstance(a, argparse._SubParsersAction)), {})
+        for i, word in enumerate(words):
+            if word == "--":
+                break
+            if commands and not word.startswith("-"):
+                if word not in commands:
+                    self._unknown("command", repr(word), difflib.get_close_matches(word, commands, 1))
+                return commands[word]._refuse_unknown(words[i + 1 :])
+            option, known = word.partition("=")[0], self._option_string_actions
+            # What argparse takes for a value: a lone dash, a negative number, and what holds a space.
+            value = " " in option or not re.match("-[^0-9.]", option)
+            if not value and not any(name.startswith(option) for name in known):
+                self._unknown("option", option, difflib.get_close_matches(option, known, 1))
+        return self
+
+    def _unknown(self, kind: str, word: str, near: list[str]) -> NoReturn:
+        advice = f": did you mean {near[0]}? See" if near else "; see"
+        self.exit(BAD_INPUT, f"{self.prog}: no {kind} {word}{advice} {self.prog} --help\n")
 
 
 class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):

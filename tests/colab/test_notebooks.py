@@ -105,3 +105,4 @@ def test_a_notebook_runs_and_shows_its_results(name, tmp_path):
     for wanted in SHOWS[name]:
         assert wanted in said, wanted
     assert "Traceback" not in said
+    assert not [output.text for output in outputs if output.get("name") == "stderr"]
