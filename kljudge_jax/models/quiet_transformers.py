@@ -16,6 +16,7 @@ try:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="IProgress not found")
         import tqdm.auto  # noqa: F401
+        from transformers import AutoTokenizer as AutoTokenizer
         from transformers import PreTrainedTokenizerFast as PreTrainedTokenizerFast
 finally:
     if _before is None:
