@@ -66,8 +66,11 @@ def told(check: Check) -> str:
     outcome, (low, high) = check.outcome, check.interval
     counts = f"{outcome.lost} lost, {outcome.won} won" if outcome.won is not None else f"{outcome.lost} other answers"
     short, long = check.mean_acceptance_length_interval
+    says, points = "loses", outcome.loss
+    if points < 0:
+        says, points, low, high = "gains", -points, -high, -low
     return (
-        f"Checked on {outcome.n} fresh prompts ({check.split}): {check.rule} loses {100 * outcome.loss:.2f} points "
+        f"Checked on {outcome.n} fresh prompts ({check.split}): {check.rule} {says} {100 * points:.2f} points "
         f"({100 * low:.2f} to {100 * high:.2f}, 95 %; {counts}; {check.right} right, plain {check.plain_right}) at "
         f"{check.mean_acceptance_length:.2f} ({short:.2f} to {long:.2f}) tokens per pass."
     )

@@ -59,7 +59,9 @@ class Setting:
 
     Attributes:
       command: the command line.
-      target, draft, dtype: the pair.
+      target: its name.
+      draft: its name; None without one.
+      dtype: of the weights.
       plan: as `sweep.Plan` in JSON.
       machine: what `describe_machine` said.
     """
