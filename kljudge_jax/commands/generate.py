@@ -19,6 +19,7 @@ from kljudge_jax.commands.options import (
     load_pair,
     note,
 )
+from kljudge_jax.commands.progress import Bar
 from kljudge_jax.errors import InputError
 
 
@@ -122,10 +123,12 @@ def _stream(options, pair, prompt, **drafting):
         stop=options.stop,
         key=jax.random.key(options.seed),
     )
-    for event in events:
-        if not options.json and event.text:
-            text = painted(event.text, event.origin) if coloured else event.text
-            print(text, end="", flush=True)
+    with Bar() as bar:
+        for event in events:
+            bar.stop()
+            if not options.json and event.text:
+                text = painted(event.text, event.origin) if coloured else event.text
+                print(text, end="", flush=True)
     if not options.json:
         print()
     return event.result

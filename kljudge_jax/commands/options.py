@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import difflib
 import re
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn
 
+from kljudge_jax.commands.progress import Bar
 from kljudge_jax.errors import InputError
 
 OK, FAILED, BAD_INPUT = 0, 1, 2
@@ -173,19 +176,24 @@ def load_pair(options):
             **placed,
         )
     began = time.perf_counter()
-    note(f"loading {options.target}" + (f" and {options.draft}" if options.draft else ""))
-    pair = ModelPair.from_pretrained(
-        options.target,
-        options.draft,
-        dtype=options.dtype,
-        bits=options.bits,
-        draft_bits=options.draft_bits,
-        **placed,
-        check=lambda *models: _check_memory(options, *models),
-        revision=options.revision,
-        draft_revision=options.draft_revision,
-        tokenizer=options.tokenizer,
-    )
+    loading = f"loading {options.target}" + (f" and {options.draft}" if options.draft else "")
+    with contextlib.ExitStack() as stack:
+        if all(name is None or Path(name).exists() for name in (options.target, options.draft)):
+            stack.enter_context(Bar(loading))
+        else:  # the hub has bars of its own
+            note(loading)
+        pair = ModelPair.from_pretrained(
+            options.target,
+            options.draft,
+            dtype=options.dtype,
+            bits=options.bits,
+            draft_bits=options.draft_bits,
+            **placed,
+            check=lambda *models: _check_memory(options, *models),
+            revision=options.revision,
+            draft_revision=options.draft_revision,
+            tokenizer=options.tokenizer,
+        )
     note(f"loaded in {time.perf_counter() - began:.0f} s: {_describe(pair)}")
     return pair
 

@@ -119,9 +119,10 @@ def _sweep(options) -> int:
         with Bar() as bar:
             records = sweep.run_sweep(pair, part.task, part.plan, part.folder, bar.show)
         answered[part.task.name].append((part.plan, records))
-    for part in parts:
-        if part.plan.seed == seeds[0]:
-            shown[part.task.name] = examples(pair, part, options.examples)
+    with Bar("answers to show token by token"):
+        for part in parts:
+            if part.plan.seed == seeds[0]:
+                shown[part.task.name] = examples(pair, part, options.examples)
     results = [TaskResult(name, summarise(sweep.pooled(records)), shown[name]) for name, records in answered.items()]
     setting = read_setting([part.folder for part in parts], shlex.join(["kljudge", *options.words]))
     files = write_report(options.out, results, setting)

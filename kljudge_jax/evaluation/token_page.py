@@ -64,7 +64,8 @@ def write_page(
         "</section>"
         for a in answers
     )
-    body = f'<pre class="prompt">{html.escape(prompt)}</pre>{legend_html()}{sections}<div class=scroll>{table_html(table)}</div>'
+    scrolling = f"<div class=scroll>{table_html(table)}</div>"
+    body = f'<pre class="prompt">{html.escape(prompt)}</pre>{legend_html()}{sections}{scrolling}'
     Path(path).write_text(page(heading, body, foot), encoding="utf-8")
 
 
