@@ -10,6 +10,7 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from kljudge_jax.commands import (
     bench,
@@ -112,7 +113,8 @@ def _keep_compiled() -> None:
     """Keeps compiled programs between calls, in the user's cache unless JAX_COMPILATION_CACHE_DIR says otherwise."""
     import jax
 
-    if not jax.config.jax_compilation_cache_dir:
+    settings: Any = jax.config  # whose flags are no attributes to a type checker
+    if not settings.jax_compilation_cache_dir:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kljudge_jax" / "compiled"
         jax.config.update("jax_compilation_cache_dir", str(cache))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from kljudge_jax.commands.color import add_color, is_coloured, painted
 from kljudge_jax.commands.options import (
@@ -56,7 +57,7 @@ def _generate(options) -> int:
     from kljudge_jax.decoding.words import parse_draft_length, parse_drafter
     from kljudge_jax.verification import parse_verifier
 
-    prompt = _read_prompt(options)
+    prompt: Any = _read_prompt(options)
     # Bad words are refused before minutes go into loading a model.
     rule = parse_verifier(options.verifier, options.temperature == 0)
     drafter, length = parse_drafter(options.drafter), parse_draft_length(options.draft_length)

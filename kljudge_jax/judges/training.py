@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -115,7 +115,7 @@ class TrainedJudge:
 
     def to_json(self) -> dict[str, Any]:
         """Everything but the weights, as plain JSON."""
-        plain = dataclasses.asdict(dataclasses.replace(self, head=None))
+        plain = dataclasses.asdict(dataclasses.replace(self, head=cast(Any, None)))
         return {name: value for name, value in plain.items() if name != "head"}
 
     def markdown(self) -> str:
@@ -254,8 +254,8 @@ class _Problem:
         )
 
     def head(self, layers: Any, data: Dataset) -> Head:
-        narrow = jax.tree.map(np.float32, layers)
-        return Head(np.float32(self.mean), np.float32(self.scale), narrow, self.options.setup, data.pair)
+        mean, scale, narrow = jax.tree.map(np.float32, (self.mean, self.scale, layers))
+        return Head(mean, scale, narrow, self.options.setup, data.pair)
 
     def _start(self) -> Any:
         size, hidden = self.rows.shape[1], self.options.hidden_size

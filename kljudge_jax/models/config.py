@@ -41,6 +41,7 @@ class Rope:
     def frequencies(self, head_dim: int) -> np.ndarray:
         """Angular frequency of every pair of dimensions, radians per position, float32 `[D/2]`."""
         exponent = np.arange(0, head_dim, 2, dtype=np.float32) / head_dim
+        scaled: np.ndarray
         plain = (1.0 / np.float32(self.theta) ** exponent).astype(np.float32)
         if self.scaling == "none":
             scaled = plain
