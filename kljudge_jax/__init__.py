@@ -84,9 +84,13 @@ __all__ = [
     "train_judge",
 ]
 
+_ROOMS = ("decoding", "evaluation", "judges", "models", "parallel", "tasks", "verification")
+
 
 def __getattr__(name: str) -> object:
     # Imported when it is first asked for, since JAX takes seconds: `kljudge --help` needs none of it.
+    if name in _ROOMS:
+        return importlib.import_module(f"{__name__}.{name}")
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     public = importlib.import_module("kljudge_jax._public")
