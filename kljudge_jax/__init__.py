@@ -1,67 +1,102 @@
-"""Judge decoding for JAX: speculative decoding under lossless and relaxed verification rules."""
+"""Judge decoding for JAX: speculative decoding under lossless and relaxed verification rules.
 
-from kljudge_jax import verification
-from kljudge_jax.decoding.adaptive import Adaptive
-from kljudge_jax.decoding.draft import ModelDraft
-from kljudge_jax.decoding.generate import generate
-from kljudge_jax.decoding.prompt_lookup import PromptLookup
-from kljudge_jax.decoding.results import Generation, Progress
-from kljudge_jax.decoding.score import score
-from kljudge_jax.decoding.self_draft import SelfDraft
-from kljudge_jax.decoding.stats import Cycle, Stats
-from kljudge_jax.decoding.stream import Event, stream
-from kljudge_jax.errors import InputError
-from kljudge_jax.evaluation.bench_call import Bench, bench
-from kljudge_jax.evaluation.compare_call import Comparison, compare
-from kljudge_jax.evaluation.report import TaskResult
-from kljudge_jax.evaluation.sweep_call import sweep
-from kljudge_jax.judges.correspondence import Correspondence
-from kljudge_jax.judges.dataset import Dataset
-from kljudge_jax.judges.jobs import correspond, train_judge
-from kljudge_jax.judges.mining import mine
-from kljudge_jax.judges.training import TrainedJudge
-from kljudge_jax.models.config import Rope, TransformerConfig
-from kljudge_jax.models.pair import ModelPair
-from kljudge_jax.models.shipped import shipped_bench
-from kljudge_jax.models.transformer import Transformer
-from kljudge_jax.tasks import Problem, Task, load_task
-from kljudge_jax.verification import *  # noqa: F403
+import kljudge_jax as kj
+
+pair = kj.ModelPair.embedded()  # or kj.ModelPair.from_pretrained(target, draft)
+out = kj.generate(pair, "Tom has 3 red pens.\\n", verifier="kl:0.4", draft_length=8)
+print(out.text[0], out.stats.mean_acceptance_length)  # in a notebook `out` shows itself
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from kljudge_jax._public import *  # noqa: F403
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "AcceptAll",
     "Adaptive",
     "Bench",
+    "BlockVerification",
+    "Cactus",
     "Comparison",
     "Correspondence",
     "Cycle",
     "Dataset",
+    "DivergenceThreshold",
+    "Ensemble",
+    "EntropyThreshold",
     "Event",
+    "FLy",
     "Generation",
+    "GreedyExact",
     "InputError",
+    "KLJudge",
+    "KSequential",
+    "Lenience",
+    "LinearJudge",
+    "MarginAcceptance",
+    "Mentored",
     "ModelDraft",
     "ModelPair",
+    "PivotAware",
     "Problem",
     "Progress",
     "PromptLookup",
+    "RandomAcceptance",
+    "Reflective",
+    "RelaxedThinking",
     "Rope",
+    "Rule",
     "SelfDraft",
+    "SpeculativeSampling",
     "Stats",
+    "SyntheticAcceptance",
     "Task",
     "TaskResult",
+    "ThresholdRule",
+    "TokenRule",
+    "TopKAcceptance",
     "TrainedJudge",
     "Transformer",
     "TransformerConfig",
+    "TypicalAcceptance",
+    "Verdict",
+    "Verifier",
+    "VerifyInputs",
     "bench",
     "compare",
     "correspond",
+    "describe_rules",
     "generate",
     "load_task",
     "mine",
+    "parse_verifier",
+    "register",
     "score",
     "shipped_bench",
     "stream",
     "sweep",
     "train_judge",
 ]
-__all__ += verification.__all__
+
+_ROOMS = ("decoding", "evaluation", "judges", "models", "parallel", "tasks", "verification")
+
+
+def __getattr__(name: str) -> object:
+    # Imported when it is first asked for, since JAX takes seconds: `kljudge --help` needs none of it.
+    if name in _ROOMS:
+        return importlib.import_module(f"{__name__}.{name}")
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    public = importlib.import_module("kljudge_jax._public")
+    globals().update({each: getattr(public, each) for each in __all__})
+    return globals()[name]
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

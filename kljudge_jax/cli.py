@@ -52,6 +52,12 @@ _COMMANDS = (
     completion,
 )
 
+_EXAMPLES = """examples:
+  kljudge demo                                    # see it at work, on a pair that comes with the package
+  kljudge generate --target Qwen/Qwen2.5-1.5B-Instruct --draft Qwen/Qwen2.5-0.5B-Instruct "Why is the sky blue?"
+  kljudge sweep --target big.gguf --draft small.gguf --task gsm8k:test.jsonl --rules none,exact,kl:0.4 --n 100
+  kljudge COMMAND --help                          # the options of a command, with examples"""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs `kljudge` and returns its exit status: 0, 1 (the work failed), 2 (bad input) or 130 (Ctrl-C)."""
@@ -115,7 +121,7 @@ def _plain_warnings(command: str) -> Iterator[None]:
 def _parser() -> argparse.ArgumentParser:
     from kljudge_jax import __version__
 
-    parser = Parser(prog="kljudge", description="Judge decoding for JAX.", formatter_class=Help)
+    parser = Parser(prog="kljudge", description="Judge decoding for JAX.", epilog=_EXAMPLES, formatter_class=Help)
     parser.add_argument("--version", action="version", version=f"kljudge {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
     for command in _COMMANDS:

@@ -5,6 +5,8 @@ import gc
 import os
 import pathlib
 import shutil
+import subprocess
+import sys
 import tempfile
 import types
 
@@ -49,6 +51,18 @@ def models_dir():
     folder = os.environ.get("KLJUDGE_MODELS")
     if not folder:
         pytest.skip("set KLJUDGE_MODELS to a folder of real weights")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory):
+    """A folder with the wheel and the sdist of this checkout."""
+    pytest.importorskip("build")
+    pytest.importorskip("hatchling")
+    folder = tmp_path_factory.mktemp("dist")
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", folder, pathlib.Path(__file__).parents[1]]
+    made = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert made.returncode == 0, made.stdout + made.stderr
     return folder
 
 

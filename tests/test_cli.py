@@ -136,6 +136,32 @@ def test_a_reader_that_has_gone_is_no_error():
     assert (done.returncode, done.stderr) == (0, b"")
 
 
+def test_help_needs_no_jax_and_shows_examples():
+    program = (
+        "import sys; from kljudge_jax import cli\ntry: cli.main(['--help'])\nfinally: assert 'jax' not in sys.modules"
+    )
+    shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert shown.returncode == 0, shown.stderr
+    assert "kljudge generate --target" in shown.stdout.partition("examples:\n")[2]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["sweap"], "kljudge: no command 'sweap': did you mean sweep? See kljudge --help\n"),
+        (["xyzzy"], "kljudge: no command 'xyzzy'; see kljudge --help\n"),
+        (["rules", "--jsno"], "kljudge rules: no option --jsno: did you mean --json? See kljudge rules --help\n"),
+        (["generate", "--targt", "x", "hi"], "no option --targt: did you mean --target? See kljudge generate --help\n"),
+        (["generate", "--targt=x", "hi"], "no option --targt: did you mean --target? See kljudge generate --help\n"),
+        (["rules", "more", "words"], "kljudge rules: too many arguments: more words; see kljudge rules --help\n"),
+        (["--verson"], "kljudge: no option --verson: did you mean --version? See kljudge --help\n"),
+    ],
+)
+def test_a_misspelt_word_is_named_first(capsys, words, said):
+    status, out, err = run(capsys, *words)
+    assert (status, out) == (2, "") and err.endswith(said) and err.count("\n") == 1
+
+
 def test_rules_lists_every_rule(capsys):
     status, out, _ = run(capsys, "rules")
     assert status == 0
@@ -171,7 +197,7 @@ def test_sweep_writes_answers_and_a_table_and_goes_on(capsys, sweeping, tmp_path
     assert len(answers.splitlines()) == 8 * 3
     assert sum(line.startswith("|") for line in table.splitlines()) == 2 + 3
     exact = next(line for line in table.splitlines() if line.startswith("| exact"))
-    assert exact.split("|")[8].strip() == "8"  # the same text as plain decoding
+    assert exact.split("|")[7].strip() == "8"  # the same text as plain decoding
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert summary["kind"] == "sweep" and summary["command"].startswith("kljudge sweep --target")
     cells = summary["cells"]

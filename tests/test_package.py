@@ -3,11 +3,6 @@
 import subprocess
 import sys
 import zipfile
-from pathlib import Path
-
-import pytest
-
-ROOT = Path(__file__).parents[1]
 
 USE = """
 import kljudge_jax as kj
@@ -18,17 +13,6 @@ assert out.stats.tokens
 kj.parse_verifier("judge:embedded,threshold=0.2", True)
 kj.compare(kj.shipped_bench())
 """
-
-
-@pytest.fixture(scope="module")
-def built(tmp_path_factory):
-    pytest.importorskip("build")
-    pytest.importorskip("hatchling")
-    folder = tmp_path_factory.mktemp("dist")
-    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", folder, ROOT]
-    made = subprocess.run(command, capture_output=True, text=True, timeout=600)
-    assert made.returncode == 0, made.stdout + made.stderr
-    return folder
 
 
 def test_the_wheel_holds_what_it_needs_and_nothing_else(built):

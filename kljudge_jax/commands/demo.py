@@ -66,10 +66,13 @@ def _demo(options) -> int:
     answers = []
     for rule in rules:
         print(f"\n{demo.title(rule)}\n")
-        print("  ", end="")
-        for event in show.stream(rule):
-            text = event.text.replace("\n", "\n  ")
-            print(painted(text, event.origin) if coloured else text, end="", flush=True)
+        start = "  "
+        with Bar() as bar:
+            for event in show.stream(rule):
+                bar.stop()
+                text = event.text.replace("\n", "\n  ")
+                print(start + (painted(text, event.origin) if coloured else text), end="", flush=True)
+                start = ""
         answers.append(show.explain(rule, event.result))
         right = "right" if task.check(problems[0], event.result.text[0]) else "wrong"
         print(f"\n  ({right}; {answers[-1].note})")

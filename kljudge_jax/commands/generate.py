@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from kljudge_jax.commands.color import add_color, is_coloured, painted
 from kljudge_jax.commands.options import (
@@ -19,6 +20,7 @@ from kljudge_jax.commands.options import (
     load_pair,
     note,
 )
+from kljudge_jax.commands.progress import Bar
 from kljudge_jax.errors import InputError
 
 
@@ -55,7 +57,7 @@ def _generate(options) -> int:
     from kljudge_jax.decoding.words import parse_draft_length, parse_drafter
     from kljudge_jax.verification import parse_verifier
 
-    prompt = _read_prompt(options)
+    prompt: Any = _read_prompt(options)
     # Bad words are refused before minutes go into loading a model.
     rule = parse_verifier(options.verifier, options.temperature == 0)
     drafter, length = parse_drafter(options.drafter), parse_draft_length(options.draft_length)
@@ -122,10 +124,12 @@ def _stream(options, pair, prompt, **drafting):
         stop=options.stop,
         key=jax.random.key(options.seed),
     )
-    for event in events:
-        if not options.json and event.text:
-            text = painted(event.text, event.origin) if coloured else event.text
-            print(text, end="", flush=True)
+    with Bar() as bar:
+        for event in events:
+            bar.stop()
+            if not options.json and event.text:
+                text = painted(event.text, event.origin) if coloured else event.text
+                print(text, end="", flush=True)
     if not options.json:
         print()
     return event.result

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import difflib
 import re
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn
 
+from kljudge_jax.commands.progress import Bar
 from kljudge_jax.errors import InputError
 
 OK, FAILED, BAD_INPUT = 0, 1, 2
@@ -18,10 +22,39 @@ EMBEDDED = "embedded"
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose errors are one line that says what to do."""
+    """An ArgumentParser whose errors are one line that says what to do, a misspelt word first."""
+
+    def parse_args(self, args=None, namespace=None):
+        words = list(sys.argv[1:] if args is None else args)
+        command = self._refuse_unknown(words)
+        options, left = self.parse_known_args(words, namespace)
+        if left:
+            command.error(f"too many arguments: {' '.join(left)}")
+        return options
 
     def error(self, message: str) -> NoReturn:
         self.exit(BAD_INPUT, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+    def _refuse_unknown(self, words: list[str]) -> Parser:
+        """Ends the program at the first word that is no command or option; else returns the command's own parser."""
+        commands = next((a.choices for a in self._actions if isinstance(a, argparse._SubParsersAction)), {})
+        for i, word in enumerate(words):
+            if word == "--":
+                break
+            if commands and not word.startswith("-"):
+                if word not in commands:
+                    self._unknown("command", repr(word), difflib.get_close_matches(word, commands, 1))
+                return commands[word]._refuse_unknown(words[i + 1 :])
+            option, known = word.partition("=")[0], self._option_string_actions
+            # What argparse takes for a value: a lone dash, a negative number, and what holds a space.
+            value = " " in option or not re.match("-[^0-9.]", option)
+            if not value and not any(name.startswith(option) for name in known):
+                self._unknown("option", option, difflib.get_close_matches(option, known, 1))
+        return self
+
+    def _unknown(self, kind: str, word: str, near: list[str]) -> NoReturn:
+        advice = f": did you mean {near[0]}? See" if near else "; see"
+        self.exit(BAD_INPUT, f"{self.prog}: no {kind} {word}{advice} {self.prog} --help\n")
 
 
 class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -143,19 +176,24 @@ def load_pair(options):
             **placed,
         )
     began = time.perf_counter()
-    note(f"loading {options.target}" + (f" and {options.draft}" if options.draft else ""))
-    pair = ModelPair.from_pretrained(
-        options.target,
-        options.draft,
-        dtype=options.dtype,
-        bits=options.bits,
-        draft_bits=options.draft_bits,
-        **placed,
-        check=lambda *models: _check_memory(options, *models),
-        revision=options.revision,
-        draft_revision=options.draft_revision,
-        tokenizer=options.tokenizer,
-    )
+    loading = f"loading {options.target}" + (f" and {options.draft}" if options.draft else "")
+    with contextlib.ExitStack() as stack:
+        if all(name is None or Path(name).exists() for name in (options.target, options.draft)):
+            stack.enter_context(Bar(loading))
+        else:  # the hub has bars of its own
+            note(loading)
+        pair = ModelPair.from_pretrained(
+            options.target,
+            options.draft,
+            dtype=options.dtype,
+            bits=options.bits,
+            draft_bits=options.draft_bits,
+            **placed,
+            check=lambda *models: _check_memory(options, *models),
+            revision=options.revision,
+            draft_revision=options.draft_revision,
+            tokenizer=options.tokenizer,
+        )
     note(f"loaded in {time.perf_counter() - began:.0f} s: {_describe(pair)}")
     return pair
 

@@ -74,7 +74,8 @@ def _sweep(options) -> int:
     from kljudge_jax.evaluation.baselines import check_baselines, parse_baseline
     from kljudge_jax.evaluation.examples import examples
     from kljudge_jax.evaluation.report import TaskResult, findings, read_setting, write_report
-    from kljudge_jax.evaluation.summary import markdown_table, summarise
+    from kljudge_jax.evaluation.summary import markdown_table, short_table, summarise
+    from kljudge_jax.evaluation.text_table import aligned
     from kljudge_jax.tasks import load_task
     from kljudge_jax.verification import parse_verifier
 
@@ -118,14 +119,17 @@ def _sweep(options) -> int:
         with Bar() as bar:
             records = sweep.run_sweep(pair, part.task, part.plan, part.folder, bar.show)
         answered[part.task.name].append((part.plan, records))
-    for part in parts:
-        if part.plan.seed == seeds[0]:
-            shown[part.task.name] = examples(pair, part, options.examples)
+    with Bar("answers to show token by token"):
+        for part in parts:
+            if part.plan.seed == seeds[0]:
+                shown[part.task.name] = examples(pair, part, options.examples)
     results = [TaskResult(name, summarise(sweep.pooled(records)), shown[name]) for name, records in answered.items()]
     setting = read_setting([part.folder for part in parts], shlex.join(["kljudge", *options.words]))
     files = write_report(options.out, results, setting)
     for result in results:
-        print(f"{result.name}:\n\n{markdown_table(result.rows)}")
+        # A person gets columns that fit a terminal, a program those of the report.
+        shown_table = f"{aligned(short_table(result.rows))}\n" if sys.stdout.isatty() else markdown_table(result.rows)
+        print(f"{result.name}:\n\n{shown_table}")
         print("".join(f"{line}\n" for line in findings(result.rows, setting.greedy)))
     print(f"Report: {files[0]}")
     failed = sum(row["failed"] for result in results for row in result.rows)

@@ -43,7 +43,11 @@ def _train_pair(options) -> int:
         bars: dict[str, Bar] = {}
 
         def show(model, progress):
-            bar = bars.get(model) or bars.setdefault(model, stack.enter_context(Bar()))
+            if model not in bars:
+                for other in bars.values():
+                    other.stop()
+                bars[model] = stack.enter_context(Bar())
+            bar = bars[model]
             step = Step(f"{model}: {progress}", progress.step, progress.steps, before.setdefault(model, progress.step))
             # What was measured stays on the screen; the rest gives way to the next report.
             (bar.keep if progress.accuracy or progress.step == progress.steps else bar.show)(step)

@@ -58,7 +58,9 @@ def generate(
         "lookup:3"; the last two need no draft model.
       max_new_tokens: the most tokens of an answer; one number, or one a prompt.
       temperature: 0 is greedy.
-      top_k, top_p, min_p: truncation of both models' distributions when sampling; 0, 1.0 and 0 are off.
+      top_k: when sampling, keeps the k likeliest tokens of either model; 0 is all.
+      top_p: when sampling, keeps the likeliest tokens with this much probability together; 1.0 is all.
+      min_p: when sampling, drops tokens below this share of the likeliest one's probability; 0 drops none.
       repetition_penalty: 1.0, none; anything else is refused.
       stop: strings that end an answer where they begin.
       key: PRNG key, of which row r uses `fold_in(key, r)`; or an array of B keys, one a row. Default `key(0)`.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -112,7 +113,7 @@ class Stats:
         }
 
 
-def row_stats(cycles: Sequence[Cycle], relaxed: int, draft_length: int, finish: str, **times: float) -> Stats:
+def row_stats(cycles: Sequence[Cycle], relaxed: int, draft_length: int, finish: str, **times: Any) -> Stats:
     """The counts of one answer from its cycles."""
     accepted = np.array([c.accepted for c in cycles], np.int64)
     return Stats(

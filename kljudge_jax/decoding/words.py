@@ -38,7 +38,9 @@ def parse_draft_length(word: str) -> int | Adaptive:
         # Alone, a number is the most that is drafted.
         return _make(Adaptive, name, [f"maximum={values[0]}"] if len(values) == 1 and "=" not in values[0] else values)
     if values or not name.isdecimal() or int(name) < 1:
-        raise InputError(f"a draft length is a whole number from 1 on, or adaptive as in adaptive:0,8, not {word!r}")
+        raise InputError(
+            f"a draft length is a whole number from 1 on, or adaptive, as in adaptive:maximum=8, not {word!r}"
+        )
     return int(name)
 
 

@@ -12,9 +12,9 @@ def table(plan: Plan, tested: Sequence[Tested]) -> str:
     """A line a threshold, for a terminal."""
     most = f"loss at most ({100 * (1 - plan.delta):g} %)"
     if plan.without_answers:
-        head = ["rule", "same answer", "other", most, "p", "promised", "tokens per target pass"]
+        head = ["rule", "same answer", "other", most, "p", "promised", "tokens per pass"]
     else:
-        head = ["rule", "right", "plain right", "lost", "won", most, "p", "promised", "tokens per target pass"]
+        head = ["rule", "right", "plain right", "lost", "won", most, "p", "promised", "tokens per pass"]
     rows = [head]
     for one in tested:
         counts = [f"{one.right} of {one.outcome.n}"]
@@ -66,10 +66,13 @@ def told(check: Check) -> str:
     outcome, (low, high) = check.outcome, check.interval
     counts = f"{outcome.lost} lost, {outcome.won} won" if outcome.won is not None else f"{outcome.lost} other answers"
     short, long = check.mean_acceptance_length_interval
+    says, points = "loses", outcome.loss
+    if points < 0:
+        says, points, low, high = "gains", -points, -high, -low
     return (
-        f"Checked on {outcome.n} fresh prompts ({check.split}): {check.rule} loses {100 * outcome.loss:.2f} points "
+        f"Checked on {outcome.n} fresh prompts ({check.split}): {check.rule} {says} {100 * points:.2f} points "
         f"({100 * low:.2f} to {100 * high:.2f}, 95 %; {counts}; {check.right} right, plain {check.plain_right}) at "
-        f"{check.mean_acceptance_length:.2f} ({short:.2f} to {long:.2f}) tokens per target pass."
+        f"{check.mean_acceptance_length:.2f} ({short:.2f} to {long:.2f}) tokens per pass."
     )
 
 

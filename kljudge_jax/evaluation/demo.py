@@ -117,8 +117,8 @@ def table(rows: Sequence[dict], speeds: dict[str, SpeedRatio]) -> list[list[str]
         "rule",
         "right",
         "95 %",
-        "tokens per target pass",
-        "target passes per answer",
+        "tokens per pass",
+        "passes per answer",
         "tokens/s, one by one",
         "x plain",
     ]

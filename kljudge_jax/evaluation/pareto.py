@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -25,17 +25,29 @@ def family(rule: str) -> str:
     `kl:0.1` and `kl:threshold=0.4` lie on one line, `kl:0.4,confidence=1.0` on another: without the mask it is another
     rule.
     """
+    return _line_and_numbers(rule)[0]
+
+
+def setting(rule: str) -> str:
+    """What tells a rule's point from others on its line: 0.1 of `kl:0.1`, 2,0.5 of `thinking:k=2,delta=0.5`."""
+    return _line_and_numbers(rule)[1]
+
+
+def _line_and_numbers(rule: str) -> tuple[str, str]:
     name, _, rest = rule.partition(":")
-    kept = []
+    kept, numbers = [], []
     for item in rest.split(",") if rest else ():
         key, equals, value = (part.strip() for part in item.partition("="))
-        if key == "confidence" or not _is_number(value if equals else key):
+        number = value if equals else key
+        if key == "confidence" or not _is_number(number):
             kept.append(re.split(r"[/\\]", item.strip().rstrip("/\\"))[-1])
-    return name + (":" + ",".join(kept) if kept else "")
+        else:
+            numbers.append(number)
+    return name + (":" + ",".join(kept) if kept else ""), ",".join(numbers)
 
 
 def draw_tradeoff(tasks: Sequence[tuple[str, Sequence[dict]]]) -> Figure:
-    """Accuracy against tokens per target pass, and against speed, one line a rule, with 95 % intervals.
+    """Accuracy against tokens per pass, and against speed, one line a rule, with 95 % intervals.
 
     Args:
       tasks: the name of each and its rows, as `summarise` makes them; one line of panels a task.
@@ -48,7 +60,7 @@ def draw_tradeoff(tasks: Sequence[tuple[str, Sequence[dict]]]) -> Figure:
     for (name, rows), (by_length, by_speed) in zip(tasks, panels, strict=True):
         timed = all(row["speed"] is not None for row in rows)
         _tradeoff(by_length, rows, looks, "mean_acceptance_length")
-        by_length.set(xlabel="tokens per target pass", ylabel=f"{name}: right, %")
+        by_length.set(xlabel="tokens per pass", ylabel=f"{name}: right, %")
         _tradeoff(by_speed, rows, looks, "speed" if timed else "tokens_per_second")
         by_speed.set_xlabel("tokens/s, times those of plain decoding" if timed else "tokens/s")
     _legend(figure, looks, Patch(color="#eeeeee", label="plain decoding, 95 %"))
@@ -111,7 +123,8 @@ def _tradeoff(axes: Axes, rows: Sequence[dict], looks: dict[str, dict], along: s
             axes.axhline(100 * row["accuracy"], color="#999999", ls="--", lw=1, zorder=1)
         else:
             lines[family(row["rule"]), row["draft_length"]].append(row)
-    for (name, _), points in lines.items():
+    lengths = Counter(name for name, _ in lines)
+    for (name, length), points in lines.items():
         points = sorted(points, key=lambda row: row[along])
         xs, ys = [row[along] for row in points], [100 * row["accuracy"] for row in points]
         axes.plot(xs, ys, lw=1, zorder=3, **looks[name])
@@ -121,6 +134,10 @@ def _tradeoff(axes: Axes, rows: Sequence[dict], looks: dict[str, dict], along: s
             interval = row.get(f"{along}_interval")
             if interval is not None:
                 axes.plot(interval, [y, y], **bars)
+            words = [setting(row["rule"])] * (len(points) > 1) + [f"@ {length}"] * (lengths[name] > 1)
+            axes.annotate(
+                " ".join(words), (x, y), (3, 3), textcoords="offset points", fontsize=6.5, color=looks[name]["color"]
+            )
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25, lw=0.5)
 

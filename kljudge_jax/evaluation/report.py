@@ -44,7 +44,7 @@ class TaskResult:
     greedy: bool = True
 
     def tradeoff(self) -> Figure:
-        """Accuracy against tokens per target pass, and against speed."""
+        """Accuracy against tokens per pass, and against speed."""
         return draw_tradeoff([(self.name, self.rows)])
 
     def _repr_html_(self) -> str:
@@ -59,7 +59,9 @@ class Setting:
 
     Attributes:
       command: the command line.
-      target, draft, dtype: the pair.
+      target: its name.
+      draft: its name; None without one.
+      dtype: of the weights.
       plan: as `sweep.Plan` in JSON.
       machine: what `describe_machine` said.
     """
@@ -116,7 +118,7 @@ def findings(rows: Sequence[dict], greedy: bool = True) -> list[str]:
         best = max(held, key=lambda row: row["mean_acceptance_length"])
         low = 100 * best["difference_interval"][0]
         lines.append(
-            f"Most tokens per target pass without a loss that {best['n']} problems can show: {_name(best, rows)}, "
+            f"Most tokens per pass without a loss that {best['n']} problems can show: {_name(best, rows)}, "
             f"{best['mean_acceptance_length']:.2f}; a loss of up to {max(0.0, -low):.1f} points may hide in the noise."
         )
         fastest = max(held, key=lambda row: row["speed"])
@@ -148,9 +150,11 @@ def _name(row: dict, rows: Sequence[dict]) -> str:
 def _about(setting: Setting) -> list[str]:
     plan, machine = setting.plan, setting.machine
     seeds = ("seed " if len(plan["seeds"]) == 1 else "seeds ") + ", ".join(map(str, plan["seeds"]))
+    lengths = sorted({cell["draft_length"] for cell in plan["cells"]} - {0})
+    drafted = f"draft length {' and '.join(map(str, lengths))}, " if lengths else ""
     how = "greedy" if setting.greedy else f"temperature {plan['temperature']:g}"
     return [
-        f"Target {setting.target}, draft {setting.draft or 'none'}, {setting.dtype}, {how}, at most "
+        f"Target {setting.target}, draft {setting.draft or 'none'}, {setting.dtype}, {how}, {drafted}at most "
         f"{plan['max_new_tokens']} new tokens, {plan['batch']} answers side by side, {plan['split']} split, {seeds}.",
         f"{machine['date']}, {machine['processor']}, {machine['cores']} cores, {machine['devices']} x "
         f"{machine['device']}, "

@@ -174,33 +174,41 @@ def markdown_table(rows: Sequence[dict]) -> str:
 
 
 def table(rows: Sequence[dict]) -> list[list[str]]:
-    """The summary as cells of text, the head first."""
-    head = ["rule", "draft length", "right", "95 %", "points from plain (95 %)", "p", "verdict", "same text"]
-    head += ["mean acceptance length", "relaxed / answer", "target passes / answer", "tokens / answer", "tokens/s"]
-    lines = [[*head, "x plain"]]
-    for row in rows:
-        compared = row["rule"] != "none" and row["p"] is not None
-        low, high = row["accuracy_interval"]
-        short, long = row["mean_acceptance_length_interval"]
-        lines.append(
-            [
-                "plain" if row["rule"] == "none" else row["rule"],
-                str(row["draft_length"] or ""),
-                f"{row['right']} of {row['n']}",
-                f"{100 * low:.0f} to {100 * high:.0f}",
-                _points(row) if compared else "",
-                _p_value(row["p"]) if compared else "",
-                row["verdict"] if compared else "",
-                str(row["same_text"]) if compared else "",
-                f"{row['mean_acceptance_length']:.2f} ({short:.2f} to {long:.2f})",
-                f"{row['relaxed_per_answer']:.1f}",
-                f"{row['target_passes_per_answer']:.1f}",
-                f"{row['tokens_per_answer']:.0f}",
-                f"{row['tokens_per_second']:.2f}",
-                _ratio(row),
-            ]
-        )
-    return lines
+    """The summary as cells of text, the head first; a draft length that all drafting rules share has no column."""
+    lengths = {row["draft_length"] for row in rows} - {0}
+    lines = [_cells(row) for row in rows]
+    head = [name for name in lines[0] if name != "draft length" or len(lengths) > 1]
+    return [head, *([cells[name] for name in head] for cells in lines)]
+
+
+def short_table(rows: Sequence[dict]) -> list[list[str]]:
+    """The columns of `table` that a terminal has room for."""
+    head, *lines = table(rows)
+    kept = range(head.index("p") + 1)
+    return [[cells[i] for i in kept] for cells in (head, *lines)]
+
+
+def _cells(row: dict) -> dict[str, str]:
+    """A line of the table by its columns: what is gained and what is lost first, what explains it after."""
+    compared = row["rule"] != "none" and row["p"] is not None
+    low, high = row["accuracy_interval"]
+    short, long = row["mean_acceptance_length_interval"]
+    return {
+        "rule": "plain" if row["rule"] == "none" else row["rule"],
+        "draft length": str(row["draft_length"] or ""),
+        "right": f"{row['right']} of {row['n']}",
+        "tokens per pass": f"{row['mean_acceptance_length']:.2f} ({short:.2f} to {long:.2f})",
+        "x plain": _ratio(row),
+        "points from plain (95 %)": _points(row) if compared else "",
+        "verdict": row["verdict"] if compared else "",
+        "same text": str(row["same_text"]) if compared else "",
+        "p": _p_value(row["p"]) if compared else "",
+        "right, 95 %": f"{100 * low:.0f} to {100 * high:.0f}",
+        "relaxed / answer": f"{row['relaxed_per_answer']:.1f}",
+        "passes / answer": f"{row['target_passes_per_answer']:.1f}",
+        "tokens / answer": f"{row['tokens_per_answer']:.0f}",
+        "tokens/s": f"{row['tokens_per_second']:.2f}",
+    }
 
 
 def _points(row: dict) -> str:

@@ -41,9 +41,12 @@ def sweep(
       rules: by their words, those of rules of your own included; "none" is plain decoding, which the others are
         compared with.
       draft_lengths: every rule runs at each of them.
-      n, split, seed: which problems.
+      n: problems.
+      split: of the task.
+      seed: of the choice of problems, and of the draws when sampling.
       batch: answers decoded side by side.
-      max_new_tokens, temperature: as `generate` takes them.
+      max_new_tokens: the most tokens of an answer.
+      temperature: 0 is greedy.
       drafter: the word of one, such as "lookup:3".
       examples: so many answers are kept token by token.
       folder: where the answers and the report go; a call that finds answers of the same sweep there goes on after

@@ -64,7 +64,8 @@ def write_page(
         "</section>"
         for a in answers
     )
-    body = f'<pre class="prompt">{html.escape(prompt)}</pre>{legend_html()}{sections}{table_html(table)}'
+    scrolling = f"<div class=scroll>{table_html(table)}</div>"
+    body = f'<pre class="prompt">{html.escape(prompt)}</pre>{legend_html()}{sections}{scrolling}'
     Path(path).write_text(page(heading, body, foot), encoding="utf-8")
 
 
@@ -154,6 +155,7 @@ def _bars(answer: Answer) -> str:
     return (
         f'<svg viewBox="0 0 {len(answer.kl)} 50" preserveAspectRatio="none" role="img" '
         f'aria-label="KL of each token, at most {known.max():.2f} nats">{bars}</svg>'
+        f"<p class=note>KL(target || draft) of each token; the tallest bar is {known.max():.2f} nats</p>"
     )
 
 

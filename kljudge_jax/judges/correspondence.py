@@ -72,7 +72,9 @@ class Correspondence:
     """What was found.
 
     Attributes:
-      rows, questions, important: sizes of the data.
+      rows: mismatches of the data.
+      questions: that they are of.
+      important: those of them that change the answer.
       deciles: lowest scores first.
       rank_correlation: Spearman's, of the judge's score with each quantity as it is.
       auc: ROC-AUC for the labels, of the judge and of each quantity in the direction that its rule uses.

@@ -20,8 +20,10 @@ class Progress:
     """How far mining has come, questions of earlier runs included.
 
     Attributes:
-      finished, questions: done, and wanted.
-      mismatches, important: found so far.
+      finished: questions done.
+      questions: wanted.
+      mismatches: found so far.
+      important: those of them that change the answer.
       seconds: since this run began.
       remaining: seconds that the rest will take at this run's rate; None before its first question.
     """
@@ -58,7 +60,9 @@ def mine(
       pair: a target and a draft with a tokenizer.
       task: its checker reads final answers.
       folder: see `judges.dataset`; a larger `n` adds to what is there.
-      split, n, seed: which problems.
+      split: of the task.
+      n: problems.
+      seed: of the choice of problems.
       options: how.
       progress: called now and then.
 

@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +29,7 @@ C_GRID = tuple(sorted([10 ** (-k / 2) for k in range(1, 15)] + [1.0, 3.0, 10.0, 
 # fifth digit, even at the weakest penalty.
 _GRADIENT_NORM = 1e-9
 _MOST_STEPS = {"linear": 1000, "mlp": 300}  # an MLP is fitted by how far it comes, not to a stationary point
+_ROWS_SHOWN = 9  # of the threshold table, for people
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,8 +92,11 @@ class TrainedJudge:
       grid: all points.
       table: thresholds on the validation questions, by that same head.
       advised_threshold: the most permissive one with a recall of 90 %.
-      rows, important, questions: sizes of the data.
-      validation_rows, validation_questions: of the part held out.
+      rows: mismatches of the data.
+      important: those of them that change the answer.
+      questions: that they are of.
+      validation_rows: mismatches held out.
+      validation_questions: that those are of.
       left_out: rows with a feature that is no finite number, which nothing was fitted to.
     """
 
@@ -111,11 +115,11 @@ class TrainedJudge:
 
     def to_json(self) -> dict[str, Any]:
         """Everything but the weights, as plain JSON."""
-        plain = dataclasses.asdict(dataclasses.replace(self, head=None))
+        plain = dataclasses.asdict(dataclasses.replace(self, head=cast(Any, None)))
         return {name: value for name, value in plain.items() if name != "head"}
 
     def markdown(self) -> str:
-        """The threshold table, under one line about the fit."""
+        """Some rows of the threshold table, the advised one among them, under one line about the fit."""
         lines = [
             f"{self.options.setup} {self.options.model}, C {self.best.C:.3g}: validation AUC "
             f"{self.best.validation_auc:.3f} on {self.validation_rows} mismatches of {self.validation_questions} "
@@ -126,9 +130,12 @@ class TrainedJudge:
             "| threshold | recall of important | precision | passed |",
             "|---|---|---|---|",
         ]
-        for row in self.table:
+        evenly = {round(i) for i in np.linspace(0, len(self.table) - 1, _ROWS_SHOWN)}
+        for i, row in enumerate(self.table):
             mark = " (advised)" if row.threshold == self.advised_threshold else ""
-            lines.append(f"| {row.threshold:.6g}{mark} | {row.recall:.1%} | {row.precision:.1%} | {row.passed:.1%} |")
+            if i not in evenly and not mark:
+                continue
+            lines.append(f"| {row.threshold:.2g}{mark} | {row.recall:.1%} | {row.precision:.1%} | {row.passed:.1%} |")
         return "\n".join(lines) + "\n"
 
     def _repr_markdown_(self) -> str:
@@ -247,8 +254,8 @@ class _Problem:
         )
 
     def head(self, layers: Any, data: Dataset) -> Head:
-        narrow = jax.tree.map(np.float32, layers)
-        return Head(np.float32(self.mean), np.float32(self.scale), narrow, self.options.setup, data.pair)
+        mean, scale, narrow = jax.tree.map(np.float32, (self.mean, self.scale, layers))
+        return Head(mean, scale, narrow, self.options.setup, data.pair)
 
     def _start(self) -> Any:
         size, hidden = self.rows.shape[1], self.options.hidden_size

@@ -16,8 +16,10 @@ class Rope:
       theta: base of the geometric series of wavelengths.
       scaling: "none", "linear", "llama3" (Llama 3.1 and later) or "yarn" (arXiv 2309.00071).
       factor: how many times longer the context is than `original_max_position`.
-      low_freq_factor, high_freq_factor: the band that "llama3" interpolates over.
-      beta_fast, beta_slow: the band that "yarn" interpolates over, in rotations.
+      low_freq_factor: the lower end of the band that "llama3" interpolates over.
+      high_freq_factor: its upper end.
+      beta_fast: the upper end of the band that "yarn" interpolates over, in rotations.
+      beta_slow: its lower end.
       original_max_position: context length before scaling, in tokens ("llama3", "yarn").
       attention_factor: multiplies cos and sin ("yarn").
       truncate: whether "yarn" rounds its band to whole dimensions.
@@ -39,6 +41,7 @@ class Rope:
     def frequencies(self, head_dim: int) -> np.ndarray:
         """Angular frequency of every pair of dimensions, radians per position, float32 `[D/2]`."""
         exponent = np.arange(0, head_dim, 2, dtype=np.float32) / head_dim
+        scaled: np.ndarray
         plain = (1.0 / np.float32(self.theta) ** exponent).astype(np.float32)
         if self.scaling == "none":
             scaled = plain
@@ -84,18 +87,26 @@ class TransformerConfig:
 
     Attributes:
       family: name of the model family, as Hugging Face's `model_type` spells it.
-      vocab_size, hidden_size, intermediate_size, head_dim: V, H, F, D.
-      num_layers, num_heads, num_kv_heads: L, N, G; N is a multiple of G.
+      vocab_size: V.
+      hidden_size: H.
+      intermediate_size: F, of the MLP.
+      num_layers: L.
+      num_heads: N, of queries.
+      num_kv_heads: G, of keys and values; N is a multiple of G.
+      head_dim: D.
       max_position: the longest sequence the model was made for, in tokens.
       norm_eps: epsilon of every RMS norm.
       activation: "silu", "gelu" or "gelu_tanh".
       tied_head: the head is the embedding's transpose.
-      qkv_bias, out_bias, mlp_bias: which projections add a bias.
+      qkv_bias: the projections to queries, keys and values add a bias.
+      out_bias: attention's output projection adds one.
+      mlp_bias: those of the MLP add one.
       qk_norm: queries and keys are normalised per head before rope (Qwen3, Gemma 3).
       post_norms: a second norm after attention and after the MLP, before the residual sum (Gemma 2, 3).
       embedding_scale: multiplies the embeddings (Gemma: sqrt(H)).
       query_scale: multiplies queries before the dot with keys; usually D ** -0.5.
-      attention_softcap, final_softcap: c of `c * tanh(x / c)` on scores and on logits; 0 is none.
+      attention_softcap: c of `c * tanh(x / c)` on attention's scores; 0 is none.
+      final_softcap: the same on logits.
       windows: per layer, how many tokens a query sees, itself included; 0 is all before it.
       rope: of layers that see everything, and of the others unless `local_rope` is set.
       local_rope: of layers with a window (Gemma 3).

@@ -12,13 +12,13 @@ from pathlib import Path
 import numpy as np
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize
-from transformers import PreTrainedTokenizerFast
 
 from kljudge_jax.errors import InputError
 from kljudge_jax.models.config import Rope
 from kljudge_jax.models.gguf_config import config_from_gguf
 from kljudge_jax.models.gguf_header import TensorEntry, read_header
 from kljudge_jax.models.gguf_tokenizer import build_tokenizer, end_of_text
+from kljudge_jax.models.quiet_transformers import PreTrainedTokenizerFast
 
 _KINDS = frozenset(
     GGMLQuantizationType[name]

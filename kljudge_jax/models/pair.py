@@ -35,7 +35,8 @@ class ModelPair:
       draft: the small model; None for plain decoding, prompt lookup and self-draft.
       tokenizer: of both; None if prompts are token ids.
       eos: every id that ends a text; by default the tokenizer's.
-      target_name, draft_name: for reports.
+      target_name: for reports.
+      draft_name: for reports.
 
     Raises:
       InputError: the two vocabularies differ in size.
@@ -89,16 +90,19 @@ class ModelPair:
         `~/.cache/kljudge_jax`, unless it was told where to keep it, or KLJUDGE_COMPILATION_CACHE is 0.
 
         Args:
-          target, draft: hub id, local folder (safetensors, or ours) or .gguf file.
+          target: hub id, local folder (safetensors, or ours) or .gguf file.
+          draft: the same; None for plain decoding, prompt lookup and self-draft.
           dtype: "float32", "bfloat16", "float16", or "auto": bfloat16; on a CPU without a C++ compiler whichever of
             bfloat16 and float32 is measured to be faster.
           mesh: devices to spread the models over, such as "data=2,tensor=4"; None is one device.
           axes: what of the target is split over which axis of the mesh, as changes to the table of `parallel.axes`
             ("vocab=none,batch=data+fsdp"); None is that table.
           draft_axes: the same of the draft, such as "replicated"; None is `axes`.
-          bits, draft_bits: 8 or 4, to round the matrices of the target or the draft to as they are loaded; None keeps
-            them in `dtype`. Fewer bytes are read for a token, and something of the model is lost.
-          revision, draft_revision: branch, tag or commit of a hub id.
+          bits: 8 or 4, to round the target's matrices to as they are loaded; None keeps them in `dtype`. Fewer bytes
+            are read for a token, and something of the model is lost.
+          draft_bits: the same of the draft.
+          revision: branch, tag or commit of the target on the hub.
+          draft_revision: the same of the draft.
           tokenizer: in place of the target's: a tokenizer, or where to find one (hub id, folder or .gguf file).
           check: called before any weight is read, with where the models will lie, the configurations of target and
             draft, and the dtype: may raise to refuse them.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -52,7 +53,7 @@ def open_checkpoint(name: str | Path, revision: str | None = None) -> Checkpoint
 
         return OrbaxFolder(path) if is_ours(path) else SafetensorsFolder(path)
     if not path.exists():
-        raise InputError(f"{name}: no such folder or file")
+        raise InputError(f"{name}: no such folder or file: check the path, or give a hub id such as owner/model")
     if path.suffix != ".gguf":
         raise InputError(f"{name} is no model: give a folder, a .gguf file or a hub id")
     from kljudge_jax.models.gguf import GGUFFile
@@ -77,7 +78,7 @@ def open_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
     if not path.exists() and not _looks_like_path(str(name)):
         path = download(str(name), weights=False)
     if not path.is_dir():
-        raise InputError(f"{name}: no such folder or .gguf file")
+        raise InputError(f"{name}: no such folder or .gguf file: check the path, or give a hub id such as owner/model")
     return load_tokenizer(path)
 
 
@@ -87,6 +88,7 @@ def download(name: str, revision: str | None = None, weights: bool = True) -> Pa
     Raises:
       InputError: the hub has no such model or revision, or cannot be reached.
     """
+    importlib.import_module("kljudge_jax.models.quiet_transformers")  # before the hub's progress bars are
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 

@@ -27,7 +27,7 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
     """
     if not has_tokenizer(folder):
         raise InputError(f"{folder} has no tokenizer: add tokenizer.json, or name another with tokenizer=")
-    from transformers import AutoTokenizer  # takes seconds to import
+    from kljudge_jax.models.quiet_transformers import AutoTokenizer  # takes seconds to import
 
     try:
         return AutoTokenizer.from_pretrained(str(folder), use_fast=True, trust_remote_code=False)

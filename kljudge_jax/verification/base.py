@@ -23,7 +23,8 @@ class VerifyInputs:
       draft_logits: f32 `[K, V]`, processed exactly as the token was sampled: temperature, then top-k, then top-p; what
         was cut off holds -inf. A drafter without probabilities gives 0 at its token and -inf elsewhere.
       target_logits: f32 `[K + 1, V]`, processed the same way.
-      raw_draft_logits, raw_target_logits: before any processing; the same arrays when greedy.
+      raw_draft_logits: f32 `[K, V]`, before any processing; the same array when greedy.
+      raw_target_logits: f32 `[K + 1, V]`, before any processing; the same array when greedy.
       draft_hidden: `[K, Hd]`, the draft's final-norm state after consuming draft token i; None unless the rule
         names it in `needs`.
       target_hidden: `[K, Ht]`, the target's; None unless the rule names it in `needs`.

@@ -17,10 +17,9 @@ from kljudge_jax.verification.rule import Odds, Rule, register
 class BlockVerification(Rule):
     r"""Lossless: keep the longest part of the draft whose own coin passes; never shorter on average than `exact`.
 
-    With a_0 = 1 and a_{i+1} = min(1, a_i p_i(d_i) / q_i(d_i)), and for 1 <= n < draft_count
-    S_n = sum_v max(a_n p_n(v) - q_n(v), 0) and h_n = S_n / (S_n + 1 - a_n) (0/0 is 1), h_draft_count = a_draft_count:
-    a coin each of probability h_n, and the accepted length is the largest n whose coin passes, 0 if none does. The
-    correction is norm(max(a_n p_n - q_n, 0)), and p_n where that is empty.
+    Each length n from 1 to draft_count has a coin of probability h_n, below (0/0 is 1), and that of the whole draft
+    a_draft_count. The accepted length is the largest n whose coin passes, 0 if none does. The correction is
+    norm(max(a_n p_n - q_n, 0)), and p_n where that is empty.
 
     The distribution of the tokens is the target's, though not that of the accepted length, so `relaxed` is False
     throughout. Greedy: accept iff d is the target's argmax.

@@ -6,6 +6,8 @@ the loop runs them; the trainers of `judges/` read what they wrote.
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -91,12 +93,17 @@ def judge_features(
     if setup == "logits":
         return primitives
     if setup == "pivot":
+        assert target_hidden is not None
         target_logprob, target_entropy = (
             primitives[..., PRIMITIVES.index(name)][..., None] for name in ("target_logprob", "target_entropy")
         )
         return jnp.concatenate([target_hidden.astype(jnp.float32), jnp.exp(target_logprob), target_entropy], axis=-1)
-    states = {"DT": [target_hidden], "DD": [draft_hidden], "DD-DT": [draft_hidden, target_hidden]}[setup]
-    return jnp.concatenate([state.astype(jnp.float32) for state in states], axis=-1)
+    by_setup: dict[str, list[Any]] = {
+        "DT": [target_hidden],
+        "DD": [draft_hidden],
+        "DD-DT": [draft_hidden, target_hidden],
+    }
+    return jnp.concatenate([state.astype(jnp.float32) for state in by_setup[setup]], axis=-1)
 
 
 def feature_count(setup: str, target_hidden_size: int, draft_hidden_size: int) -> int:

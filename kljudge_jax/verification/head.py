@@ -35,8 +35,9 @@ class PairIdentity:
         if pair.draft is None:
             raise InputError("the pair has no draft model: load one, for a judge reads both models")
         target, draft = pair.target.config, pair.draft.config
-        names = [name.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1] for name in (pair.target_name, pair.draft_name)]
-        return cls(*names, target.hidden_size, draft.hidden_size, target.vocab_size)
+        names = (name.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1] for name in (pair.target_name, pair.draft_name))
+        target_name, draft_name = names
+        return cls(target_name, draft_name, target.hidden_size, draft.hidden_size, target.vocab_size)
 
     def __str__(self) -> str:
         return (

@@ -71,7 +71,7 @@ class Mentored(TokenRule):
         return p
 
 
-def _lenient(inputs: VerifyInputs, odds: Odds, factor: jax.Array) -> jax.Array:
+def _lenient(inputs: VerifyInputs, odds: Odds, factor: float | jax.Array) -> jax.Array:
     count = inputs.draft_tokens.shape[0]
     log_factor = jnp.log(jnp.asarray(factor, jnp.float32))
 

@@ -65,7 +65,7 @@ class LinearJudge(ThresholdRule):
     source = "AutoJudge, arXiv 2504.20039 (code); Judge Decoding, arXiv 2501.19309 (second-hand)"
 
     @property
-    def needs(self) -> frozenset[str]:
+    def needs(self) -> frozenset[str]:  # type: ignore[override]  # known with the head, not with the class
         return self.head.needs
 
     def check_pair(self, pair: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import numbers
+from typing import Any
 
 import numpy as np
 
@@ -51,21 +52,20 @@ class Parameter:
             wrong = value not in self.choices
         elif isinstance(value, numbers.Real):
             # As the device will hold it: 1e-60 is 0 there, and 0.999999999 is 1.
-            given = value
+            held: Any = value
             if not self.integer:
                 with np.errstate(over="ignore"):
-                    value = float(np.float32(value))
-            too_low = value <= self.minimum if self.open_below else value < self.minimum
-            too_high = value >= self.maximum if self.open_above else value > self.maximum
-            wrong = math.isnan(value) or too_low or too_high
-            wrong |= self.integer and not (float(value).is_integer() and abs(value) < 2**31)
-            value = given
+                    held = float(np.float32(held))
+            too_low = held <= self.minimum if self.open_below else held < self.minimum
+            too_high = held >= self.maximum if self.open_above else held > self.maximum
+            wrong = math.isnan(held) or too_low or too_high
+            wrong |= self.integer and not (float(held).is_integer() and abs(held) < 2**31)
         else:
             wrong = value is None or isinstance(value, str | bytes)
         if wrong:
             raise InputError(f"give {owner} {self} as its {name}, not {value!r}")
 
-    def parse(self, owner: str, name: str, text: str) -> float | int | str:
+    def parse(self, owner: str, name: str, text: str) -> Any:
         """The value that `text` spells, checked."""
         value: float | int | str = text
         if not self.choices:

@@ -48,7 +48,7 @@ class PivotAware(ThresholdRule):
     source = "Pivot-aware decoding, arXiv 2511.00351 (second-hand)"
 
     @property
-    def needs(self) -> frozenset[str]:
+    def needs(self) -> frozenset[str]:  # type: ignore[override]  # known with the head, not with the class
         return self.head.needs
 
     def check_pair(self, pair: Any) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -177,6 +177,7 @@ class ThresholdRule(TokenRule):
     """
 
     keeps_strict: ClassVar[bool] = True
+    confidence: Any  # a field of the concrete rule
 
     def passes(self, inputs: VerifyInputs) -> jax.Array:
         """The test, bool `[K]`, on the raw logits."""
@@ -220,11 +221,12 @@ def _check_class(rule: type[Rule]) -> None:
         if issubclass(rule, kind) and getattr(rule, method) is getattr(kind, method)
     ]
     missing += [f"the attribute {each!r}" for each in ("word", "source") if not hasattr(rule, each)]
-    if issubclass(rule, ThresholdRule) and "confidence" not in {field.name for field in dataclasses.fields(rule)}:
+    fields = {field.name for field in dataclasses.fields(cast(Any, rule))}
+    if issubclass(rule, ThresholdRule) and "confidence" not in fields:
         missing.append("the field 'confidence' (1.0 is no mask)")
     if missing:
         raise InputError(f"{name} lacks {missing[0]}: see kljudge_jax.{rule.__mro__[1].__name__}")
-    needs = getattr(rule, "needs", frozenset())
+    needs: Any = getattr(rule, "needs", frozenset())
     unknown = [] if isinstance(needs, property) else sorted(set(needs) - NEEDS)
     if unknown:
         raise InputError(f"{name} needs {unknown[0]!r}: choose of {', '.join(sorted(NEEDS))}")

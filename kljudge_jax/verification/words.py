@@ -7,6 +7,7 @@ import inspect
 import itertools
 import re
 from collections.abc import Sequence
+from typing import Any
 
 from kljudge_jax.errors import InputError
 from kljudge_jax.verification.parameters import Parameter, parameters_of
@@ -64,7 +65,7 @@ def threshold_words(word: str, values: Sequence[str], greedy: bool) -> list[str]
         raise InputError(f"leave a threshold of {_usage(rule)!r} open to be chosen, for {word!r} has none")
     key = open_ones[0]
     parameter = parameters[key][0]
-    numbers = [parameter.parse(repr(name), key, value.strip()) for value in values]
+    numbers: list[Any] = [parameter.parse(repr(name), key, value.strip()) for value in values]
     steps = list(itertools.pairwise(numbers))
     upward, downward = all(a < b for a, b in steps), all(a > b for a, b in steps)
     if not (upward if parameter.relaxes == "up" else downward if parameter.relaxes == "down" else upward or downward):
@@ -82,7 +83,7 @@ def _is_number(parameter: Parameter, default: object) -> bool:
     return plain and (default is dataclasses.MISSING or isinstance(default, int | float))
 
 
-def describe_rules() -> list[dict[str, object]]:
+def describe_rules() -> list[dict[str, Any]]:
     """One row a rule, sorted by word, read off the classes; every value is plain JSON.
 
     Keys: name, word, usage, lossless, greedy_only, parameters (name, allowed, default), source, summary.
@@ -105,7 +106,7 @@ def describe_rules() -> list[dict[str, object]]:
                     for name, (parameter, default) in parameters_of(rule).items()
                 ],
                 "source": rule.source,
-                "summary": inspect.getdoc(rule).splitlines()[0],
+                "summary": (inspect.getdoc(rule) or "").partition("\n")[0],
             }
         )
     return rows

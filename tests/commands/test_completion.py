@@ -5,7 +5,9 @@ import subprocess
 
 import pytest
 
+from kljudge_jax import describe_rules
 from kljudge_jax.cli import main
+from kljudge_jax.commands.completion import RULE_WORDS
 
 
 @pytest.fixture
@@ -25,15 +27,27 @@ def script(capsys):
         (["sweep", "--draft-l"], ["--draft-lengths"]),
         (["generate", "--dtype", "b"], ["bfloat16"]),
         (["completion", "z"], ["zsh"]),
-        (["sweep", "--target", "./mod"], []),  # files are the shell's own
+        (["sweep", "--target", "./mod"], []),  # there is no such file
+        (["sweep", "--target", ""], ["embedded", "big.gguf"]),
+        (["generate", "--verifier", "t"], ["thinking", "topk", "typical"]),
+        (["sweep", "--rules", "ex"], ["exact"]),
+        (["sweep", "--out", ""], []),  # files are the shell's own
+        (["sweep", "--n", ""], []),
     ],
 )
-def test_bash_completes(script, typed, offered):
+def test_bash_completes(script, typed, offered, tmp_path):
+    (tmp_path / "big.gguf").touch()
     words = " ".join(f"'{word}'" for word in ["kljudge", *typed])
     call = f'COMP_WORDS=({words}); COMP_CWORD={len(typed)}; _kljudge; printf "%s\\n" "${{COMPREPLY[@]}}"'
     asked = f"{script('bash')}\n{call}"
-    out = subprocess.run(["bash", "--norc", "-c", asked], capture_output=True, text=True, check=True, timeout=60)
+    out = subprocess.run(
+        ["bash", "--norc", "-c", asked], capture_output=True, text=True, check=True, timeout=60, cwd=tmp_path
+    )
     assert out.stderr == "" and out.stdout.split() == offered
+
+
+def test_every_rule_is_offered():
+    assert sorted(RULE_WORDS) == sorted({"none", *(row["word"] for row in describe_rules())})
 
 
 @pytest.mark.parametrize("shell", ["zsh", "fish"])

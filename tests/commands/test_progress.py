@@ -1,5 +1,6 @@
 """The moving line: on a terminal how far and how long, for programs nothing."""
 
+import time
 import types
 
 import pytest
@@ -53,6 +54,20 @@ def test_a_line_never_breaks(capsys, monkeypatch):
     with Bar() as bar:
         bar.show(Step("y" * 200, 1, 2))
     assert all(len(part) < 60 for part in capsys.readouterr().err.split("\r\x1b[K"))
+
+
+def test_a_line_that_stays_counts_the_seconds(capsys, monkeypatch):
+    on_a_terminal(monkeypatch)
+    with Bar("compiling") as bar:
+        for _ in range(100):
+            time.sleep(0.05)
+            if "compiling ... " in (said := capsys.readouterr().err):
+                break
+        bar.stop()
+        bar.stop()
+        print("the answer")
+    assert "\r\x1b[Kcompiling ... 10 s" in said
+    assert capsys.readouterr() == ("the answer\n", "\r\x1b[K")  # taken away once
 
 
 def test_what_is_kept_stays_and_the_rest_goes(capsys, monkeypatch):

@@ -21,7 +21,7 @@ from documentation import (
 )
 
 import kljudge_jax as kj
-from kljudge_jax import cli
+from kljudge_jax import _public, cli
 from kljudge_jax.commands.options import split_rules
 from kljudge_jax.evaluation import limits
 from kljudge_jax.evaluation.baselines import parse_baseline
@@ -107,8 +107,9 @@ def test_every_rule_shows_its_mathematics():
 
 
 def test_all_holds_every_public_name():
-    public = {name for name, value in vars(kj).items() if not name.startswith("_") and not is_module(value)}
-    assert public == set(kj.__all__) and len(kj.__all__) == len(set(kj.__all__))
+    public = {name for name, value in vars(_public).items() if not name.startswith("_") and not is_module(value)}
+    assert public | {"RULES"} == {*kj.__all__, "RULES"} and len(kj.__all__) == len(set(kj.__all__))
+    assert all(getattr(kj, name) is getattr(_public, name) for name in kj.__all__) and set(kj.__all__) < set(dir(kj))
     assert {rule.__name__ for rule in RULES} <= set(kj.verification.__all__) <= set(kj.__all__)
 
 
@@ -126,6 +127,9 @@ def test_the_site_builds_and_needs_no_network(tmp_path):
     assert made.returncode == 0, made.stderr
     rules = (site / "rules.html").read_text(encoding="utf-8")
     assert rules.count("<math") > len(RULES) and "$$" not in rules and "arithmatex" not in rules
+    api = [(site / f"{name}.html").read_text(encoding="utf-8") for name in ("api", "rules", "own_rule")]
+    firsts = re.findall(r"<tr[^>]*>\s*<td>(.*?)</td>", "".join(api), re.DOTALL)
+    assert len(firsts) > 100 and not [cell for cell in firsts if "," in cell and "title=" not in cell]  # one name a row
     results = (site / "results.html").read_text(encoding="utf-8")
     assert len(re.findall(r"<details>\s*<summary>(?:(?!</details>).)*<table>", results, re.DOTALL)) == 2
     assert "8.18*" in results and "<em>" not in results  # a star marks a loss, and nothing else

@@ -173,4 +173,4 @@ def test_the_verdict_of_a_rule_that_loses_too_much_is_exact_decoding():
 def test_a_check_is_told_with_its_interval():
     outcome = Outcome(1000, 3, 5)
     text = calibration_text.told(Check("kl:0.02", outcome, 952, 950, 5.0, (4.9, 5.1), 0, "test", (-0.008, 0.004)))
-    assert "loses -0.20 points (-0.80 to 0.40, 95 %; 3 lost, 5 won; 952 right, plain 950)" in text
+    assert "gains 0.20 points (-0.40 to 0.80, 95 %; 3 lost, 5 won; 952 right, plain 950)" in text

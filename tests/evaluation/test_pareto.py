@@ -3,7 +3,7 @@
 import pytest
 from sweep_records import answers
 
-from kljudge_jax.evaluation.pareto import draw_positions, draw_tradeoff, family, svg
+from kljudge_jax.evaluation.pareto import draw_positions, draw_tradeoff, family, setting, svg
 from kljudge_jax.evaluation.summary import summarise
 
 
@@ -29,6 +29,12 @@ def rows():
 )
 def test_settings_of_a_rule_lie_on_one_line(rule, line):
     assert family(rule) == line
+
+
+def test_a_point_of_several_on_a_line_is_told_by_its_numbers(rows):
+    assert setting("typical:epsilon=0.3,alpha=0.09") == "0.3,0.09" and setting("kl:0.4,confidence=1.0") == "0.4"
+    for panel in draw_tradeoff([("letters", rows)]).axes:
+        assert [text.get_text() for text in panel.texts if text.get_text()] == ["0.1", "0.4"]
 
 
 def test_every_rule_has_its_points_in_both_panels(rows):

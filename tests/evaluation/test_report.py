@@ -11,7 +11,8 @@ from kljudge_jax.evaluation.report import TaskResult, findings, read_setting, wr
 from kljudge_jax.evaluation.summary import summarise
 from kljudge_jax.evaluation.token_page import Answer
 
-PLAN = {"temperature": 0.0, "max_new_tokens": 24, "batch": 4, "split": "test", "seed": 7}
+CELLS = [{"rule": "none", "draft_length": 0}, {"rule": "kl:0.1", "draft_length": 8}, {"rule": "all", "draft_length": 8}]
+PLAN = {"cells": CELLS, "temperature": 0.0, "max_new_tokens": 24, "batch": 4, "split": "test", "seed": 7}
 
 
 @pytest.fixture
@@ -91,6 +92,6 @@ def test_the_report_is_whole_and_escapes_what_it_is_given(rows, setting, tmp_pat
     assert "a &lt;b&gt;" in page and "KL 0.250 nats" in page and "1 &lt; 2?" in page
     assert "seeds 7, 8" in page and "kljudge sweep --rules &#x27;none" in page
     text = files[1].read_text(encoding="utf-8")
-    assert "| kl:0.1 | 8 | 19 of 20 |" in text and "    kljudge sweep --rules" in text
+    assert "draft length 8" in text and "| kl:0.1 | 19 of 20 |" in text and "    kljudge sweep --rules" in text
     summary = json.loads(files[3].read_text())
     assert summary["plan"]["seeds"] == [7, 8] and summary["cells"][1]["task"] == "letters"

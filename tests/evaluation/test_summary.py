@@ -13,7 +13,8 @@ from kljudge_jax.evaluation.statistics import (
     speed_ratio_interval,
     wilson_interval,
 )
-from kljudge_jax.evaluation.summary import csv_table, markdown_table, summarise
+from kljudge_jax.evaluation.summary import csv_table, markdown_table, short_table, summarise, table
+from kljudge_jax.evaluation.text_table import aligned
 
 
 def test_figures_of_hand_made_records():
@@ -47,7 +48,7 @@ def test_the_first_other_token_is_found_also_where_one_answer_ends():
     others = [record("hf", 0, i, True, token_ids=text) for i, text in enumerate(texts)]
     _, row = summarise([*plain, *others])
     assert row["same_text"] == 1 and row["first_difference"] == {"p/1": 1, "p/2": 2, "p/3": 3}
-    assert markdown_table([row]).splitlines()[2].startswith("| hf |  | 4 of 4 |")
+    assert markdown_table([row]).splitlines()[2].startswith("| hf | 4 of 4 |")
 
 
 def test_cells_are_compared_on_the_answers_that_both_have():
@@ -62,7 +63,7 @@ def test_without_plain_answers_nothing_is_compared():
     (row,) = summarise([record("kl:0.4", 8, 0, True)])
     assert row["p"] is row["same_text"] is row["first_difference"] is row["speed"] is None
     line = markdown_table([row]).splitlines()[2]
-    assert line.startswith("| kl:0.4 | 8 | 1 of 1 |") and line.endswith("|  |")
+    assert line.startswith("| kl:0.4 | 1 of 1 | 2.00 (2.00 to 2.00) |  |  |  |  |  |")
 
 
 def test_the_table_has_a_line_a_cell():
@@ -72,7 +73,26 @@ def test_the_table_has_a_line_a_cell():
     head, rule, *lines = markdown_table(rows).splitlines()
     assert len(lines) == 3
     assert all(line.count("|") == head.count("|") == rule.count("|") for line in lines)
-    assert lines[0].startswith("| plain |  | ") and lines[2].startswith("| kl:4.0 | 4 | ")
+    assert lines[0].startswith("| plain | 2 of 2 | ") and lines[2].startswith("| kl:4.0 | 2 of 2 | ")
+
+
+def test_a_draft_length_has_a_column_where_there_are_several():
+    cells = [("none", 0), ("exact", 4), ("exact", 8)]
+    rows = summarise([record(rule, length, 0, True) for rule, length in cells])
+    assert [line[:2] for line in table(rows)] == [
+        ["rule", "draft length"],
+        ["plain", ""],
+        ["exact", "4"],
+        ["exact", "8"],
+    ]
+    assert "draft length" not in table(rows[:2])[0]
+
+
+def test_what_is_gained_and_lost_comes_first_and_fits_a_terminal():
+    rows = summarise([*answers("none", [True] * 40), *answers("kl:0.4", [i > 6 for i in range(40)])])
+    head = ["rule", "right", "tokens per pass", "x plain", "points from plain (95 %)", "verdict", "same text", "p"]
+    assert short_table(rows)[0] == head == table(rows)[0][: len(head)]
+    assert max(map(len, aligned(short_table(rows)).splitlines())) <= 120
 
 
 def test_the_verdict_is_corrected_for_the_number_of_rules():

@@ -62,7 +62,7 @@ def test_the_judge_of_a_dataset():
     expected = reference(rows, np.float64(data["important"]), np.ones(len(rows)), judge.best.C)
     np.testing.assert_allclose(judge.head.layers[0][0][:, 0], expected[:-1], atol=1e-4)
     assert json.loads(json.dumps(judge.to_json()))["best"]["C"] == judge.best.C
-    assert judge.markdown().count("\n| ") == 27 and "(advised)" in judge.markdown()
+    assert judge.markdown().count("\n| ") in (10, 11) and "(advised)" in judge.markdown()
     assert dataclasses.asdict(judge.table[0])["recall"] == 1.0
 
 
