@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
+from pathlib import Path
 
 from kljudge_jax.commands.options import (
     FAILED,
@@ -102,9 +104,20 @@ def _evaluate(options) -> int:
 
 def _asked(options, pair) -> dict:
     """What has to be the same for a repeated command to go on."""
+    from kljudge_jax.models.fingerprint import fingerprints
+
     names = (
         *("include_path", "draft_length", "drafter", "limit", "num_fewshot", "chat", "batch", "max_new_tokens"),
         *("seed", "mesh", "axes", "draft_axes", "revision", "draft_revision"),
     )
     models = {"target": pair.target_name, "draft": pair.draft_name, "dtype": pair.precision}
+    models |= {"weights": fingerprints(pair), "files": _digests(options.include_path)}
     return models | {name: getattr(options, name) for name in names}
+
+
+def _digests(folder: str | None) -> dict[str, str]:
+    """What the files of a folder of tasks hold, by name."""
+    if folder is None:
+        return {}
+    files = sorted(path for path in Path(folder).rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()[:16] for path in files}

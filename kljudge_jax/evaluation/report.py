@@ -19,11 +19,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 NOTES = (
-    "Intervals are 95 %: Wilson's for accuracy, Agresti and Min's for the difference from plain decoding, bootstrap "
-    "over answers for the acceptance length and over turns for speed (none below 4 turns). p is McNemar's, of the "
-    "same problems under plain decoding. The verdict corrects it for the number of rules (Holm): noise means that "
-    "these problems cannot tell the rule from plain decoding, not that it loses nothing: the interval of the difference"
-    " says how much a loss could be. tokens/s are those of the sweep's slots, compilation left out."
+    "Intervals are 95 %: Wilson's for accuracy, Agresti and Min's for the difference from plain decoding, Student's "
+    "with the jackknife for the acceptance length (over answers) and for speed (over turns, in pairs with plain "
+    "decoding; none below 4). p is McNemar's, of the same problems under plain decoding. The verdict corrects it for "
+    "the number of rules on a task (Holm): noise means that these problems cannot tell the rule from plain decoding, "
+    "not that it loses nothing: the interval of the difference says how much a loss could be. tokens/s are those of "
+    "the sweep's slots, compilation left out."
 )
 
 
@@ -132,8 +133,8 @@ def findings(rows: Sequence[dict], greedy: bool = True) -> list[str]:
         lines.append(f"Worse than plain decoding: {', '.join(_name(row, rows) for row in worse)}.")
     if doubtful:
         lines.append(
-            f"Doubtful: {', '.join(_name(row, rows) for row in doubtful)}; alone, that would be shown, and "
-            "is not among so many rules."
+            f"Doubtful: {', '.join(_name(row, rows) for row in doubtful)}; alone, the loss would be shown (p < 0.05), "
+            "and is not once p is corrected for so many rules."
         )
     changed = [row for row in compared if greedy and row["rule"] == "exact" and row["same_text"] < row["n"]]
     lines += [

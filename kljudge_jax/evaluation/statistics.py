@@ -56,31 +56,48 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return corrected
 
 
-def ratio_interval(above: Sequence[float], below: Sequence[float], draws: int = 2000, seed: int = 0):
-    """The 95 % percentile-bootstrap interval of sum(above) / sum(below) over resampled pairs, such as answers."""
-    above, below = np.asarray(above, float), np.asarray(below, float)
-    if above.size == 0 or below.sum() == 0:
-        return 0.0, 0.0
-    picks = np.random.default_rng(seed).integers(0, above.size, (draws, above.size))
-    ratios = above[picks].sum(axis=1) / np.maximum(below[picks].sum(axis=1), 1e-12)
-    low, high = np.quantile(ratios, [0.025, 0.975])
-    return float(low), float(high)
+def ratio_interval(above: Sequence[float], below: Sequence[float]) -> tuple[float, float]:
+    """The 95 % interval of sum(above) / sum(below) over independent pairs, such as answers or turns.
+
+    Student's on the logarithm, with the standard error of the jackknife. Its degrees of freedom are those of
+    (sum w)^2 / sum w^2 pairs, w the squares of `above`: a turn that is much longer than the others leaves fewer of
+    them. (A percentile bootstrap over 4 turns covers 78 %.) Of a single pair no width is known: both ends are the
+    ratio. Of nothing they are 0.
+    """
+    return _log_interval(np.asarray([above, below], float), [1, -1])
 
 
 def speed_ratio_interval(
-    ours: tuple[Sequence[float], Sequence[float]],
-    theirs: tuple[Sequence[float], Sequence[float]],
-    draws: int = 2000,
-    seed: int = 0,
+    ours: tuple[Sequence[float], Sequence[float]], theirs: tuple[Sequence[float], Sequence[float]]
 ) -> tuple[float, float]:
-    """The 95 % percentile-bootstrap interval of a ratio of two speeds that were measured on the same cases.
+    """The 95 % interval of a ratio of two speeds, those of the totals, that were measured on the same cases.
 
     Args:
-      ours, theirs: what was done and the seconds it took, per case: f64 `[n]` each. Cases are resampled whole.
-      draws, seed: of the bootstrap.
+      ours, theirs: what was done and the seconds it took, per case: f64 `[n]` each. Cases are taken as pairs, so that
+        what slows both is no doubt; otherwise as `ratio_interval`.
     """
-    counts = [np.asarray(x, float) for x in (*ours, *theirs)]
-    picks = np.random.default_rng(seed).integers(0, counts[0].size, (draws, counts[0].size))
-    done, took, done_there, took_there = (x[picks].sum(axis=1) for x in counts)
-    low, high = np.quantile(done / took / (done_there / took_there), [0.025, 0.975])
-    return float(low), float(high)
+    return _log_interval(np.asarray([*ours, *theirs], float), [1, -1, -1, 1])
+
+
+def _log_interval(cases: np.ndarray, signs: Sequence[int]) -> tuple[float, float]:
+    """Of exp(signs . log(totals)), cases f64 `[S, n]`; the first row says how much a case weighs."""
+    totals = cases.sum(axis=1, keepdims=True)
+    if not totals.all():
+        return 0.0, 0.0
+    n, middle, others = cases.shape[1], float(np.dot(signs, np.log(totals[:, 0]))), totals - cases
+    if n == 1 or (others <= 0).any():
+        return math.exp(middle), math.exp(middle)
+    left_out = np.asarray(signs) @ np.log(others)
+    error = math.sqrt((n - 1) / n * ((left_out - left_out.mean()) ** 2).sum())
+    weights = cases[0] ** 2
+    freedom = max(1.0, weights.sum() ** 2 / (weights**2).sum() - 1)
+    half = _t95(freedom) * error
+    return math.exp(middle - half), math.exp(middle + half)
+
+
+def _t95(freedom: float) -> float:
+    """The 97.5 % quantile of Student's t, whose density in atan(t / sqrt(freedom)) is cos^(freedom - 1)."""
+    angles = np.linspace(0, math.pi / 2, 8_001)
+    density = np.cos(angles) ** (freedom - 1)
+    below = np.concatenate([[0.0], np.cumsum((density[1:] + density[:-1]) / 2)])
+    return math.sqrt(freedom) * math.tan(np.interp(0.95 * below[-1], below, angles))

@@ -21,7 +21,7 @@ from kljudge_jax.evaluation.statistics import (
 from kljudge_jax.evaluation.sweep import Cell
 from kljudge_jax.evaluation.text_table import markdown
 
-# A bootstrap over fewer turns than these says nothing.
+# An interval over fewer turns than these is too wide to say anything.
 _FEWEST_TURNS = 4
 
 # So many answers that are not the plain ones are named; of a relaxed rule, most are not.
@@ -33,11 +33,11 @@ def summarise(records: Sequence[dict]) -> list[dict]:
 
     Cells are compared with plain decoding on the answers that both have. `p` is McNemar's, `difference` that of the
     shares of right answers, `verdict` says whether it is more than noise once p is corrected for the number of cells
-    (Holm): "better", "worse", "doubtful" where the interval of the difference knows only losses all the same, "noise",
-    or "same" where no answer changed sides. `slot_occupancy` is the share of the device's row-cycles that went into
-    answers. `speed` is the ratio of tokens per second, `first_difference` where the first other token of an answer
-    stands, by problem, if at most 20 are not the plain ones. Without a "none" cell those are None, and so are intervals
-    of speeds over fewer than 4 turns.
+    (Holm): "better", "worse", "doubtful" for a loss that is more than noise before p is corrected and not after,
+    "noise", or "same" where no answer changed sides. `slot_occupancy` is the share of the device's row-cycles that
+    went into answers. `speed` is the ratio of tokens per second, `first_difference` where the first other token of an
+    answer stands, by problem, if at most 20 are not the plain ones. Without a "none" cell those are None, and so are
+    intervals of speeds over fewer than 4 turns.
     """
     cells: dict[Cell, dict[str, dict]] = defaultdict(dict)
     for record in records:
@@ -52,7 +52,7 @@ def summarise(records: Sequence[dict]) -> list[dict]:
 
 
 def _row(cell: Cell, answers: dict[str, dict], plain: dict[str, dict] | None) -> dict:
-    # A run that was killed ends its answers in another order, and an interval by bootstrap hangs on theirs.
+    # A run that was killed ends its answers in another order, and sums of floats hang on theirs.
     of = [answers[name] for name in sorted(answers)]
     right = sum(r["right"] for r in of)
     tokens, cycles = [r["tokens"] for r in of], [r["cycles"] for r in of]
@@ -108,7 +108,7 @@ def _verdict(row: dict, p: float) -> str:
     if row["lost"] == row["won"] == 0:
         return "same"
     if p >= 0.05:  # one of many rules may lose that much by luck, but nobody should be advised to take it
-        return "doubtful" if row["difference_interval"][1] < 0 else "noise"
+        return "doubtful" if row["p"] < 0.05 and row["lost"] > row["won"] else "noise"
     return "better" if row["won"] > row["lost"] else "worse"
 
 

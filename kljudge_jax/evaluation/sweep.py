@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +18,7 @@ from kljudge_jax.errors import InputError
 from kljudge_jax.evaluation.baselines import Answer, Request, answers_of, check_baselines, parse_baseline
 from kljudge_jax.evaluation.machine import describe_machine
 from kljudge_jax.evaluation.step import Step
+from kljudge_jax.models.fingerprint import fingerprints
 from kljudge_jax.models.pair import ModelPair
 from kljudge_jax.parallel.axes import LOGICAL
 from kljudge_jax.parallel.mesh import mesh_sizes
@@ -149,15 +151,16 @@ def run_sweep(
     decode batches.
 
     Raises:
-      InputError: the folder holds the answers of another plan, pair or task, or a baseline cannot run here.
+      InputError: the folder holds the answers of another plan, pair or task or to other problems, it is damaged, or a
+        baseline cannot run here.
     """
     check_baselines([cell.rule for cell in plan.cells], pair.draft is not None)
+    problems = task.problems(split=plan.split, n=plan.n, seed=plan.seed)
     folder = results_folder(folder)
-    _claim(folder / "plan.json", pair, task, plan)
+    _claim(folder / "plan.json", pair, task, plan, problems)
     path = folder / "answers.jsonl"
     records = list(read_records(path))
     done = {(r["rule"], r["draft_length"], r["problem"]) for r in records}
-    problems = task.problems(split=plan.split, n=plan.n, seed=plan.seed)
     asked = list(plan.cells if cells is None else cells)
     before = sum(cell_of(record) in asked for record in records)
     with path.open("a", encoding="utf-8") as file:
@@ -278,7 +281,13 @@ def _placed(pair: ModelPair) -> dict:
     }
 
 
-def _claim(path: Path, pair: ModelPair, task: Task, plan: Plan) -> None:
+def problems_digest(problems: Sequence[Problem]) -> str:
+    """16 hexadecimal digits of what is asked and of what is right: ids are places, the same in every file of a task."""
+    asked = [{name: value for name, value in vars(problem).items() if name != "solution"} for problem in problems]
+    return hashlib.sha256(json.dumps(asked, default=repr).encode()).hexdigest()[:16]
+
+
+def _claim(path: Path, pair: ModelPair, task: Task, plan: Plan, problems: Sequence[Problem]) -> None:
     asked = {
         "schema": SCHEMA,
         "target": pair.target_name,
@@ -286,6 +295,8 @@ def _claim(path: Path, pair: ModelPair, task: Task, plan: Plan) -> None:
         "dtype": pair.precision,
         "mesh": None if pair.target.layout is None else _placed(pair),
         "task": task.name,
+        "weights": fingerprints(pair),
+        "problems": problems_digest(problems),
         "plan": json.loads(json.dumps(dataclasses.asdict(plan))),
     }
     if not path.exists():
@@ -298,6 +309,16 @@ def _claim(path: Path, pair: ModelPair, task: Task, plan: Plan) -> None:
     except ValueError as error:
         raise InputError(f"{path} is damaged: name a new folder") from error
     differing = [name for name in asked if found.get(name) != asked[name]]
+    if differing and not {"weights", "problems"} & found.keys() and set(differing) == {"weights", "problems"}:
+        raise InputError(
+            f"{path.parent} was begun by a version that did not note weights and problems, so that nothing says whether"
+            " they are these: name a new folder"
+        )
+    # A difference that follows from another one is not named: numbers of other bits, problems of another seed.
+    if "dtype" in differing or {"target", "draft"} & set(differing):
+        differing = [name for name in differing if name != "weights"]
+    if "plan" in differing or "task" in differing:
+        differing = [name for name in differing if name != "problems"]
     if differing:
         raise InputError(
             f"{path.parent} holds another sweep (its {', '.join(differing)} differs): name a new folder, or repeat "
@@ -306,14 +327,29 @@ def _claim(path: Path, pair: ModelPair, task: Task, plan: Plan) -> None:
 
 
 def read_records(path: Path) -> Iterator[dict]:
-    """The records of an answers file; a last line that a kill cut short is dropped from the file."""
+    """The records of an answers file; a last line that a kill cut short is dropped from the file.
+
+    Raises:
+      InputError: another line is no record.
+    """
     if not path.exists():
         return
     with path.open("rb+") as file:
         whole = 0
-        for line in file:
+        for number, line in enumerate(file, 1):
             if not line.endswith(b"\n"):
                 break
             whole += len(line)
-            yield json.loads(line)
+            yield _record(line, path, number)
         file.truncate(whole)
+
+
+def _record(line: bytes, path: Path, number: int) -> dict:
+    try:
+        record = json.loads(line)
+        _ = record["rule"], record["draft_length"], record["problem"], record["right"]
+    except (ValueError, TypeError, KeyError):
+        raise InputError(
+            f"line {number} of {path} is damaged: delete that line and repeat the command, which answers it again"
+        ) from None
+    return record

@@ -10,6 +10,7 @@ from pathlib import Path
 from kljudge_jax.errors import InputError
 from kljudge_jax.judges.dataset import Dataset, DatasetWriter, gap_ids, read_dataset
 from kljudge_jax.judges.semi_greedy import Options, Search
+from kljudge_jax.models.fingerprint import fingerprints
 from kljudge_jax.models.pair import ModelPair
 from kljudge_jax.tasks.base import Task
 from kljudge_jax.verification.head import PairIdentity
@@ -85,6 +86,7 @@ def mine(
         "split": split,
         "seed": seed,
         "dtype": pair.precision,
+        "weights": fingerprints(pair),
         "max_new_tokens": options.max_new_tokens,
         "reference": options.reference,
         "shortcut": options.shortcut,

@@ -54,6 +54,8 @@ def paired_p_value(lost: int, won: int, n: int, budget: float, nuisance_risk: fl
     if high <= low:
         return nuisance_risk
     some_lost, some_won = _as_low(lost, won, n, budget, high)
+    if not len(some_lost):  # a rule that won so many: all scores as low are among the counts that are left out
+        return min(1.0, _LEFT_OUT + nuisance_risk)
     fixed = _log_coefficients(some_lost, some_won, n)
 
     def bound(p, q):

@@ -22,6 +22,7 @@ from kljudge_jax.judges.dataset import GAP_TOKENS, Dataset, DatasetWriter, gap_i
 from kljudge_jax.judges.labels import first_wrong_labels, likelihood_difference, pivot_score
 from kljudge_jax.judges.passes import compare
 from kljudge_jax.judges.reference import make_reference
+from kljudge_jax.models.fingerprint import fingerprints
 from kljudge_jax.models.pair import ModelPair
 from kljudge_jax.tasks.base import Problem, Task
 from kljudge_jax.tasks.files import read_records
@@ -178,7 +179,7 @@ def _write(pair, folder, origin: Mapping[str, Any], questions: Sequence, rows: C
     if pair.tokenizer is None:
         raise InputError("labels are made of text, and the pair has no tokenizer: load one with it")
     read = _Reader(pair, gap_ids(identity.vocab_size, gap_tokens))
-    with DatasetWriter(folder, identity, origin, len(read.ids)) as writer:
+    with DatasetWriter(folder, identity, {**origin, "weights": fingerprints(pair)}, len(read.ids)) as writer:
         # A problem is its prompt; of marked answers the marks count as well.
         writer.expect([question.prompt if isinstance(question, Problem) else question for question in questions])
         done = writer.finished

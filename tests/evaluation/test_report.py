@@ -44,11 +44,11 @@ def test_the_findings_name_the_best_rule_that_loses_nothing_that_shows(rows):
     assert worse == "Worse than plain decoding: all."
 
 
-def test_a_rule_whose_own_interval_knows_only_losses_is_not_advised(rows):
+def test_a_rule_whose_loss_is_shown_until_p_is_corrected_is_not_advised(rows):
     doubtful = rows[1] | {"verdict": "doubtful", "difference_interval": (-0.237, -0.037)}
     lines = findings([rows[0], doubtful])
     assert not any("Most tokens" in line for line in lines)
-    assert any(line.startswith("Doubtful: kl:0.1; alone") for line in lines)
+    assert any(line.startswith("Doubtful: kl:0.1; alone, the loss would be shown") for line in lines)
 
 
 def test_the_findings_say_when_nothing_was_compared():

@@ -4,7 +4,7 @@ import dataclasses
 import json
 
 import pytest
-from sweep_records import Letters
+from sweep_records import Letters, record
 from tiny_pairs import rounded, text_pair
 
 from kljudge_jax.decoding.generate import generate
@@ -156,6 +156,40 @@ def test_another_pair_or_task_is_refused(finished, pair):
         run_sweep(pair, other, PLAN, finished[0])
 
 
+class Spelled(Letters):
+    """The same task over another file: the same ids, other letters."""
+
+    def problems(self, split="test", n=200, seed=7):
+        return [dataclasses.replace(p, prompt=p.prompt.upper()) for p in super().problems(split, n, seed)]
+
+
+class Turned(Letters):
+    """The same prompts with other answers."""
+
+    def problems(self, split="test", n=200, seed=7):
+        return [dataclasses.replace(p, answer="z") for p in super().problems(split, n, seed)]
+
+
+@pytest.mark.parametrize("task", [Spelled(), Turned()])
+def test_other_problems_under_the_same_ids_are_refused(finished, pair, task):
+    with pytest.raises(InputError, match=r"its problems differ"):
+        run_sweep(pair, task, PLAN, finished[0])
+
+
+@pytest.mark.parametrize("half", ["target", "draft"])
+def test_another_model_of_the_same_name_is_refused(finished, pair, half):
+    with pytest.raises(InputError, match=r"its weights differ"):
+        run_sweep(dataclasses.replace(pair, **{half: getattr(text_pair(11), half)}), Letters(), PLAN, finished[0])
+
+
+def test_a_folder_that_says_nothing_of_problems_and_weights_is_refused(finished, pair, tmp_path):
+    found = json.loads((finished[0] / "plan.json").read_text())
+    del found["weights"], found["problems"]
+    (tmp_path / "plan.json").write_text(json.dumps(found))
+    with pytest.raises(InputError, match="begun by a version that did not note"):
+        run_sweep(pair, Letters(), PLAN, tmp_path)
+
+
 def test_a_folder_that_cannot_hold_results_is_refused(pair, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot be a folder of results"):
@@ -168,9 +202,22 @@ def test_a_folder_that_cannot_hold_results_is_refused(pair, tmp_path):
 def test_a_last_line_that_was_cut_is_dropped_from_the_file(tmp_path):
     path = tmp_path / "answers.jsonl"
     assert list(read_records(path)) == []
-    path.write_bytes(b'{"a": 1}\n{"a": 2}\n{"a": "\xc3')
-    assert list(read_records(path)) == [{"a": 1}, {"a": 2}]
-    assert path.read_bytes() == b'{"a": 1}\n{"a": 2}\n'
+    records = [record("none", 0, i, True) for i in range(2)]
+    whole = "".join(json.dumps(one) + "\n" for one in records).encode()
+    path.write_bytes(whole + b'{"rule": "\xc3')
+    assert list(read_records(path)) == records
+    assert path.read_bytes() == whole
+
+
+@pytest.mark.parametrize("damaged", [b'{"rule": "no\n', b"\n", b"[1]\n", b'{"rule": "none"}\n', b"\xff\xfe\n", b"7\n"])
+def test_a_damaged_line_in_the_middle_is_refused_by_its_number(tmp_path, damaged):
+    path = tmp_path / "answers.jsonl"
+    one = (json.dumps(record("none", 0, 0, True)) + "\n").encode()
+    path.write_bytes(one + damaged + one)
+    with pytest.raises(InputError, match=r"line 2 of .*answers.jsonl is damaged: delete that line") as error:
+        list(read_records(path))
+    assert "\n" not in str(error.value)
+    assert path.read_bytes() == one + damaged + one
 
 
 def test_records_say_which_schema_they_follow(finished):

@@ -124,3 +124,33 @@ def test_the_binomial_p_value_is_scipys(k, n, share):
 def test_the_upper_bound_of_a_share_is_scipys(k, n, risk):
     found = scipy.stats.binomtest(k, n, alternative="less").proportion_ci(1 - risk, method="exact").high
     assert binomial_upper_bound(k, n, risk) == pytest.approx(found, abs=1e-8)
+
+
+def exact_p_value(lost, won, n, budget):
+    """The supremum over the line p - q = budget by a fine grid, of all counts, up to no limit of p."""
+    every = np.array(counts(n))
+    as_low = score(every[:, 0], every[:, 1], n, budget) <= score(lost, won, n, budget) + 1e-9
+    return max(probability(*every[as_low].T, n, p, p - budget).sum() for p in np.linspace(budget, (1 + budget) / 2, 40))
+
+
+@pytest.mark.parametrize(("n", "budget"), [(18, 0.05), (25, 0.01), (25, 0.2)])
+def test_no_count_gets_less_than_its_exact_p_value_within_the_limit_of_its_losses(n, budget):
+    for lost, won in counts(n)[:: 7 if n > 20 else 2]:
+        found = paired_p_value(lost, won, n, budget)
+        limit = binomial_upper_bound(lost, n, 0.001)
+        if limit >= (1 + budget) / 2:  # the limit leaves nothing out, so that the supremum is over the whole line
+            assert exact_p_value(lost, won, n, budget) - 1e-9 <= found <= 1
+        assert 0.001 <= found <= 1
+
+
+@pytest.mark.parametrize(
+    ("n", "budget", "losses"),
+    [(128, 0.05, (0, 3, 64)), (1000, 0.01, (0, 2, 5, 12)), (500, 0.01, (0, 3)), (301, 0.01, (0, 1))],
+)
+def test_a_rule_that_wins_clearly_has_the_least_p_value_there_is(n, budget, losses):
+    for lost in losses:
+        won = sorted({*range(min(60, n - lost + 1)), *range(60, n - lost + 1, 40), n - lost})
+        p_values = np.array([paired_p_value(lost, w, n, budget) for w in won])
+        assert np.all((p_values >= 0.001) & (p_values <= 1))
+        assert np.all(np.diff(p_values) <= 0.006 * p_values[:-1] + 2e-5)  # what the search may lie above the supremum
+    assert paired_p_value(2, n - 2, n, budget) == pytest.approx(0.001, abs=1e-8)

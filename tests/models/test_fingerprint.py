@@ -1,0 +1,52 @@
+"""Fingerprints: the same for the same weights, however they lie, and another for others."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from spread_pairs import spread
+from tiny_pairs import rounded, tiny_model, tiny_pair, with_parameters
+
+from kljudge_jax.models import fingerprint as module
+from kljudge_jax.models.fingerprint import fingerprint, fingerprints
+from kljudge_jax.models.transformer import parameters
+
+
+def test_the_same_weights_have_one_fingerprint_and_others_another():
+    model = tiny_model(0)
+    assert fingerprint(model) == fingerprint(tiny_model(0)) != fingerprint(tiny_model(1))
+    assert len(fingerprint(model)) == 16
+    for changed in parameters(model):  # any parameter that training moves is seen
+        moved = with_parameters(model, lambda name, x, changed=changed: x * 1.02 if name == changed else x)
+        assert fingerprint(moved) != fingerprint(model)
+
+
+def test_a_model_in_bfloat16_is_the_same_and_one_in_integers_is_not():
+    model = tiny_model(0)
+    half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), model)
+    assert fingerprint(half) == fingerprint(model) != fingerprint(rounded(model))
+
+
+def test_a_mesh_changes_nothing():
+    pair = tiny_pair()
+    assert fingerprints(spread(pair, "data=2,tensor=2")) == fingerprints(pair)
+
+
+def test_a_device_that_does_not_share_the_hosts_memory_gives_the_same(monkeypatch):
+    models = [tiny_model(0), rounded(tiny_model(0))]
+    expected = [fingerprint(model) for model in models]
+    monkeypatch.setattr(module.jax, "default_backend", lambda: "gpu")
+    assert [fingerprint(model) for model in models] == expected
+
+
+def test_only_some_numbers_of_a_large_matrix_are_read():
+    x = jnp.asarray(np.arange(100 * 70.0).reshape(100, 70))
+    some = module._some(x)
+    assert some.shape == (32, 32) and some[0, 0] == 0 and some[-1, -1] == 100 * 70 - 1
+
+
+def test_a_pair_has_one_of_each_model():
+    pair = tiny_pair()
+    assert fingerprints(pair) == {"target": fingerprint(pair.target), "draft": fingerprint(pair.draft)}
+    assert fingerprints(dataclasses.replace(pair, draft=None))["draft"] is None
