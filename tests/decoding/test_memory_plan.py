@@ -114,7 +114,7 @@ def test_what_does_not_fit_is_refused_with_what_would(free, message):
 
 def test_a_run_is_refused_with_its_own_prompts_before_it_starts(monkeypatch):
     pair = tiny_pair(eos=(NEVER,), **OPTIONS)
-    monkeypatch.setattr(memory_plan, "usable_memory", lambda mesh: 400_000)
+    monkeypatch.setattr(memory_plan, "usable_memory", lambda mesh: 6_000_000)
     with pytest.raises(InputError, match=r"batch of 8, with prompts of 300 tokens, and has .*: a batch of \d fits"):
         kj.generate(pair, [[1] * 300] * 8, verifier="exact", draft_length=4, max_new_tokens=64)
 

@@ -88,8 +88,9 @@ def answers(folder):
     return [{name: record[name] for name in ANSWERED} for record in map(json.loads, lines)]
 
 
+@pytest.mark.hosts
 def test_two_hosts_sweep_as_one_does(tmp_path, capsys):
-    """The one test of several hosts that runs by default; two cores that others use too may keep a host silent long."""
+    """The smallest of them; two cores that others use too may keep a host silent long."""
     alone, out = tmp_path / "alone", tmp_path / "out"
     words = ["sweep", "--target", "embedded", "--task", "arithmetic", "--rules", "kl:0.4", "--draft-lengths", "4"]
     words += ["--n", "4", "--batch", "4", "--max-new-tokens", "16", "--examples", "0", "--out"]
