@@ -20,7 +20,7 @@ from typing import NamedTuple
 import jax
 
 _SOURCE = Path(__file__).with_name("decoding.cc")
-_FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-pthread", "-w")
+FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-pthread", "-w")
 _TARGETS = ("kljudge_float32", "kljudge_bfloat16", "kljudge_int8", "kljudge_int4", "kljudge_attention")
 _SWITCH = "KLJUDGE_NATIVE"
 
@@ -37,11 +37,11 @@ def library() -> Library:
     """Compiles, loads and registers the products the first time; some five seconds, and nothing from then on."""
     if os.environ.get(_SWITCH) == "0":
         return Library(False, f"XLA's products, since {_SWITCH}=0")
-    compiler = next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
-    if compiler is None:
+    found = compiler()
+    if found is None:
         return Library(False, "XLA's products, since no C++ compiler was found (c++, g++ or clang++)")
     try:
-        loaded = ctypes.CDLL(str(_built(compiler)))
+        loaded = ctypes.CDLL(str(_built(found)))
     except (OSError, subprocess.SubprocessError) as error:
         said = getattr(error, "stderr", None) or str(error)
         return Library(False, f"XLA's products, since the native ones did not compile: {said.strip().splitlines()[0]}")
@@ -56,9 +56,14 @@ def register(loaded: ctypes.CDLL, suffix: str = "") -> str:
     return loaded.kljudge_describe().decode()
 
 
+def compiler() -> str | None:
+    """The machine's C++ compiler, if it has one."""
+    return next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
+
+
 def _built(compiler: str) -> Path:
     """The compiled library, made if this processor and this jaxlib have none yet."""
-    identity = [_SOURCE.read_text(encoding="utf-8"), " ".join(_FLAGS), jax.__version__, compiler, _processor()]
+    identity = [_SOURCE.read_text(encoding="utf-8"), " ".join(FLAGS), jax.__version__, compiler, _processor()]
     digest = hashlib.sha256("\0".join(identity).encode())
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kljudge_jax"
     name = f"decoding-{digest.hexdigest()[:16]}.so"
@@ -73,7 +78,7 @@ def _built(compiler: str) -> Path:
         handle, partial = tempfile.mkstemp(".partial", name, folder)
     os.close(handle)
     try:
-        build(compiler, Path(partial), _FLAGS)
+        build(compiler, Path(partial), FLAGS)
         os.replace(partial, folder / name)
     finally:
         Path(partial).unlink(missing_ok=True)

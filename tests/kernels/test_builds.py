@@ -3,7 +3,6 @@
 import ctypes
 import functools
 import platform
-import shutil
 from pathlib import Path
 
 import jax
@@ -14,7 +13,7 @@ import pytest
 from kljudge_jax.kernels import cpu_library
 from kljudge_jax.kernels.quantize import from_int4, from_int8, to_int4, to_int8
 
-COMPILER = next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
+COMPILER = cpu_library.compiler()
 # What each kind of processor has in common, and what the build says that it uses.
 KINDS = {
     "x86-64": (set(), "portable"),

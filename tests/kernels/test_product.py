@@ -120,7 +120,7 @@ def test_a_cache_that_cannot_be_written_or_is_not_ours_is_gone_around(tmp_path):
     cache = tmp_path / "kljudge_jax"
     cache.mkdir()
     say = (
-        "import os, pathlib; from kljudge_jax.kernels import cpu_library as c; c._FLAGS = ('-O0', *c._FLAGS[1:])\n"
+        "import os, pathlib; from kljudge_jax.kernels import cpu_library as c; c.FLAGS = ('-O0', *c.FLAGS[1:])\n"
         "print(c.library().ready, *sorted(str(p) for p in pathlib.Path(os.environ['XDG_CACHE_HOME']).rglob('*.so')))"
     )
 

@@ -1,0 +1,84 @@
+"""What a product of some rows costs in units of one row, as the compiler makes it for several kinds of processor.
+
+    python tests/kernels/bench_products.py --march native,x86-64-v3
+
+Kinds take turns, and each figure is the least of the rounds: on a busy machine what a product takes at best says most.
+"""
+
+import argparse
+import ctypes
+import os
+import tempfile
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kljudge_jax.kernels import cpu_library
+from kljudge_jax.kernels.cpu_library import compiler
+from kljudge_jax.kernels.quantize import to_int4, to_int8
+
+# The matrices of a layer of Qwen2.5 1.5B, [O, I]; four layers lie in no cache.
+SHAPES = [(1536, 1536), (256, 1536), (256, 1536), (1536, 1536), (8960, 1536), (8960, 1536), (1536, 8960)] * 4
+STORED = {
+    "float32": lambda weight: (weight,),
+    "bfloat16": lambda weight: (weight.astype(jnp.bfloat16),),
+    "int8": to_int8,
+    "int4": to_int4,
+}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--march", default="native,x86-64-v3", help="what -march= of the compiler takes")
+    parser.add_argument("--rows", default="1,2,5,8,9,24,72")
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
+    kinds = options.march.split(",")
+    counts = [int(word) for word in options.rows.split(",")]
+    threads = os.environ.get("KLJUDGE_THREADS", "all processors")
+    with tempfile.TemporaryDirectory() as folder:
+        for kind in kinds:
+            path = Path(folder) / f"{kind}.so"
+            began = time.perf_counter()
+            cpu_library.build(compiler(), path, tuple(f.replace("native", kind) for f in cpu_library.FLAGS))
+            said = cpu_library.register(ctypes.CDLL(str(path)), f"_{kind}")
+            print(f"{kind}: {said}, compiled in {time.perf_counter() - began:.0f} s, {threads}")
+        for name, store in STORED.items():
+            weights = [store(jax.random.normal(jax.random.key(i), shape)) for i, shape in enumerate(SHAPES)]
+            calls = {(kind, count): product(name, kind, count, weights) for kind in kinds for count in counts}
+            least = dict.fromkeys(calls, float("inf"))
+            for _ in range(options.rounds):
+                for key, call in calls.items():
+                    began = time.perf_counter()
+                    jax.block_until_ready(call())
+                    least[key] = min(least[key], time.perf_counter() - began)
+            read = sum(np.asarray(leaf).nbytes for weight in weights for leaf in weight)
+            for kind in kinds:
+                one = least[kind, counts[0]]
+                ratios = ", ".join(f"{count}: {least[kind, count] / one:.2f}" for count in counts)
+                print(f"{name} {kind}: {counts[0]} row {one * 1e3:.1f} ms ({read / one / 1e9:.1f} GB/s); {ratios}")
+
+
+def product(name, kind, count, weights):
+    """A call that multiplies as many rows by every weight."""
+    dtype = jnp.bfloat16 if name == "bfloat16" else jnp.float32
+    rows = {size: jnp.ones((count, size), dtype) for _, size in SHAPES}
+
+    def run(rows, weights):
+        total = jnp.float32(0)
+        for (outputs, size), weight in zip(SHAPES, weights, strict=True):
+            result = (jax.ShapeDtypeStruct((count, outputs), jnp.float32),)
+            # Each product waits for the one before, as in a model.
+            x = rows[size] + (0 * total).astype(dtype)
+            total = jax.ffi.ffi_call(f"kljudge_{name}_{kind}", result)(x, *weight)[0][0, 0]
+        return total
+
+    compiled = jax.jit(run).lower(rows, weights).compile()
+    return lambda: compiled(rows, weights)
+
+
+if __name__ == "__main__":
+    main()
