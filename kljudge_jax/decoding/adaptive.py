@@ -213,9 +213,12 @@ class Adaptive:
         """What is remembered after a cycle.
 
         Args:
-          pace, costs: what it was decided by.
+          pace: what it was decided by.
+          costs: the same.
           longest: int32 `[]`, draft tokens that were made for the row that wanted most; 0 is a plain cycle.
-          drafted, accepted, committed: int32 `[B]`, of each row.
+          drafted: int32 `[B]`, draft tokens of each row.
+          accepted: int32 `[B]`, those that were committed.
+          committed: int32 `[B]`, all tokens committed.
           running: bool `[B]`, the rows that the cycle was for.
         """
         memory = jnp.where(drafted > 0, _MEMORY, 1.0)
