@@ -187,7 +187,7 @@ def _of_bench(path: Path, found: dict[str, Any]) -> Result:
                         f"{passes['1']['bytes_per_second'] / 1e9:.1f} ({100 * passes['1']['bandwidth_share']:.0f} %)"
                     ),
                     "cost model error": f"{100 * model['error']:+.0f} %" if model else "",
-                    "advised draft length": str((model or {}).get("recommended_draft_length", "")),
+                    "advised draft length": _length((model or {}).get("recommended_draft_length")),
                 }
             )
             group = f"{_rule_name(rule)}, batch {batch['batch']}"
@@ -217,6 +217,10 @@ def _of_sweep(path: Path, found: dict[str, Any]) -> Result:
         name = _rule_name(cell) if len(asked["tasks"]) == 1 else f"{cell['task']}: {_rule_name(cell)}"
         bars.append(Bar(name, cell["tokens_per_second"], *(cell["tokens_per_second_interval"] or ())))
     return Result(str(path), sweep.KIND, machine_label(found["machine"]), asked, rows, bars)
+
+
+def _length(advised: int | None) -> str:
+    return "" if advised is None else str(advised)
 
 
 def _check_schema(path: Path, found: dict[str, Any], known: int) -> None:
