@@ -47,7 +47,8 @@ def add(commands) -> None:
         "--thresholds",
         metavar="FLOATS",
         default="0.01,0.02,0.05,0.1,0.2,0.4",
-        help="from strict to relaxed, with commas; the first that fails ends the search",
+        help="from strict to relaxed, with commas; the first that fails ends the search. Where the first is negative: "
+        "--thresholds=-1,0",
     )
     parser.add_argument("--budget", metavar="POINTS", type=float, default=1.0, help="the most that may be lost, in 100")
     parser.add_argument("--delta", metavar="FLOAT", type=float, default=0.05, help="the risk of losing more")

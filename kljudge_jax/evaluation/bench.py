@@ -10,7 +10,7 @@ from kljudge_jax.decoding.compile_clock import cache_hits
 from kljudge_jax.evaluation import limits
 from kljudge_jax.evaluation.bench_batch import PLAIN, Batch, Plan
 from kljudge_jax.evaluation.bench_figures import EMPTY_CALL, batch_figures
-from kljudge_jax.evaluation.machine import load_average, peak_memory
+from kljudge_jax.evaluation.machine import cores, is_busy, load_average, peak_memory
 from kljudge_jax.evaluation.timing import SHORTEST_SAMPLE, measure
 from kljudge_jax.models.pair import ModelPair
 from kljudge_jax.models.transformer import Transformer, parameters
@@ -53,6 +53,9 @@ def run_bench(
         probes |= batch.probes()
     timings = measure(probes, plan.rounds, shortest=shortest, report=report)
 
+    loads = [load, load_average()]
+    busy = is_busy(loads, cores())
+
     product = timings["square product"]
     reads = {name: [timings[f"read of the {name}, axis {axis}"] for axis in (0, 1)] for name in models}
     reached = {name: limits.reached(limits.weight_bytes(m), reads[name], product) for name, m in models.items()}
@@ -70,10 +73,10 @@ def run_bench(
             | product.to_json(),
             "empty_call": timings[EMPTY_CALL].to_json(),
         },
-        "batches": [batch_figures(batch, timings, reached) for batch in batches],
+        "batches": [batch_figures(batch, timings, reached, busy) for batch in batches],
         "found_compiled": cache_hits() - known,
         "peak_memory": peak_memory(),
-        "load_average": [load, load_average()],
+        "load_average": loads,
     }
 
 

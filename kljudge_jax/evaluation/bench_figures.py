@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,16 +10,24 @@ import numpy as np
 from kljudge_jax.decoding.draft import ModelDraft
 from kljudge_jax.evaluation import limits
 from kljudge_jax.evaluation.bench_batch import PLAIN, Batch, Plan, pass_over
-from kljudge_jax.evaluation.cost_model import CostModel, acceptance_rate, advice, expected_tokens
+from kljudge_jax.evaluation.cost_model import CostModel, acceptance_rate, advice, expected_tokens, nondecreasing
 from kljudge_jax.evaluation.limits import Reached, Work
 from kljudge_jax.evaluation.timing import Timing, added, spread
 from kljudge_jax.verification import SyntheticAcceptance, parse_verifier
 
 EMPTY_CALL = "empty call"  # the probe of `limits.empty_call`
 
+# A model that is further from what was measured knows too little of this machine to advise.
+_LARGEST_ERROR = 0.2
 
-def batch_figures(batch: Batch, timings: Mapping[str, Timing], reached: Mapping[str, Reached]) -> dict[str, Any]:
-    """All figures of a batch size; `reached` holds what the device reached on each model's bytes."""
+
+def batch_figures(
+    batch: Batch, timings: Mapping[str, Timing], reached: Mapping[str, Reached], busy: bool = False
+) -> dict[str, Any]:
+    """All figures of a batch size; `reached` holds what the device reached on each model's bytes.
+
+    On a machine that is `busy` with other work, no draft length is advised.
+    """
     prompts = timings[batch.named("prompts")]
     ids = int(batch.runs[batch.common].lengths.sum())
     capacity = batch.runs[batch.common].state.caches.target.capacity
@@ -39,7 +47,7 @@ def batch_figures(batch: Batch, timings: Mapping[str, Timing], reached: Mapping[
         },
         "draft": _draft(batch, timings, reached),
         "target_pass": passes,
-        "rules": [_rule(batch, rule, timings, reached) for rule in batch.plan.rules],
+        "rules": [_rule(batch, rule, timings, reached, busy) for rule in batch.plan.rules],
     }
 
 
@@ -59,7 +67,7 @@ def _draft(batch, timings, reached) -> dict[str, Any] | None:
     }
 
 
-def _rule(batch, rule, timings, reached) -> dict[str, Any]:
+def _rule(batch, rule, timings, reached, busy) -> dict[str, Any]:
     def timing(name):
         return timings[batch.named(name)]
 
@@ -81,11 +89,12 @@ def _rule(batch, rule, timings, reached) -> dict[str, Any]:
     host_floor = timings[EMPTY_CALL].seconds * len(answers) * len(batch.groups) / batch_cycles
     # Rows that have ended wait for the longest one of their batch.
     occupancy = row_cycles / (batch.size * batch_cycles)
+    speed = None if rule == PLAIN else spread([a / b for a, b in zip(speeds, plain, strict=True)], "ratio")
     return {
         "rule": rule,
         "draft_length": length,
         **spread(speeds, "tokens_per_second"),
-        "speed": None if rule == PLAIN else spread([a / b for a, b in zip(speeds, plain, strict=True)], "ratio"),
+        "speed": speed,
         "decoding": spread(decoding, "tokens_per_second"),
         "tokens": sum(a.tokens for a in answers),
         "cycles": row_cycles,
@@ -96,7 +105,7 @@ def _rule(batch, rule, timings, reached) -> dict[str, Any]:
         "cycle_over_parts": spread([c / t for c, t in zip(cycle.samples, total.samples, strict=True)], "ratio"),
         "compile_seconds": batch.runs[rule].compile_seconds + sum(a.compile_seconds for a in batch.answers[rule]),
         "profile": _profile(batch, rule, pieces, (host, host_floor), cycle, reached),
-        "model": _model(batch, rule, timings, occupancy, decoding),
+        "model": _model(batch, rule, timings, occupancy, decoding, speed, busy),
         "failed": sum(a.failed for a in answers),
     }
 
@@ -108,7 +117,7 @@ def _speeds(batch, rule, timings) -> list[float]:
     return [answers.tokens / s for answers, s in zip(rounds, seconds, strict=True)]
 
 
-def _model(batch, rule, timings, occupancy, decoding) -> dict[str, Any] | None:
+def _model(batch, rule, timings, occupancy, decoding, speed, busy) -> dict[str, Any] | None:
     """What the cost model says of a rule beside what was measured; None where no draft token was tested."""
     length = batch.runs[rule].settings.draft_length
     answers = batch.answers[rule][-batch.plan.rounds :]
@@ -129,17 +138,43 @@ def _model(batch, rule, timings, occupancy, decoding) -> dict[str, Any] | None:
         "error": predicted / measured - 1,
     }
     if length:
+        # Of each round alone: how far timing decides what is best.
+        best = [_cost_model(batch, rule, timings, i).best_length(rate) for i in range(batch.plan.rounds)]
+        why_not = no_advice(found["error"], busy)
         found |= {
-            "recommended_draft_length": model.best_length(rate),
-            "advice": advice(model, rate),
+            "recommended_draft_length": None if why_not else model.best_length(rate),
+            "best_draft_lengths": spread(best, "draft_length"),
+            "advice": why_not or advised(model, rate, best, length, speed),
             "by_draft_length": [batch.size * model.tokens_per_second(rate, k) for k in range(length + 1)],
         }
     return found
 
 
-def _cost_model(batch, rule, timings) -> CostModel:
+def no_advice(error: float, busy: bool) -> str:
+    """Why no draft length is recommended; "" where one is."""
+    if busy:
+        return "no advice: the machine was busy with other work"
+    if abs(error) > _LARGEST_ERROR:
+        return f"no advice: the cost model is {100 * error:+.0f} % from what was measured"
+    return ""
+
+
+def advised(model: CostModel, rate: float, best: Sequence[int], length: int, speed: Mapping[str, float]) -> str:
+    """The recommended draft length, the best ones of single rounds, and what was measured at `length`."""
+    low, high = min(best), max(best)
+    rounds = f"{low} in every round" if low == high else f"{low} to {high} in single rounds"
+    return (
+        f"{advice(model, rate)}; the best length was {rounds}; measured with {length}: {speed['ratio']:.2f} times "
+        f"plain ({speed['low']:.2f} to {speed['high']:.2f})"
+    )
+
+
+def _cost_model(batch, rule, timings, turn: int | None = None) -> CostModel:
+    """Of the medians over rounds, or of one round."""
+
     def seconds(name):
-        return timings[batch.named(name)].seconds
+        timing = timings[batch.named(name)]
+        return timing.seconds if turn is None else timing.samples[turn]
 
     def overhead(of):
         return seconds(f"{of}, verdicts") + seconds(f"{of}, commit")
@@ -151,7 +186,7 @@ def _cost_model(batch, rule, timings) -> CostModel:
     else:
         passes = {1: seconds(pass_over(1)), length + 1: seconds(own)}
     step = seconds(batch.draft_of(rule)) / length if length else 0.0
-    return CostModel(step, passes, {0: overhead(PLAIN), length: overhead(rule)})
+    return CostModel(step, nondecreasing(passes), {0: overhead(PLAIN), length: overhead(rule)})
 
 
 def _profile(batch, rule, pieces, host, cycle, reached) -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from kljudge_jax.evaluation.demo import markdown
+from kljudge_jax.evaluation.machine import is_busy
 
 
 def bench_markdown(found: dict[str, Any], profile: bool = False) -> str:
@@ -45,12 +46,10 @@ def _setting(found) -> str:
 
 def _busy(found) -> str:
     """A warning where others were at work as well."""
-    load, cores = (
-        max((load for load in found["load_average"] if load is not None), default=0),
-        found["machine"]["cores"],
-    )
-    if load <= 1.5 * cores:
+    loads, cores = found["load_average"], found["machine"]["cores"]
+    if not is_busy(loads, cores):
         return ""
+    load = max(load for load in loads if load is not None)
     return (
         f"The machine was busy (load average {load:.0f} on {cores} cores): times are rough, and ratios hold better.\n"
     )

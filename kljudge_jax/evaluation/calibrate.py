@@ -28,7 +28,6 @@ from kljudge_jax.tasks.base import Task
 
 SCHEMA = 1
 PLAIN = Cell("none", 0)
-_CHECK_FOLDER = "check"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,7 +150,7 @@ def check(
     """What the chosen threshold costs on `n` problems of another split, answered in a folder inside `folder`."""
     cell = next(cell for cell in plan.thresholds if cell.rule == one.rule)
     fresh = dataclasses.replace(plan, cells=(PLAIN, cell), n=n, split=split)
-    (again,) = _compare_each(pair, task, fresh, Path(folder) / _CHECK_FOLDER, report)
+    (again,) = _compare_each(pair, task, fresh, Path(folder) / f"check-{split}-{n}", report)
     return Check(**vars(again), split=split, interval=loss_interval(again.outcome))
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from kljudge_jax.errors import InputError
 from kljudge_jax.evaluation import bench, sweep
 from kljudge_jax.evaluation.bench_table import machine_label, milliseconds, ranged
+from kljudge_jax.evaluation.machine import is_busy
 from kljudge_jax.evaluation.text_table import markdown
 from kljudge_jax.models.json_file import read_json
 
@@ -39,6 +40,7 @@ class Result:
       asked: what has to be the same for two results to be compared, by name.
       rows: cells of its lines in the table, by head.
       bars: of the picture.
+      about: date, driver and versions, and whether the machine was busy.
     """
 
     path: str
@@ -47,6 +49,7 @@ class Result:
     asked: dict[str, Any]
     rows: list[dict[str, str]]
     bars: list[Bar]
+    about: str = ""
 
 
 def read_result(path: str | Path) -> Result:
@@ -107,7 +110,9 @@ def comparison_notes(results: Sequence[Result], notes: Sequence[str]) -> list[st
     """What was measured, and where each result comes from and in what it differs."""
     asked = "; ".join(f"{name} {_short(value)}" for name, value in results[0].asked.items())
     return [f"{results[0].kind.capitalize()} of {asked}."] + [
-        f"{name}: {result.path}" + (f" (not comparable: {note})" if note else "")
+        f"{name}: {result.path}"
+        + (f", {result.about}" if result.about else "")
+        + (f" (not comparable: {note})" if note else "")
         for result, name, note in zip(results, _names(results, notes), notes, strict=True)
     ]
 
@@ -187,12 +192,12 @@ def _of_bench(path: Path, found: dict[str, Any]) -> Result:
                         f"{passes['1']['bytes_per_second'] / 1e9:.1f} ({100 * passes['1']['bandwidth_share']:.0f} %)"
                     ),
                     "cost model error": f"{100 * model['error']:+.0f} %" if model else "",
-                    "advised draft length": str((model or {}).get("recommended_draft_length", "")),
+                    "advised draft length": _length((model or {}).get("recommended_draft_length")),
                 }
             )
             group = f"{_rule_name(rule)}, batch {batch['batch']}"
             bars.append(Bar(group, rule["tokens_per_second"], rule["low"], rule["high"]))
-    return Result(str(path), bench.KIND, machine_label(found["machine"]), asked, rows, bars)
+    return Result(str(path), bench.KIND, machine_label(found["machine"]), asked, rows, bars, _about(found))
 
 
 def _of_sweep(path: Path, found: dict[str, Any]) -> Result:
@@ -216,7 +221,23 @@ def _of_sweep(path: Path, found: dict[str, Any]) -> Result:
         )
         name = _rule_name(cell) if len(asked["tasks"]) == 1 else f"{cell['task']}: {_rule_name(cell)}"
         bars.append(Bar(name, cell["tokens_per_second"], *(cell["tokens_per_second_interval"] or ())))
-    return Result(str(path), sweep.KIND, machine_label(found["machine"]), asked, rows, bars)
+    return Result(str(path), sweep.KIND, machine_label(found["machine"]), asked, rows, bars, _about(found))
+
+
+def _about(found: dict[str, Any]) -> str:
+    """When and with what a result was measured, as far as its file says."""
+    machine = found["machine"]
+    told = [machine.get("date"), machine.get("driver") and f"driver {machine['driver']}"]
+    told += [f"{name} {version}" for name, version in machine.get("versions", {}).items()]
+    told += [machine.get("python") and f"Python {machine['python']}"]
+    loads = found.get("load_average", [])
+    if is_busy(loads, machine["cores"]):
+        told.append(f"on a busy machine (load average {max(load or 0 for load in loads):.0f})")
+    return ", ".join(one for one in told if one)
+
+
+def _length(advised: int | None) -> str:
+    return "" if advised is None else str(advised)
 
 
 def _check_schema(path: Path, found: dict[str, Any], known: int) -> None:

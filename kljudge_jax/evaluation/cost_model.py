@@ -65,6 +65,21 @@ class CostModel:
         return int(np.argmax([self.tokens_per_second(rate, k) for k in range(self.longest + 1)]))
 
 
+def nondecreasing(passes: Mapping[int, float]) -> dict[int, float]:
+    """Times by positions, made never to fall as positions grow: the nearest such in squares (isotonic regression).
+
+    A pass over more positions does all the work of one over fewer; that it was timed as less is noise, and a length
+    chosen by it is too.
+    """
+    blocks: list[list[float]] = []  # mean, count
+    for place in sorted(passes):
+        blocks.append([passes[place], 1])
+        while len(blocks) > 1 and blocks[-2][0] > blocks[-1][0]:
+            (one, few), (other, more) = blocks[-2:]
+            blocks[-2:] = [[(one * few + other * more) / (few + more), few + more]]
+    return dict(zip(sorted(passes), (mean for mean, count in blocks for _ in range(int(count))), strict=True))
+
+
 def advice(model: CostModel, rate: float) -> str:
     """The recommended draft length in words."""
     best = model.best_length(rate)

@@ -8,6 +8,7 @@ import os
 import platform
 import resource
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import jax
@@ -29,7 +30,7 @@ def describe_machine() -> dict[str, object]:
         "runtime": " ".join(devices[0].client.platform_version.split()),
         "driver": _driver(),
         "processor": _processor(),
-        "cores": os.cpu_count(),
+        "cores": cores(),
         "memory_bytes": host_memory("MemTotal"),
         "products": library().reason if devices[0].platform == "cpu" else "XLA's products",
         "system": f"{platform.system()} {platform.machine()}",
@@ -50,6 +51,18 @@ def peak_memory() -> dict[str, object]:
 def load_average() -> float | None:
     """How many processes wanted to run in the last minute, this one included; None where the system does not say."""
     return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+
+
+def is_busy(loads: Iterable[float | None], cores: int) -> bool:
+    """Whether load averages say that others were at work as well."""
+    return max((load for load in loads if load is not None), default=0.0) > 1.5 * cores
+
+
+def cores() -> int:
+    """How many CPU cores this process may use, which are fewer than the machine has in many a container."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _memory_stats() -> dict[str, int]:

@@ -65,6 +65,7 @@ class Setting:
       dtype: of the weights.
       plan: as `sweep.Plan` in JSON.
       machine: what `describe_machine` said.
+      later_machines: the same of runs that went on elsewhere or another day.
     """
 
     command: str
@@ -73,6 +74,7 @@ class Setting:
     dtype: str
     plan: dict
     machine: dict
+    later_machines: Sequence[dict] = ()
 
     @property
     def greedy(self) -> bool:
@@ -85,7 +87,9 @@ def read_setting(folders: Sequence[str | Path], command: str) -> Setting:
     first = claims[0]
     seeds = list(dict.fromkeys(claim["plan"]["seed"] for claim in claims))
     plan = first["plan"] | {"seeds": seeds}
-    return Setting(command, first["target"], first["draft"], first["dtype"], plan, first["machine"])
+    every = [machine for claim in claims for machine in (claim["machine"], *claim.get("later_machines", ()))]
+    later = [machine for i, machine in enumerate(every) if machine not in every[:i]][1:]
+    return Setting(command, first["target"], first["draft"], first["dtype"], plan, first["machine"], later)
 
 
 def write_report(folder: str | Path, results: Sequence[TaskResult], setting: Setting) -> list[Path]:
@@ -149,7 +153,7 @@ def _name(row: dict, rows: Sequence[dict]) -> str:
 
 
 def _about(setting: Setting) -> list[str]:
-    plan, machine = setting.plan, setting.machine
+    plan = setting.plan
     seeds = ("seed " if len(plan["seeds"]) == 1 else "seeds ") + ", ".join(map(str, plan["seeds"]))
     lengths = sorted({cell["draft_length"] for cell in plan["cells"]} - {0})
     drafted = f"draft length {' and '.join(map(str, lengths))}, " if lengths else ""
@@ -157,11 +161,17 @@ def _about(setting: Setting) -> list[str]:
     return [
         f"Target {setting.target}, draft {setting.draft or 'none'}, {setting.dtype}, {how}, {drafted}at most "
         f"{plan['max_new_tokens']} new tokens, {plan['batch']} answers side by side, {plan['split']} split, {seeds}.",
-        f"{machine['date']}, {machine['processor']}, {machine['cores']} cores, {machine['devices']} x "
-        f"{machine['device']}, "
-        + ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
-        + f", Python {machine['python']}.",
+        _measured_on(setting.machine),
+        *(f"Gone on with: {_measured_on(machine)}" for machine in setting.later_machines),
     ]
+
+
+def _measured_on(machine: dict) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    return (
+        f"{machine['date']}, {machine['processor']}, {machine['cores']} cores, {machine['devices']} x "
+        f"{machine['device']}, {versions}, Python {machine['python']}."
+    )
 
 
 def _html(results: Sequence[TaskResult], setting: Setting, tradeoff: str, positions: str) -> str:

@@ -163,6 +163,7 @@ def run_sweep(
     done = {(r["rule"], r["draft_length"], r["problem"]) for r in records}
     asked = list(plan.cells if cells is None else cells)
     before = sum(cell_of(record) in asked for record in records)
+    noted = False
     with path.open("a", encoding="utf-8") as file:
 
         def keep(record: dict) -> None:
@@ -176,6 +177,9 @@ def run_sweep(
                 left = [i for i in places if (cell.rule, cell.draft_length, problems[i].id) not in done]
                 if not left:
                     continue
+                if done and not noted:
+                    _note_machine(folder / "plan.json")
+                noted = True
                 answers = answer(pair, task, plan, cell, [problems[i] for i in left], left, first, keep)
                 os.fsync(file.fileno())
                 right = sum(record["right"] for record in answers)
@@ -324,6 +328,17 @@ def _claim(path: Path, pair: ModelPair, task: Task, plan: Plan, problems: Sequen
             f"{path.parent} holds another sweep (its {', '.join(differing)} differs): name a new folder, or repeat "
             "its options to go on with it"
         )
+
+
+def _note_machine(path: Path) -> None:
+    """Adds the machine and date of a run that goes on to the claim, where they are others than those noted."""
+    claim, machine = json.loads(path.read_text(encoding="utf-8")), json.loads(json.dumps(describe_machine()))
+    if machine in (claim.get("machine"), *claim.get("later_machines", ())):
+        return
+    claim["later_machines"] = [*claim.get("later_machines", ()), machine]
+    whole = path.with_suffix(".partial")
+    whole.write_text(json.dumps(claim, indent=2) + "\n", encoding="utf-8")
+    os.replace(whole, path)
 
 
 def read_records(path: Path) -> Iterator[dict]:

@@ -11,8 +11,8 @@ from kljudge_jax.cli import main
 from kljudge_jax.errors import InputError
 from kljudge_jax.evaluation import bench_models, bench_table, limits, timing
 from kljudge_jax.evaluation.bench_batch import Batch, Plan, widths
-from kljudge_jax.evaluation.bench_figures import known_rate
-from kljudge_jax.evaluation.cost_model import expected_tokens
+from kljudge_jax.evaluation.bench_figures import advised, known_rate, no_advice
+from kljudge_jax.evaluation.cost_model import CostModel, advice, expected_tokens
 from kljudge_jax.models.shapes import SHAPES
 from kljudge_jax.parallel.placement import Placement
 
@@ -43,6 +43,7 @@ def quick(monkeypatch):
     monkeypatch.setattr(limits, "matmul_size", lambda: 32)
     monkeypatch.setattr(timing, "SHORTEST_SAMPLE", 0.0)
     monkeypatch.setattr("kljudge_jax.evaluation.bench.SHORTEST_SAMPLE", 0.0)
+    monkeypatch.setattr("kljudge_jax.evaluation.bench.load_average", lambda: None)
     monkeypatch.setitem(SHAPES, "tiny", TINY)
 
 
@@ -97,8 +98,12 @@ def test_a_bench_of_two_models_has_all_its_figures(capsys, benching, tmp_path):
         model = judge["model"]
         assert 0 < model["acceptance_rate"] < 1 and len(model["by_draft_length"]) == DRAFT_LENGTH + 1
         fastest = int(np.argmax(model["by_draft_length"]))
-        assert model["recommended_draft_length"] == fastest
-        assert ("does not pay" in model["advice"]) == (fastest == 0)
+        assert model["best_draft_lengths"]["rounds"] == 2
+        if abs(model["error"]) > 0.2:  # of models this small, the host's work is most of a cycle
+            assert model["recommended_draft_length"] is None and model["advice"].startswith("no advice: the cost model")
+        else:
+            assert model["recommended_draft_length"] == fastest
+            assert ("does not pay" in model["advice"]) == (fastest == 0)
         assert model["error"] == pytest.approx(model["tokens_per_second"] / model["measured_tokens_per_second"] - 1)
     for words in ("| 2 | kl:4.0 @ 4 |", "target pass, 5 positions", "Batch 2, plain: where a cycle goes", "x floor"):
         assert words in table
@@ -221,6 +226,21 @@ def test_a_busy_machine_is_said_to_be_one():
     assert "load average 4 on 2 cores" in bench_table._busy(found)
     for load in ([2.9, 1.0], [None, None]):
         assert bench_table._busy(found | {"load_average": load}) == ""
+
+
+def test_no_length_is_advised_on_a_busy_machine_or_by_a_model_that_is_far_off():
+    assert "busy" in no_advice(0.0, True)
+    assert "-31 % from what was measured" in no_advice(-0.31, False) and no_advice(0.21, False)
+    assert no_advice(0.2, False) == no_advice(-0.2, False) == ""
+
+
+def test_advice_comes_with_its_spread_and_with_what_was_measured():
+    model = CostModel(0.1, {1: 1.0, 9: 1.2}, {0: 0.0})
+    speed = {"ratio": 1.5, "low": 1.4, "high": 1.6}
+    text = advised(model, 0.8, [4, 6, 5], 8, speed)
+    assert text.startswith(advice(model, 0.8)) and "4 to 6 in single rounds" in text
+    assert "measured with 8: 1.50 times plain (1.40 to 1.60)" in text
+    assert "5 in every round" in advised(model, 0.8, [5, 5], 8, speed)
 
 
 def test_only_a_coin_says_its_rate_beforehand():

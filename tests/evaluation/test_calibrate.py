@@ -121,8 +121,9 @@ def test_the_choice_is_checked_on_other_problems(finished, pair):
     checked = check(pair, Bare(), PLAN, found[1], 8, "test", folder)
     assert checked.rule == RULES[1] and checked.outcome == Outcome(8, 0, None)
     assert checked.interval == (0.0, pytest.approx(1 - 0.025 ** (1 / 8)))
-    problems = {record["problem"] for record in read_records(folder / "check" / "answers.jsonl")}
+    problems = {record["problem"] for record in read_records(folder / "check-test-8" / "answers.jsonl")}
     assert problems == {f"letters/test/{i}" for i in range(8)}
+    assert check(pair, Bare(), PLAN, found[1], 6, "test", folder).outcome.n == 6  # in a folder of its own
 
 
 def test_the_summary_is_json_that_says_what_to_use(finished, tmp_path):

@@ -7,7 +7,7 @@ import pytest
 
 from kljudge_jax.cli import main
 from kljudge_jax.errors import InputError
-from kljudge_jax.evaluation.compare import compare, read_result
+from kljudge_jax.evaluation.compare import compare, comparison_markdown, read_result
 
 TIME = {"seconds": 0.002, "low": 0.001, "high": 0.003, "rounds": 5, "repetitions": 9, "compile_seconds": 0.1}
 MACHINE = {"backend": "cpu", "device": "cpu", "devices": 1, "processor": "Made Up", "cores": 2}
@@ -83,6 +83,16 @@ def test_benches_of_two_machines_stand_in_one_table_and_picture(tmp_path, capsys
     assert "150.0 (135.0 to 180.0)" in table and "1.50 (1.40 to 1.70)" in table and "5.0 (50 %)" in table
     assert "differs" not in table
     assert (tmp_path / "out" / "compare.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_comparison_says_when_and_with_what_each_was_measured(tmp_path):
+    machine = MACHINE | {"date": "2026-01-02", "driver": "9.9", "versions": {"jax": "0.10"}, "python": "3.12"}
+    files = [bench_file(tmp_path / "a"), bench_file(tmp_path / "b", machine=machine, load_average=[None, 8.0])]
+    results = [read_result(file) for file in [*files, sweep_files(tmp_path / "c")]]
+    assert [results[i].about for i in (0, 2)] == ["", ""]
+    told = "2026-01-02, driver 9.9, jax 0.10, Python 3.12, on a busy machine (load average 8)"
+    assert results[1].about == told
+    assert told in comparison_markdown(results[:2], ["", ""])
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kljudge_jax.decoding.stats import Cycle
-from kljudge_jax.evaluation.cost_model import CostModel, acceptance_rate, advice, expected_tokens
+from kljudge_jax.evaluation.cost_model import CostModel, acceptance_rate, advice, expected_tokens, nondecreasing
 
 rates = st.floats(0, 1)
 lengths = st.integers(0, 40)
@@ -69,3 +69,10 @@ def test_a_draft_that_costs_nothing_is_as_long_as_can_be_and_a_dear_one_does_not
     assert "try a longer one" in advice(cheap, 0.9) and "draft 8 tokens" in advice(cheap, 0.9)
     assert dear.best_length(0.9) == 0
     assert "does not pay" in advice(dear, 0.9)
+
+
+def test_a_pass_over_more_positions_never_takes_less():
+    assert nondecreasing({1: 1.0, 3: 2.0, 5: 1.6, 9: 3.0}) == pytest.approx({1: 1.0, 3: 1.8, 5: 1.8, 9: 3.0})
+    assert nondecreasing({5: 1.0, 1: 3.0, 3: 2.0}) == pytest.approx({1: 2.0, 3: 2.0, 5: 2.0})
+    rising = {1: 0.5, 2: 0.5, 9: 4.0}
+    assert nondecreasing(rising) == rising

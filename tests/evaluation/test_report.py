@@ -95,3 +95,14 @@ def test_the_report_is_whole_and_escapes_what_it_is_given(rows, setting, tmp_pat
     assert "draft length 8" in text and "| kl:0.1 | 19 of 20 |" in text and "    kljudge sweep --rules" in text
     summary = json.loads(files[3].read_text())
     assert summary["plan"]["seeds"] == [7, 8] and summary["cells"][1]["task"] == "letters"
+
+
+def test_a_sweep_that_went_on_elsewhere_names_both_machines(rows, setting, tmp_path):
+    path = tmp_path / "8" / "plan.json"
+    claim = json.loads(path.read_text())
+    claim["later_machines"] = [claim["machine"] | {"date": "2026-02-03", "processor": "Q"}]
+    path.write_text(json.dumps(claim))
+    both = read_setting([tmp_path / "7", tmp_path / "8"], "kljudge sweep")
+    assert [machine["processor"] for machine in both.later_machines] == ["Q"] and setting.later_machines == []
+    text = write_report(tmp_path, [TaskResult("letters", rows)], both)[1].read_text()
+    assert "2026-01-02, P, 2 cores" in text and "Gone on with: 2026-02-03, Q, 2 cores" in text

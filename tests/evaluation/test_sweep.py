@@ -95,6 +95,20 @@ def test_a_killed_sweep_answers_what_is_missing(finished, pair, tmp_path, share)
     assert run_sweep(pair, Letters(), PLAN, tmp_path, lambda line: pytest.fail("all is done")) == list(again)
 
 
+def test_a_run_that_goes_on_elsewhere_notes_its_machine_once(finished, pair, tmp_path, monkeypatch):
+    folder = finished[0]
+    lines = (folder / "answers.jsonl").read_bytes().splitlines(True)
+    (tmp_path / "plan.json").write_bytes((folder / "plan.json").read_bytes())
+    (tmp_path / "answers.jsonl").write_bytes(b"".join(lines[:-2]))
+    here = sweep.describe_machine()
+    monkeypatch.setattr(sweep, "describe_machine", lambda: here | {"processor": "another"})
+    for _ in range(2):  # the second run answers nothing
+        run_sweep(pair, Letters(), PLAN, tmp_path)
+    claim = json.loads((tmp_path / "plan.json").read_text())
+    assert [machine["processor"] for machine in claim["later_machines"]] == ["another"]
+    assert "later_machines" not in json.loads((folder / "plan.json").read_text())
+
+
 def test_a_kill_in_the_middle_of_a_turn_loses_only_what_was_in_flight(finished, pair, tmp_path, monkeypatch):
     class Killed(Exception):
         pass

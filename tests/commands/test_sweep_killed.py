@@ -1,0 +1,43 @@
+"""A sweep that the system ends without notice (SIGKILL), and the one that goes on after it."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+N, SLOTS = 12, 2
+
+
+def sweep(out):
+    words = ["sweep", "--target", "embedded", "--task", "arithmetic", "--rules", "none,exact", "--n", str(N)]
+    words += ["--batch", str(SLOTS), "--max-new-tokens", "60", "--examples", "0", "--out", str(out)]
+    return subprocess.Popen([sys.executable, "-m", "kljudge_jax.cli", *words], stdout=subprocess.DEVNULL)
+
+
+def whole_lines(path):
+    data = path.read_bytes() if path.exists() else b""
+    return data[: data.rfind(b"\n") + 1].splitlines()
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="a system without SIGKILL")
+def test_a_sweep_that_is_killed_loses_what_was_in_flight_and_no_more(tmp_path):
+    path, asked = tmp_path / "answers.jsonl", random.Random(time.time_ns()).randrange(1, 2 * N)
+    process = sweep(tmp_path)
+    while len(whole_lines(path)) < asked and process.poll() is None:
+        time.sleep(0.001)
+    seen = whole_lines(path)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    kept = whole_lines(path)
+    assert kept[: len(seen)] == seen and len(kept) <= 2 * N, asked
+    assert sweep(tmp_path).wait() == 0
+    lines = whole_lines(path)
+    assert lines[: len(kept)] == kept, asked  # nothing that was written is answered again
+    found = [json.loads(line) for line in lines]
+    assert len(found) == 2 * N == len({(one["rule"], one["problem"]) for one in found}), asked
+    assert all(one["text"] for one in found)
