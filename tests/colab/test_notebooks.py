@@ -105,4 +105,6 @@ def test_a_notebook_runs_and_shows_its_results(name, tmp_path):
     for wanted in SHOWS[name]:
         assert wanted in said, wanted
     assert "Traceback" not in said
-    assert not [output.text for output in outputs if output.get("name") == "stderr"]
+    # Nothing is red but what the package itself has to say.
+    red = "".join(output.text for output in outputs if output.get("name") == "stderr")
+    assert not [line for line in red.splitlines() if not line.startswith("WARNING:kljudge_jax.")]
