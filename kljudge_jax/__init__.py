@@ -84,7 +84,7 @@ __all__ = [
     "train_judge",
 ]
 
-_ROOMS = ("decoding", "evaluation", "judges", "models", "parallel", "tasks", "verification")
+_ROOMS = ("decoding", "evaluation", "judges", "kernels", "models", "parallel", "tasks", "verification")
 
 
 def __getattr__(name: str) -> object:
@@ -99,4 +99,4 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    return [*__all__, "__version__"]
+    return [*__all__, *_ROOMS, "__version__"]

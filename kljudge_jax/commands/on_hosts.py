@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 
 from kljudge_jax.commands.options import BAD_INPUT, FAILED
 from kljudge_jax.errors import InputError
@@ -89,7 +90,10 @@ def _work(options, hosts: int | None) -> int:
         sys.stdout.flush()
         return status
     except Exception as error:
+        if not isinstance(error, InputError | OSError | jax.errors.JaxRuntimeError):
+            traceback.print_exc()  # a fault of ours
         print(f"kljudge {options.command}: {_reason(error)}", file=sys.stderr, flush=True)
+        sys.stdout.flush()
         # At once: JAX would wait at exit for hosts that will not come, and end this process by a signal.
         if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
             os.abort()  # a host that is gone is seen as an error of what was sent to it

@@ -1,11 +1,11 @@
 """How many slots the caches of a run have at a time: XLA's attention reads every slot there is, written or not.
 
 So the caches grow with the answers, from one bucket to the next, between two blocks of cycles. A bucket is one more
-program, compiled when an answer first needs it. The two other ways cost more: to switch between slices of a whole cache
-makes a GPU wait for the host in every layer of every pass, and holds all buckets in one program that compiles as many
-times as long before the first token; a slice as long as the bucket in a program of its own compiles as often as this,
-and copies what it cuts out, where XLA does not fuse the cut into the product. Here no product sees anything but a whole
-array, and to grow takes one copy of the cache for each doubling.
+program of cycles, compiled when an answer first needs it. The two other ways cost more: to switch between slices of a
+whole cache makes a GPU wait for the host in every layer of every pass, and holds all buckets in one program that
+compiles as many times as long before the first token; a slice as long as the bucket in a program of its own compiles as
+often as this, and copies what it cuts out, where XLA does not fuse the cut into the product. Here no product sees
+anything but a whole array, and to grow takes one copy of the cache for each doubling.
 """
 
 from __future__ import annotations

@@ -69,8 +69,8 @@ class CycleCosts:
         if adaptive.cost != MEASURED:
             return cls(adaptive, estimate, draft)
         costs = _known.setdefault(program, cls(adaptive, estimate, draft))
-        # What one run could not afford to time another may.
-        costs._lost, costs._net = 0.0, {}
+        # What one run could not afford to time another may; and its draft begins with nothing to catch up.
+        costs._lost, costs._net, costs._idle = 0.0, {}, 0
         return costs
 
     def next(self) -> tuple[int, int] | None:
@@ -114,6 +114,9 @@ class CycleCosts:
                 timed.seconds.append(seconds)
             else:
                 timed.vain += 1
+            if self._cycle is None and timed.seconds and timed.vain >= _PATIENCE:
+                # No long block was whole: what a block costs by itself is then in every cycle.
+                self._cycle = min(timed.seconds) / _CYCLES
             return 0.0
         if self._cycle is None:  # none of the shortest could be timed
             timed.vain += 1

@@ -39,6 +39,8 @@ class Workload:
       max_new_tokens: of an answer.
       draft_length: K; 0 without a draft.
       sampling: a temperature above 0, for which processed logits are kept beside the raw ones.
+      drafts: rows that an answer takes, of caches and passes: as many as a rule has drafts.
+      capacity: slots of a row's caches, where they are known.
     """
 
     batch: int = 8
@@ -46,10 +48,19 @@ class Workload:
     max_new_tokens: int = 256
     draft_length: int = 8
     sampling: bool = False
+    drafts: int = 1
+    capacity: int | None = None
+
+    @property
+    def rows(self) -> int:
+        """Of caches and passes."""
+        return self.batch * self.drafts
 
     @property
     def slots(self) -> int:
         """Slots of a row's caches, S."""
+        if self.capacity is not None:
+            return self.capacity
         tokens = self.prompt_tokens + self.max_new_tokens + self.draft_length + 1
         return -(-tokens // _SLOT_BUCKET) * _SLOT_BUCKET
 
@@ -113,7 +124,7 @@ def _decoding(target: Model, draft: Model | None, workload: Workload) -> tuple[i
     """Bytes of caches, of a prefill and of a cycle."""
     models = [target] if draft is None else [target, draft]
     length = workload.draft_length
-    logits = _logits(target, workload.batch, length + 1) + _logits(models[-1], workload.batch, length)
+    logits = _logits(target, workload.rows, length + 1) + _logits(models[-1], workload.rows, length)
     return (
         sum(_cache(model, workload) for model in models),
         max(_working(model, workload, min(PREFILL_CHUNK, workload.prompt_tokens)) for model in models),
@@ -168,6 +179,8 @@ def check_fits(
 
 def check_run_fits(target: Transformer, draft: Transformer | None, workload: Workload) -> None:
     """The same of models that are loaded, and of what their devices have left beside them."""
+    if jax.process_count() > 1:
+        return  # each host sees its own memory, and one that refused alone would leave the others waiting
     layout = target.layout
     free = usable_memory(None if layout is None else layout.mesh)
     ours, theirs = Model.of(target), None if draft is None else Model.of(draft)
@@ -203,7 +216,7 @@ def _cache(model: Model, workload: Workload) -> int:
         2
         * config.num_layers
         * jnp.dtype(model.cache_dtype or model.dtype).itemsize
-        * _attention_share(model, (workload.batch, config.num_kv_heads, workload.slots, config.head_dim))
+        * _attention_share(model, (workload.rows, config.num_kv_heads, workload.slots, config.head_dim))
     )
 
 
@@ -213,7 +226,7 @@ def _attention_share(model: Model, shape: tuple[int, ...]) -> int:
 
 def _working(model: Model, workload: Workload, width: int) -> int:
     """Of a pass over so many tokens a row: scores and their softmax, and the MLP's two products."""
-    config, batch = model.config, workload.batch
+    config, batch = model.config, workload.rows
     size = jnp.dtype(model.dtype).itemsize
     group = config.num_heads // config.num_kv_heads
     scores = _attention_share(model, (batch, config.num_kv_heads, group, width, workload.slots))

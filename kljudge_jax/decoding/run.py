@@ -90,11 +90,13 @@ class Run:
             pair.target,
             self.draft,
             Workload(
-                batch=slots * scorer.drafts,
+                batch=slots,
                 prompt_tokens=int(lengths.max()),
-                max_new_tokens=needed - int(lengths.max()),
+                max_new_tokens=int(budget.max()),
                 draft_length=scorer.positions // scorer.drafts * plan.draft_length,
                 sampling=not self.sampling.greedy,
+                drafts=scorer.drafts,
+                capacity=capacity,
             ),
         )
         adaptive = None if plan.adaptive is None else plan.adaptive.without_cost()
@@ -113,7 +115,9 @@ class Run:
             models = tuple(model and model.structure for model in self.models)
             # What costs are is much the same whatever room the prompts and the answers have.
             alike = dataclasses.replace(self.settings, capacity=0, room=0)
-            program = models, alike, type(self.verifier), self.sampling.greedy, slots
+            # Where attention reads all of a cache, the caches' sizes decide too.
+            sizes = self._buckets if len(self._buckets) > 1 else None
+            program = models, alike, type(self.verifier), self.sampling.greedy, slots, sizes
             self.costs = CycleCosts.of(program, plan.adaptive, plan.cost, plan.draft_cost)
         self._spent = 0.0  # what was lost to cycles that were timed
         self._known: dict[str, np.ndarray] = {}
@@ -153,9 +157,11 @@ class Run:
         slots = self._cache_slots()
         self._refill()
         queue = self.queue
-        timed = None if self.costs is None else self.costs.next()
         began = time.perf_counter()
-        self._resize(slots)
+        moved = self._resize(slots)
+        # A block in which the caches moved would not be timed alone.
+        timed = None if self.costs is None or moved else self.costs.next()
+        ready = time.perf_counter()
         state = loop.run_cycles(
             *self.models,
             self.verifier,
@@ -174,7 +180,7 @@ class Run:
         compiled = compile_seconds(began)
         self._known = look(state, self.settings.trace)
         if self.costs is not None and timed is not None:
-            seconds = time.perf_counter() - began - compiled
+            seconds = time.perf_counter() - ready - compiled
             self._spent += self.costs.took(timed[0], *self._last_block(), seconds)
         self.state = state
         over = []
@@ -275,14 +281,16 @@ class Run:
         needed = max(longest + self._written, self._prompts.shape[1])
         return next(slots for slots in self._buckets if slots >= needed)
 
-    def _resize(self, slots: int) -> None:
-        """Gives the caches so many slots."""
+    def _resize(self, slots: int) -> bool:
+        """Gives the caches so many slots, and returns whether they had others."""
         caches = self.state.caches
-        if slots == caches.target.capacity:
-            return
+        # While prompts wait, the next long answer would have them grow again.
+        if slots == caches.target.capacity or (slots < caches.target.capacity and self.queue.waiting):
+            return False
         target = resized(caches.target, slots, self.pair.target.layout)
         draft = None if caches.draft is None else resized(caches.draft, slots, self.draft.layout)
         self.state = dataclasses.replace(self.state, caches=Caches(target, draft))
+        return True
 
     def _refill(self) -> None:
         """Puts prompts that wait into the slots of answers that ended."""

@@ -1,7 +1,8 @@
 """The native products of the CPU: compiled once by the machine's own C++ compiler, and kept.
 
 Nothing needs them. Without a compiler, or with `KLJUDGE_NATIVE=0`, XLA's products are used, which give the same
-numbers up to rounding. They run on all processors that this process may use, or on `KLJUDGE_THREADS` of them.
+numbers up to rounding. They run on all processors that this process may use, by its affinity and its container's
+quota, or on `KLJUDGE_THREADS` of them.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
+
+from kljudge_jax.cache_folder import cache_folder, is_ours
 
 _SOURCE = Path(__file__).with_name("decoding.cc")
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-pthread", "-w")
@@ -65,12 +68,11 @@ def _built(compiler: str) -> Path:
     """The compiled library, made if this processor and this jaxlib have none yet."""
     identity = [_SOURCE.read_text(encoding="utf-8"), " ".join(FLAGS), jax.__version__, compiler, _processor()]
     digest = hashlib.sha256("\0".join(identity).encode())
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kljudge_jax"
     name = f"decoding-{digest.hexdigest()[:16]}.so"
-    if (folder / name).exists() and _is_ours(folder / name):
-        return folder / name
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder = cache_folder()
+        if (folder / name).exists() and is_ours(folder / name):
+            return folder / name
         # Others may be compiling the same: each writes a file of its own, and the last one to end gives it the name.
         handle, partial = tempfile.mkstemp(".partial", name, folder)
     except OSError:  # a home that cannot be written
@@ -79,6 +81,7 @@ def _built(compiler: str) -> Path:
     os.close(handle)
     try:
         build(compiler, Path(partial), FLAGS)
+        os.chmod(partial, 0o700)  # some linkers write a file of their own in its place
         os.replace(partial, folder / name)
     finally:
         Path(partial).unlink(missing_ok=True)
@@ -89,14 +92,6 @@ def build(compiler: str, path: Path, flags: tuple[str, ...]) -> None:
     """Compiles the products. Raises CalledProcessError with what the compiler said."""
     command = [compiler, *flags, f"-I{jax.ffi.include_dir()}", str(_SOURCE), "-o", str(path)]
     subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
-
-
-def _is_ours(path: Path) -> bool:
-    """Whether nobody else can have put it there: it is code that will run."""
-    if not hasattr(os, "getuid"):
-        return True
-    about = path.stat()
-    return about.st_uid in (os.getuid(), 0) and not about.st_mode & 0o022
 
 
 def _processor() -> str:

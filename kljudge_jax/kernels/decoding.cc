@@ -19,6 +19,7 @@
 #include <memory>
 #include <mutex>
 #include <new>
+#include <system_error>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -212,7 +213,10 @@ class Workers {
     pthread_atfork(nullptr, nullptr, [] { Get().threads_ = 0; });
 #endif
     const int64_t cores = std::max<int64_t>(1, Cores());
-    for (; threads_ < cores - 1; ++threads_) std::thread([this] { Serve(); }).detach();
+    try {
+      for (; threads_ < cores - 1; ++threads_) std::thread([this] { Serve(); }).detach();
+    } catch (const std::system_error&) {  // as many as the system allows
+    }
   }
 
   // What this process may use: KLJUDGE_THREADS, or the processors that it may run on, or what time of them its
@@ -233,7 +237,10 @@ class Workers {
     } else if ((file = std::fopen("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", "r"))) {
       if (std::fscanf(file, "%lf", &quota) != 1) quota = 0;
       std::fclose(file);
-      period = 100000;
+      if ((file = std::fopen("/sys/fs/cgroup/cpu/cpu.cfs_period_us", "r"))) {
+        if (std::fscanf(file, "%lf", &period) != 1) period = 0;
+        std::fclose(file);
+      }
     }
     if (quota > 0 && period > 0) cores = std::min<int64_t>(cores, std::max<int64_t>(1, std::llround(quota / period)));
 #endif

@@ -24,6 +24,9 @@ from kljudge_jax.kernels.quantize import from_int4, from_int8
 # From here on a product is bound by arithmetic, and XLA's, which packs the weight first, is as fast or faster.
 _MOST_ROWS = 192
 
+# What part of float32's time bfloat16 may take at the most to be called faster.
+_CLEARLY = 0.75
+
 # What a weight is stored as: the array itself, or integers and their scale (see `quantize`).
 Weight = jax.Array | tuple[jax.Array, jax.Array]
 
@@ -65,7 +68,8 @@ def fastest_dtype() -> str:
 
     Weights in 16 bits are half as many bytes, which decides wherever reading them bounds a product: on accelerators,
     and in the native products. XLA's products on a CPU are bound by other things, which differ between processors:
-    there both are timed once, which takes about a second; but not on several hosts, which must agree.
+    there both are timed once, which takes about a second; but not on several hosts, which must agree. Only a clear
+    difference counts, for the same command must find the same dtype again.
     """
     if jax.default_backend() != "cpu" or library().ready:
         return "bfloat16"
@@ -83,7 +87,7 @@ def fastest_dtype() -> str:
             found.append(time.perf_counter() - start)
         return min(found)
 
-    return min(("bfloat16", "float32"), key=seconds)
+    return "bfloat16" if seconds("bfloat16") < _CLEARLY * seconds("float32") else "float32"
 
 
 def _stored(weight: Weight):

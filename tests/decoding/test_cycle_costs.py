@@ -92,6 +92,28 @@ def test_blocks_of_another_length_do_not_count_and_are_not_asked_for_forever(dra
     assert costs.took(1, np.zeros(0, int), 0.0, 1.0) == 0  # a block in which no row ran
 
 
+def test_a_drafter_that_seldom_fills_a_block_is_not_held_at_the_shortest_length():
+    costs, blocks = CycleCosts(Adaptive(minimum=1, maximum=2), 0.25), 0
+    while (asked := costs.next()) is not None:
+        length, cycles = asked
+        found = np.full(cycles, length)
+        found[2:] = 0  # two cycles are filled and no more, so that no long block ever is
+        costs.took(length, found, 2.0, 0.001 * cycles)
+        blocks += 1
+        assert blocks < 30
+    assert costs.measured
+    np.testing.assert_allclose(costs.table()[1], 1.0)
+
+
+def test_what_a_run_leaves_behind_is_not_the_next_ones():
+    adaptive = Adaptive(maximum=2)
+    first = CycleCosts.of("shared", adaptive, 0.25)
+    for _ in range(3):
+        length, cycles = first.next()
+        first.took(length, np.zeros(cycles, int), 1.0, 1.0)
+    assert first._idle > 0 and CycleCosts.of("shared", adaptive, 0.25)._idle == 0
+
+
 def test_a_program_is_measured_once():
     adaptive = Adaptive(maximum=2)
     first = CycleCosts.of("a program", adaptive, 0.25)
