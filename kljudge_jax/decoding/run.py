@@ -284,8 +284,7 @@ class Run:
     def _resize(self, slots: int) -> bool:
         """Gives the caches so many slots, and returns whether they had others."""
         caches = self.state.caches
-        # While prompts wait, the next long answer would have them grow again.
-        if slots == caches.target.capacity or (slots < caches.target.capacity and self.queue.waiting):
+        if slots == caches.target.capacity:
             return False
         target = resized(caches.target, slots, self.pair.target.layout)
         draft = None if caches.draft is None else resized(caches.draft, slots, self.draft.layout)
