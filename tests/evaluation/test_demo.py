@@ -80,7 +80,7 @@ def test_the_command_shows_all_and_leaves_its_files(capsys, tmp_path, monkeypatc
     monkeypatch.setattr("kljudge_jax.tasks.load_task", lambda name: Letters())
     words = ["demo", "--problems", "4", "--rules", "exact,all", "--draft-length", "4", "--color", "always"]
     assert main([*words, "--mesh", "data=2", "--out", str(tmp_path / "out")]) == 0
-    assert asked == [{"mesh": "data=2"}]
+    assert asked == [{"mesh": "data=2", "axes": None, "draft_axes": None}]
     assert "--mesh data=2" in (tmp_path / "out" / "answer.html").read_text(encoding="utf-8")
     out = capsys.readouterr().out
     assert "plain decoding" in out and "exact speculative" in out and "4 fresh problems" in out
