@@ -413,7 +413,7 @@ struct BFloat16 {
 #endif
 
 // Rows in the order in which tiles read them: of each tile all rows' first step, then all rows' second one. Each stays
-// in the first cache whatever the distance between rows, and is widened once.
+// in the first cache whatever the distance between rows.
 template <class Kind>
 struct PackedRows {
   const typename Kind::Element* given;
