@@ -148,8 +148,8 @@ def findings(rows: Sequence[dict], greedy: bool = True) -> list[str]:
 
 
 def _name(row: dict, rows: Sequence[dict]) -> str:
-    lengths = {other["draft_length"] for other in rows if other["rule"] != "none"}
-    return row["rule"] + (f" @ {row['draft_length']}" if len(lengths) > 1 else "")
+    lengths = {other["draft_length"] for other in rows} - {0}  # plain decoding and the draft alone have none
+    return row["rule"] + (f" @ {row['draft_length']}" if row["draft_length"] and len(lengths) > 1 else "")
 
 
 def _about(setting: Setting) -> list[str]:

@@ -51,6 +51,15 @@ def test_a_rule_whose_loss_is_shown_until_p_is_corrected_is_not_advised(rows):
     assert any(line.startswith("Doubtful: kl:0.1; alone, the loss would be shown") for line in lines)
 
 
+def test_the_findings_name_a_length_where_there_are_several_and_it_has_one(rows):
+    draft = rows[2] | {"rule": "draft", "draft_length": 0}
+    assert any("all, draft." in line for line in findings([*rows, draft]))
+    longer = rows[1] | {"draft_length": 12, "mean_acceptance_length": 9.0}
+    lines = findings([*rows, longer, draft])
+    assert any("kl:0.1 @ 12, 9.00" in line for line in lines)
+    assert any("all @ 8, draft." in line for line in lines)
+
+
 def test_the_findings_say_when_nothing_was_compared():
     (line,) = findings(summarise(answers("exact", [True])))
     assert "No plain decoding" in line
