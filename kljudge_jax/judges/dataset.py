@@ -94,7 +94,11 @@ class Dataset:
     def _repr_html_(self) -> str:
         share = self["important"].mean() if len(self) else 0.0
         figures = {"mismatches": str(len(self)), "important": f"{share:.1%}", "questions": str(len(self.questions))}
-        figures |= {name: str(value) for name, value in self.origin.items() if not isinstance(value, list)}
+        for name, value in self.origin.items():
+            if isinstance(value, dict):
+                figures |= {f"{name}, {part}": str(it) for part, it in value.items()}
+            elif not isinstance(value, list):
+                figures[name] = str(value)
         return scrolling_html([["", ""], *map(list, figures.items())])
 
     def primitive(self, name: str) -> np.ndarray:

@@ -103,3 +103,12 @@ def test_features_are_read_off_the_columns():
 def test_gaps_are_of_all_tokens_or_of_some_spread_evenly():
     assert gap_ids(9, 20).tolist() == [*range(9)]
     assert gap_ids(1001, 11).tolist() == [*range(0, 1001, 100)]
+
+
+def test_a_notebook_shows_where_rows_come_from_a_line_each(tmp_path):
+    data = made_dataset(questions=2, each=3)
+    origin = ORIGIN | {"weights": {"target": "ab12", "draft": "cd34"}, "ignored": [1, 2]}
+    write(tmp_path, data, [0, 1], origin)
+    shown = read_dataset(tmp_path)._repr_html_()
+    assert "weights, target" in shown and "ab12" in shown and "cd34" in shown
+    assert "{" not in shown and "ignored" not in shown
