@@ -59,7 +59,7 @@ def read_generation_kwargs(kwargs: Mapping[str, Any], tokenizer, max_new_tokens:
     stop, ends = _ends(left.pop("until", ()), tokenizer)
     sampled = left.pop("do_sample", None)
     temperature = float(left.pop("temperature", 1.0 if sampled else 0.0))
-    truncation = {name: type(off)(left.pop(name, off)) for name, off in _TRUNCATION.items()}
+    truncation: dict[str, Any] = {name: type(off)(left.pop(name, off)) for name, off in _TRUNCATION.items()}
     for name, value in left.items():
         if name not in _OFF or value != _OFF[name]:
             raise InputError(f"{name}={value!r} is no generation setting that can be followed: take it out of the task")

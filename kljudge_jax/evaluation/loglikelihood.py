@@ -71,14 +71,14 @@ def log_likelihoods(
         batch = order[begin : begin + batch_size]
         width = _bucket(max(len(rows[i]) for i in batch) - 1, _SHORTEST_ROW)
         scored = _bucket(max(len(continuations[i].tokens) for i in batch), _SHORTEST_CONTINUATION)
-        tokens = np.zeros((batch_size, width), np.int32)
+        padded = np.zeros((batch_size, width), np.int32)
         at, wanted = np.zeros((2, batch_size, scored), np.int32)
         for row, i in enumerate(batch):
             count = len(continuations[i].tokens)
-            tokens[row, : len(rows[i]) - 1] = rows[i][:-1]
+            padded[row, : len(rows[i]) - 1] = rows[i][:-1]
             at[row, :count] = np.arange(len(rows[i]) - 1 - count, len(rows[i]) - 1)
             wanted[row, :count] = rows[i][-count:]
-        logprobs, chosen = jax.device_get(_judge(model, tokens, at, wanted))
+        logprobs, chosen = jax.device_get(_judge(model, padded, at, wanted))
         for row, i in enumerate(batch):
             count = len(continuations[i].tokens)
             total = float(logprobs[row, :count].sum(dtype=np.float64))

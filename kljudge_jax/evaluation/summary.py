@@ -7,6 +7,7 @@ import io
 import itertools
 from collections import defaultdict
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -128,7 +129,8 @@ def _by_position(histogram: np.ndarray) -> list[float]:
 
 def _turns(records: Sequence[dict]) -> dict:
     """Tokens and seconds of each turn."""
-    found, whole_batches = {}, set()
+    found: dict[Any, tuple[int, float]] = {}
+    whole_batches = set()
     for r in records:
         turn = r.get("turn", r["batch"])
         tokens, seconds = found.get(turn, (0, 0.0))
@@ -164,8 +166,11 @@ def _speed_ratio_interval(ours: Sequence[dict], theirs: Sequence[dict]) -> tuple
     mine, other = _turns(ours), _turns(theirs)
     if mine.keys() != other.keys() or len(mine) < _FEWEST_TURNS:
         return None
-    pairs = [tuple(zip(*(turns[name] for name in mine), strict=True)) for turns in (mine, other)]
-    return speed_ratio_interval(*pairs)
+
+    def columns(turns: dict) -> tuple[list[int], list[float]]:
+        return [turns[name][0] for name in mine], [turns[name][1] for name in mine]
+
+    return speed_ratio_interval(columns(mine), columns(other))
 
 
 def markdown_table(rows: Sequence[dict]) -> str:

@@ -70,7 +70,7 @@ def read_header(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str,
     if bytes(data[:4]) != b"GGUF":
         raise InputError(f"{path} is not a GGUF file: it does not start with the letters GGUF")
     try:
-        metadata, tensors = _Parser(memoryview(data)).parse()
+        metadata, tensors = _Parser(data.data).parse()
     except _UnusableError as error:
         raise InputError(f"{path} is a GGUF file that cannot be used: {error}") from None
     except (struct.error, UnicodeDecodeError, ValueError) as error:

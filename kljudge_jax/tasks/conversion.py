@@ -50,7 +50,7 @@ class Conversion(GeneratedTask):
     name = "conversion"
     _families: ClassVar[dict[str, int]] = {"down": 30, "total": 30, "range": 12, "sort": 13, "sum": 15}
     _most_listed = 9  # of lists that are compared
-    _more_items = (1,)  # of a total, after the first
+    _more_items: tuple[int, ...] = (1,)  # of a total, after the first
 
     def facts(self, rng: random.Random) -> tuple:
         family = rng.choices(tuple(self._families), tuple(self._families.values()))[0]

@@ -79,8 +79,9 @@ def _brackets(text: str) -> str:
 
 def _elements(text: str) -> list[Fraction | str]:
     """The elements of "1,2", "(1,2)" or "\\{1,2\\}", numbers by value; a comma between thousands separates nothing."""
-    if _value(text) is not None:
-        return [_value(text)]
+    whole = _value(text)
+    if whole is not None:
+        return [whole]
     inside = re.fullmatch(r"(?:\\\{|[(\[])(.*?)(?:\\\}|[)\]])", text)
     text = inside[1] if inside and "," in text else text
     parts, depth, start = [], 0, 0
@@ -90,7 +91,8 @@ def _elements(text: str) -> list[Fraction | str]:
             parts.append(text[start:i])
             start = i + 1
     parts.append(text[start:])
-    return [part if _value(part) is None else _value(part) for part in parts]
+    values = [_value(part) for part in parts]
+    return [part if value is None else value for part, value in zip(parts, values, strict=True)]
 
 
 def _value(text: str) -> Fraction | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 from kljudge_jax.evaluation.agreement import KINDS, Agreement
 from kljudge_jax.evaluation.statistics import wilson_interval
@@ -31,7 +32,7 @@ class Card:
     problems: int
     seconds: dict[str, float]
     agreement: dict[str, Agreement]
-    machine: dict[str, object]
+    machine: dict[str, Any]
 
     def write(self, folder: Path) -> None:
         """Writes `card.json` and `README.md`."""
