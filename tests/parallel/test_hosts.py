@@ -155,17 +155,16 @@ def test_bad_input_of_one_host_alone_ends_both(tiny_folders, tmp_path):
 
 
 @pytest.mark.hosts
-@pytest.mark.parametrize("command", ["mine", "bench"])
-def test_two_hosts_mine_and_bench(command, tmp_path):
+@pytest.mark.parametrize(
+    ("command", "options"),
+    [
+        ("mine", "--n 4 --max-new-tokens 160"),  # only answers that end and are right have mismatches to label
+        ("bench", "--prompts 2 --rounds 2 --draft-length 4 --max-new-tokens 24"),
+    ],
+)
+def test_two_hosts_mine_and_bench(command, options, tmp_path):
     out = tmp_path / "out"
-    words = [command, "--target", "embedded", "--task", "arithmetic", "--out", str(out)]
-    # Only answers that end and are right have mismatches to label.
-    mine = ["--n", "4", "--max-new-tokens", "160"]
-    words += (
-        mine
-        if command == "mine"
-        else ["--prompts", "2", "--rounds", "2", "--draft-length", "4", "--max-new-tokens", "24"]
-    )
+    words = [command, "--target", "embedded", "--task", "arithmetic", "--out", str(out), *options.split()]
     statuses, printed, said = run_together(words)
     assert statuses == [0, 0], said
     assert printed[0] and printed[1] == "" and list(out.iterdir())
