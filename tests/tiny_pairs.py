@@ -12,9 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 
 import kljudge_jax as kj
+from kljudge_jax.kernels.product import arranged
 from kljudge_jax.kernels.quantize import round_to
 from kljudge_jax.models.config import TransformerConfig
-from kljudge_jax.models.linear import is_matrix, scale_name
+from kljudge_jax.models.linear import integer_parts, is_matrix
 from kljudge_jax.models.pair import ModelPair
 from kljudge_jax.models.transformer import abstract, assemble, parameters
 
@@ -68,7 +69,7 @@ def rounded(model, bits=8):
     storage, values = dataclasses.replace(model.storage, bits=bits), parameters(model)
     for name, x in list(values.items()):
         if is_matrix(name):
-            values[name], values[scale_name(name)] = round_to(x, storage.bits_of(name, x.shape[-1]))
+            values |= integer_parts(name, arranged(round_to(x, storage.form(name, x.shape[-1])), storage.local))
     return assemble(model.config, values, storage)
 
 

@@ -97,10 +97,7 @@ def add_models(parser: argparse.ArgumentParser, required: bool = True) -> None:
         choices=("auto", "float32", "bfloat16", "float16"),
         help="of the weights; auto is bfloat16; on a CPU without a C++ compiler the faster of bfloat16 and float32",
     )
-    group.add_argument(
-        "--bits", type=int, choices=(8, 4), help="round the target's matrices to so many bits as they are loaded"
-    )
-    group.add_argument("--draft-bits", type=int, choices=(8, 4), help="the same for the draft")
+    add_bits(group)
     group.add_argument("--mesh", metavar="SPEC", help="devices to spread the models over, such as data=2,tensor=4")
     group.add_argument(
         "--axes",
@@ -271,6 +268,21 @@ def load_checked_task(spec: str, run_code: bool):
     if getattr(task, "run_code", None) is False:  # tasks that run nothing have no such switch
         raise InputError(f"checking {task.name} runs code that the models write: allow it with --run-code")
     return task
+
+
+def add_bits(parser: argparse._ActionsContainer) -> None:
+    """`--bits` and `--draft-bits`: a number, or the word for those of the file."""
+
+    def bits(word: str) -> int | str:
+        return int(word) if word.isdecimal() else word
+
+    parser.add_argument(
+        "--bits",
+        type=bits,
+        choices=(8, 4, "file"),
+        help="round the target's matrices to so many bits as they are loaded, or leave them in those of a .gguf file",
+    )
+    parser.add_argument("--draft-bits", type=bits, choices=(8, 4, "file"), help="the same for the draft")
 
 
 def add_drafting(parser: argparse.ArgumentParser) -> None:

@@ -10,7 +10,7 @@ from kljudge_jax.commands.progress import Bar
 from kljudge_jax.errors import InputError
 from kljudge_jax.results_folder import results_folder
 
-_BITS = {"int8": 8, "int4": 4}
+_BITS: dict[str, int | str] = {"int8": 8, "int4": 4, "file": "file"}
 _PRECISIONS = ("float32", "bfloat16", "float16", *_BITS)
 
 
@@ -30,13 +30,14 @@ def add(commands) -> None:
         "--precisions",
         metavar="NAMES",
         default="float32,bfloat16,int8,int4",
-        help=f"of {', '.join(_PRECISIONS)}; the others stand beside the first",
+        help=f"of {', '.join(_PRECISIONS)}, where file is the integers of a .gguf file as they are; the others stand "
+        "beside the first",
     )
     parser.add_argument(
         "--dtype",
         default="auto",
         choices=("auto", "float32", "bfloat16", "float16"),
-        help="of what int8 and int4 leave whole",
+        help="of what int8, int4 and file leave whole",
     )
     parser.add_argument("--mesh", metavar="SPEC", help="devices to spread the model over, such as data=2,tensor=4")
     parser.add_argument(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from kljudge_jax.commands.options import FAILED, OK, command
+from kljudge_jax.commands.options import FAILED, OK, add_bits, command
 from kljudge_jax.errors import InputError
 
 
@@ -26,8 +26,7 @@ def add(commands) -> None:
     parser.add_argument(
         "--dtype", default="bfloat16", choices=("float32", "bfloat16", "float16"), help="of weights and caches"
     )
-    parser.add_argument("--bits", type=int, choices=(8, 4), help="of the target's matrices, rounded as they are loaded")
-    parser.add_argument("--draft-bits", type=int, choices=(8, 4), help="the same for the draft")
+    add_bits(parser)
     parser.add_argument("--device", metavar="DEVICE", help="v5e, v5p, v6e, h100 or h200, for its memory")
     parser.add_argument("--memory", metavar="GB", type=float, help="of one device, in place of --device")
     parser.add_argument("--batch", metavar="INT", type=int, default=8, help="answers decoded side by side")

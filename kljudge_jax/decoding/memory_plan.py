@@ -81,7 +81,7 @@ class Model:
     layout: Layout | None
     dtype: Any
     cache_dtype: Any = None
-    bits: int | None = None
+    bits: int | str | None = None
 
     @classmethod
     def of(cls, model: Transformer) -> Model:

@@ -13,7 +13,7 @@ from kljudge_jax.decoding.memory_plan import Model, Workload, plan_memory
 from kljudge_jax.errors import InputError
 from kljudge_jax.evaluation.bench_batch import Plan
 from kljudge_jax.models.config import TransformerConfig
-from kljudge_jax.models.linear import Storage
+from kljudge_jax.models.linear import FILE, Storage
 from kljudge_jax.models.pair import ModelPair
 from kljudge_jax.models.shapes import bytes_per_device, random_model, shape_config
 from kljudge_jax.models.weights import resolve_dtype
@@ -29,14 +29,15 @@ def random_pair(
     placement: Placement,
     plan: Plan,
     prompt_tokens: int,
-    bits: int | None = None,
-    draft_bits: int | None = None,
+    bits: int | str | None = None,
+    draft_bits: int | str | None = None,
 ) -> ModelPair:
     """A pair of published shapes with random weights; the larger vocabulary is cut to the smaller.
 
     Raises:
       InputError: no such shape, or weights and caches do not fit in memory; nothing is made then.
     """
+    _check_bits(bits, draft_bits)
     named = {"target": target} | ({} if draft is None else {"draft": draft})
     configs = {role: shape_config(word) for role, word in named.items()}
     vocab = min(config.vocab_size for config in configs.values())
@@ -60,13 +61,19 @@ def random_pair(
     return ModelPair(models["target"], models.get("draft"), None, (), target, draft or "none")
 
 
-def with_random_draft(pair: ModelPair, draft: str, placement: Placement, bits: int | None = None) -> ModelPair:
+def with_random_draft(pair: ModelPair, draft: str, placement: Placement, bits: int | str | None = None) -> ModelPair:
     """The pair with a draft of a published shape, random weights, and the target's vocabulary and dtype."""
+    _check_bits(bits)
     vocab, dtype = pair.target.config.vocab_size, pair.target.dtype
     config: TransformerConfig = dataclasses.replace(shape_config(draft), vocab_size=vocab)
     storage = Storage(dtype, bits, placement.draft(config))
     check_memory(bytes_per_device(config, storage), 0, placement)
     return dataclasses.replace(pair, draft=random_model(config, storage, 1), draft_name=draft)
+
+
+def _check_bits(*asked: int | str | None) -> None:
+    if FILE in asked:
+        raise InputError(f"random weights come from no file whose bits could be kept: give 8 or 4, not {FILE}")
 
 
 def check_memory(weights: int, caches: int, placement: Placement) -> None:

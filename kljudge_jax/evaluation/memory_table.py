@@ -33,8 +33,8 @@ def planned(
     dtype: str,
     axes: str | None = None,
     draft_axes: str | None = None,
-    bits: int | None = None,
-    draft_bits: int | None = None,
+    bits: int | str | None = None,
+    draft_bits: int | str | None = None,
 ) -> tuple[Model, Model | None]:
     """Target and draft of published shapes on a mesh of devices that need not be here.
 

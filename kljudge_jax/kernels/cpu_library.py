@@ -24,7 +24,7 @@ from kljudge_jax.cache_folder import cache_folder, is_ours
 
 _SOURCE = Path(__file__).with_name("decoding.cc")
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-pthread", "-w")
-_TARGETS = ("kljudge_float32", "kljudge_bfloat16", "kljudge_int8", "kljudge_int4", "kljudge_attention")
+_TARGETS = ("kljudge_float32", "kljudge_bfloat16", "kljudge_blocks", "kljudge_attention")
 _SWITCH = "KLJUDGE_NATIVE"
 
 

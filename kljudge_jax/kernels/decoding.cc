@@ -45,7 +45,7 @@ namespace ffi = xla::ffi;
 #if defined(__clang__)
 #define KLJUDGE_UNROLL _Pragma("clang loop unroll(full)")
 #else
-#define KLJUDGE_UNROLL _Pragma("GCC unroll 8")
+#define KLJUDGE_UNROLL _Pragma("GCC unroll 16")
 #endif
 
 namespace {
@@ -92,8 +92,6 @@ constexpr int64_t kAhead = 16 << 10;
 // What the rows of a stretch may take of the first cache, and the sums of a part of the second.
 constexpr int64_t kFirstCache = 18 << 10;
 constexpr int64_t kSums = 160 << 10;
-
-constexpr int64_t kGroup = 64;  // int8 activations share a scale in groups of so many
 
 template <class V>
 inline V Load(const void* at) {
@@ -556,26 +554,39 @@ ffi::Error BFloat16Impl(ffi::RemainingArgs arguments, ffi::RemainingRets results
   return Products<BFloat16>(arguments, results);
 }
 
-// Rows rounded to int8 in groups of 64 that share a scale: what the integer products multiply with. A row ends in zeros
-// up to a whole group.
-struct Int8Rows {
-  int64_t count, size, groups;
-  Buffer<int8_t> values;  // [count, groups, 64]
-  std::vector<float> scales;   // [count, groups]
-  Buffer<int32_t> sums;   // [count, groups, 16], of four neighbours each
+// Columns whose scale and minimum a row shares, and outputs side by side in a panel.
+constexpr int64_t kGroup = 64, kColumns = 32, kPanel = 16;
 
-  Int8Rows(const float* rows, int64_t count, int64_t size)
-      : count(count), size(size), groups((size + kGroup - 1) / kGroup), values(count * groups * kGroup),
-        scales(count * groups), sums(count * groups * 16) {
-    const int64_t each = std::max<int64_t>(1, count * groups / 16);
+// Rows rounded to int8 in groups of 64 that share a scale: what weights of integers are multiplied with. A row ends in
+// zeros up to a whole group. Of each tile of rows all rows' first 32 columns come first, then all rows' next ones.
+struct Int8Rows {
+  // What of a block is the same for all weights: its scale, the products with weights that are -1, and with minima.
+  struct Shared {
+    float step;
+    int32_t minus[2], minus_all;  // of 16 columns each, and of all 32
+    float sum;                    // of 32 columns, scaled
+  };
+  int64_t count, size, blocks;
+  Buffer<int8_t> values;  // [blocks, rows of the tile, 32] a tile
+  Buffer<Shared> shared;  // [blocks, rows of the tile] a tile
+
+  Int8Rows(const float* rows, int64_t count, int64_t size, int64_t blocks, int64_t most)
+      : count(count), size(size), blocks(blocks), values(count * blocks * kColumns), shared(count * blocks) {
+    const int64_t groups = (blocks + 1) / 2, each = std::max<int64_t>(1, count * groups / 16);
     Workers::Get().Run((count * groups + each - 1) / each, [&](int64_t part) {
-      for (int64_t i = part * each; i < std::min(count * groups, (part + 1) * each); ++i) Round(rows, i);
+      for (int64_t i = part * each; i < std::min(count * groups, (part + 1) * each); ++i)
+        Round(rows, i / groups, i % groups, most);
     });
   }
 
-  void Round(const float* rows, int64_t i) {
-    const int64_t from = i % groups * kGroup, there = std::min(kGroup, size - from);
-    const float* x = rows + i / groups * size + from;
+  void Round(const float* rows, int64_t row, int64_t group, int64_t most_rows) {
+    int64_t tile = 0, tall = 0;  // of the tile that the row is in: its first row, and how many it has
+    for (int64_t next = 0; next <= row; next += tall) {
+      tile = next;
+      tall = TileRows(count - next, most_rows);
+    }
+    const int64_t from = group * kGroup, there = std::clamp<int64_t>(size - from, 0, kGroup);
+    const float* x = rows + row * size + from;
     float most = 0;
     bool fit = true;
     for (int64_t j = 0; j < there; ++j) {
@@ -583,13 +594,20 @@ struct Int8Rows {
       fit &= std::isfinite(x[j]);
     }
     // What is no number makes the whole row none, as it does in a float product.
-    scales[i] = fit ? most / 127 : NAN;
     const float inverse = fit && most > 0 ? 127 / most : 0;
-    int8_t* to = values.data() + i * kGroup;
-    for (int64_t j = 0; j < there; ++j) to[j] = static_cast<int8_t>(std::lrint(fit ? x[j] * inverse : 0));
-    for (int64_t j = 0; j < 16; ++j) {
-      const int8_t* four = to + 4 * j;
-      sums[i * 16 + j] = four[0] + four[1] + four[2] + four[3];
+    for (int64_t block = 2 * group; block < std::min(blocks, 2 * group + 2); ++block) {
+      const int64_t at = tile * blocks + block * tall + (row - tile), begin = (block - 2 * group) * kColumns;
+      int8_t* to = values.data() + at * kColumns;
+      for (int64_t j = 0; j < kColumns; ++j)
+        to[j] = begin + j < there ? static_cast<int8_t>(std::lrint(fit ? x[begin + j] * inverse : 0)) : 0;
+      Shared& all = shared[at];
+      all.step = fit ? most / 127 : NAN;
+      for (int half = 0; half < 2; ++half) {
+        all.minus[half] = 0;
+        for (int j = 0; j < 16; ++j) all.minus[half] -= to[16 * half + j];
+      }
+      all.minus_all = all.minus[0] + all.minus[1];
+      all.sum = all.step * -all.minus_all;
     }
   }
 };
@@ -624,194 +642,159 @@ inline I32 DotBytes(I32 sum, U8 weights, U8 rows) {
 #endif
 }
 
-constexpr int kVectors = kGroup / kBytes;  // of a group
-
-// An int8 weight, one scale an output.
-struct Int8 {
-  const int8_t* weight;  // [O, I]
-  const float* scale;    // [O]
-  static constexpr int32_t kOffset = kUnsigned ? 128 : 0;
-  static constexpr bool kScaledVectors = false;
-
-  static int64_t Bytes(int64_t size) { return size; }
-  const void* At(int64_t o, int64_t g, int64_t size) const { return weight + o * size + g * kGroup; }
-  // The bytes of a group of output o.
-  void Group(int64_t o, int64_t g, int64_t size, U8* bytes) const {
-    const int8_t* at = weight + o * size + g * kGroup;
-    int8_t part[kGroup] = {};
-    if (g * kGroup + kGroup > size) {
-      std::memcpy(part, at, size - g * kGroup);
-      at = part;
-    }
-    KLJUDGE_UNROLL
-    for (int v = 0; v < kVectors; ++v) {
-      bytes[v] = Load<U8>(at + v * kBytes);
-      if (kUnsigned) bytes[v] ^= uint8_t{0x80};
-    }
-  }
-  F32 Scales(int64_t, int64_t, int64_t, int) const { return F32{} + 1.0f; }
-  float Final(int64_t o) const { return scale[o]; }
-};
-
-// An int4 weight, 32 values a scale: of 64 values byte j holds value j in its lower half and j + 32 in its upper one,
-// each with 8 added.
-struct Int4 {
-  const uint8_t* weight;  // [O, I / 2]
-  const uint16_t* scale;  // [O, I / 32], bfloat16
-  static constexpr int32_t kOffset = 8;
-  static constexpr bool kScaledVectors = true;
-
-  static int64_t Bytes(int64_t size) { return size / 2; }
-  const void* At(int64_t o, int64_t g, int64_t size) const { return weight + o * (size / 2) + g * (kGroup / 2); }
-  void Group(int64_t o, int64_t g, int64_t size, U8* bytes) const {
-    const uint8_t* at = weight + o * (size / 2) + g * (kGroup / 2);
+// As many numbers in float16 as a register has lanes.
+inline F32 WidenFloat16(const uint16_t* at) {
 #if defined(__AVX512F__)
-    const __m256i packed = Load<__m256i>(at), mask = _mm256_set1_epi8(15);
-    const __m256i high = _mm256_and_si256(_mm256_srli_epi16(packed, 4), mask);
-    bytes[0] = (U8)_mm512_inserti64x4(_mm512_castsi256_si512(_mm256_and_si256(packed, mask)), high, 1);
+  return (F32)_mm512_cvtph_ps(Load<__m256i>(at));
+#elif defined(__AVX2__) && defined(__F16C__)
+  return (F32)_mm256_cvtph_ps(Load<__m128i>(at));
 #else
-    KLJUDGE_UNROLL
-    for (int v = 0; v < kVectors / 2; ++v) {
-      const U8 packed = Load<U8>(at + v * kBytes);
-      bytes[v] = packed & uint8_t{15};
-      bytes[v + kVectors / 2] = packed >> 4;
-    }
+  U32 bits;
+  for (int i = 0; i < kLanes; ++i) bits[i] = at[i];
+  // The exponent's bias differs by 112; a product makes up for it in small numbers too.
+  const F32 magnitude = (F32)((bits & 0x7fff) << 13) * 0x1p112f;
+  return (F32)((U32)magnitude | (bits & 0x8000) << 16);
 #endif
-  }
-  F32 Scales(int64_t o, int64_t g, int64_t size, int v) const {
-    const uint16_t* two = scale + o * (size / 32) + 2 * g;
-#if defined(__AVX512F__)
-    const float low = WidenBFloat16(two[0]), high = WidenBFloat16(two[1]);
-    return (F32)_mm512_mask_broadcastss_ps(_mm512_set1_ps(low), 0xff00, _mm_set_ss(high));
-#else
-    return F32{} + WidenBFloat16(two[v * kBytes / 32]);
-#endif
-  }
-  float Final(int64_t) const { return 1; }
-};
+}
 
-// The product of rounded rows with one weight of integers; a step is a group.
-template <class Kind>
-struct Integer {
-  Kind kind;
+// A weight `[outputs, size]` of integers, in panels of 16 outputs. In a panel four neighbouring columns of all its
+// outputs are 64 bytes that lie together, so that a register's lanes are outputs: nothing is summed across lanes, and a
+// scale is met once for 32 columns of as many outputs as there are lanes. Of 32 columns in 4 bits the first 16 lie in
+// the lower halves of bytes and the others in the upper ones.
+struct Blocks {
+  const uint8_t* values;    // [panels, steps, 16, 4]
+  const uint16_t* scale;    // float16 [panels, blocks, 16]
+  const uint16_t* minimum;  // the same, or none: then 4 bits have 8 added
+  int64_t bits, each;       // a value's bits, and the columns that share a scale: 32 or 16
   const Int8Rows* rows;
   int64_t outputs;
   float* out;
-  int64_t count = rows->count, size = rows->size, steps = rows->groups;
+  int64_t blocks = rows->blocks;
 
-  static constexpr int64_t kMostRows = kRegisters >= 32 ? 5 : 2;
+  static constexpr int64_t kMostRows = kRegisters >= 32 ? 12 : 4;
 
-  int64_t Part() const { return PartSize(outputs, Kind::Bytes(size), count, kMostRows); }
+  int64_t PanelBytes() const { return blocks * kColumns * kPanel * bits / 8; }
+  int64_t Panels() const { return (outputs + kPanel - 1) / kPanel; }
+  // Panels a part: enough bytes that taking one costs nothing beside it, few enough that threads end together.
+  int64_t Part() const { return std::max<int64_t>(1, (int64_t{64} << 10) / std::max<int64_t>(1, PanelBytes())); }
 
-  int64_t Stretch() const {
-    return count <= 2 * kMostRows ? steps : kFirstCache / (kMostRows * 2 * kGroup);
-  }
-
-  template <int kOut, int kRows, bool kFetch, bool kWhole>
-  inline void Tile(int64_t o, int64_t row, int64_t from, int64_t to, F32* sums) const {
-    F32 kept[kRows][kOut];
-    KLJUDGE_UNROLL
-    for (int r = 0; r < kRows; ++r)
+  template <int kBits, int kEach, bool kMinimum, int kRows>
+  void Tile(int64_t panel, int64_t first, int64_t lane) const {
+    constexpr int32_t kOffset = kBits == 8 && kUnsigned ? 128 : 0;
+    constexpr bool kLeast = kMinimum || kBits == 4;  // whether the value 0 stands for another number
+    constexpr int kParts = kColumns / kEach, kQuads = kEach / 4;
+    F32 kept[kRows] = {};
+    const uint8_t* w = values + panel * PanelBytes() + 4 * lane;
+    const int64_t at_scale = panel * blocks * kParts * kPanel + lane;
+    const uint16_t *s = scale + at_scale, *m = minimum + at_scale;
+    const int8_t* x = rows->values.data() + first * blocks * kColumns;
+    const Int8Rows::Shared* shared = rows->shared.data() + first * blocks;
+    for (int64_t block = 0; block < blocks; ++block, x += kRows * kColumns, shared += kRows) {
       KLJUDGE_UNROLL
-      for (int j = 0; j < kOut; ++j) kept[r][j] = kWhole ? F32{} : sums[r * kOut + j];
-    for (int64_t g = from; g < to; ++g) {
-      U8 w[kOut][kVectors];
-      KLJUDGE_UNROLL
-      for (int j = 0; j < kOut; ++j) {
-        kind.Group(o + j, g, size, w[j]);
-        if constexpr (kFetch) __builtin_prefetch(static_cast<const char*>(kind.At(o + j, g, size)) + kAhead, 0, 2);
-      }
-      F32 scales[kOut][kVectors];
-      if constexpr (Kind::kScaledVectors)
+      for (int part = 0; part < kParts; ++part, s += kPanel, m += kPanel) {
+        I32 dots[kRows];
         KLJUDGE_UNROLL
-        for (int j = 0; j < kOut; ++j)
+        for (int r = 0; r < kRows; ++r)
+          dots[r] = kOffset == 0 ? I32{} : (I32{} + (kParts == 2 ? shared[r].minus[part] : shared[r].minus_all)) * kOffset;
+        const auto add = [&](U8 bytes, int quad) {
           KLJUDGE_UNROLL
-          for (int v = 0; v < kVectors; ++v) scales[j][v] = kind.Scales(o + j, g, size, v);
-      KLJUDGE_UNROLL
-      for (int r = 0; r < kRows; ++r) {
-        const int64_t i = (row + r) * steps + g;
-        const int8_t* x = rows->values.data() + i * kGroup;
-        const float scale = rows->scales[i];
-        I32 dots[kOut];
-        KLJUDGE_UNROLL
-        for (int v = 0; v < kVectors; ++v) {
-          I32 offset = {};
-          if constexpr (Kind::kOffset != 0) offset = Load<I32>(rows->sums.data() + i * 16 + v * kLanes) * -Kind::kOffset;
-          const U8 bytes = Load<U8>(x + v * kBytes);
+          for (int r = 0; r < kRows; ++r)
+            dots[r] = DotBytes(dots[r], bytes, (U8)(I32{} + Load<int32_t>(x + r * kColumns + 4 * quad)));
+        };
+        if constexpr (kBits == 4) {
           KLJUDGE_UNROLL
-          for (int j = 0; j < kOut; ++j) {
-            if constexpr (Kind::kScaledVectors) {
-              const F32 dot = __builtin_convertvector(DotBytes(offset, w[j][v], bytes), F32);
-              kept[r][j] += dot * scales[j][v] * scale;
-            } else {
-              dots[j] = DotBytes(v == 0 ? offset : dots[j] + offset, w[j][v], bytes);
-            }
+          for (int quad = 0; quad < kQuads / 2; ++quad, w += 4 * kPanel) {
+            __builtin_prefetch(reinterpret_cast<const char*>(w) + kAhead / 4, 0, 2);
+            const U8 packed = Load<U8>(w);
+            add(packed & uint8_t{15}, quad);
+            add((U8)((U32)(packed & uint8_t{0xf0}) >> 4), quad + kQuads / 2);
+          }
+        } else {
+          KLJUDGE_UNROLL
+          for (int quad = 0; quad < kQuads; ++quad, w += 4 * kPanel) {
+            __builtin_prefetch(reinterpret_cast<const char*>(w) + kAhead / 4, 0, 2);
+            add(Load<U8>(w) ^ uint8_t{kUnsigned ? 0x80 : 0}, part * kQuads + quad);
           }
         }
-        if constexpr (!Kind::kScaledVectors)
+        const F32 scales = WidenFloat16(s);
+        KLJUDGE_UNROLL
+        for (int r = 0; r < kRows; ++r)
+          kept[r] += __builtin_convertvector(dots[r], F32) * (scales * shared[r].step);
+        if constexpr (kLeast) {
+          const F32 least = kMinimum ? WidenFloat16(m) : scales * -8.0f;
           KLJUDGE_UNROLL
-          for (int j = 0; j < kOut; ++j) kept[r][j] += __builtin_convertvector(dots[j], F32) * scale;
+          for (int r = 0; r < kRows; ++r) kept[r] += least * shared[r].sum;
+        }
       }
     }
-    KLJUDGE_UNROLL
-    for (int r = 0; r < kRows; ++r) {
-      if constexpr (kWhole) {
-        Finish<kOut>(o, row + r, kept[r]);
-      } else {
-        KLJUDGE_UNROLL
-        for (int j = 0; j < kOut; ++j) sums[r * kOut + j] = kept[r][j];
-      }
+    const int64_t o = panel * kPanel + lane, there = std::clamp<int64_t>(outputs - o, 0, kLanes);
+    for (int r = 0; r < kRows; ++r) std::memcpy(out + (first + r) * outputs + o, &kept[r], there * sizeof(float));
+  }
+
+  template <int kBits, int kEach, bool kMinimum>
+  void Panel(int64_t panel) const {
+    for (int64_t row = 0, tall; row < rows->count; row += tall) {
+      tall = TileRows(rows->count - row, kMostRows);
+      for (int64_t lane = 0; lane < kPanel; lane += kLanes) OfRows<kBits, kEach, kMinimum, 1>(panel, row, lane, tall);
     }
   }
 
-  template <int kOut>
-  inline void Finish(int64_t o, int64_t row, const F32* sums) const {
-    float whole[kOut];
-    SumEach<kOut>(sums, whole);
-    KLJUDGE_UNROLL
-    for (int j = 0; j < kOut; ++j) out[row * outputs + o + j] = whole[j] * kind.Final(o + j);
+  template <int kBits, int kEach, bool kMinimum, int kRows>
+  void OfRows(int64_t panel, int64_t row, int64_t lane, int64_t tall) const {
+    if constexpr (kRows < kMostRows) {
+      if (tall != kRows) return OfRows<kBits, kEach, kMinimum, kRows + 1>(panel, row, lane, tall);
+    }
+    Tile<kBits, kEach, kMinimum, kRows>(panel, row, lane);
+  }
+
+  void Panel(int64_t panel) const {
+    if (bits == 4) return minimum ? Panel<4, 32, true>(panel) : Panel<4, 32, false>(panel);
+    if (each == 16) return Panel<8, 16, false>(panel);
+    return minimum ? Panel<8, 32, true>(panel) : Panel<8, 32, false>(panel);
   }
 };
 
-template <class Kind>
-void MultiplyIntegers(const float* x, int64_t count, int64_t size, const std::vector<Kind>& kinds,
-                      const std::vector<float*>& outs, const std::vector<int64_t>& outputs) {
-  const Int8Rows rows(x, count, size);
-  std::vector<Integer<Kind>> ops;
-  for (size_t i = 0; i < kinds.size(); ++i) ops.push_back({kinds[i], &rows, outputs[i], outs[i]});
-  RunAll(ops);
-}
-
-// Rows, then a weight and its scale each; one result a pair.
-template <class Kind>
-ffi::Error IntegerProducts(ffi::RemainingArgs arguments, ffi::RemainingRets results) {
-  auto rows = arguments.get<ffi::Buffer<ffi::F32>>(0);
-  if (!rows.has_value()) return rows.error();
-  std::vector<Kind> kinds;
-  std::vector<float*> outs;
-  std::vector<int64_t> outputs;
+// Rows, then of each weight its values, scale and minimum; one result a weight. `forms` has a number for each weight:
+// its bits, plus 16 where 16 columns share a scale, plus 32 where there is a minimum.
+ffi::Error BlocksImpl(ffi::RemainingArgs arguments, ffi::RemainingRets results, ffi::Span<const int64_t> forms) {
+  auto given = arguments.get<ffi::Buffer<ffi::F32>>(0);
+  if (!given.has_value()) return given.error();
+  std::vector<Blocks> ops;
+  std::vector<int64_t> first;  // the number of each weight's first part
+  std::unique_ptr<Int8Rows> rows;
+  int64_t parts = 0;
+  size_t next = 1;
   for (size_t i = 0; i < results.size(); ++i) {
-    auto weight = arguments.get<ffi::AnyBuffer>(2 * i + 1);
-    auto scale = arguments.get<ffi::AnyBuffer>(2 * i + 2);
+    auto values = arguments.get<ffi::AnyBuffer>(next++);
+    auto scale = arguments.get<ffi::AnyBuffer>(next++);
     auto out = results.get<ffi::AnyBuffer>(i);
-    if (!weight.has_value()) return weight.error();
+    if (!values.has_value()) return values.error();
     if (!scale.has_value()) return scale.error();
     if (!out.has_value()) return out.error();
-    kinds.push_back({static_cast<decltype(Kind::weight)>(weight->untyped_data()),
-                     static_cast<decltype(Kind::scale)>(scale->untyped_data())});
-    outs.push_back(static_cast<float*>((*out)->untyped_data()));
-    outputs.push_back(weight->dimensions()[0]);
+    const uint16_t* minimum = nullptr;
+    if (forms[i] & 32) {
+      auto least = arguments.get<ffi::AnyBuffer>(next++);
+      if (!least.has_value()) return least.error();
+      minimum = static_cast<const uint16_t*>(least->untyped_data());
+    }
+    const int64_t bits = forms[i] & 15, each = forms[i] & 16 ? 16 : 32;
+    if (!rows)
+      rows = std::make_unique<Int8Rows>(given->typed_data(), given->dimensions()[0], given->dimensions()[1],
+                                        scale->dimensions()[1] * each / kColumns, Blocks::kMostRows);
+    ops.push_back({static_cast<const uint8_t*>(values->untyped_data()),
+                   static_cast<const uint16_t*>(scale->untyped_data()), minimum, bits, each, rows.get(),
+                   (*out)->dimensions()[1], static_cast<float*>((*out)->untyped_data())});
+    first.push_back(parts);
+    parts += (ops.back().Panels() + ops.back().Part() - 1) / ops.back().Part();
   }
-  MultiplyIntegers<Kind>(rows->typed_data(), rows->dimensions()[0], rows->dimensions()[1], kinds, outs, outputs);
+  Workers::Get().Run(parts, [&](int64_t number) {
+    size_t which = ops.size() - 1;
+    while (first[which] > number) --which;
+    const Blocks& op = ops[which];
+    const int64_t begin = (number - first[which]) * op.Part();
+    for (int64_t panel = begin; panel < std::min(op.Panels(), begin + op.Part()); ++panel) op.Panel(panel);
+  });
   return ffi::Error::Success();
-}
-
-ffi::Error Int8Impl(ffi::RemainingArgs arguments, ffi::RemainingRets results) {
-  return IntegerProducts<Int8>(arguments, results);
-}
-
-ffi::Error Int4Impl(ffi::RemainingArgs arguments, ffi::RemainingRets results) {
-  return IntegerProducts<Int4>(arguments, results);
 }
 
 // e to the power of x for x <= 0, to 2 units in the last place (Cephes' polynomial); 0 below -87, NaN of NaN.
@@ -1016,8 +999,8 @@ ffi::Error AttentionImpl(ffi::Buffer<ffi::F32> query, ffi::Buffer<ffi::F32> key,
 XLA_FFI_DEFINE_HANDLER_SYMBOL(kljudge_float32, Float32Impl, ffi::Ffi::Bind().RemainingArgs().RemainingRets());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(kljudge_bfloat16, BFloat16Impl, ffi::Ffi::Bind().RemainingArgs().RemainingRets());
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(kljudge_int8, Int8Impl, ffi::Ffi::Bind().RemainingArgs().RemainingRets());
-XLA_FFI_DEFINE_HANDLER_SYMBOL(kljudge_int4, Int4Impl, ffi::Ffi::Bind().RemainingArgs().RemainingRets());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(kljudge_blocks, BlocksImpl,
+                              ffi::Ffi::Bind().RemainingArgs().RemainingRets().Attr<ffi::Span<const int64_t>>("forms"));
 XLA_FFI_DEFINE_HANDLER_SYMBOL(kljudge_attention, AttentionImpl,
                               ffi::Ffi::Bind()
                                   .Arg<ffi::Buffer<ffi::F32>>()

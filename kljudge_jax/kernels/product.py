@@ -3,10 +3,10 @@
 | backend | weight | rows | form |
 |---|---|---|---|
 | CPU, one device | float32, bfloat16 | up to `_MOST_ROWS` | native: the weight is read once, as it is stored |
-| CPU, one device | int8, int4 | any | native, in integers: rows are rounded to int8 in groups of 64 |
+| CPU, one device | integers, in panels | any | native, in integers: rows are rounded to int8 in groups of 64 |
 | CPU, otherwise | bfloat16 | 1 | XLA, on two equal rows |
 | any | float | any | XLA |
-| any | int8, int4 | any | XLA, on the weight in the dtype of the rows |
+| any | integers | any | XLA, on the weight in the dtype of the rows |
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from kljudge_jax.kernels.cpu_library import library
-from kljudge_jax.kernels.quantize import from_int4, from_int8
+from kljudge_jax.kernels.quantize import Integers, to_panels, widen
 
 # From here on a product is bound by arithmetic, and XLA's, which packs the weight first, is as fast or faster.
 _MOST_ROWS = 192
@@ -27,8 +28,7 @@ _MOST_ROWS = 192
 # What part of float32's time bfloat16 may take at the most to be called faster.
 _CLEARLY = 0.75
 
-# What a weight is stored as: the array itself, or integers and their scale (see `quantize`).
-Weight = jax.Array | tuple[jax.Array, jax.Array]
+Weight = jax.Array | Integers
 
 _NATIVE = {jnp.dtype(jnp.float32): "kljudge_float32", jnp.dtype(jnp.bfloat16): "kljudge_bfloat16"}
 
@@ -38,7 +38,7 @@ def product(rows: jax.Array, weight: Weight, local: bool = True) -> jax.Array:
 
     Args:
       rows: `[M, I]`, float32, bfloat16 or float16.
-      weight: `[O, I]` in the dtype of `rows`; or what `to_int8` or `to_int4` made of it.
+      weight: `[O, I]` in the dtype of `rows`; or such a matrix in integers.
       local: whether weight and rows lie on one device. XLA cannot split a native product over several.
 
     Returns:
@@ -49,17 +49,26 @@ def product(rows: jax.Array, weight: Weight, local: bool = True) -> jax.Array:
 
 def products(rows: jax.Array, weights: Sequence[Weight], local: bool = True) -> tuple[jax.Array, ...]:
     """`product` of the same rows with each of several weights, which takes less time than one after the other."""
-    native = local and 0 not in rows.shape and jax.default_backend() == "cpu" and library().ready
+    native = local and 0 not in rows.shape and _native_here()
     stored = {_stored(weight) for weight in weights}
-    if native and stored <= {"int8"}:
-        return _call("kljudge_int8", rows.astype(jnp.float32), weights)
-    if native and stored <= {"int4"}:
-        return _call("kljudge_int4", rows.astype(jnp.float32), weights)
+    if native and stored == {"panels"}:
+        return _call("kljudge_blocks", rows.astype(jnp.float32), weights, **forms_attribute(weights))
     if native and stored == {rows.dtype} and rows.dtype in _NATIVE and rows.shape[0] <= _MOST_ROWS:
         return _native(rows, *weights)
     if native and len(stored) > 1:
         return tuple(product(rows, weight, local) for weight in weights)
-    return tuple(_by_xla(rows, _in_dtype(weight, rows.dtype)) for weight in weights)
+    return tuple(
+        _by_xla(rows, widen(weight, rows.dtype) if isinstance(weight, Integers) else weight) for weight in weights
+    )
+
+
+def arranged(weight: Integers, local: bool = True) -> Integers:
+    """A weight in rows, as products want it: in panels where they are native."""
+    return to_panels(weight) if local and _native_here() else weight
+
+
+def _native_here() -> bool:
+    return jax.default_backend() == "cpu" and library().ready
 
 
 @functools.cache
@@ -91,15 +100,9 @@ def fastest_dtype() -> str:
 
 
 def _stored(weight: Weight):
-    if isinstance(weight, tuple):
-        return "int8" if weight[0].dtype == jnp.int8 else "int4"
+    if isinstance(weight, Integers):
+        return "panels" if weight.in_panels else "rows"
     return weight.dtype
-
-
-def _in_dtype(weight: Weight, dtype) -> jax.Array:
-    if not isinstance(weight, tuple):
-        return weight
-    return (from_int8 if weight[0].dtype == jnp.int8 else from_int4)(*weight, dtype)
 
 
 def _by_xla(rows: jax.Array, weight: jax.Array) -> jax.Array:
@@ -111,11 +114,17 @@ def _by_xla(rows: jax.Array, weight: jax.Array) -> jax.Array:
     return out[:1] if lonely else out
 
 
-def _call(target: str, rows: jax.Array, weights: Sequence[Weight]) -> tuple[jax.Array, ...]:
+def _call(target: str, rows: jax.Array, weights: Sequence[Weight], **options) -> tuple[jax.Array, ...]:
+    results = tuple(jax.ShapeDtypeStruct((rows.shape[0], weight.shape[0]), jnp.float32) for weight in weights)
     operands = jax.tree.leaves(list(weights))
-    outputs = [jax.tree.leaves(weight)[0].shape[0] for weight in weights]
-    results = tuple(jax.ShapeDtypeStruct((rows.shape[0], count), jnp.float32) for count in outputs)
-    return tuple(jax.ffi.ffi_call(target, results, vmap_method="sequential")(rows, *operands))
+    return tuple(jax.ffi.ffi_call(target, results, vmap_method="sequential")(rows, *operands, **options))
+
+
+def forms_attribute(weights: Sequence[Integers]) -> dict[str, np.ndarray]:
+    """How the native products are told what their weights are."""
+    forms = [weight.form for weight in weights]
+    numbers = [form.bits + 16 * (form.each == 16) + 32 * form.minimum for form in forms]
+    return {"forms": np.asarray(numbers, np.int64)}
 
 
 @jax.custom_vjp

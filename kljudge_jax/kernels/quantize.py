@@ -1,62 +1,177 @@
-"""Weights in 8 and 4 bits: how they are rounded, stored and read again.
+"""Weights of 8 and 4 bits: how they are rounded, stored and read again.
 
-int8: one scale an output, the largest magnitude of a row over 127. int4: one bfloat16 scale for 32 values of a row, the
-value of largest magnitude over -8, so that it is met exactly (the form of llama.cpp's Q4_0).
+Some columns of a row share a scale and perhaps a minimum, as in the files of llama.cpp: value v of an int8 weight
+stands for `scale * v + minimum`, and value q, 0 to 15, of an int4 weight for `scale * (q - 8)` without a minimum and
+`scale * q + minimum` with one. Scales and minima are float16.
+
+In rows, 32 columns in 4 bits are 16 bytes: byte j holds column j in its lower half and column j + 16 in its upper one.
+In panels, which the native products read, the same bytes lie in another order: of 16 outputs four neighbouring ones
+each, output by output.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
 
-GROUP = 32  # values of an int4 weight that share a scale
-_BLOCK = 64  # values whose halves lie in the two halves of 32 bytes
+COLUMNS = 32  # of a row that are stored together
+_PANEL = 16  # outputs side by side
+_LARGEST = float(jnp.finfo(jnp.float16).max)
+
+
+@dataclasses.dataclass(frozen=True)
+class Form:
+    """How a matrix of integers is stored.
+
+    Attributes:
+      bits: 8 or 4, of a value.
+      each: columns that share a scale; 32, or 16 with 8 bits and no minimum.
+      minimum: whether they share a minimum too.
+    """
+
+    bits: int
+    each: int = COLUMNS
+    minimum: bool = False
+
+    def __post_init__(self):
+        assert self.bits in (8, 4) and (self.each == COLUMNS or (self.bits, self.each, self.minimum) == (8, 16, False))
+
+    def values_shape(self, outputs: int, size: int) -> tuple[int, int]:
+        """Of the bytes of a weight `[outputs, size]` in rows: these end in whole blocks of 32 columns."""
+        return outputs, math.ceil(size / COLUMNS) * COLUMNS * self.bits // 8
+
+    def scale_shape(self, outputs: int, size: int) -> tuple[int, int]:
+        """Of its scales, and of its minima."""
+        return outputs, math.ceil(size / COLUMNS) * COLUMNS // self.each
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("values", "scale", "minimum"),
+    meta_fields=("shape",),
+)
+@dataclasses.dataclass(frozen=True)
+class Integers:
+    """A weight of integers.
+
+    Attributes:
+      values: int8 (8 bits) or uint8 (4 bits), `Form.values_shape` in rows; `[ceil(O / 16), _ / 4, 16, 4]` in panels.
+      scale: float16, `Form.scale_shape` in rows; `[ceil(O / 16), _, 16]` in panels.
+      minimum: the same, or None.
+      shape: `(O, I)` of the weight that is meant.
+    """
+
+    values: jax.Array
+    scale: jax.Array
+    minimum: jax.Array | None
+    shape: tuple[int, int]
+
+    @property
+    def in_panels(self) -> bool:
+        """Whether they lie in panels; in rows if not."""
+        return self.values.ndim == 4
+
+    @property
+    def form(self) -> Form:
+        """How they are stored."""
+        bits = 8 if self.values.dtype == jnp.int8 else 4
+        columns = math.ceil(self.shape[1] / COLUMNS) * COLUMNS
+        return Form(bits, columns // self.scale.shape[1], self.minimum is not None)
+
+
+INT8, INT4 = Form(8), Form(4)
 
 
 def can_be_int4(in_size: int) -> bool:
-    """Whether a weight with rows of that length can be stored in 4 bits; others take 8."""
-    return in_size % _BLOCK == 0
+    """Whether rows of that length are whole blocks: others, which would be filled up, take 8 bits."""
+    return in_size % COLUMNS == 0
 
 
 @functools.partial(jax.jit, static_argnums=1)
-def round_to(weight: jax.Array, bits: int) -> tuple[jax.Array, jax.Array]:
-    """A weight `[O, I]` in 8 or 4 bits: see `to_int8` and `to_int4`."""
-    return to_int8(weight) if bits == 8 else to_int4(weight)
+def round_to(weight: jax.Array, form: Form) -> Integers:
+    """A weight `[O, I]` in rows of integers.
 
-
-def to_int8(weight: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Weight float `[O, I]` as int8 `[O, I]` and scale f32 `[O]`."""
-    weight = jnp.asarray(weight, jnp.float32)
-    scale = jnp.max(jnp.abs(weight), axis=1) / 127
-    return jnp.round(weight / jnp.where(scale > 0, scale, 1)[:, None]).astype(jnp.int8), scale
-
-
-def to_int4(weight: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Weight float `[O, I]` as uint8 `[O, I / 2]` and scale bfloat16 `[O, I / 32]`; I is a multiple of 64.
-
-    Of each 64 values byte j holds value j in its lower half and value j + 32 in its upper one, each with 8 added.
+    Without a minimum, in 8 bits a block's largest magnitude is met by 127 steps, and in 4 bits its value of largest
+    magnitude by -8 of them. With one, its least and largest values are met by the first and the last level.
     """
     outputs, size = weight.shape
-    groups = jnp.asarray(weight, jnp.float32).reshape(outputs, size // GROUP, GROUP)
-    least, most = jnp.min(groups, axis=2), jnp.max(groups, axis=2)
-    scale = (jnp.where(-least > most, least, most) / -8).astype(jnp.bfloat16)
-    wide = scale.astype(jnp.float32)[..., None]
-    values = jnp.clip(jnp.round(groups / jnp.where(wide == 0, 1, wide)), -8, 7) + 8
-    pairs = values.astype(jnp.uint8).reshape(outputs, size // _BLOCK, 2, GROUP)
-    return (pairs[:, :, 0] | (pairs[:, :, 1] << 4)).reshape(outputs, size // 2), scale
+    wide = jnp.asarray(weight, jnp.float32)
+    blocks = jnp.pad(wide, ((0, 0), (0, -size % COLUMNS))).reshape(outputs, -1, form.each)
+    least, most = jnp.min(blocks, axis=2), jnp.max(blocks, axis=2)
+    levels = 255 if form.bits == 8 else 15
+    if form.minimum:
+        step, lowest = (most - least) / levels, -128 if form.bits == 8 else 0
+    else:
+        step = jnp.maximum(most, -least) / 127 if form.bits == 8 else jnp.where(-least > most, least, most) / -8
+        lowest = -127 if form.bits == 8 else -8
+    scale = jnp.clip(step, -_LARGEST, _LARGEST).astype(jnp.float16)
+    minimum = None
+    known = scale.astype(jnp.float32)[..., None]
+    if form.minimum:
+        minimum = (least - lowest * scale.astype(jnp.float32)).astype(jnp.float16)
+        blocks = blocks - minimum.astype(jnp.float32)[..., None]
+    found = jnp.clip(jnp.round(blocks / jnp.where(known == 0, 1, known)), lowest, lowest + levels - (lowest == -127))
+    found = found.reshape(outputs, -1)
+    if form.bits == 8:
+        values = found.astype(jnp.int8)
+    else:
+        values = pack_halves((found if form.minimum else found + 8).astype(jnp.uint8))
+    return Integers(values, scale, minimum, (outputs, size))
 
 
-def from_int8(weight: jax.Array, scale: jax.Array, dtype) -> jax.Array:
-    """What `to_int8` stored, in `dtype`."""
-    return (weight.astype(jnp.float32) * scale[:, None]).astype(dtype)
+def pack_halves(values):
+    """Values uint8 `[O, I]`, 0 to 15, two a byte: `[O, I / 2]`. Of JAX or NumPy."""
+    pairs = values.reshape(len(values), -1, 2, COLUMNS // 2)
+    return (pairs[:, :, 0] | (pairs[:, :, 1] << 4)).reshape(len(values), -1)
 
 
-def from_int4(weight: jax.Array, scale: jax.Array, dtype) -> jax.Array:
-    """What `to_int4` stored, in `dtype`."""
-    outputs, half = weight.shape
-    pairs = weight.reshape(outputs, -1, 1, GROUP)
-    values = jnp.concatenate([pairs & 15, pairs >> 4], axis=2).astype(jnp.float32) - 8
-    groups = values.reshape(outputs, -1, GROUP) * scale.astype(jnp.float32)[..., None]
-    return groups.reshape(outputs, 2 * half).astype(dtype)
+@jax.jit
+def to_panels(weight: Integers) -> Integers:
+    """A weight in rows as one in panels; outputs up to a whole panel are zeros."""
+
+    def panels(x, width):
+        x = jnp.pad(x, ((0, -len(x) % _PANEL), (0, 0))).reshape(-1, _PANEL, x.shape[1] // width, width)
+        return jnp.swapaxes(x, 1, 2)
+
+    scale, minimum = (None if x is None else panels(x, 1)[..., 0] for x in (weight.scale, weight.minimum))
+    return Integers(panels(weight.values, 4), scale, minimum, weight.shape)
+
+
+def widen(weight: Integers, dtype) -> jax.Array:
+    """The weight that is meant, `[O, I]` in `dtype`."""
+    if weight.in_panels:
+        values, scale, minimum = (
+            None if x is None else jnp.swapaxes(x, 1, 2).reshape(len(x) * _PANEL, -1)[: weight.shape[0]]
+            for x in (weight.values, weight.scale, weight.minimum)
+        )
+    else:
+        values, scale, minimum = weight.values, weight.scale, weight.minimum
+    return _meant(values, scale, minimum, weight.shape[1], dtype)
+
+
+def rows_of(weight: Integers, outputs: jax.Array, dtype) -> jax.Array:
+    """Some rows of the weight that is meant: `outputs` int32 `[...]`, clipped to those there are, to `[..., I]`."""
+    at = jnp.clip(outputs.reshape(-1), 0, weight.shape[0] - 1)
+    if weight.in_panels:
+        panel, lane = at // _PANEL, at % _PANEL
+        values = weight.values[panel, :, lane].reshape(len(at), -1)
+        scale, minimum = (None if x is None else x[panel, :, lane] for x in (weight.scale, weight.minimum))
+    else:
+        values, scale = weight.values[at], weight.scale[at]
+        minimum = None if weight.minimum is None else weight.minimum[at]
+    return _meant(values, scale, minimum, weight.shape[1], dtype).reshape(*outputs.shape, -1)
+
+
+def _meant(values, scale, minimum, size, dtype):
+    if values.dtype == jnp.uint8:
+        pairs = values.reshape(len(values), -1, 1, COLUMNS // 2)
+        values = jnp.concatenate([pairs & 15, pairs >> 4], axis=2).reshape(len(values), -1)
+        values = values.astype(jnp.float32) - (8 if minimum is None else 0)
+    blocks = values.astype(jnp.float32).reshape(*scale.shape, -1) * scale.astype(jnp.float32)[..., None]
+    if minimum is not None:
+        blocks = blocks + minimum.astype(jnp.float32)[..., None]
+    return blocks.reshape(len(values), -1)[:, :size].astype(dtype)

@@ -14,7 +14,9 @@ from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize
 
 from kljudge_jax.errors import InputError
+from kljudge_jax.kernels.quantize import Form, Integers
 from kljudge_jax.models.config import Rope
+from kljudge_jax.models.gguf_blocks import form_of, integers
 from kljudge_jax.models.gguf_config import config_from_gguf
 from kljudge_jax.models.gguf_header import TensorEntry, read_header
 from kljudge_jax.models.gguf_tokenizer import build_tokenizer, end_of_text
@@ -111,12 +113,34 @@ class GGUFFile:
     def read(self, name: str, part: tuple[slice, ...] | None = None) -> np.ndarray:
         """One tensor in our layout, or a part of it, float32. Holds it and a few megabytes, not the file."""
         entry = self._entries[name]
-        order = None
+        return self._decode(entry, self._order(name), part)
+
+    def forms(self) -> dict[str, Form]:
+        """How matrices are stored that the file has in integers, by our dotted name."""
+        kinds = {name: form_of(entry.kind) for name, entry in self._entries.items() if len(entry.shape) == 2}
+        return {name: form for name, form in kinds.items() if form is not None}
+
+    def read_integers(self, name: str, rows: slice) -> Integers:
+        """Some rows of a matrix of `forms`, in its integers."""
+        entry, order = self._entries[name], self._order(name)
+        stored = self._data[entry.start : entry.start + entry.size].reshape(entry.shape[0], -1)
+        stored = stored[rows if order is None else order[rows]]
+        step = max(1, _VALUES_PER_CHUNK // entry.shape[-1])
+        with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+            starts = range(0, len(stored), step)
+            pieces = list(pool.map(lambda start: integers(stored[start : start + step], entry.kind), starts))
+        values, scale, minimum = (
+            None if parts[0] is None else np.concatenate(parts) for parts in zip(*pieces, strict=True)
+        )
+        return Integers(values, scale, minimum, (len(stored), entry.shape[-1]))
+
+    def _order(self, name: str) -> np.ndarray | None:
+        """Where the outputs of that matrix lie in the file; None is where they lie here."""
         if self.config.family == "llama" and ".attention.query." in name:
-            order = _half_order(self.config.num_heads, self.config.head_dim)
-        elif self.config.family == "llama" and ".attention.key." in name:
-            order = _half_order(self.config.num_kv_heads, self.config.head_dim)
-        return self._decode(entry, order, part)
+            return _half_order(self.config.num_heads, self.config.head_dim)
+        if self.config.family == "llama" and ".attention.key." in name:
+            return _half_order(self.config.num_kv_heads, self.config.head_dim)
+        return None
 
     def _decode(
         self,

@@ -9,9 +9,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from kljudge_jax.kernels.product import product, products
-from kljudge_jax.kernels.quantize import can_be_int4, round_to
+from kljudge_jax.kernels.product import arranged, product, products
+from kljudge_jax.kernels.quantize import INT4, INT8, Form, Integers, can_be_int4, round_to, rows_of
 from kljudge_jax.parallel.layout import Layout
+
+FILE = "file"
+"""The word for matrices that are kept in the integers of the file that they come from."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,13 +24,16 @@ class Storage:
     Attributes:
       dtype: of hidden states, and of every matrix that has no bits of its own.
       bits: 8 or 4, for matrices of integers with scales (`kernels.quantize`); None for none. Embedding and head take 8
-        at least, since what they lose goes straight to the logits.
+        at least, since what they lose goes straight to the logits. "file" leaves those as they are that a file has in
+        integers.
       layout: where they lie on a mesh, and what is worked out from them there; None is one device.
+      forms: of "file", how those are stored, by dotted name; without it 8 bits are taken for planning.
     """
 
     dtype: Any = jnp.float32
-    bits: int | None = None
+    bits: int | str | None = None
     layout: Layout | None = None
+    forms: tuple[tuple[str, Form], ...] = ()
 
     @property
     def local(self) -> bool:
@@ -38,13 +44,19 @@ class Storage:
         object.__setattr__(self, "dtype", jnp.dtype(self.dtype))
 
     def __str__(self) -> str:
-        """What reports call it, wherever it lies: "bfloat16", or "int8 (bfloat16)"."""
-        return str(self.dtype) if self.bits is None else f"int{self.bits} ({self.dtype})"
+        """What reports call it, wherever it lies: "bfloat16", "int8 (bfloat16)", or "the file's bits (bfloat16)"."""
+        if self.bits is None:
+            return str(self.dtype)
+        return f"{'the file' + chr(39) + 's bits' if self.bits == FILE else f'int{self.bits}'} ({self.dtype})"
 
-    def bits_of(self, name: str, in_size: int) -> int | None:
-        """The bits of the matrix of that dotted name, whose rows have that length; None for a matrix in `dtype`."""
-        inside = name.startswith("layers.")
-        return 8 if self.bits == 4 and not (inside and can_be_int4(in_size)) else self.bits
+    def form(self, name: str, in_size: int) -> Form | None:
+        """How the matrix of that dotted name is stored, whose rows have that length; None for one in `dtype`."""
+        if self.bits == FILE and self.forms:
+            return dict(self.forms).get(name)
+        if self.bits is None:
+            return None
+        # What a file has before it is opened is not known, but hardly ever more than 8 bits.
+        return INT4 if self.bits == 4 and name.startswith("layers.") and can_be_int4(in_size) else INT8
 
 
 def is_matrix(name: str) -> bool:
@@ -52,16 +64,19 @@ def is_matrix(name: str) -> bool:
     return name.endswith((".weight", ".table"))
 
 
-def scale_name(name: str) -> str:
-    """The dotted name of the scale that stands beside a matrix of integers."""
-    return name.rpartition(".")[0] + ".scale"
+def integer_parts(name: str, weight: Integers) -> dict[str, jax.Array]:
+    """The parameters that a matrix of integers of that dotted name is made of, by their own."""
+    module = name.rpartition(".")[0]
+    parts = {name: weight.values, f"{module}.scale": weight.scale, f"{module}.minimum": weight.minimum}
+    return {part: value for part, value in parts.items() if value is not None}
 
 
 class Linear(nnx.Module):
     """`x @ weight.T + bias`, weight `[O, I]` as checkpoints store it, bias `[O]`; products accumulate in float32.
 
     Attributes:
-      scale: of a weight of integers, else None.
+      scale, minimum: of a weight of integers, else None; the second may be None.
+      shape: `(O, I)`.
       local: whether the weight lies on one device.
     """
 
@@ -72,12 +87,13 @@ class Linear(nnx.Module):
         out_size: int,
         bias: bool = False,
         storage: Storage = Storage(),
-        bits: int | None = None,
+        form: Form | None = None,
     ):
-        weight = in_size**-0.5 * jax.random.normal(key, (out_size, in_size))
-        self.weight, self.scale = _stored(weight, storage, bits)
-        self.bias = nnx.Param(jnp.zeros((out_size,), storage.dtype)) if bias else None
+        self.shape = (out_size, in_size)
         self.local = storage.local
+        weight = in_size**-0.5 * jax.random.normal(key, self.shape)
+        self.weight, self.scale, self.minimum = _stored(weight, storage, form)
+        self.bias = nnx.Param(jnp.zeros((out_size,), storage.dtype)) if bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """x `[..., I]` to `[..., O]` in x's dtype."""
@@ -91,7 +107,7 @@ class Linear(nnx.Module):
 def side_by_side(x: jax.Array, *layers: Linear) -> list[jax.Array]:
     """What each of several layers makes of the same x, as one piece of work: f32, not yet rounded to x's dtype."""
     rows = x.reshape(-1, x.shape[-1])
-    found = products(rows, [_weight(layer.weight, layer.scale) for layer in layers], layers[0].local)
+    found = products(rows, [_matrix(layer, layer.weight) for layer in layers], layers[0].local)
     biased = [
         out if layer.bias is None else out + layer.bias[...].astype(jnp.float32)
         for layer, out in zip(layers, found, strict=True)
@@ -100,7 +116,7 @@ def side_by_side(x: jax.Array, *layers: Linear) -> list[jax.Array]:
 
 
 class Embedding(nnx.Module):
-    """Token embeddings `[V, H]`, and the head of a model that ties the two; `scale` and `local` as in `Linear`."""
+    """Token embeddings `[V, H]`, and the head of a model that ties the two; attributes as in `Linear`."""
 
     def __init__(
         self,
@@ -108,36 +124,43 @@ class Embedding(nnx.Module):
         vocab_size: int,
         hidden_size: int,
         storage: Storage = Storage(),
-        bits: int | None = None,
+        form: Form | None = None,
     ):
-        table = hidden_size**-0.5 * jax.random.normal(key, (vocab_size, hidden_size))
-        self.table, self.scale = _stored(table, storage, bits)
+        self.shape = (vocab_size, hidden_size)
         self.dtype = storage.dtype
         self.local = storage.local
+        table = hidden_size**-0.5 * jax.random.normal(key, self.shape)
+        self.table, self.scale, self.minimum = _stored(table, storage, form)
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
         """tokens int32 `[...]` to `[..., H]`."""
-        table = self.table[...]
-        if table.dtype != jnp.float32 and jax.default_backend() == "cpu":
+        table = _matrix(self, self.table)
+        if self.table.dtype != jnp.float32 and jax.default_backend() == "cpu":
             # XLA's CPU backend gathers 16-bit rows as float32 ones. It does so row by row, unless it can see that the
             # table is the same in every turn of a loop: then it makes a float32 copy of the whole table beforehand.
             table, tokens = jax.lax.optimization_barrier((table, tokens))
-        rows = jnp.take(table, tokens, axis=0, mode="clip")
-        if self.scale is not None:
-            rows = rows.astype(jnp.float32) * jnp.take(self.scale[...], tokens, mode="clip")[..., None]
-        return rows.astype(self.dtype)
+        if isinstance(table, Integers):
+            return rows_of(table, tokens, self.dtype)
+        return jnp.take(table, tokens, axis=0, mode="clip").astype(self.dtype)
 
     def attend(self, x: jax.Array) -> jax.Array:
         """x `[..., H]` to logits f32 `[..., V]`."""
         rows = x.reshape(-1, x.shape[-1])
-        return product(rows, _weight(self.table, self.scale), self.local).reshape(*x.shape[:-1], self.table.shape[0])
+        return product(rows, _matrix(self, self.table), self.local).reshape(*x.shape[:-1], self.shape[0])
 
 
-def _stored(weight: jax.Array, storage: Storage, bits: int | None) -> tuple[nnx.Param, nnx.Param | None]:
-    if bits is None:
-        return nnx.Param(weight.astype(storage.dtype)), None
-    return tuple(map(nnx.Param, round_to(weight, bits)))
+def _stored(
+    weight: jax.Array, storage: Storage, form: Form | None
+) -> tuple[nnx.Param, nnx.Param | None, nnx.Param | None]:
+    if form is None:
+        return nnx.Param(weight.astype(storage.dtype)), None, None
+    rounded = arranged(round_to(weight, form), storage.local)
+    least = None if rounded.minimum is None else nnx.Param(rounded.minimum)
+    return nnx.Param(rounded.values), nnx.Param(rounded.scale), least
 
 
-def _weight(weight: nnx.Param, scale: nnx.Param | None):
-    return weight[...] if scale is None else (weight[...], scale[...])
+def _matrix(layer: Linear | Embedding, values: nnx.Param) -> jax.Array | Integers:
+    if layer.scale is None:
+        return values[...]
+    least = None if layer.minimum is None else layer.minimum[...]
+    return Integers(values[...], layer.scale[...], least, layer.shape)

@@ -12,13 +12,13 @@ import jax
 from kljudge_jax.errors import InputError
 from kljudge_jax.models.compiled import keep_compiled
 from kljudge_jax.models.config import TransformerConfig
-from kljudge_jax.models.linear import Storage
+from kljudge_jax.models.linear import FILE
 from kljudge_jax.models.shapes import check_weights_fit
 from kljudge_jax.models.shipped import shipped_folder
 from kljudge_jax.models.sources import Checkpoint, open_checkpoint, open_tokenizer
 from kljudge_jax.models.tokenizer import check_fits, compare, tokenizer_eos
 from kljudge_jax.models.transformer import Transformer
-from kljudge_jax.models.weights import load, resolve_dtype
+from kljudge_jax.models.weights import load, resolve_dtype, storage_of
 from kljudge_jax.parallel.placement import Placement
 
 if TYPE_CHECKING:
@@ -77,8 +77,8 @@ class ModelPair:
         mesh: str | None = None,
         axes: str | None = None,
         draft_axes: str | None = None,
-        bits: int | None = None,
-        draft_bits: int | None = None,
+        bits: int | str | None = None,
+        draft_bits: int | str | None = None,
         revision: str | None = None,
         draft_revision: str | None = None,
         tokenizer: Any = None,
@@ -98,8 +98,9 @@ class ModelPair:
           axes: what of the target is split over which axis of the mesh, as changes to the table of `parallel.axes`
             ("vocab=none,batch=data+fsdp"); None is that table.
           draft_axes: the same of the draft, such as "replicated"; None is `axes`.
-          bits: 8 or 4, to round the target's matrices to as they are loaded; None keeps them in `dtype`. Fewer bytes
-            are read for a token, and something of the model is lost.
+          bits: 8 or 4, to round the target's matrices to as they are loaded; "file" to leave them in the integers that
+            a .gguf file has them in; None keeps them in `dtype`. Fewer bytes are read for a token, and something of
+            the model is lost: with "file" only what rows are rounded by, and those on one CPU alone.
           draft_bits: the same of the draft.
           revision: branch, tag or commit of the target on the hub.
           draft_revision: the same of the draft.
@@ -111,8 +112,8 @@ class ModelPair:
           InputError: a model cannot be found, read or run, or does not fit, or the two do not share a tokenizer.
         """
         for name, asked in (("bits", bits), ("draft_bits", draft_bits)):
-            if asked not in (None, 8, 4):
-                raise InputError(f"{name} is 8, 4 or None, not {asked!r}")
+            if asked not in (None, 8, 4, FILE):
+                raise InputError(f"{name} is 8, 4, {FILE!r} or None, not {asked!r}")
         keep_compiled()
         wanted = resolve_dtype(dtype)
         placement = Placement.parse(mesh, axes, draft_axes)
@@ -129,8 +130,10 @@ class ModelPair:
         draft_config = None if draft_source is None else _cut(draft_source, vocab_size)
         if check is not None:
             check(placement, target_config, draft_config, wanted)
-        kept = Storage(wanted, bits, placement.target(target_config))
-        draft_kept = None if draft_config is None else Storage(wanted, draft_bits, placement.draft(draft_config))
+        kept = storage_of(target_source, wanted, bits, placement.target(target_config))
+        draft_kept = None
+        if draft_source is not None and draft_config is not None:
+            draft_kept = storage_of(draft_source, wanted, draft_bits, placement.draft(draft_config))
         drafts = [] if draft_config is None or draft_kept is None else [(draft_config, draft_kept)]
         check_weights_fit([(target_config, kept), *drafts])
         return cls(
@@ -150,8 +153,8 @@ class ModelPair:
         mesh: str | None = None,
         axes: str | None = None,
         draft_axes: str | None = None,
-        bits: int | None = None,
-        draft_bits: int | None = None,
+        bits: int | str | None = None,
+        draft_bits: int | str | None = None,
     ) -> ModelPair:
         """Loads the small pair that comes with the package; arguments as in `from_pretrained`.
 

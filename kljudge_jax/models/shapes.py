@@ -13,10 +13,11 @@ import jax.numpy as jnp
 from jax.sharding import SingleDeviceSharding
 
 from kljudge_jax.errors import InputError
+from kljudge_jax.kernels.product import arranged
 from kljudge_jax.kernels.quantize import round_to
 from kljudge_jax.models.config import TransformerConfig
 from kljudge_jax.models.families import config_from_hf
-from kljudge_jax.models.linear import Storage, scale_name
+from kljudge_jax.models.linear import Storage, integer_parts
 from kljudge_jax.models.transformer import Transformer, abstract, assemble, parameters
 from kljudge_jax.parallel.free_memory import usable_memory
 from kljudge_jax.parallel.layout import Layout
@@ -167,9 +168,9 @@ def random_model(config: TransformerConfig, storage: Storage, seed: int = 0) -> 
             values[name] = jnp.zeros(leaf.shape, leaf.dtype, device=sharding)
         else:
             values[name] = _fill(sharding)(jax.random.fold_in(key, i), leaf.shape, leaf.dtype, config.hidden_size)
-            own = storage.bits_of(name, leaf.shape[-1])
-            if own is not None:
-                values[name], values[scale_name(name)] = round_to(values[name], own)
+            form = storage.form(name, leaf.shape[-1])
+            if form is not None:
+                values |= integer_parts(name, arranged(round_to(values[name], form), storage.local))
     return assemble(config, values, storage)
 
 

@@ -73,8 +73,8 @@ class Attention(nnx.Module):
         inner, shared = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
 
         def linear(name, key, in_size, out_size, bias):
-            bits = storage.bits_of(f"layers.{layer}.attention.{name}.weight", in_size)
-            return Linear(key, in_size, out_size, bias, storage, bits)
+            form = storage.form(f"layers.{layer}.attention.{name}.weight", in_size)
+            return Linear(key, in_size, out_size, bias, storage, form)
 
         self.query = linear("query", keys[0], config.hidden_size, inner, config.qkv_bias)
         self.key = linear("key", keys[1], config.hidden_size, shared, config.qkv_bias)
@@ -168,8 +168,8 @@ class MLP(nnx.Module):
         keys = jax.random.split(key, 3)
 
         def linear(name, key, in_size, out_size):
-            bits = storage.bits_of(f"layers.{layer}.mlp.{name}.weight", in_size)
-            return Linear(key, in_size, out_size, config.mlp_bias, storage, bits)
+            form = storage.form(f"layers.{layer}.mlp.{name}.weight", in_size)
+            return Linear(key, in_size, out_size, config.mlp_bias, storage, form)
 
         self.gate = linear("gate", keys[0], config.hidden_size, config.intermediate_size)
         self.up = linear("up", keys[1], config.hidden_size, config.intermediate_size)
@@ -221,11 +221,11 @@ class Transformer(nnx.Module):
         vocab, hidden = config.vocab_size, config.hidden_size
         self.config = config
         self.storage = storage
-        self.embedding = Embedding(keys[0], vocab, hidden, storage, storage.bits_of("embedding.table", hidden))
+        self.embedding = Embedding(keys[0], vocab, hidden, storage, storage.form("embedding.table", hidden))
         self.layers = nnx.List([Block(keys[i + 1], config, i, storage) for i in range(config.num_layers)])
         self.final_norm = RMSNorm(hidden, config.norm_eps)
-        head_bits = storage.bits_of("head.weight", hidden)
-        self.head = None if config.tied_head else Linear(keys[-1], hidden, vocab, False, storage, head_bits)
+        head_form = storage.form("head.weight", hidden)
+        self.head = None if config.tied_head else Linear(keys[-1], hidden, vocab, False, storage, head_form)
 
     @property
     def dtype(self):

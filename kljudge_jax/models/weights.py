@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -13,13 +13,13 @@ import safetensors
 from jax.sharding import NamedSharding
 
 from kljudge_jax.errors import InputError
-from kljudge_jax.kernels.product import fastest_dtype
-from kljudge_jax.kernels.quantize import round_to
+from kljudge_jax.kernels.product import arranged, fastest_dtype
+from kljudge_jax.kernels.quantize import Form, Integers, round_to
 from kljudge_jax.models import names
 from kljudge_jax.models.config import TransformerConfig
 from kljudge_jax.models.families import config_from_hf
 from kljudge_jax.models.json_file import read_json
-from kljudge_jax.models.linear import Storage, is_matrix, scale_name
+from kljudge_jax.models.linear import FILE, Storage, integer_parts, is_matrix
 from kljudge_jax.models.tokenizer import eos_ids, has_tokenizer, load_tokenizer
 from kljudge_jax.models.transformer import Transformer, abstract, assemble, parameters
 from kljudge_jax.parallel.layout import Layout
@@ -52,6 +52,32 @@ class TensorSource(Protocol):
         """One tensor in our layout, or the part of it that one slice an axis cuts out, read alone where the format
         lets it: float32, float16 or bfloat16."""
         ...
+
+
+@runtime_checkable
+class IntegerSource(Protocol):
+    """A checkpoint that has matrices in integers, which `Storage.bits` "file" keeps."""
+
+    def forms(self) -> dict[str, Form]:
+        """How those matrices are stored, by our dotted name."""
+        ...
+
+    def read_integers(self, name: str, rows: slice) -> Integers:
+        """Some rows of one of them."""
+        ...
+
+
+def storage_of(source: TensorSource, dtype: Any, bits: int | str | None, layout: Layout | None) -> Storage:
+    """How the matrices of a checkpoint are to be kept. InputError if it has none in integers, and they are wanted."""
+    if bits != FILE:
+        return Storage(dtype, bits, layout)
+    forms = source.forms() if isinstance(source, IntegerSource) else {}
+    if not forms:
+        raise InputError(
+            f"{source.where} has no matrix in integers, which bits {FILE!r} would keep: a .gguf file in Q4_K_M or such "
+            "has; others are rounded by bits 8 or 4"
+        )
+    return Storage(dtype, bits, layout, tuple(sorted(forms.items())))
 
 
 def resolve_dtype(name: str) -> Any:
@@ -89,33 +115,42 @@ def load(
         config = dataclasses.replace(config, vocab_size=vocab_size)
     values = {}
     for name, want in parameters(abstract(config, Storage(storage.dtype))).items():
-        bits = storage.bits_of(name, want.shape[-1]) if is_matrix(name) else None
+        form = storage.form(name, want.shape[-1]) if is_matrix(name) else None
         if storage.layout is not None:
-            if bits is None:
+            if form is None:
                 values[name] = _load_shards(source, name, want, storage.layout.parameter(name, want.shape))
             else:
-                values |= _load_rounded_shards(source, name, want.shape, bits, storage.layout)
+                values |= _load_integer_shards(source, name, want.shape, form, storage, storage.layout)
             continue
-        array = source.read(name)
-        if array.shape != want.shape:
-            array = array[tuple(slice(size) for size in want.shape)]
-        if bits is None:
+        if form is None:
+            array = source.read(name)
+            if array.shape != want.shape:
+                array = array[tuple(slice(size) for size in want.shape)]
             values[name] = jnp.asarray(_cast(array, want.dtype, name, source.where))
+            del array  # else it would still be held while the next one is read
         else:
-            values |= zip((name, scale_name(name)), round_to(jnp.asarray(array), bits), strict=True)
-        del array  # else it would still be held while the next one is read
+            rows = _read_integers(source, name, slice(0, want.shape[0]), want.shape[1], form, storage)
+            values |= integer_parts(name, arranged(rows))
     return assemble(config, values, storage)
 
 
-def _load_rounded_shards(
-    source: TensorSource, name: str, shape: tuple[int, ...], bits: int, layout: Layout
+def _read_integers(source: TensorSource, name: str, rows: slice, width: int, form: Form, storage: Storage) -> Integers:
+    """Some rows of a matrix in integers: those of the file, or rounded from what it has."""
+    if storage.bits == FILE:
+        assert isinstance(source, IntegerSource)
+        return source.read_integers(name, rows)
+    return round_to(jnp.asarray(source.read(name, (rows, slice(0, width)))), form)
+
+
+def _load_integer_shards(
+    source: TensorSource, name: str, shape: tuple[int, ...], form: Form, storage: Storage, layout: Layout
 ) -> dict[str, jax.Array]:
-    """A matrix of integers and its scale, of which the devices of this host get their parts.
+    """A matrix of integers with what belongs to it, of which the devices of this host get their parts.
 
     A row is rounded as a whole: whole rows are read, those of this host's devices alone, few at a time.
     """
     wide = jax.ShapeDtypeStruct(shape, jnp.float32)
-    leaves = dict(zip((name, scale_name(name)), jax.eval_shape(lambda x: round_to(x, bits), wide), strict=True))
+    leaves = integer_parts(name, jax.eval_shape(lambda x: round_to(x, form), wide))
     shardings = {leaf: layout.parameter(leaf, like.shape) for leaf, like in leaves.items()}
     wanting: list[tuple[str, jax.Device, tuple[int, int], tuple[slice, ...]]] = []
     for leaf, sharding in shardings.items():
@@ -124,8 +159,8 @@ def _load_rounded_shards(
             wanting.append((leaf, device, index[0].indices(shape[0])[:2], index[1:]))
     rounded = {leaf: np.empty(like.shape, like.dtype) for leaf, like in leaves.items()}  # rows of others stay untouched
     for first, last in _pieces({bounds for _, _, bounds, _ in wanting}, max(1, _ROUNDED_AT_ONCE // shape[1])):
-        part = source.read(name, (slice(first, last), slice(0, shape[1])))
-        for leaf, rows in zip(leaves, round_to(jnp.asarray(part), bits), strict=True):
+        part = _read_integers(source, name, slice(first, last), shape[1], form, storage)
+        for leaf, rows in integer_parts(name, part).items():
             rounded[leaf][first:last] = rows
     placed: dict[str, list[jax.Array]] = {leaf: [] for leaf in leaves}
     for leaf, device, bounds, rest in wanting:

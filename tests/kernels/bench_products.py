@@ -19,21 +19,25 @@ import numpy as np
 
 from kljudge_jax.kernels import cpu_library
 from kljudge_jax.kernels.cpu_library import compiler
-from kljudge_jax.kernels.quantize import to_int4, to_int8
+from kljudge_jax.kernels.product import forms_attribute
+from kljudge_jax.kernels.quantize import Form, Integers, round_to, to_panels
 
 # The matrices of a layer of Qwen2.5 1.5B, [O, I]; four layers lie in no cache.
 SHAPES = [(1536, 1536), (256, 1536), (256, 1536), (1536, 1536), (8960, 1536), (8960, 1536), (1536, 8960)] * 4
 STORED = {
-    "float32": lambda weight: (weight,),
-    "bfloat16": lambda weight: (weight.astype(jnp.bfloat16),),
-    "int8": to_int8,
-    "int4": to_int4,
+    "float32": lambda weight: weight,
+    "bfloat16": lambda weight: weight.astype(jnp.bfloat16),
+    "int8": lambda weight: to_panels(round_to(weight, Form(8))),
+    "int8, 16 columns a scale": lambda weight: to_panels(round_to(weight, Form(8, 16))),
+    "int4": lambda weight: to_panels(round_to(weight, Form(4))),
+    "int4, with minima": lambda weight: to_panels(round_to(weight, Form(4, minimum=True))),
 }
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--march", default="native,x86-64-v3", help="what -march= of the compiler takes")
+    parser.add_argument("--stored", help=f"of {'; '.join(STORED)}, with semicolons; all if not given")
     parser.add_argument("--rows", default="1,2,5,8,9,24,72")
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
@@ -48,7 +52,8 @@ def main():
             cpu_library.build(compiler(), path, tuple(f.replace("native", kind) for f in cpu_library.FLAGS))
             said = cpu_library.register(ctypes.CDLL(str(path)), f"_{kind}")
             print(f"{kind}: {said}, compiled in {time.perf_counter() - began:.0f} s, threads: {threads}")
-        for name, store in STORED.items():
+        for name in options.stored.split(";") if options.stored else STORED:
+            store = STORED[name.strip()]
             weights = [store(jax.random.normal(jax.random.key(i), shape)) for i, shape in enumerate(SHAPES)]
             calls = {(kind, count): product(name, kind, count, weights) for kind in kinds for count in counts}
             least = dict.fromkeys(calls, float("inf"))
@@ -57,7 +62,7 @@ def main():
                     began = clock()
                     jax.block_until_ready(call())
                     least[key] = min(least[key], clock() - began)
-            read = sum(np.asarray(leaf).nbytes for weight in weights for leaf in weight)
+            read = sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves(weights))
             for kind in kinds:
                 one = least[kind, counts[0]]
                 ratios = ", ".join(f"{count}: {least[kind, count] / one:.2f}" for count in counts)
@@ -75,7 +80,11 @@ def product(name, kind, count, weights):
             result = (jax.ShapeDtypeStruct((count, outputs), jnp.float32),)
             # Each product waits for the one before, as in a model.
             x = rows[size] + (0 * total).astype(dtype)
-            total = jax.ffi.ffi_call(f"kljudge_{name}_{kind}", result)(x, *weight)[0][0, 0]
+            target, given = name, {}
+            if isinstance(weight, Integers):
+                target, given = "blocks", forms_attribute([weight])
+            call = jax.ffi.ffi_call(f"kljudge_{target}_{kind}", result)
+            total = call(x, *jax.tree.leaves(weight), **given)[0][0, 0]
         return total
 
     compiled = jax.jit(run).lower(rows, weights).compile()

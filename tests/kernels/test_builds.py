@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from kljudge_jax.kernels import cpu_library
-from kljudge_jax.kernels.quantize import from_int4, from_int8, to_int4, to_int8
+from kljudge_jax.kernels.product import forms_attribute
+from kljudge_jax.kernels.quantize import INT4, INT8, Form, round_to, to_panels, widen
 
 COMPILER = cpu_library.compiler()
 # What each kind of processor has in common, and what the build says that it uses.
@@ -53,9 +54,9 @@ def draw(*shape, seed=0):
     return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), jnp.float32)
 
 
-def call(target, kind, rows, *operands, outputs):
+def call(target, kind, rows, *operands, outputs, **options):
     result = (jax.ShapeDtypeStruct((rows.shape[0], outputs), jnp.float32),)
-    return np.asarray(jax.ffi.ffi_call(f"kljudge_{target}_{kind}", result)(rows, *operands)[0])
+    return np.asarray(jax.ffi.ffi_call(f"kljudge_{target}_{kind}", result)(rows, *operands, **options)[0])
 
 
 @pytest.mark.parametrize("shape", [(7, 20), (66, 200), (41, 1100)])  # outputs and columns, no whole tiles
@@ -71,20 +72,22 @@ def test_every_build_makes_the_product_of_any_number_of_rows(kind, dtype, shape)
         np.testing.assert_array_equal(call(dtype, kind, rows[:1], weight, outputs=shape[0]), got[:1])
 
 
-@pytest.mark.parametrize(("target", "to", "back"), [("int8", to_int8, from_int8), ("int4", to_int4, from_int4)])
-def test_every_build_multiplies_integers_as_exactly(kind, target, to, back):
+@pytest.mark.parametrize("form", [INT8, INT4, Form(8, each=16), Form(8, minimum=True), Form(4, minimum=True)], ids=str)
+def test_every_build_multiplies_integers_as_exactly(kind, form):
     outputs, size = 22, 1088
-    stored = to(draw(outputs, size).at[3, 5].set(40.0))  # an outlier, so that some scales are large
+    weight = to_panels(round_to(draw(outputs, size).at[3, 5].set(40.0), form))  # an outlier: some scales are large
+    operands, options = jax.tree.leaves(weight), forms_attribute([weight])
     for count in (1, 2, 3, 6, 11, 30):
         rows = draw(count, size, seed=count)
         groups = np.asarray(rows, np.float64).reshape(count, -1, 64)
         scale = np.abs(groups).max(-1, keepdims=True) / 127
         rounded = (np.round(groups / scale) * scale).reshape(count, size)
-        want = rounded @ np.asarray(back(*stored, jnp.float32), np.float64).T
-        got = call(target, kind, rows, *stored, outputs=outputs)
+        want = rounded @ np.asarray(widen(weight, jnp.float32), np.float64).T
+        got = call("blocks", kind, rows, *operands, outputs=outputs, **options)
         # Ties may round either way; each is half a step of one element.
         np.testing.assert_allclose(got, want, atol=2e-3 * np.abs(want).max())
-        np.testing.assert_array_equal(call(target, kind, rows[:1], *stored, outputs=outputs), got[:1])
+        alone = call("blocks", kind, rows[:1], *operands, outputs=outputs, **options)
+        np.testing.assert_array_equal(alone, got[:1])
 
 
 @pytest.mark.parametrize("dim", [8, 64, 80, 128])

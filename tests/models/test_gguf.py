@@ -10,7 +10,9 @@ from tiny_hf import hf_logits, make_hf_model
 from kljudge_jax.errors import InputError
 from kljudge_jax.models.cache import KVCache
 from kljudge_jax.models.gguf import GGUFFile
-from kljudge_jax.models.weights import load
+from kljudge_jax.models.linear import is_matrix
+from kljudge_jax.models.transformer import parameters
+from kljudge_jax.models.weights import load, storage_of
 
 _GEMMA3_ROPE = {
     "full_attention": dict(rope_type="linear", factor=8.0, rope_theta=1e4),
@@ -91,6 +93,27 @@ def test_quantised_weights_come_out_with_their_heads_in_order(quantised):
     np.testing.assert_allclose(
         file.read("embedding.table"), theirs.model.embed_tokens.weight.detach().numpy(), rtol=0, atol=0.02
     )
+
+
+@pytest.mark.parametrize("kind", ["Q8_0", "Q4_1", "Q5_0"])
+def test_a_model_in_the_integers_of_its_file_is_the_one_that_is_widened(kind, quantised, tmp_path):
+    path = write_model(tmp_path / "kept.gguf", quantised[0], GGMLQuantizationType[kind])
+    file = GGUFFile(path)
+    kept, wide = load(file, storage_of(file, np.float32, "file", None)), load(file)
+    assert str(kept.storage) == "the file's bits (float32)"
+    stored = {name for name, x in parameters(kept).items() if x.dtype in (np.int8, np.uint8)}
+    assert stored == {name for name in parameters(kept) if is_matrix(name)} and "embedding.table" in stored
+    tokens = np.random.default_rng(2).integers(0, wide.config.vocab_size, (2, 24)).astype(np.int32)
+    want, got = np.asarray(forward(wide, tokens)), np.asarray(forward(kept, tokens))
+    # On one CPU device rows are rounded to 127 steps of the largest of 64; nothing else differs.
+    assert np.abs(got - want).mean() < 0.05 * np.abs(want).mean()
+    np.testing.assert_allclose(kept.embedding(tokens), wide.embedding(tokens), rtol=1e-6)
+
+
+def test_bits_of_a_file_that_has_none_are_refused(tmp_path):
+    file = GGUFFile(write_model(tmp_path / "f32.gguf", make_hf_model("llama2")))
+    with pytest.raises(InputError, match=r"f32\.gguf has no matrix in integers.*Q4_K_M"):
+        storage_of(file, np.float32, "file", None)
 
 
 def test_interleaved_heads_matter(quantised):

@@ -178,7 +178,7 @@ def test_a_pair_says_what_it_is_kept_as(folders):
 
     assert precision() == "float32" and precision(bits=8, draft_bits=8) == "int8 (float32)"
     assert precision(dtype="bfloat16", draft_bits=4) == "bfloat16, draft int4 (bfloat16)"
-    with pytest.raises(InputError, match="draft_bits is 8, 4 or None, not 3"):
+    with pytest.raises(InputError, match="draft_bits is 8, 4, 'file' or None, not 3"):
         precision(draft_bits=3)
 
 

@@ -234,9 +234,9 @@ def test_matrices_are_rounded_as_they_are_loaded(bits, hf_models):
     _, folder = hf_models("llama3")
     whole, rounded = load(SafetensorsFolder(folder)), load(SafetensorsFolder(folder), Storage(bits=bits))
     values = parameters(rounded)
-    assert values["layers.0.mlp.up.weight"].dtype == jnp.int8  # rows of 32 are too short for 4 bits
+    assert values["layers.0.mlp.up.weight"].dtype == (jnp.int8 if bits == 8 else jnp.uint8)
     assert values["embedding.table"].dtype == jnp.int8 and values["final_norm.scale"].dtype == jnp.float32
     assert rounded.dtype == jnp.float32 and rounded.storage.bits == bits
     tokens = jnp.arange(12)[None] % whole.config.vocab_size
     logits, wanted = (np.asarray(model.logits(model(tokens)[0])) for model in (rounded, whole))
-    assert 0 < np.abs(logits - wanted).mean() < 0.05 * np.abs(wanted).mean()
+    assert 0 < np.abs(logits - wanted).mean() < (0.05 if bits == 8 else 0.5) * np.abs(wanted).mean()
