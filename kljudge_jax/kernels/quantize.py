@@ -137,8 +137,8 @@ def to_panels(weight: Integers) -> Integers:
         x = jnp.pad(x, ((0, -len(x) % _PANEL), (0, 0))).reshape(-1, _PANEL, x.shape[1] // width, width)
         return jnp.swapaxes(x, 1, 2)
 
-    scale, minimum = (None if x is None else panels(x, 1)[..., 0] for x in (weight.scale, weight.minimum))
-    return Integers(panels(weight.values, 4), scale, minimum, weight.shape)
+    least = None if weight.minimum is None else panels(weight.minimum, 1)[..., 0]
+    return Integers(panels(weight.values, 4), panels(weight.scale, 1)[..., 0], least, weight.shape)
 
 
 def widen(weight: Integers, dtype) -> jax.Array:

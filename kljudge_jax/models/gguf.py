@@ -9,6 +9,7 @@ import os
 import re
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize
@@ -129,9 +130,9 @@ class GGUFFile:
         with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
             starts = range(0, len(stored), step)
             pieces = list(pool.map(lambda start: integers(stored[start : start + step], entry.kind), starts))
-        values, scale, minimum = (
-            None if parts[0] is None else np.concatenate(parts) for parts in zip(*pieces, strict=True)
-        )
+        values, scale = (jnp.asarray(np.concatenate([piece[i] for piece in pieces])) for i in (0, 1))
+        least = [piece[2] for piece in pieces if piece[2] is not None]
+        minimum = jnp.asarray(np.concatenate(least)) if least else None
         return Integers(values, scale, minimum, (len(stored), entry.shape[-1]))
 
     def _order(self, name: str) -> np.ndarray | None:

@@ -32,11 +32,13 @@ def integers(rows: np.ndarray, kind: GGMLQuantizationType) -> Parts:
     outputs = len(rows)
     blocks = rows.reshape(-1, GGML_QUANT_SIZES[kind][1])
     values, scale, minimum = _READ[kind](blocks)
-    shaped = (None if x is None else np.ascontiguousarray(x).reshape(outputs, -1) for x in (values, scale, minimum))
-    values, scale, minimum = shaped
-    assert values is not None and scale is not None
-    with np.errstate(over="ignore"):
-        return values, scale.astype(np.float16), None if minimum is None else minimum.astype(np.float16)
+
+    def shaped(x: np.ndarray, dtype=None) -> np.ndarray:
+        with np.errstate(over="ignore"):
+            return np.ascontiguousarray(x, dtype).reshape(outputs, -1)
+
+    least = None if minimum is None else shaped(minimum, np.float16)
+    return shaped(values), shaped(scale, np.float16), least
 
 
 def _half(blocks: np.ndarray, at: int) -> np.ndarray:
