@@ -143,10 +143,13 @@ inline void SumEach(const F32* v, float* out) {
     SumFour(v, out);
   } else {
     // As above, so that an output's sum is the same whoever stands beside it.
-    const F32 four[4] = {v[0]};
+    F32 four[4] = {};
+    KLJUDGE_UNROLL
+    for (int j = 0; j < kOut; ++j) four[j] = v[j];
     float all[4];
     SumFour(four, all);
-    out[0] = all[0];
+    KLJUDGE_UNROLL
+    for (int j = 0; j < kOut; ++j) out[j] = all[j];
   }
 }
 
@@ -288,15 +291,32 @@ inline int64_t TileRows(int64_t left, int64_t most) {
   return (left + tiles - 1) / tiles;
 }
 
-template <class Op, int kOut, bool kFetch, bool kWhole>
-inline void OneTile(const Op& op, int64_t o, int64_t row, int64_t rows, int64_t from, int64_t to, F32* sums) {
+// The outputs of a tile: as many as there are registers for. Each load of a weight serves all rows of the tile, so that
+// tall tiles read and widen weights less often.
+constexpr int TileOutputs(int64_t rows) { return rows <= 6 ? 4 : 3; }
+constexpr int64_t kWholeTiles = 12;  // so many outputs are whole tiles, whatever their rows
+
+template <class Op, int kRows, bool kFetch, bool kWhole>
+inline void TileOf(const Op& op, bool lone, int64_t o, int64_t row, int64_t from, int64_t to, F32* sums) {
+  if constexpr (kRows <= Op::kMostRows) {
+    if (lone) op.template Tile<1, kRows, kFetch, kWhole>(o, row, from, to, sums);
+    else op.template Tile<TileOutputs(kRows), kRows, kFetch, kWhole>(o, row, from, to, sums);
+  }
+}
+
+template <class Op, bool kFetch, bool kWhole>
+inline void OneTile(const Op& op, bool lone, int64_t o, int64_t row, int64_t rows, int64_t from, int64_t to,
+                    F32* sums) {
   switch (rows) {
-    case 1: op.template Tile<kOut, 1, kFetch, kWhole>(o, row, from, to, sums); break;
-    case 2: op.template Tile<kOut, 2, kFetch, kWhole>(o, row, from, to, sums); break;
-    case 3: if constexpr (Op::kMostRows >= 3) op.template Tile<kOut, 3, kFetch, kWhole>(o, row, from, to, sums); break;
-    case 4: if constexpr (Op::kMostRows >= 4) op.template Tile<kOut, 4, kFetch, kWhole>(o, row, from, to, sums); break;
-    case 5: if constexpr (Op::kMostRows >= 5) op.template Tile<kOut, 5, kFetch, kWhole>(o, row, from, to, sums); break;
-    default: if constexpr (Op::kMostRows >= 6) op.template Tile<kOut, 6, kFetch, kWhole>(o, row, from, to, sums); break;
+    case 1: TileOf<Op, 1, kFetch, kWhole>(op, lone, o, row, from, to, sums); break;
+    case 2: TileOf<Op, 2, kFetch, kWhole>(op, lone, o, row, from, to, sums); break;
+    case 3: TileOf<Op, 3, kFetch, kWhole>(op, lone, o, row, from, to, sums); break;
+    case 4: TileOf<Op, 4, kFetch, kWhole>(op, lone, o, row, from, to, sums); break;
+    case 5: TileOf<Op, 5, kFetch, kWhole>(op, lone, o, row, from, to, sums); break;
+    case 6: TileOf<Op, 6, kFetch, kWhole>(op, lone, o, row, from, to, sums); break;
+    case 7: TileOf<Op, 7, kFetch, kWhole>(op, lone, o, row, from, to, sums); break;
+    case 8: TileOf<Op, 8, kFetch, kWhole>(op, lone, o, row, from, to, sums); break;
+    default: TileOf<Op, 9, kFetch, kWhole>(op, lone, o, row, from, to, sums); break;
   }
 }
 
@@ -304,32 +324,39 @@ template <class Op, bool kWhole>
 void OutputsInStretches(const Op& op, int64_t begin, int64_t end, int64_t stretch) {
   static thread_local Buffer<F32> sums;
   if (!kWhole) sums.assign((end - begin) * op.count, F32{});
-  const int64_t fours = begin + (end - begin) / 4 * 4;
-  const auto at = [&](int64_t o, int64_t row) { return sums.data() + (o - begin) * op.count + row * (o < fours ? 4 : 1); };
-  const auto next = [&](int64_t o) { return o < fours ? o + 4 : o + 1; };
-  const auto tile = [&](int64_t o, int64_t row, int64_t rows, int64_t from, int64_t to) {
-    if (o >= fours) OneTile<Op, 1, true, kWhole>(op, o, row, rows, from, to, at(o, row));
-    else if (row == 0) OneTile<Op, 4, true, kWhole>(op, o, row, rows, from, to, at(o, row));
-    else OneTile<Op, 4, false, kWhole>(op, o, row, rows, from, to, at(o, row));
-  };
-  if (kWhole) {
-    for (int64_t o = begin; o < end; o = next(o))
-      for (int64_t row = 0, rows; row < op.count; row += rows)
-        tile(o, row, rows = TileRows(op.count - row, Op::kMostRows), 0, op.steps);
-    return;
-  }
-  for (int64_t from = 0; from < op.steps; from += stretch)
-    for (int64_t row = 0, rows; row < op.count; row += rows) {
-      rows = TileRows(op.count - row, Op::kMostRows);
-      for (int64_t o = begin; o < end; o = next(o)) tile(o, row, rows, from, std::min(op.steps, from + stretch));
+  // All outputs of some rows from `o` on, in tiles: do_tile(o, whether it is of one output, sums).
+  const auto tiles = [&](int64_t row, int64_t rows, int64_t o, int64_t until, auto do_tile) {
+    F32* at = sums.data() + row * (end - begin) + (o - begin) * rows;
+    for (int64_t outputs; o < until; o += outputs, at += outputs * rows) {
+      outputs = o + TileOutputs(rows) <= until ? TileOutputs(rows) : 1;
+      do_tile(o, outputs == 1, at);
     }
+  };
+  // Where tiles go from one end of a weight to the other, those of all rows take turns, so that it comes from near.
+  const int64_t most = TileRows(op.count, Op::kMostRows);
+  const int64_t alike = most == op.count || TileOutputs(most) == TileOutputs(1) ? TileOutputs(most) : kWholeTiles;
+  const int64_t turn = kWhole ? alike : end - begin;
+  for (int64_t o = begin; o < end; o += turn)
+    for (int64_t from = 0, to; from < op.steps || (kWhole && from == 0); from = std::max<int64_t>(to, 1)) {
+      to = std::min(op.steps, from + stretch);  // 0 where rows are shorter than a step: they too must be finished
+      for (int64_t row = 0, rows; row < op.count; row += rows) {
+        rows = TileRows(op.count - row, Op::kMostRows);
+        tiles(row, rows, o, std::min(end, o + turn), [&](int64_t o, bool lone, F32* at) {
+          if (row == 0) OneTile<Op, true, kWhole>(op, lone, o, row, rows, from, to, at);
+          else OneTile<Op, false, kWhole>(op, lone, o, row, rows, from, to, at);
+        });
+      }
+    }
+  if (kWhole) return;
   for (int64_t row = 0, rows; row < op.count; row += rows) {
     rows = TileRows(op.count - row, Op::kMostRows);
-    for (int64_t o = begin; o < end; o = next(o))
-      for (int64_t r = row; r < row + rows; ++r) {
-        if (o < fours) op.template Finish<4>(o, r, at(o, r));
-        else op.template Finish<1>(o, r, at(o, r));
+    tiles(row, rows, begin, end, [&](int64_t o, bool lone, const F32* at) {
+      for (int64_t r = row; r < row + rows; ++r, at += lone ? 1 : TileOutputs(rows)) {
+        if (lone) op.template Finish<1>(o, r, at);
+        else if (TileOutputs(rows) == 4) op.template Finish<4>(o, r, at);
+        else op.template Finish<3>(o, r, at);
       }
+    });
   }
 }
 
@@ -363,16 +390,22 @@ void RunAll(const std::vector<Op>& ops) {
 inline int64_t PartSize(int64_t outputs, int64_t row_bytes, int64_t count, int64_t most) {
   int64_t wanted = (int64_t{128} << 10) / std::max<int64_t>(row_bytes, 1);
   if (count > 2 * most) wanted = std::min(std::max(wanted, int64_t{32}), kSums / (kBytes * count));
-  return std::min<int64_t>((std::max<int64_t>(wanted, 1) + 3) / 4 * 4, (outputs + 3) / 4 * 4);
+  const auto whole = [](int64_t n) { return (n + kWholeTiles - 1) / kWholeTiles * kWholeTiles; };
+  return std::min<int64_t>(whole(std::max<int64_t>(wanted, 1)), whole(outputs));
 }
 
-// How each kind of weight is multiplied: a step of `kStep` elements is `kHalves` vectors of operands.
+// How each kind of weight is multiplied: a step of `kStep` elements is `kHalves` vectors of operands. Tiles have from
+// `kLeastRows` to `kMostRows` rows, and up to `kMostWhole` rows go from one end of a weight to the other.
 struct Float32 {
   using Element = float;  // of weights and rows
+  using Packed = float;   // of rows as tiles read them
   using Operand = F32;
+  static constexpr int64_t kLeastRows = 1, kMostRows = kRegisters >= 32 ? 9 : 3;
+  static constexpr int64_t kMostWhole = kRegisters >= 32 ? 12 : 6;
   static constexpr int64_t kStep = kLanes;
   static constexpr int kHalves = 1;
   static inline Operand Operands(const Element* at, int) { return Load<F32>(at); }
+  static inline Operand Row(const Packed* at, int) { return Load<F32>(at); }
   static inline F32 Add(F32 sum, Operand weight, Operand row) { return sum + weight * row; }
   static inline float Widen(float x) { return x; }
 };
@@ -385,10 +418,14 @@ inline float WidenBFloat16(uint16_t bits) {
 #if defined(__AVX512BF16__)
 struct BFloat16 {
   using Element = uint16_t;
+  using Packed = uint16_t;
   using Operand = U32;  // two elements a lane
+  static constexpr int64_t kLeastRows = 1, kMostRows = kRegisters >= 32 ? 6 : 3;
+  static constexpr int64_t kMostWhole = 2 * kMostRows;
   static constexpr int64_t kStep = 2 * kLanes;
   static constexpr int kHalves = 1;
   static inline Operand Operands(const Element* at, int) { return Load<U32>(at); }
+  static inline Operand Row(const Packed* at, int) { return Load<U32>(at); }
   static inline F32 Add(F32 sum, Operand weight, Operand row) {
     return (F32)_mm512_dpbf16_ps((__m512)sum, (__m512bh)weight, (__m512bh)row);
   }
@@ -398,15 +435,28 @@ struct BFloat16 {
 // Without an instruction for it: the even elements of a step in one vector, and the odd ones in another.
 struct BFloat16 {
   using Element = uint16_t;
+  using Packed = uint16_t;
   using Operand = F32;
+  static constexpr int64_t kLeastRows = 1, kMostRows = kRegisters >= 32 ? 6 : 3;
+  static constexpr int64_t kMostWhole = 2 * kMostRows;
   static constexpr int64_t kStep = 2 * kLanes;
   static constexpr int kHalves = 2;
   static inline Operand Operands(const Element* at, int half) {
     const U32 both = Load<U32>(at);
     return (F32)(half == 0 ? both << 16 : both & 0xffff0000u);
   }
+  static inline Operand Row(const Packed* at, int half) { return Operands(at, half); }
   static inline F32 Add(F32 sum, Operand weight, Operand row) { return sum + weight * row; }
   static inline float Widen(uint16_t bits) { return WidenBFloat16(bits); }
+};
+
+// The same for 7 to 9 rows: one tile, for which a weight is widened once, as the rows are when they are packed. They
+// take twice the cache then, which costs more than it saves where there are fewer rows or several tiles of them.
+struct TallBFloat16 : BFloat16 {
+  using Packed = float;
+  static constexpr int64_t kLeastRows = 7, kMostRows = kRegisters >= 32 ? 9 : 0;  // none with few registers
+  static constexpr int64_t kMostWhole = 0;
+  static inline Operand Row(const Packed* at, int half) { return Load<F32>(at + half * kLanes); }
 };
 #endif
 
@@ -416,7 +466,7 @@ template <class Kind>
 struct PackedRows {
   const typename Kind::Element* given;
   int64_t count, size, steps;
-  Buffer<typename Kind::Element> values;
+  Buffer<typename Kind::Packed> values;
 
   PackedRows(const typename Kind::Element* rows, int64_t count, int64_t size, int64_t most)
       : given(rows), count(count), size(size), steps(size / Kind::kStep), values(count * steps * Kind::kStep) {
@@ -425,12 +475,19 @@ struct PackedRows {
       rows_here = TileRows(count - row, most);
       for (int64_t step = 0; step < steps; ++step)
         for (int64_t r = row; r < row + rows_here; ++r)
-          std::memcpy(std::exchange(to, to + Kind::kStep), rows + r * size + step * Kind::kStep,
-                      Kind::kStep * sizeof(*to));
+          Pack(rows + r * size + step * Kind::kStep, std::exchange(to, to + Kind::kStep));
     }
   }
 
-  const typename Kind::Element* Tile(int64_t row) const { return values.data() + row * steps * Kind::kStep; }
+  static void Pack(const typename Kind::Element* from, typename Kind::Packed* to) {
+    if constexpr (sizeof(*from) == sizeof(*to)) {
+      std::memcpy(to, from, Kind::kStep * sizeof(*to));
+    } else {
+      for (int half = 0; half < Kind::kHalves; ++half) Put(to + half * kLanes, Kind::Operands(from, half));
+    }
+  }
+
+  const typename Kind::Packed* Tile(int64_t row) const { return values.data() + row * steps * Kind::kStep; }
 };
 
 // The product of rows with one weight `[O, size]`.
@@ -442,29 +499,34 @@ struct Plain {
   float* out;
   int64_t count = rows->count, size = rows->size, steps = rows->steps;
 
-  static constexpr int64_t kMostRows = kRegisters >= 32 ? 6 : 3;
+  static constexpr int64_t kMostRows = Kind::kMostRows;
 
   int64_t Part() const { return PartSize(outputs, size * sizeof(typename Kind::Element), count, kMostRows); }
 
   int64_t Stretch() const {
     // Few rows are soon done with a weight: it is best read from one end to the other.
-    return count <= 2 * kMostRows ? steps : kFirstCache / (kMostRows * Kind::kStep * sizeof(typename Kind::Element));
+    if (count <= Kind::kMostWhole) return steps;
+    return kFirstCache / (TileRows(count, kMostRows) * Kind::kStep * sizeof(typename Kind::Packed));
   }
 
   template <int kOut, int kRows, bool kFetch, bool kWhole>
   inline void Tile(int64_t o, int64_t row, int64_t from, int64_t to, F32* sums) const {
+    if constexpr (kRows < Kind::kLeastRows) return;
     F32 kept[kRows][kOut];
     KLJUDGE_UNROLL
     for (int r = 0; r < kRows; ++r)
       KLJUDGE_UNROLL
       for (int j = 0; j < kOut; ++j) kept[r][j] = kWhole ? F32{} : sums[r * kOut + j];
     const typename Kind::Element* w_at = weight + o * size + from * Kind::kStep;
-    const typename Kind::Element* x_at = rows->Tile(row) + from * kRows * Kind::kStep;
+    const typename Kind::Packed* x_at = rows->Tile(row) + from * kRows * Kind::kStep;
     for (int64_t i = from; i < to; ++i, w_at += Kind::kStep, x_at += kRows * Kind::kStep) {
       if constexpr (kFetch) {
         KLJUDGE_UNROLL
-        for (int j = 0; j < kOut; ++j)
-          __builtin_prefetch(reinterpret_cast<const char*>(w_at + j * size) + kAhead, 0, 2);
+        for (int j = 0; j < kOut; ++j) {
+          // In stretches what comes next is the same columns of the outputs that follow.
+          const auto* next = kWhole ? w_at + j * size + kAhead / sizeof(*w_at) : w_at + (j + 2 * kOut) * size;
+          __builtin_prefetch(next, 0, 2);
+        }
       }
       KLJUDGE_UNROLL
       for (int half = 0; half < Kind::kHalves; ++half) {
@@ -474,14 +536,14 @@ struct Plain {
           for (int j = 0; j < kOut; ++j) w[j] = Kind::Operands(w_at + j * size, half);
           KLJUDGE_UNROLL
           for (int r = 0; r < kRows; ++r) {
-            const auto x = Kind::Operands(x_at + r * Kind::kStep, half);
+            const auto x = Kind::Row(x_at + r * Kind::kStep, half);
             KLJUDGE_UNROLL
             for (int j = 0; j < kOut; ++j) kept[r][j] = Kind::Add(kept[r][j], w[j], x);
           }
         } else {
           typename Kind::Operand x[kRows];
           KLJUDGE_UNROLL
-          for (int r = 0; r < kRows; ++r) x[r] = Kind::Operands(x_at + r * Kind::kStep, half);
+          for (int r = 0; r < kRows; ++r) x[r] = Kind::Row(x_at + r * Kind::kStep, half);
           KLJUDGE_UNROLL
           for (int j = 0; j < kOut; ++j) {
             const auto w = Kind::Operands(w_at + j * size, half);
@@ -551,6 +613,12 @@ ffi::Error Float32Impl(ffi::RemainingArgs arguments, ffi::RemainingRets results)
 }
 
 ffi::Error BFloat16Impl(ffi::RemainingArgs arguments, ffi::RemainingRets results) {
+#if !defined(__AVX512BF16__)
+  const auto rows = arguments.get<ffi::AnyBuffer>(0);
+  const int64_t count = rows.has_value() ? rows->dimensions()[0] : 0;
+  if (count >= TallBFloat16::kLeastRows && count <= TallBFloat16::kMostRows)
+    return Products<TallBFloat16>(arguments, results);
+#endif
   return Products<BFloat16>(arguments, results);
 }
 
@@ -855,7 +923,7 @@ struct Attention {
     const PackedRows<Float32> packed(rows.data(), count, dim, Plain<Float32>::kMostRows);
     const Plain<Float32> product{k, &packed, width, scores.data()};
     const int64_t seen = last(end - 1) + 1;
-    for (int64_t s = first(begin) / 4 * 4; s < seen; s += 64) Outputs(product, s, std::min(seen, s + 64));
+    for (int64_t s = first(begin) / 4 * 4; s < seen; s += 60) Outputs(product, s, std::min(seen, s + 60));
 
     for (int64_t q = begin; q < end; ++q) Softmax(scores.data() + (q - begin) * width, first(q), last(q));
 
