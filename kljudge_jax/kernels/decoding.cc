@@ -739,7 +739,7 @@ struct Blocks {
   float* out;
   int64_t blocks = rows->blocks;
 
-  static constexpr int64_t kMostRows = kRegisters >= 32 ? 12 : 4;
+  static constexpr int64_t kMostRows = kRegisters >= 32 ? 9 : 4;
 
   int64_t PanelBytes() const { return blocks * kColumns * kPanel * bits / 8; }
   int64_t Panels() const { return (outputs + kPanel - 1) / kPanel; }
