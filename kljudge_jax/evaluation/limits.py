@@ -95,13 +95,25 @@ def empty_call() -> Probe:
 
 def weight_bytes(model: Transformer) -> int:
     """Bytes that `read` reads."""
-    return sum(leaf.nbytes for leaf in parameters(model).values() if leaf.ndim == 2)
+    return sum(leaf.nbytes for leaf in _matrices(model))
 
 
 def read(model: Transformer, axis: int) -> Probe:
     """A plain read of all matrices of a model: their sums along an axis."""
-    matrices = [leaf for leaf in parameters(model).values() if leaf.ndim == 2]
+    matrices = [_in_words(leaf) for leaf in _matrices(model)]
     return Probe(lambda _, n: _read(matrices, np.int32(n), axis=axis))
+
+
+def _matrices(model: Transformer) -> list[jax.Array]:
+    return [leaf for leaf in parameters(model).values() if leaf.ndim > 1]  # integers in panels have 4 axes
+
+
+def _in_words(leaf: jax.Array) -> jax.Array:
+    """The same bytes as float32, whatever that comes to, where they are panels or their scales: XLA takes longer to
+    widen smaller numbers, or to add integers, than to read them. Panels lie in the memory of the host."""
+    if leaf.ndim == 2:
+        return leaf
+    return jnp.asarray(np.asarray(leaf).reshape(len(leaf), -1).view(np.float32))
 
 
 def matmul_size() -> int:

@@ -4,13 +4,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_pairs import tiny_model
+from tiny_pairs import rounded, tiny_model
 
 from kljudge_jax.evaluation import limits
 from kljudge_jax.evaluation.limits import Reached, Work, pass_work, slots_read
 from kljudge_jax.evaluation.timing import Timing
 from kljudge_jax.kernels.cpu_library import library
 from kljudge_jax.models.cache import KVCache
+from kljudge_jax.models.transformer import parameters
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +67,19 @@ def test_a_read_reads_every_matrix_in_every_repetition(model, axis):
     assert limits.weight_bytes(model) == sum(m.nbytes for m in matrices)
     total = limits.read(model, axis).run(None, 3)
     np.testing.assert_allclose(total, 3 * sum(m.sum(dtype=np.float64) for m in matrices), rtol=1e-4)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_a_read_of_integers_reads_them_and_their_scales(model, bits):
+    kept = rounded(model, bits)
+    held = [leaf for name, leaf in parameters(kept).items() if leaf.ndim > 1]
+    assert limits.weight_bytes(kept) == sum(leaf.nbytes for leaf in held)
+    for leaf in held:
+        words = limits._in_words(leaf)
+        assert words.ndim == 2 and words.nbytes == leaf.nbytes
+        assert np.asarray(words).tobytes() == np.asarray(leaf).tobytes()
+    for axis in (0, 1):
+        assert np.shape(limits.read(kept, axis).run(None, 2)) == ()
 
 
 def test_a_product_stays_what_it_was(monkeypatch):
