@@ -83,7 +83,8 @@ def stand_in(patch) -> None:
             shipped / "target",
             None if draft is None else shipped / "draft",
             dtype="float32" if dtype == "auto" else dtype,
-            **{name: options[name] for name in kept if name in options},
+            # The pair is in no file of blocks: what would be kept is rounded.
+            **{name: 8 if options[name] == "file" else options[name] for name in kept if name in options},
         )
         if Path(target).parent != shipped:
             pair.tokenizer.chat_template = "{% for message in messages %}{{ message.content }}\n{% endfor %}"

@@ -2,7 +2,8 @@
 //
 // Decoding multiplies 1 to some dozen rows by every weight of a model, so that its time is that of reading the weights
 // once. XLA's own products repack the weights at every call. Here a weight is read as it is stored, `[O, I]` with I
-// contiguous, by all cores, and each load serves as many rows as there are registers for.
+// contiguous, or, where it is made of integers, in panels of 16 outputs, by all cores, and each load serves as many rows
+// as there are registers for.
 //
 // The sum behind one element of the result runs in one order, whatever the number of rows or threads: a token's
 // numbers are the same to the bit whether it is scored alone or beside others.
