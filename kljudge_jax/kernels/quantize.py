@@ -40,14 +40,6 @@ class Form:
     def __post_init__(self):
         assert self.bits in (8, 4) and (self.each == COLUMNS or (self.bits, self.each, self.minimum) == (8, 16, False))
 
-    def values_shape(self, outputs: int, size: int) -> tuple[int, int]:
-        """Of the bytes of a weight `[outputs, size]` in rows: these end in whole blocks of 32 columns."""
-        return outputs, math.ceil(size / COLUMNS) * COLUMNS * self.bits // 8
-
-    def scale_shape(self, outputs: int, size: int) -> tuple[int, int]:
-        """Of its scales, and of its minima."""
-        return outputs, math.ceil(size / COLUMNS) * COLUMNS // self.each
-
 
 @functools.partial(
     jax.tree_util.register_dataclass,
@@ -59,8 +51,9 @@ class Integers:
     """A weight of integers.
 
     Attributes:
-      values: int8 (8 bits) or uint8 (4 bits), `Form.values_shape` in rows; `[ceil(O / 16), _ / 4, 16, 4]` in panels.
-      scale: float16, `Form.scale_shape` in rows; `[ceil(O / 16), _, 16]` in panels.
+      values: int8 `[O, C]` or, of 4 bits, uint8 `[O, C / 2]` in rows, C being I up to a whole 32; in panels
+        `[ceil(O / 16), C / 4, 16, 4]` or `[ceil(O / 16), C / 8, 16, 4]`.
+      scale: float16 `[O, C / each]` in rows, `[ceil(O / 16), C / each, 16]` in panels.
       minimum: the same, or None.
       shape: `(O, I)` of the weight that is meant.
     """
@@ -102,19 +95,22 @@ def round_to(weight: jax.Array, form: Form) -> Integers:
     wide = jnp.asarray(weight, jnp.float32)
     blocks = jnp.pad(wide, ((0, 0), (0, -size % COLUMNS))).reshape(outputs, -1, form.each)
     least, most = jnp.min(blocks, axis=2), jnp.max(blocks, axis=2)
-    levels = 255 if form.bits == 8 else 15
     if form.minimum:
-        step, lowest = (most - least) / levels, -128 if form.bits == 8 else 0
+        lowest, highest = (-128, 127) if form.bits == 8 else (0, 15)
+        step = (most - least) / (highest - lowest)
+    elif form.bits == 8:
+        lowest, highest = -127, 127
+        step = jnp.maximum(most, -least) / 127
     else:
-        step = jnp.maximum(most, -least) / 127 if form.bits == 8 else jnp.where(-least > most, least, most) / -8
-        lowest = -127 if form.bits == 8 else -8
+        lowest, highest = -8, 7
+        step = jnp.where(-least > most, least, most) / -8
     scale = jnp.clip(step, -_LARGEST, _LARGEST).astype(jnp.float16)
     minimum = None
     known = scale.astype(jnp.float32)[..., None]
     if form.minimum:
         minimum = (least - lowest * scale.astype(jnp.float32)).astype(jnp.float16)
         blocks = blocks - minimum.astype(jnp.float32)[..., None]
-    found = jnp.clip(jnp.round(blocks / jnp.where(known == 0, 1, known)), lowest, lowest + levels - (lowest == -127))
+    found = jnp.clip(jnp.round(blocks / jnp.where(known == 0, 1, known)), lowest, highest)
     found = found.reshape(outputs, -1)
     if form.bits == 8:
         values = found.astype(jnp.int8)
