@@ -626,13 +626,22 @@ ffi::Error BFloat16Impl(ffi::RemainingArgs arguments, ffi::RemainingRets results
 // Columns whose scale and minimum a row shares, and outputs side by side in a panel.
 constexpr int64_t kGroup = 64, kColumns = 32, kPanel = 16;
 
+// Whether products take weights as unsigned bytes: then int8 weights come with 128 added, and the rows' sums make up
+// for it.
+#if defined(__AVX512VNNI__)
+constexpr bool kUnsigned = true;
+#else
+constexpr bool kUnsigned = false;
+#endif
+
 // Rows rounded to int8 in groups of 64 that share a scale: what weights of integers are multiplied with. A row ends in
 // zeros up to a whole group. Of each tile of rows all rows' first 32 columns come first, then all rows' next ones.
 struct Int8Rows {
-  // What of a block is the same for all weights: its scale, the products with weights that are -1, and with minima.
+  // What of a block is the same for all weights: its scale, what products of int8 weights begin with, and the products
+  // with minima.
   struct Shared {
     float step;
-    int32_t minus[2], minus_all;  // of 16 columns each, and of all 32
+    int32_t begin[2], begin_all;  // of 16 columns each, and of all 32
     float sum;                    // of 32 columns, scaled
   };
   int64_t count, size, blocks;
@@ -641,54 +650,65 @@ struct Int8Rows {
 
   Int8Rows(const float* rows, int64_t count, int64_t size, int64_t blocks, int64_t most)
       : count(count), size(size), blocks(blocks), values(count * blocks * kColumns), shared(count * blocks) {
+    std::vector<int64_t> tile(count), tall(count);  // of the tile that a row is in: its first row, and how many it has
+    for (int64_t row = 0, rows_here; row < count; row += rows_here) {
+      rows_here = TileRows(count - row, most);
+      std::fill_n(tile.begin() + row, rows_here, row);
+      std::fill_n(tall.begin() + row, rows_here, rows_here);
+    }
     const int64_t groups = (blocks + 1) / 2, each = std::max<int64_t>(1, count * groups / 16);
     Workers::Get().Run((count * groups + each - 1) / each, [&](int64_t part) {
-      for (int64_t i = part * each; i < std::min(count * groups, (part + 1) * each); ++i)
-        Round(rows, i / groups, i % groups, most);
+      for (int64_t i = part * each; i < std::min(count * groups, (part + 1) * each); ++i) {
+        const int64_t row = i / groups;
+        Round(rows + row * size, i % groups, tile[row] * blocks + row - tile[row], tall[row]);
+      }
     });
   }
 
-  void Round(const float* rows, int64_t row, int64_t group, int64_t most_rows) {
-    int64_t tile = 0, tall = 0;  // of the tile that the row is in: its first row, and how many it has
-    for (int64_t next = 0; next <= row; next += tall) {
-      tile = next;
-      tall = TileRows(count - next, most_rows);
-    }
+  // One group of a row, whose block `b` goes to place `first + b * apart`.
+  void Round(const float* row, int64_t group, int64_t first, int64_t apart) {
     const int64_t from = group * kGroup, there = std::clamp<int64_t>(size - from, 0, kGroup);
-    const float* x = rows + row * size + from;
+    alignas(64) float x[kGroup] = {};
+    std::memcpy(x, row + from, there * sizeof(float));
+    F32 mosts = {};
+    I32 fit = I32{} - 1;
+    for (int64_t j = 0; j < kGroup; j += kLanes) {
+      const F32 magnitude = (F32)(Load<I32>(x + j) & 0x7fffffff);
+      mosts = magnitude > mosts ? magnitude : mosts;
+      fit &= magnitude < INFINITY;
+    }
     float most = 0;
-    bool fit = true;
-    for (int64_t j = 0; j < there; ++j) {
-      most = std::max(most, std::fabs(x[j]));
-      fit &= std::isfinite(x[j]);
+    bool all_fit = true;
+    for (int64_t lane = 0; lane < kLanes; ++lane) {
+      most = std::max(most, mosts[lane]);
+      all_fit &= fit[lane] != 0;
     }
     // What is no number makes the whole row none, as it does in a float product.
-    const float inverse = fit && most > 0 ? 127 / most : 0;
+    const float inverse = all_fit && most > 0 ? 127 / most : 0;
+    alignas(64) int32_t rounded[kGroup];
+    for (int64_t j = 0; j < kGroup; j += kLanes) {
+      // A number this large has no places after the point: the sum is rounded to nearest, and its last bits are it.
+      const F32 large = Load<F32>(x + j) * inverse + 0x1.8p23f;
+      Put(rounded + j, all_fit ? (I32)large - 0x4b400000 : I32{});
+    }
     for (int64_t block = 2 * group; block < std::min(blocks, 2 * group + 2); ++block) {
-      const int64_t at = tile * blocks + block * tall + (row - tile), begin = (block - 2 * group) * kColumns;
+      const int64_t at = first + block * apart;
+      const int32_t* here = rounded + (block - 2 * group) * kColumns;
       int8_t* to = values.data() + at * kColumns;
-      for (int64_t j = 0; j < kColumns; ++j)
-        to[j] = begin + j < there ? static_cast<int8_t>(std::lrint(fit ? x[begin + j] * inverse : 0)) : 0;
+      int32_t sums[2] = {};
+      for (int64_t j = 0; j < kColumns; ++j) to[j] = static_cast<int8_t>(here[j]);
+      for (int half = 0; half < 2; ++half)
+        for (int64_t j = 0; j < kColumns / 2; ++j) sums[half] += here[half * kColumns / 2 + j];
       Shared& all = shared[at];
-      all.step = fit ? most / 127 : NAN;
-      for (int half = 0; half < 2; ++half) {
-        all.minus[half] = 0;
-        for (int j = 0; j < 16; ++j) all.minus[half] -= to[16 * half + j];
-      }
-      all.minus_all = all.minus[0] + all.minus[1];
-      all.sum = all.step * -all.minus_all;
+      all.step = all_fit ? most / 127 : NAN;
+      for (int half = 0; half < 2; ++half) all.begin[half] = kUnsigned ? -128 * sums[half] : 0;
+      all.begin_all = all.begin[0] + all.begin[1];
+      all.sum = all.step * (sums[0] + sums[1]);
     }
   }
 };
 
-// sum + weights by rows, four neighbours a lane. Where the processor has only products of unsigned by signed bytes,
-// int8 weights come with 128 added, and the rows' sums make up for it; where it has none, they come as they are.
-#if defined(__AVX512VNNI__)
-constexpr bool kUnsigned = true;
-#else
-constexpr bool kUnsigned = false;
-#endif
-
+// sum + weights by rows, four neighbours a lane.
 inline I32 DotBytes(I32 sum, U8 weights, U8 rows) {
 #if defined(__AVX512VNNI__)
   return (I32)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)weights, (__m512i)rows);
@@ -741,85 +761,112 @@ struct Blocks {
   int64_t blocks = rows->blocks;
 
   static constexpr int64_t kMostRows = kRegisters >= 32 ? 9 : 4;
+  // Vectors of outputs a tile: with registers for two, a number of a row is loaded once for two products.
+  static constexpr int64_t kWide = kRegisters >= 32 ? 2 : 1;
+  static constexpr int64_t kVectors = kPanel / kLanes;  // of a panel
 
   int64_t PanelBytes() const { return blocks * kColumns * kPanel * bits / 8; }
-  int64_t Panels() const { return (outputs + kPanel - 1) / kPanel; }
-  // Panels a part: enough bytes that taking one costs nothing beside it, few enough that threads end together.
-  int64_t Part() const { return std::max<int64_t>(1, (int64_t{64} << 10) / std::max<int64_t>(1, PanelBytes())); }
+  int64_t Tiles() const { return ((outputs + kPanel - 1) / kPanel * kVectors + kWide - 1) / kWide; }
+  // Tiles of outputs a part: enough bytes that taking one costs nothing beside it, few enough that threads end together.
+  int64_t Part() const {
+    const int64_t bytes = std::max<int64_t>(1, PanelBytes() / kVectors * kWide);
+    return std::max<int64_t>(1, (int64_t{64} << 10) / bytes);
+  }
 
+  // Vectors `number * kWide` and on of the outputs, for `kRows` rows.
   template <int kBits, int kEach, bool kMinimum, int kRows>
-  void Tile(int64_t panel, int64_t first, int64_t lane) const {
-    constexpr int32_t kOffset = kBits == 8 && kUnsigned ? 128 : 0;
+  void Tile(int64_t number, int64_t first) const {
+    constexpr bool kBegin = kBits == 8 && kUnsigned;
     constexpr bool kLeast = kMinimum || kBits == 4;  // whether the value 0 stands for another number
     constexpr int kParts = kColumns / kEach, kQuads = kEach / 4;
-    F32 kept[kRows] = {};
-    const uint8_t* w = values + panel * PanelBytes() + 4 * lane;
-    const int64_t at_scale = panel * blocks * kParts * kPanel + lane;
-    const uint16_t *s = scale + at_scale, *m = minimum + at_scale;
+    F32 kept[kRows][kWide] = {};
+    const uint8_t* w[kWide];
+    const uint16_t *s[kWide], *m[kWide];
+    for (int j = 0; j < kWide; ++j) {
+      // Where there is no vector any more, the last one once again.
+      const int64_t vector = std::min(number * kWide + j, (outputs + kPanel - 1) / kPanel * kVectors - 1);
+      const int64_t panel = vector / kVectors, lane = vector % kVectors * kLanes;
+      const int64_t at_scale = panel * blocks * kParts * kPanel + lane;
+      w[j] = values + panel * PanelBytes() + 4 * lane;
+      s[j] = scale + at_scale;
+      m[j] = minimum + at_scale;
+    }
     const int8_t* x = rows->values.data() + first * blocks * kColumns;
     const Int8Rows::Shared* shared = rows->shared.data() + first * blocks;
     for (int64_t block = 0; block < blocks; ++block, x += kRows * kColumns, shared += kRows) {
       KLJUDGE_UNROLL
-      for (int part = 0; part < kParts; ++part, s += kPanel, m += kPanel) {
-        I32 dots[kRows];
+      for (int part = 0; part < kParts; ++part) {
+        I32 dots[kRows][kWide];
         KLJUDGE_UNROLL
         for (int r = 0; r < kRows; ++r)
-          dots[r] = kOffset == 0 ? I32{} : (I32{} + (kParts == 2 ? shared[r].minus[part] : shared[r].minus_all)) * kOffset;
-        const auto add = [&](U8 bytes, int quad) {
+          KLJUDGE_UNROLL
+          for (int j = 0; j < kWide; ++j)
+            dots[r][j] = kBegin ? I32{} + (kParts == 2 ? shared[r].begin[part] : shared[r].begin_all) : I32{};
+        const auto add = [&](const U8* bytes, int quad) {
+          KLJUDGE_UNROLL
+          for (int r = 0; r < kRows; ++r) {
+            const U8 four = (U8)(I32{} + Load<int32_t>(x + r * kColumns + 4 * quad));
+            KLJUDGE_UNROLL
+            for (int j = 0; j < kWide; ++j) dots[r][j] = DotBytes(dots[r][j], bytes[j], four);
+          }
+        };
+        KLJUDGE_UNROLL
+        for (int quad = 0; quad < (kBits == 4 ? kQuads / 2 : kQuads); ++quad) {
+          U8 bytes[kWide], upper[kWide];
+          KLJUDGE_UNROLL
+          for (int j = 0; j < kWide; w[j] += 4 * kPanel, ++j) {
+            __builtin_prefetch(reinterpret_cast<const char*>(w[j]) + kAhead / 4, 0, 2);
+            const U8 there = Load<U8>(w[j]);
+            if constexpr (kBits == 4) {
+              bytes[j] = there & uint8_t{15};
+              upper[j] = (U8)((U32)(there & uint8_t{0xf0}) >> 4);
+            } else {
+              bytes[j] = there ^ uint8_t{kUnsigned ? 0x80 : 0};
+            }
+          }
+          add(bytes, part * kQuads + quad);
+          if constexpr (kBits == 4) add(upper, quad + kQuads / 2);
+        }
+        KLJUDGE_UNROLL
+        for (int j = 0; j < kWide; s[j] += kPanel, m[j] += kPanel, ++j) {
+          const F32 scales = WidenFloat16(s[j]);
           KLJUDGE_UNROLL
           for (int r = 0; r < kRows; ++r)
-            dots[r] = DotBytes(dots[r], bytes, (U8)(I32{} + Load<int32_t>(x + r * kColumns + 4 * quad)));
-        };
-        if constexpr (kBits == 4) {
-          KLJUDGE_UNROLL
-          for (int quad = 0; quad < kQuads / 2; ++quad, w += 4 * kPanel) {
-            __builtin_prefetch(reinterpret_cast<const char*>(w) + kAhead / 4, 0, 2);
-            const U8 packed = Load<U8>(w);
-            add(packed & uint8_t{15}, quad);
-            add((U8)((U32)(packed & uint8_t{0xf0}) >> 4), quad + kQuads / 2);
+            kept[r][j] += __builtin_convertvector(dots[r][j], F32) * (scales * shared[r].step);
+          if constexpr (kLeast) {
+            const F32 least = kMinimum ? WidenFloat16(m[j]) : scales * -8.0f;
+            KLJUDGE_UNROLL
+            for (int r = 0; r < kRows; ++r) kept[r][j] += least * shared[r].sum;
           }
-        } else {
-          KLJUDGE_UNROLL
-          for (int quad = 0; quad < kQuads; ++quad, w += 4 * kPanel) {
-            __builtin_prefetch(reinterpret_cast<const char*>(w) + kAhead / 4, 0, 2);
-            add(Load<U8>(w) ^ uint8_t{kUnsigned ? 0x80 : 0}, part * kQuads + quad);
-          }
-        }
-        const F32 scales = WidenFloat16(s);
-        KLJUDGE_UNROLL
-        for (int r = 0; r < kRows; ++r)
-          kept[r] += __builtin_convertvector(dots[r], F32) * (scales * shared[r].step);
-        if constexpr (kLeast) {
-          const F32 least = kMinimum ? WidenFloat16(m) : scales * -8.0f;
-          KLJUDGE_UNROLL
-          for (int r = 0; r < kRows; ++r) kept[r] += least * shared[r].sum;
         }
       }
     }
-    const int64_t o = panel * kPanel + lane, there = std::clamp<int64_t>(outputs - o, 0, kLanes);
-    for (int r = 0; r < kRows; ++r) std::memcpy(out + (first + r) * outputs + o, &kept[r], there * sizeof(float));
-  }
-
-  template <int kBits, int kEach, bool kMinimum>
-  void Panel(int64_t panel) const {
-    for (int64_t row = 0, tall; row < rows->count; row += tall) {
-      tall = TileRows(rows->count - row, kMostRows);
-      for (int64_t lane = 0; lane < kPanel; lane += kLanes) OfRows<kBits, kEach, kMinimum, 1>(panel, row, lane, tall);
+    for (int j = 0; j < kWide; ++j) {
+      const int64_t o = (number * kWide + j) * kLanes, there = std::clamp<int64_t>(outputs - o, 0, kLanes);
+      for (int r = 0; r < kRows; ++r) std::memcpy(out + (first + r) * outputs + o, &kept[r][j], there * sizeof(float));
     }
   }
 
   template <int kBits, int kEach, bool kMinimum, int kRows>
-  void OfRows(int64_t panel, int64_t row, int64_t lane, int64_t tall) const {
+  void OfRows(int64_t number, int64_t row, int64_t tall) const {
     if constexpr (kRows < kMostRows) {
-      if (tall != kRows) return OfRows<kBits, kEach, kMinimum, kRows + 1>(panel, row, lane, tall);
+      if (tall != kRows) return OfRows<kBits, kEach, kMinimum, kRows + 1>(number, row, tall);
     }
-    Tile<kBits, kEach, kMinimum, kRows>(panel, row, lane);
+    Tile<kBits, kEach, kMinimum, kRows>(number, row);
   }
 
-  void Panel(int64_t panel) const {
-    if (bits == 4) return minimum ? Panel<4, 32, true>(panel) : Panel<4, 32, false>(panel);
-    if (each == 16) return Panel<8, 16, false>(panel);
-    return minimum ? Panel<8, 32, true>(panel) : Panel<8, 32, false>(panel);
+  template <int kBits, int kEach, bool kMinimum>
+  void OfForm(int64_t number) const {
+    for (int64_t row = 0, tall; row < rows->count; row += tall) {
+      tall = TileRows(rows->count - row, kMostRows);
+      OfRows<kBits, kEach, kMinimum, 1>(number, row, tall);
+    }
+  }
+
+  void OneTile(int64_t number) const {
+    if (bits == 4) return minimum ? OfForm<4, 32, true>(number) : OfForm<4, 32, false>(number);
+    if (each == 16) return OfForm<8, 16, false>(number);
+    return minimum ? OfForm<8, 32, true>(number) : OfForm<8, 32, false>(number);
   }
 };
 
@@ -854,14 +901,14 @@ ffi::Error BlocksImpl(ffi::RemainingArgs arguments, ffi::RemainingRets results, 
                    static_cast<const uint16_t*>(scale->untyped_data()), minimum, bits, each, rows.get(),
                    (*out)->dimensions()[1], static_cast<float*>((*out)->untyped_data())});
     first.push_back(parts);
-    parts += (ops.back().Panels() + ops.back().Part() - 1) / ops.back().Part();
+    parts += (ops.back().Tiles() + ops.back().Part() - 1) / ops.back().Part();
   }
   Workers::Get().Run(parts, [&](int64_t number) {
     size_t which = ops.size() - 1;
     while (first[which] > number) --which;
     const Blocks& op = ops[which];
     const int64_t begin = (number - first[which]) * op.Part();
-    for (int64_t panel = begin; panel < std::min(op.Panels(), begin + op.Part()); ++panel) op.Panel(panel);
+    for (int64_t tile = begin; tile < std::min(op.Tiles(), begin + op.Part()); ++tile) op.OneTile(tile);
   });
   return ffi::Error::Success();
 }
