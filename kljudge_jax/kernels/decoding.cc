@@ -22,6 +22,7 @@
 #include <new>
 #include <system_error>
 #include <thread>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -116,6 +117,12 @@ inline float Sum(F32 v) {
     for (int i = 0; i < step; ++i) lanes[i] += lanes[i + step];
   return lanes[0];
 #endif
+}
+
+// Calls `f` with each number of a sequence, which it knows when it is compiled.
+template <int... kNumbers, class F>
+inline void ForEach(std::integer_sequence<int, kNumbers...>, F f) {
+  (f(std::integral_constant<int, kNumbers>{}), ...);
 }
 
 // The sums of four vectors side by side. A matrix of few columns has hardly more products than sums.
@@ -626,8 +633,8 @@ ffi::Error BFloat16Impl(ffi::RemainingArgs arguments, ffi::RemainingRets results
 // Columns whose scale and minimum a row shares, and outputs side by side in a panel.
 constexpr int64_t kGroup = 64, kColumns = 32, kPanel = 16;
 
-// Whether products take weights as unsigned bytes: then int8 weights come with 128 added, and the rows' sums make up
-// for it.
+// Whether products take weights as unsigned bytes: then those without a minimum come with 128 added, and the rows' sums
+// make up for it.
 #if defined(__AVX512VNNI__)
 constexpr bool kUnsigned = true;
 #else
@@ -637,8 +644,8 @@ constexpr bool kUnsigned = false;
 // Rows rounded to int8 in groups of 64 that share a scale: what weights of integers are multiplied with. A row ends in
 // zeros up to a whole group. Of each tile of rows all rows' first 32 columns come first, then all rows' next ones.
 struct Int8Rows {
-  // What of a block is the same for all weights: its scale, what products of int8 weights begin with, and the products
-  // with minima.
+  // What of a block is the same for all weights: its scale, what products with weights that have no minimum begin with,
+  // and the products with minima.
   struct Shared {
     float step;
     int32_t begin[2], begin_all;  // of 16 columns each, and of all 32
@@ -746,19 +753,20 @@ inline F32 WidenFloat16(const uint16_t* at) {
 #endif
 }
 
-// A weight `[outputs, size]` of integers, in panels of 16 outputs. In a panel four neighbouring columns of all its
+// A weight `[outputs, size]` of integers, in panels of 16 outputs. In a panel four neighbouring bytes of all its
 // outputs are 64 bytes that lie together, so that a register's lanes are outputs: nothing is summed across lanes, and a
-// scale is met once for 32 columns of as many outputs as there are lanes. Of 32 columns in 4 bits the first 16 lie in
-// the lower halves of bytes and the others in the upper ones.
+// scale is met once for 32 columns of as many outputs as there are lanes. What the bytes hold, kernels/quantize.py says.
 struct Blocks {
   const uint8_t* values;    // [panels, steps, 16, 4]
   const uint16_t* scale;    // float16 [panels, blocks, 16]
-  const uint16_t* minimum;  // the same, or none: then 4 bits have 8 added
-  int64_t bits, each;       // a value's bits, and the columns that share a scale: 32 or 16
+  const uint16_t* minimum;  // the same, or none
+  int64_t bits;             // of a value
   const Int8Rows* rows;
   int64_t outputs;
   float* out;
   int64_t blocks = rows->blocks;
+
+  static constexpr int Each(int bits) { return bits == 6 ? 16 : 32; }  // columns that share a scale
 
   static constexpr int64_t kMostRows = kRegisters >= 32 ? 9 : 4;
   // Vectors of outputs a tile: with registers for two, a number of a row is loaded once for two products.
@@ -773,12 +781,41 @@ struct Blocks {
     return std::max<int64_t>(1, (int64_t{64} << 10) / bytes);
   }
 
+  // Each byte of a vector times 2 to the power of `kPlaces`, which may be negative, under a mask that every byte has.
+  template <int kPlaces, uint8_t kMask>
+  static inline U8 Moved(U8 bytes) {
+    U32 moved = (U32)bytes;
+    if constexpr (kPlaces > 0) moved = moved << kPlaces;
+    if constexpr (kPlaces < 0) moved = moved >> -kPlaces;
+    return (U8)moved & kMask;
+  }
+
+  // Four neighbouring columns of a block at `w`, number `kQuad` of its eight: as they are where they have a minimum,
+  // else in the upper bits of bytes that hold 128 more or, where products are of signed bytes, what they stand for.
+  template <int kBits, bool kMinimum, int kQuad>
+  static inline U8 Quad(const uint8_t* w) {
+    constexpr int64_t kStep = 4 * kPanel;
+    constexpr uint8_t kSign = kMinimum || kUnsigned ? 0 : 0x80;
+    if constexpr (kBits == 8) {
+      return Load<U8>(w + kQuad * kStep) ^ uint8_t{kUnsigned ? 0x80 : 0};
+    } else {
+      constexpr int kUp = kMinimum ? 0 : 8 - kBits, kAbove = kBits - 4, kShared = kAbove ? 8 / kAbove : 1;
+      const U8 half = Load<U8>(w + kQuad % 4 * kStep);
+      U8 value = Moved<kUp - (kQuad < 4 ? 0 : 4), uint8_t(15 << kUp)>(half);
+      if constexpr (kAbove > 0) {
+        const U8 above = Load<U8>(w + (4 + kQuad / kShared) * kStep);
+        value |= Moved<kUp + 4 - kQuad % kShared * kAbove, uint8_t(((1 << kAbove) - 1) << (kUp + 4))>(above);
+      }
+      return value ^ kSign;
+    }
+  }
+
   // Vectors `number * kWide` and on of the outputs, for `kRows` rows.
-  template <int kBits, int kEach, bool kMinimum, int kRows>
+  template <int kBits, bool kMinimum, int kRows>
   void Tile(int64_t number, int64_t first) const {
-    constexpr bool kBegin = kBits == 8 && kUnsigned;
-    constexpr bool kLeast = kMinimum || kBits == 4;  // whether the value 0 stands for another number
-    constexpr int kParts = kColumns / kEach, kQuads = kEach / 4;
+    constexpr bool kBegin = kUnsigned && !kMinimum;
+    constexpr int kEach = Each(kBits), kParts = kColumns / kEach, kQuads = kEach / 4;
+    constexpr float kUnit = kMinimum ? 1.0f : 1.0f / (1 << (8 - kBits));  // of a byte that `Quad` gives
     F32 kept[kRows][kWide] = {};
     const uint8_t* w[kWide];
     const uint16_t *s[kWide], *m[kWide];
@@ -794,51 +831,46 @@ struct Blocks {
     const int8_t* x = rows->values.data() + first * blocks * kColumns;
     const Int8Rows::Shared* shared = rows->shared.data() + first * blocks;
     for (int64_t block = 0; block < blocks; ++block, x += kRows * kColumns, shared += kRows) {
-      KLJUDGE_UNROLL
-      for (int part = 0; part < kParts; ++part) {
+      ForEach(std::make_integer_sequence<int, kParts>{}, [&](auto part) {
         I32 dots[kRows][kWide];
         KLJUDGE_UNROLL
         for (int r = 0; r < kRows; ++r)
           KLJUDGE_UNROLL
           for (int j = 0; j < kWide; ++j)
             dots[r][j] = kBegin ? I32{} + (kParts == 2 ? shared[r].begin[part] : shared[r].begin_all) : I32{};
-        const auto add = [&](const U8* bytes, int quad) {
+        ForEach(std::make_integer_sequence<int, kQuads>{}, [&](auto number) {
+          constexpr int kQuad = part * kQuads + number;
+          U8 bytes[kWide];
+          KLJUDGE_UNROLL
+          for (int j = 0; j < kWide; ++j) bytes[j] = Quad<kBits, kMinimum, kQuad>(w[j]);
           KLJUDGE_UNROLL
           for (int r = 0; r < kRows; ++r) {
-            const U8 four = (U8)(I32{} + Load<int32_t>(x + r * kColumns + 4 * quad));
+            const U8 four = (U8)(I32{} + Load<int32_t>(x + r * kColumns + 4 * kQuad));
             KLJUDGE_UNROLL
             for (int j = 0; j < kWide; ++j) dots[r][j] = DotBytes(dots[r][j], bytes[j], four);
           }
-        };
+        });
         KLJUDGE_UNROLL
-        for (int quad = 0; quad < (kBits == 4 ? kQuads / 2 : kQuads); ++quad) {
-          U8 bytes[kWide], upper[kWide];
-          KLJUDGE_UNROLL
-          for (int j = 0; j < kWide; w[j] += 4 * kPanel, ++j) {
-            __builtin_prefetch(reinterpret_cast<const char*>(w[j]) + kAhead / 4, 0, 2);
-            const U8 there = Load<U8>(w[j]);
-            if constexpr (kBits == 4) {
-              bytes[j] = there & uint8_t{15};
-              upper[j] = (U8)((U32)(there & uint8_t{0xf0}) >> 4);
-            } else {
-              bytes[j] = there ^ uint8_t{kUnsigned ? 0x80 : 0};
-            }
-          }
-          add(bytes, part * kQuads + quad);
-          if constexpr (kBits == 4) add(upper, quad + kQuads / 2);
-        }
-        KLJUDGE_UNROLL
-        for (int j = 0; j < kWide; s[j] += kPanel, m[j] += kPanel, ++j) {
-          const F32 scales = WidenFloat16(s[j]);
+        for (int j = 0; j < kWide; ++j) {
+          const F32 scales = WidenFloat16(s[j]) * kUnit;
           KLJUDGE_UNROLL
           for (int r = 0; r < kRows; ++r)
             kept[r][j] += __builtin_convertvector(dots[r][j], F32) * (scales * shared[r].step);
-          if constexpr (kLeast) {
-            const F32 least = kMinimum ? WidenFloat16(m[j]) : scales * -8.0f;
+          s[j] += kPanel;
+          if constexpr (kMinimum) {
+            const F32 least = WidenFloat16(m[j]);
             KLJUDGE_UNROLL
             for (int r = 0; r < kRows; ++r) kept[r][j] += least * shared[r].sum;
+            m[j] += kPanel;
           }
         }
+      });
+      KLJUDGE_UNROLL
+      for (int j = 0; j < kWide; ++j) {
+        KLJUDGE_UNROLL
+        for (int line = 0; line < kBits; ++line)
+          __builtin_prefetch(reinterpret_cast<const char*>(w[j]) + kAhead / 4 + line * 4 * kPanel, 0, 2);
+        w[j] += kBits * 4 * kPanel;
       }
     }
     for (int j = 0; j < kWide; ++j) {
@@ -847,31 +879,34 @@ struct Blocks {
     }
   }
 
-  template <int kBits, int kEach, bool kMinimum, int kRows>
+  template <int kBits, bool kMinimum, int kRows>
   void OfRows(int64_t number, int64_t row, int64_t tall) const {
     if constexpr (kRows < kMostRows) {
-      if (tall != kRows) return OfRows<kBits, kEach, kMinimum, kRows + 1>(number, row, tall);
+      if (tall != kRows) return OfRows<kBits, kMinimum, kRows + 1>(number, row, tall);
     }
-    Tile<kBits, kEach, kMinimum, kRows>(number, row);
+    Tile<kBits, kMinimum, kRows>(number, row);
   }
 
-  template <int kBits, int kEach, bool kMinimum>
+  template <int kBits, bool kMinimum>
   void OfForm(int64_t number) const {
     for (int64_t row = 0, tall; row < rows->count; row += tall) {
       tall = TileRows(rows->count - row, kMostRows);
-      OfRows<kBits, kEach, kMinimum, 1>(number, row, tall);
+      OfRows<kBits, kMinimum, 1>(number, row, tall);
     }
   }
 
   void OneTile(int64_t number) const {
-    if (bits == 4) return minimum ? OfForm<4, 32, true>(number) : OfForm<4, 32, false>(number);
-    if (each == 16) return OfForm<8, 16, false>(number);
-    return minimum ? OfForm<8, 32, true>(number) : OfForm<8, 32, false>(number);
+    switch (bits) {
+      case 4: return minimum ? OfForm<4, true>(number) : OfForm<4, false>(number);
+      case 5: return minimum ? OfForm<5, true>(number) : OfForm<5, false>(number);
+      case 6: return OfForm<6, false>(number);
+      default: return OfForm<8, false>(number);
+    }
   }
 };
 
 // Rows, then of each weight its values, scale and minimum; one result a weight. `forms` has a number for each weight:
-// its bits, plus 16 where 16 columns share a scale, plus 32 where there is a minimum.
+// its bits, plus 16 where there is a minimum.
 ffi::Error BlocksImpl(ffi::RemainingArgs arguments, ffi::RemainingRets results, ffi::Span<const int64_t> forms) {
   auto given = arguments.get<ffi::Buffer<ffi::F32>>(0);
   if (!given.has_value()) return given.error();
@@ -888,17 +923,17 @@ ffi::Error BlocksImpl(ffi::RemainingArgs arguments, ffi::RemainingRets results, 
     if (!scale.has_value()) return scale.error();
     if (!out.has_value()) return out.error();
     const uint16_t* minimum = nullptr;
-    if (forms[i] & 32) {
+    if (forms[i] & 16) {
       auto least = arguments.get<ffi::AnyBuffer>(next++);
       if (!least.has_value()) return least.error();
       minimum = static_cast<const uint16_t*>(least->untyped_data());
     }
-    const int64_t bits = forms[i] & 15, each = forms[i] & 16 ? 16 : 32;
+    const int64_t bits = forms[i] & 15, each = Blocks::Each(bits);
     if (!rows)
       rows = std::make_unique<Int8Rows>(given->typed_data(), given->dimensions()[0], given->dimensions()[1],
                                         scale->dimensions()[1] * each / kColumns, Blocks::kMostRows);
     ops.push_back({static_cast<const uint8_t*>(values->untyped_data()),
-                   static_cast<const uint16_t*>(scale->untyped_data()), minimum, bits, each, rows.get(),
+                   static_cast<const uint16_t*>(scale->untyped_data()), minimum, bits, rows.get(),
                    (*out)->dimensions()[1], static_cast<float*>((*out)->untyped_data())});
     first.push_back(parts);
     parts += (ops.back().Tiles() + ops.back().Part() - 1) / ops.back().Part();

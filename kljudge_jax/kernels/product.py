@@ -124,7 +124,7 @@ def _call(target: str, rows: jax.Array, weights: Sequence[Weight], **options) ->
 def forms_attribute(weights: Sequence[Integers]) -> dict[str, np.ndarray]:
     """How the native products are told what their weights are."""
     forms = [weight.form for weight in weights]
-    numbers = [form.bits + 16 * (form.each == 16) + 32 * form.minimum for form in forms]
+    numbers = [form.bits + 16 * form.minimum for form in forms]
     return {"forms": np.asarray(numbers, np.int64)}
 
 

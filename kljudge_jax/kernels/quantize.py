@@ -1,12 +1,14 @@
-"""Weights of 8 and 4 bits: how they are rounded, stored and read again.
+"""Weights of 8, 6, 5 and 4 bits: how they are rounded, stored and read again.
 
 Some columns of a row share a scale and perhaps a minimum, as in the files of llama.cpp: value v of an int8 weight
-stands for `scale * v + minimum`, and value q, 0 to 15, of an int4 weight for `scale * (q - 8)` without a minimum and
-`scale * q + minimum` with one. Scales and minima are float16.
+stands for `scale * v`, and of fewer bits value q, from 0 to 2^bits - 1, for `scale * (q - 2^(bits - 1))` without a
+minimum and `scale * q + minimum` with one. Scales and minima are float16.
 
 In rows, 32 columns in 4 bits are 16 bytes: byte j holds column j in its lower half and column j + 16 in its upper one.
-In panels, which the native products read, the same bytes lie in another order: of 16 outputs four neighbouring ones
-each, output by output.
+What 5 or 6 bits have above these four follows, in 4 or 8 bytes: byte b of the four holds the bits of columns b, b + 4,
+b + 8, ..., from its lowest on; the first four of the eight hold pairs of bits of columns 0 to 15 in the same way, the
+others those of columns 16 to 31. In panels, which the native products read, the same bytes lie in another order: of 16
+outputs four neighbouring ones each, output by output.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 COLUMNS = 32  # of a row that are stored together
 _PANEL = 16  # outputs side by side
@@ -28,17 +31,20 @@ class Form:
     """How a matrix of integers is stored.
 
     Attributes:
-      bits: 8 or 4, of a value.
-      each: columns that share a scale; 32, or 16 with 8 bits and no minimum.
-      minimum: whether they share a minimum too.
+      bits: 8, 6, 5 or 4, of a value.
+      each: columns that share a scale: 16 with 6 bits, else 32.
+      minimum: whether they share a minimum too; in 5 or 4 bits alone.
     """
 
     bits: int
-    each: int = COLUMNS
     minimum: bool = False
 
     def __post_init__(self):
-        assert self.bits in (8, 4) and (self.each == COLUMNS or (self.bits, self.each, self.minimum) == (8, 16, False))
+        assert self.bits in ((5, 4) if self.minimum else (8, 6, 5, 4))
+
+    @property
+    def each(self) -> int:
+        return 16 if self.bits == 6 else COLUMNS
 
 
 @functools.partial(
@@ -51,8 +57,8 @@ class Integers:
     """A weight of integers.
 
     Attributes:
-      values: int8 `[O, C]` or, of 4 bits, uint8 `[O, C / 2]` in rows, C being I up to a whole 32; in panels
-        `[ceil(O / 16), C / 4, 16, 4]` or `[ceil(O / 16), C / 8, 16, 4]`.
+      values: int8 `[O, C]` or, of fewer bits, uint8 `[O, C * bits / 8]` in rows, C being I up to a whole 32; in panels
+        `[ceil(O / 16), C * bits / 32, 16, 4]`.
       scale: float16 `[O, C / each]` in rows, `[ceil(O / 16), C / each, 16]` in panels.
       minimum: the same, or None.
       shape: `(O, I)` of the weight that is meant.
@@ -71,9 +77,8 @@ class Integers:
     @property
     def form(self) -> Form:
         """How they are stored."""
-        bits = 8 if self.values.dtype == jnp.int8 else 4
-        columns = math.ceil(self.shape[1] / COLUMNS) * COLUMNS
-        return Form(bits, columns // self.scale.shape[1], self.minimum is not None)
+        row_bytes = self.values.shape[1] * (4 if self.in_panels else 1)
+        return Form(row_bytes * 8 // (math.ceil(self.shape[1] / COLUMNS) * COLUMNS), self.minimum is not None)
 
 
 INT8, INT4 = Form(8), Form(4)
@@ -88,41 +93,62 @@ def can_be_int4(in_size: int) -> bool:
 def round_to(weight: jax.Array, form: Form) -> Integers:
     """A weight `[O, I]` in rows of integers.
 
-    Without a minimum, in 8 bits a block's largest magnitude is met by 127 steps, and in 4 bits its value of largest
-    magnitude by -8 of them. With one, its least and largest values are met by the first and the last level.
+    Without a minimum, in 8 bits a block's largest magnitude is met by 127 steps, and in fewer its value of largest
+    magnitude by the first level. With one, its least and largest values are met by the first and the last level.
     """
     outputs, size = weight.shape
     wide = jnp.asarray(weight, jnp.float32)
     blocks = jnp.pad(wide, ((0, 0), (0, -size % COLUMNS))).reshape(outputs, -1, form.each)
     least, most = jnp.min(blocks, axis=2), jnp.max(blocks, axis=2)
+    levels = 2**form.bits
     if form.minimum:
-        lowest, highest = (-128, 127) if form.bits == 8 else (0, 15)
-        step = (most - least) / (highest - lowest)
+        lowest, highest = 0, levels - 1
+        step = (most - least) / highest
     elif form.bits == 8:
         lowest, highest = -127, 127
         step = jnp.maximum(most, -least) / 127
     else:
-        lowest, highest = -8, 7
-        step = jnp.where(-least > most, least, most) / -8
+        lowest, highest = -levels // 2, levels // 2 - 1
+        step = jnp.where(-least > most, least, most) / lowest
     scale = jnp.clip(step, -_LARGEST, _LARGEST).astype(jnp.float16)
     minimum = None
     known = scale.astype(jnp.float32)[..., None]
     if form.minimum:
-        minimum = (least - lowest * scale.astype(jnp.float32)).astype(jnp.float16)
+        minimum = least.astype(jnp.float16)
         blocks = blocks - minimum.astype(jnp.float32)[..., None]
     found = jnp.clip(jnp.round(blocks / jnp.where(known == 0, 1, known)), lowest, highest)
     found = found.reshape(outputs, -1)
-    if form.bits == 8:
-        values = found.astype(jnp.int8)
-    else:
-        values = pack_halves((found if form.minimum else found + 8).astype(jnp.uint8))
+    values = found.astype(jnp.int8) if form.bits == 8 else pack((found - lowest).astype(jnp.uint8), form.bits)
     return Integers(values, scale, minimum, (outputs, size))
 
 
-def pack_halves(values):
-    """Values uint8 `[O, I]`, 0 to 15, two a byte: `[O, I / 2]`. Of JAX or NumPy."""
-    pairs = values.reshape(len(values), -1, 2, COLUMNS // 2)
-    return (pairs[:, :, 0] | (pairs[:, :, 1] << 4)).reshape(len(values), -1)
+def pack(values, bits: int):
+    """Values uint8 `[O, C]` of 4, 5 or 6 bits as they are stored in rows, `[O, C * bits / 8]`. Of JAX or NumPy."""
+    xp = jnp if isinstance(values, jax.Array) else np
+    blocks = values.reshape(len(values), -1, COLUMNS)
+    lower = blocks & 15
+    parts = [lower[..., : COLUMNS // 2] | (lower[..., COLUMNS // 2 :] << 4)]
+    if bits > 4:
+        places, above = _places(bits, xp), blocks >> 4
+        above = above.reshape(*blocks.shape[:2], bits - 4, len(places), 4) << places
+        parts.append(above.sum(axis=3, dtype=np.uint8).reshape(*blocks.shape[:2], -1))
+    return xp.concatenate(parts, axis=2).reshape(len(values), -1)
+
+
+def _unpack(stored: jax.Array, bits: int) -> jax.Array:
+    """The values of `pack`."""
+    blocks = stored.reshape(len(stored), -1, COLUMNS * bits // 8)
+    half = blocks[..., : COLUMNS // 2]
+    values = jnp.concatenate([half & 15, half >> 4], axis=2)
+    if bits > 4:
+        above = blocks[..., COLUMNS // 2 :].reshape(*blocks.shape[:2], bits - 4, 1, 4) >> _places(bits, jnp)
+        values = values | ((above & (2 ** (bits - 4) - 1)) << 4).reshape(values.shape)
+    return values.reshape(len(stored), -1)
+
+
+def _places(bits: int, xp):
+    """Where in a byte the bits above the lower four lie, of the columns that share it: `[columns, 1]`."""
+    return xp.arange(0, 8, bits - 4, dtype=np.uint8)[:, None]
 
 
 @jax.jit
@@ -163,10 +189,9 @@ def rows_of(weight: Integers, outputs: jax.Array, dtype) -> jax.Array:
 
 
 def _meant(values, scale, minimum, size, dtype):
-    if values.dtype == jnp.uint8:
-        pairs = values.reshape(len(values), -1, 1, COLUMNS // 2)
-        values = jnp.concatenate([pairs & 15, pairs >> 4], axis=2).reshape(len(values), -1)
-        values = values.astype(jnp.float32) - (8 if minimum is None else 0)
+    bits = values.shape[1] * 8 // (math.ceil(size / COLUMNS) * COLUMNS)
+    if bits < 8:
+        values = _unpack(values, bits).astype(jnp.float32) - (2 ** (bits - 1) if minimum is None else 0)
     blocks = values.astype(jnp.float32).reshape(*scale.shape, -1) * scale.astype(jnp.float32)[..., None]
     if minimum is not None:
         blocks = blocks + minimum.astype(jnp.float32)[..., None]

@@ -6,16 +6,16 @@ from __future__ import annotations
 import numpy as np
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
-from kljudge_jax.kernels.quantize import COLUMNS, Form, pack_halves
+from kljudge_jax.kernels.quantize import COLUMNS, Form, pack
 
 _FORMS = {
     GGMLQuantizationType.Q4_0: Form(4),
     GGMLQuantizationType.Q4_1: Form(4, minimum=True),
     GGMLQuantizationType.Q4_K: Form(4, minimum=True),
-    GGMLQuantizationType.Q5_0: Form(8),
-    GGMLQuantizationType.Q5_1: Form(8, minimum=True),
-    GGMLQuantizationType.Q5_K: Form(8, minimum=True),
-    GGMLQuantizationType.Q6_K: Form(8, each=16),
+    GGMLQuantizationType.Q5_0: Form(5),
+    GGMLQuantizationType.Q5_1: Form(5, minimum=True),
+    GGMLQuantizationType.Q5_K: Form(5, minimum=True),
+    GGMLQuantizationType.Q6_K: Form(6),
     GGMLQuantizationType.Q8_0: Form(8),
 }
 
@@ -65,12 +65,11 @@ def _q4_1(blocks: np.ndarray) -> Parts:
 
 
 def _q5_0(blocks: np.ndarray) -> Parts:
-    return (_nibbles(blocks[:, 6:]) | _fifth(blocks[:, 2:6])).view(np.int8) - np.int8(16), _half(blocks, 0), None
+    return pack(_nibbles(blocks[:, 6:]) | _fifth(blocks[:, 2:6]), 5), _half(blocks, 0), None
 
 
 def _q5_1(blocks: np.ndarray) -> Parts:
-    values = (_nibbles(blocks[:, 8:]) | _fifth(blocks[:, 4:8])).view(np.int8)
-    return values, _half(blocks, 0), _half(blocks, 2)
+    return pack(_nibbles(blocks[:, 8:]) | _fifth(blocks[:, 4:8]), 5), _half(blocks, 0), _half(blocks, 2)
 
 
 def _q8_0(blocks: np.ndarray) -> Parts:
@@ -93,9 +92,9 @@ def _four_or_five(blocks: np.ndarray, packed: np.ndarray, fifth: np.ndarray | No
     scale = _half(blocks, 0).astype(np.float32) * scales
     minimum = -_half(blocks, 2).astype(np.float32) * minima
     if fifth is None:
-        return pack_halves(values.reshape(count, -1)), scale, minimum
+        return pack(values.reshape(count, -1), 4), scale, minimum
     above = (fifth[:, None, :] >> np.arange(8, dtype=np.uint8)[:, None] & 1) << 4
-    return (values | above).view(np.int8), scale, minimum
+    return pack((values | above).reshape(count, -1), 5), scale, minimum
 
 
 def _q4_k(blocks: np.ndarray) -> Parts:
@@ -111,7 +110,7 @@ def _q6_k(blocks: np.ndarray) -> Parts:
     low, high = blocks[:, :128].reshape(count, 2, 1, 64), blocks[:, 128:192].reshape(count, 2, 1, 32)
     fours = np.concatenate([low & 15, low >> 4], axis=2).reshape(count, 2, 4, 32)
     twos = high >> np.arange(0, 8, 2, dtype=np.uint8)[:, None] & 3
-    values = (fours | twos << 4).view(np.int8) - np.int8(32)
+    values = pack((fours | twos << 4).reshape(count, -1), 6)
     return values, _half(blocks, 208).astype(np.float32) * blocks[:, 192:208].view(np.int8), None
 
 

@@ -28,7 +28,8 @@ STORED = {
     "float32": lambda weight: weight,
     "bfloat16": lambda weight: weight.astype(jnp.bfloat16),
     "int8": lambda weight: to_panels(round_to(weight, Form(8))),
-    "int8, 16 columns a scale": lambda weight: to_panels(round_to(weight, Form(8, 16))),
+    "6 bits": lambda weight: to_panels(round_to(weight, Form(6))),
+    "5 bits": lambda weight: to_panels(round_to(weight, Form(5))),
     "int4": lambda weight: to_panels(round_to(weight, Form(4))),
     "int4, with minima": lambda weight: to_panels(round_to(weight, Form(4, minimum=True))),
 }

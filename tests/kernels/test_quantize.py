@@ -7,9 +7,20 @@ from hypothesis import strategies as st
 
 from kljudge_jax.kernels.cpu_library import library
 from kljudge_jax.kernels.product import product, products
-from kljudge_jax.kernels.quantize import INT4, INT8, Form, can_be_int4, round_to, rows_of, to_panels, widen
+from kljudge_jax.kernels.quantize import (
+    INT4,
+    INT8,
+    Form,
+    Integers,
+    can_be_int4,
+    pack,
+    round_to,
+    rows_of,
+    to_panels,
+    widen,
+)
 
-FORMS = [INT8, INT4, Form(8, each=16), Form(8, minimum=True), Form(4, minimum=True)]
+FORMS = [INT8, Form(6), Form(5), INT4, Form(5, minimum=True), Form(4, minimum=True)]
 forms = pytest.mark.parametrize("form", FORMS, ids=str)
 
 
@@ -27,7 +38,7 @@ def steps(weight):
     return np.repeat(np.abs(np.asarray(weight.scale, np.float32)), each, axis=1)[:, : weight.shape[1]]
 
 
-@pytest.mark.parametrize("form", [INT8, Form(8, each=16), Form(8, minimum=True), Form(4, minimum=True)], ids=str)
+@pytest.mark.parametrize("form", [INT8, Form(5, minimum=True), Form(4, minimum=True)], ids=str)
 def test_rounding_is_off_by_half_a_step_at_most(form):
     weight = draw(0, 7, 50)
     rounded = round_to(weight, form)
@@ -37,14 +48,37 @@ def test_rounding_is_off_by_half_a_step_at_most(form):
     assert (np.abs(back(rounded) - weight) <= 0.5 * steps(rounded) + 2e-3 * np.abs(weight).max()).all()
 
 
-def test_int4_without_a_minimum_is_off_by_a_step_beside_the_end_that_has_no_level():
+@pytest.mark.parametrize("form", [Form(6), Form(5), INT4], ids=str)
+def test_few_bits_without_a_minimum_are_off_by_a_step_beside_the_end_that_has_no_level(form):
     weight = draw(1, 5, 192)
-    rounded = round_to(weight, INT4)
-    assert rounded.values.shape == (5, 96) and rounded.values.dtype == np.uint8 and rounded.scale.shape == (5, 6)
+    rounded = round_to(weight, form)
+    assert rounded.form == form and rounded.values.dtype == np.uint8
+    assert rounded.values.shape == (5, 24 * form.bits) and rounded.scale.shape == (5, 192 // form.each)
     step = steps(rounded)
-    assert (np.abs(back(rounded) - weight) <= 1.01 * step).all()
-    inside = np.abs(weight) <= 7 * step
-    assert (np.abs(back(rounded) - weight)[inside] <= 0.5001 * step[inside]).all() and inside.mean() > 0.9
+    assert (np.abs(back(rounded) - weight) <= 1.02 * step).all()
+    inside = np.abs(weight) <= (2 ** (form.bits - 1) - 1) * step
+    assert (np.abs(back(rounded) - weight)[inside] <= 0.51 * step[inside]).all() and inside.mean() > 0.9
+
+
+@pytest.mark.parametrize("bits", [4, 5, 6])
+def test_every_value_is_packed_in_its_own_bits(bits):
+    values = np.random.default_rng(2).integers(0, 2**bits, (3, 96), dtype=np.uint8)
+    packed = pack(values, bits)
+    assert packed.dtype == np.uint8 and packed.shape == (3, 12 * bits)
+    np.testing.assert_array_equal(pack(jnp.asarray(values), bits), packed)
+    scale = np.ones((3, 6 if bits == 6 else 3), np.float16)
+    meant = widen(Integers(jnp.asarray(packed), jnp.asarray(scale), None, (3, 96)), jnp.float32)
+    np.testing.assert_array_equal(meant, values.astype(np.float32) - 2 ** (bits - 1))
+    # By the description, one number at a time.
+    for row, column in ((0, 0), (1, 37), (2, 95), (1, 79)):
+        block, place = column // 32, column % 32
+        stored = packed[row, 4 * bits * block : 4 * bits * (block + 1)].astype(int)
+        value = stored[place % 16] >> 4 * (place // 16) & 15
+        if bits == 5:
+            value += 16 * (stored[16 + place % 4] >> place // 4 & 1)
+        if bits == 6:
+            value += 16 * (stored[16 + 4 * (place // 16) + place % 4] >> 2 * (place % 16 // 4) & 3)
+        assert value == values[row, column]
 
 
 @forms

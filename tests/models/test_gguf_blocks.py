@@ -118,7 +118,7 @@ def test_random_blocks_decode_by_the_definition(name, tmp_path):
     # As integers they are the same, but for scales and minima of K kinds, which are products rounded to float16.
     kept = file.read_integers("layers.0.mlp.up.weight", slice(1, 4))
     assert kept.shape == (3, 2 * width) and kept.form == file.forms()["layers.0.mlp.up.weight"]
-    levels = 128 if kept.form.bits == 8 else 15
+    levels = 128 if kept.form.bits == 8 else 2**kept.form.bits - 1
     rounding = 2**-11 * levels * np.repeat(np.abs(kept.scale.astype(np.float32)), kept.form.each, axis=1)
     if kept.minimum is not None:
         rounding += 2**-11 * np.repeat(np.abs(kept.minimum.astype(np.float32)), kept.form.each, axis=1)
