@@ -10,15 +10,11 @@ import jax
 import jax.numpy as jnp
 
 from kljudge_jax.decoding.drafter import Caches, Models
-from kljudge_jax.decoding.score import PREFILL_CHUNK, prefill_from
+from kljudge_jax.decoding.score import CPU_CHUNK, PREFILL_CHUNK, prefill_from
 from kljudge_jax.decoding.state import LoopState, Settings
 from kljudge_jax.models.cache import KVCache
 from kljudge_jax.models.packed import Packed, unpack
 from kljudge_jax.models.transformer import Transformer
-
-# On a CPU a single prompt goes in chunks of these many tokens, for padding costs as much as text does. Elsewhere a pass
-# over few tokens costs what one over many does.
-_CPU_CHUNK = 32
 
 
 class Entries(NamedTuple):
@@ -104,7 +100,7 @@ def _consumed(model, cache: KVCache, entry: Entries, shared_chunks, drafts: int)
         return jnp.sum(jnp.where(own, stored[:, :, :width], 0), axis=0, keepdims=True)
 
     part = KVCache(tuple(map(taken, cache.keys)), tuple(map(taken, cache.values)), jnp.zeros((1,), jnp.int32))
-    chunk = min(width, _CPU_CHUNK if jax.default_backend() == "cpu" else PREFILL_CHUNK)
+    chunk = min(width, CPU_CHUNK if jax.default_backend() == "cpu" else PREFILL_CHUNK)
     shared = shared_chunks * PREFILL_CHUNK
     part = prefill_from(model, part, entry.prompts[None], entry.lengths[None], shared, chunk)
 

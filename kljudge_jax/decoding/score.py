@@ -13,6 +13,10 @@ from kljudge_jax.models.transformer import Transformer
 # Longer prompts go in chunks, so that scores take [B, N, 128, S] and not [B, N, T, S].
 PREFILL_CHUNK = 128
 
+# On a CPU a prompt goes alone, in chunks of these many tokens, for padding costs as much as text does. Elsewhere a pass
+# over few tokens costs what one over many does.
+CPU_CHUNK = 32
+
 
 def prefill(
     model: Transformer, cache: KVCache, prompts: jax.Array, lengths: jax.Array, shared_chunks: jax.Array | int = 0
@@ -27,6 +31,8 @@ def prefill(
       shared_chunks: int32 `[]`, how many whole chunks all rows begin with alike, as `count_shared_chunks` says: those
         are computed once.
     """
+    if model.layout is None and jax.default_backend() == "cpu":
+        return _one_by_one(model, cache, prompts, jnp.asarray(lengths), shared_chunks)
     chunk, first = min(prompts.shape[1], PREFILL_CHUNK), 0
     if len(prompts) > 1 and prompts.shape[1] > chunk:  # else nothing is shared, and a loop more would be compiled
         first = shared_chunks * chunk
@@ -44,6 +50,27 @@ def prefill_from(
     """
     # Short prompts of a batch consume padding beyond their end: stale slots that later tokens overwrite.
     return _consume(model, cache, prompts, first, jnp.max(lengths) - 1, chunk).at_length(lengths - 1)
+
+
+def _one_by_one(model, cache, prompts, lengths, shared_chunks):
+    """`prefill` of one row after another, each over the chunks that it has itself."""
+    width = prompts.shape[1]
+    own = [tuple(stored[:, :, :width] for stored in side) for side in (cache.keys, cache.values)]
+
+    def body(i, part):
+        # From what the first row holds: the chunks that all begin with, and stale slots beyond, as those of padding.
+        one = jax.tree.map(lambda stored: stored[:1], part)
+        prompt = jax.lax.dynamic_slice_in_dim(prompts, i, 1)
+        first = jnp.where(i == 0, 0, shared_chunks * PREFILL_CHUNK)
+        one = _consume(model, one, prompt, first, lengths[i] - 1, min(width, CPU_CHUNK))
+        return jax.tree.map(lambda stored, new: jax.lax.dynamic_update_slice_in_dim(stored, new, i, 0), part, one)
+
+    part = jax.lax.fori_loop(0, len(prompts), body, KVCache(*own, cache.length))
+    keys, values = (
+        tuple(jax.lax.dynamic_update_slice(stored, new, (0, 0, 0, 0)) for stored, new in zip(side, done, strict=True))
+        for side, done in ((cache.keys, part.keys), (cache.values, part.values))
+    )
+    return KVCache(keys, values, lengths - 1)
 
 
 def _consume(model, cache, prompts, first, end, chunk):

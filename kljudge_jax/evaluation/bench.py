@@ -13,6 +13,7 @@ from kljudge_jax.evaluation.bench_figures import EMPTY_CALL, batch_figures
 from kljudge_jax.evaluation.machine import cores, is_busy, load_average, peak_memory
 from kljudge_jax.evaluation.timing import SHORTEST_SAMPLE, measure
 from kljudge_jax.models.pair import ModelPair
+from kljudge_jax.models.shapes import count_parameters
 from kljudge_jax.models.transformer import Transformer, parameters
 
 __all__ = ["KIND", "PLAIN", "SCHEMA", "Plan", "describe_model", "run_bench"]
@@ -88,6 +89,6 @@ def describe_model(model: Transformer, name: str) -> dict[str, Any]:
         "name": name,
         "family": config.family,
         "shape": {key: getattr(config, key) for key in shape},
-        "parameters": sum(leaf.size for leaf in parameters(model).values()),
+        "parameters": count_parameters(model.config),
         "bytes": sum(leaf.nbytes for leaf in parameters(model).values()),
     }

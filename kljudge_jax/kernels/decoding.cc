@@ -92,7 +92,7 @@ typedef uint8_t U8 __attribute__((vector_size(kBytes)));
 constexpr int64_t kAhead = 16 << 10;
 
 // What the rows of a stretch may take of the first cache, and the sums of a part of the second.
-constexpr int64_t kFirstCache = 18 << 10;
+constexpr int64_t kFirstCache = 22 << 10;
 constexpr int64_t kSums = 160 << 10;
 
 template <class V>
@@ -514,7 +514,9 @@ struct Plain {
   int64_t Stretch() const {
     // Few rows are soon done with a weight: it is best read from one end to the other.
     if (count <= Kind::kMostWhole) return steps;
-    return kFirstCache / (TileRows(count, kMostRows) * Kind::kStep * sizeof(typename Kind::Packed));
+    const int64_t most = kFirstCache / (TileRows(count, kMostRows) * Kind::kStep * sizeof(typename Kind::Packed));
+    const int64_t stretches = std::max<int64_t>(1, (steps + most - 1) / most);
+    return (steps + stretches - 1) / stretches;  // of much the same size: each loads and stores the sums once
   }
 
   template <int kOut, int kRows, bool kFetch, bool kWhole>
@@ -630,11 +632,12 @@ ffi::Error BFloat16Impl(ffi::RemainingArgs arguments, ffi::RemainingRets results
   return Products<BFloat16>(arguments, results);
 }
 
-// Columns whose scale and minimum a row shares, and outputs side by side in a panel.
-constexpr int64_t kGroup = 64, kColumns = 32, kPanel = 16;
+constexpr int64_t kGroup = 64;    // columns of a row of numbers that are rounded together
+constexpr int64_t kColumns = 32;  // columns of a weight that are stored together: a block
+constexpr int64_t kPanel = 16;    // outputs side by side in a panel
 
-// Whether products take weights as unsigned bytes: then those without a minimum come with 128 added, and the rows' sums
-// make up for it.
+// Whether products take weights as unsigned bytes: then those without a minimum come with 128 added (fewer than 8 bits
+// are moved up in their bytes, so that 128 is their middle), and the rows' sums make up for it.
 #if defined(__AVX512VNNI__)
 constexpr bool kUnsigned = true;
 #else
@@ -642,7 +645,7 @@ constexpr bool kUnsigned = false;
 #endif
 
 // Rows rounded to int8 in groups of 64 that share a scale: what weights of integers are multiplied with. A row ends in
-// zeros up to a whole group. Of each tile of rows all rows' first 32 columns come first, then all rows' next ones.
+// zeros up to a whole block of 32. Of each tile of rows all rows' first 32 columns come first, then all rows' next ones.
 struct Int8Rows {
   // What of a block is the same for all weights: its scale, what products with weights that have no minimum begin with,
   // and the products with minima.
@@ -691,7 +694,8 @@ struct Int8Rows {
       all_fit &= fit[lane] != 0;
     }
     // What is no number makes the whole row none, as it does in a float product.
-    const float inverse = all_fit && most > 0 ? 127 / most : 0;
+    // Where the largest is next to nothing, the inverse would be past all numbers.
+    const float inverse = all_fit && most > 1e-36f ? 127 / most : 0;
     alignas(64) int32_t rounded[kGroup];
     for (int64_t j = 0; j < kGroup; j += kLanes) {
       // A number this large has no places after the point: the sum is rounded to nearest, and its last bits are it.
@@ -747,9 +751,12 @@ inline F32 WidenFloat16(const uint16_t* at) {
 #else
   U32 bits;
   for (int i = 0; i < kLanes; ++i) bits[i] = at[i];
-  // The exponent's bias differs by 112; a product makes up for it in small numbers too.
-  const F32 magnitude = (F32)((bits & 0x7fff) << 13) * 0x1p112f;
-  return (F32)((U32)magnitude | (bits & 0x8000) << 16);
+  const U32 magnitude = bits & 0x7fff;
+  // The exponent's bias differs by 112. Below its least number, float16 counts in steps of 2^-24; XLA has the processor
+  // take float32 numbers so small for 0, so that no product of them may be asked for. Its largest exponent is no number.
+  const U32 small = (U32)(__builtin_convertvector((I32)magnitude, F32) * 0x1p-24f);
+  const U32 large = (magnitude << 13) + (112u << 23), tiny = (U32)(magnitude < 0x400), none = (U32)(magnitude >= 0x7c00);
+  return (F32)((small & tiny) | (large & ~tiny) | (none & 0x7f800000) | (bits & 0x8000) << 16);
 #endif
 }
 
@@ -758,7 +765,7 @@ inline F32 WidenFloat16(const uint16_t* at) {
 // scale is met once for 32 columns of as many outputs as there are lanes. What the bytes hold, kernels/quantize.py says.
 struct Blocks {
   const uint8_t* values;    // [panels, steps, 16, 4]
-  const uint16_t* scale;    // float16 [panels, blocks, 16]
+  const uint16_t* scale;    // float16 [panels, blocks, 16]; two for each block of 6 bits
   const uint16_t* minimum;  // the same, or none
   int64_t bits;             // of a value
   const Int8Rows* rows;
@@ -775,10 +782,11 @@ struct Blocks {
 
   int64_t PanelBytes() const { return blocks * kColumns * kPanel * bits / 8; }
   int64_t Tiles() const { return ((outputs + kPanel - 1) / kPanel * kVectors + kWide - 1) / kWide; }
-  // Tiles of outputs a part: enough bytes that taking one costs nothing beside it, few enough that threads end together.
+  // Tiles of outputs a part, whole panels: enough bytes that taking one costs nothing beside it, few enough that threads
+  // end together.
   int64_t Part() const {
-    const int64_t bytes = std::max<int64_t>(1, PanelBytes() / kVectors * kWide);
-    return std::max<int64_t>(1, (int64_t{64} << 10) / bytes);
+    const int64_t whole = std::max<int64_t>(1, kVectors / kWide), bytes = PanelBytes() * kWide * whole / kVectors;
+    return whole * std::max<int64_t>(1, (int64_t{64} << 10) / std::max<int64_t>(1, bytes));
   }
 
   // Each byte of a vector times 2 to the power of `kPlaces`, which may be negative, under a mask that every byte has.
@@ -826,7 +834,7 @@ struct Blocks {
       const int64_t at_scale = panel * blocks * kParts * kPanel + lane;
       w[j] = values + panel * PanelBytes() + 4 * lane;
       s[j] = scale + at_scale;
-      m[j] = minimum + at_scale;
+      if constexpr (kMinimum) m[j] = minimum + at_scale;
     }
     const int8_t* x = rows->values.data() + first * blocks * kColumns;
     const Int8Rows::Shared* shared = rows->shared.data() + first * blocks;
@@ -838,8 +846,8 @@ struct Blocks {
           KLJUDGE_UNROLL
           for (int j = 0; j < kWide; ++j)
             dots[r][j] = kBegin ? I32{} + (kParts == 2 ? shared[r].begin[part] : shared[r].begin_all) : I32{};
-        ForEach(std::make_integer_sequence<int, kQuads>{}, [&](auto number) {
-          constexpr int kQuad = part * kQuads + number;
+        ForEach(std::make_integer_sequence<int, kQuads>{}, [&](auto quad) {
+          constexpr int kQuad = decltype(part)::value * kQuads + decltype(quad)::value;
           U8 bytes[kWide];
           KLJUDGE_UNROLL
           for (int j = 0; j < kWide; ++j) bytes[j] = Quad<kBits, kMinimum, kQuad>(w[j]);
@@ -874,7 +882,8 @@ struct Blocks {
       }
     }
     for (int j = 0; j < kWide; ++j) {
-      const int64_t o = (number * kWide + j) * kLanes, there = std::clamp<int64_t>(outputs - o, 0, kLanes);
+      const int64_t o = (number * kWide + j) * kLanes, there = std::min(outputs - o, kLanes);
+      if (there <= 0) break;
       for (int r = 0; r < kRows; ++r) std::memcpy(out + (first + r) * outputs + o, &kept[r][j], there * sizeof(float));
     }
   }
@@ -895,7 +904,7 @@ struct Blocks {
     }
   }
 
-  void OneTile(int64_t number) const {
+  void Outputs(int64_t number) const {
     switch (bits) {
       case 4: return minimum ? OfForm<4, true>(number) : OfForm<4, false>(number);
       case 5: return minimum ? OfForm<5, true>(number) : OfForm<5, false>(number);
@@ -928,10 +937,13 @@ ffi::Error BlocksImpl(ffi::RemainingArgs arguments, ffi::RemainingRets results, 
       if (!least.has_value()) return least.error();
       minimum = static_cast<const uint16_t*>(least->untyped_data());
     }
-    const int64_t bits = forms[i] & 15, each = Blocks::Each(bits);
+    const int64_t bits = forms[i] & 15, blocks = scale->dimensions()[1] * Blocks::Each(bits) / kColumns;
+    const bool known = bits == 4 || bits == 5 || (!minimum && (bits == 6 || bits == 8));
+    if (!known || (rows && blocks != rows->blocks))
+      return ffi::Error(ffi::ErrorCode::kInvalidArgument, "weights of a form or a size that is not known here");
     if (!rows)
       rows = std::make_unique<Int8Rows>(given->typed_data(), given->dimensions()[0], given->dimensions()[1],
-                                        scale->dimensions()[1] * each / kColumns, Blocks::kMostRows);
+                                        blocks, Blocks::kMostRows);
     ops.push_back({static_cast<const uint8_t*>(values->untyped_data()),
                    static_cast<const uint16_t*>(scale->untyped_data()), minimum, bits, rows.get(),
                    (*out)->dimensions()[1], static_cast<float*>((*out)->untyped_data())});
@@ -943,7 +955,7 @@ ffi::Error BlocksImpl(ffi::RemainingArgs arguments, ffi::RemainingRets results, 
     while (first[which] > number) --which;
     const Blocks& op = ops[which];
     const int64_t begin = (number - first[which]) * op.Part();
-    for (int64_t tile = begin; tile < std::min(op.Tiles(), begin + op.Part()); ++tile) op.OneTile(tile);
+    for (int64_t tile = begin; tile < std::min(op.Tiles(), begin + op.Part()); ++tile) op.Outputs(tile);
   });
   return ffi::Error::Success();
 }

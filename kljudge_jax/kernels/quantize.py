@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
@@ -50,7 +49,7 @@ class Form:
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=("values", "scale", "minimum"),
-    meta_fields=("shape",),
+    meta_fields=("shape", "form"),
 )
 @dataclasses.dataclass(frozen=True)
 class Integers:
@@ -62,23 +61,19 @@ class Integers:
       scale: float16 `[O, C / each]` in rows, `[ceil(O / 16), C / each, 16]` in panels.
       minimum: the same, or None.
       shape: `(O, I)` of the weight that is meant.
+      form: how they are stored.
     """
 
     values: jax.Array
     scale: jax.Array
     minimum: jax.Array | None
     shape: tuple[int, int]
+    form: Form
 
     @property
     def in_panels(self) -> bool:
         """Whether they lie in panels; in rows if not."""
         return self.values.ndim == 4
-
-    @property
-    def form(self) -> Form:
-        """How they are stored."""
-        row_bytes = self.values.shape[1] * (4 if self.in_panels else 1)
-        return Form(row_bytes * 8 // (math.ceil(self.shape[1] / COLUMNS) * COLUMNS), self.minimum is not None)
 
 
 INT8, INT4 = Form(8), Form(4)
@@ -114,16 +109,17 @@ def round_to(weight: jax.Array, form: Form) -> Integers:
     minimum = None
     known = scale.astype(jnp.float32)[..., None]
     if form.minimum:
-        minimum = least.astype(jnp.float16)
+        minimum = jnp.clip(least, -_LARGEST, _LARGEST).astype(jnp.float16)
         blocks = blocks - minimum.astype(jnp.float32)[..., None]
     found = jnp.clip(jnp.round(blocks / jnp.where(known == 0, 1, known)), lowest, highest)
     found = found.reshape(outputs, -1)
     values = found.astype(jnp.int8) if form.bits == 8 else pack((found - lowest).astype(jnp.uint8), form.bits)
-    return Integers(values, scale, minimum, (outputs, size))
+    return Integers(values, scale, minimum, (outputs, size), form)
 
 
 def pack(values, bits: int):
     """Values uint8 `[O, C]` of 4, 5 or 6 bits as they are stored in rows, `[O, C * bits / 8]`. Of JAX or NumPy."""
+    assert bits in (4, 5, 6)
     xp = jnp if isinstance(values, jax.Array) else np
     blocks = values.reshape(len(values), -1, COLUMNS)
     lower = blocks & 15
@@ -160,7 +156,7 @@ def to_panels(weight: Integers) -> Integers:
         return jnp.swapaxes(x, 1, 2)
 
     least = None if weight.minimum is None else panels(weight.minimum, 1)[..., 0]
-    return Integers(panels(weight.values, 4), panels(weight.scale, 1)[..., 0], least, weight.shape)
+    return Integers(panels(weight.values, 4), panels(weight.scale, 1)[..., 0], least, weight.shape, weight.form)
 
 
 def widen(weight: Integers, dtype) -> jax.Array:
@@ -172,7 +168,7 @@ def widen(weight: Integers, dtype) -> jax.Array:
         )
     else:
         values, scale, minimum = weight.values, weight.scale, weight.minimum
-    return _meant(values, scale, minimum, weight.shape[1], dtype)
+    return _meant(values, scale, minimum, weight, dtype)
 
 
 def rows_of(weight: Integers, outputs: jax.Array, dtype) -> jax.Array:
@@ -185,14 +181,15 @@ def rows_of(weight: Integers, outputs: jax.Array, dtype) -> jax.Array:
     else:
         values, scale = weight.values[at], weight.scale[at]
         minimum = None if weight.minimum is None else weight.minimum[at]
-    return _meant(values, scale, minimum, weight.shape[1], dtype).reshape(*outputs.shape, -1)
+    return _meant(values, scale, minimum, weight, dtype).reshape(*outputs.shape, -1)
 
 
-def _meant(values, scale, minimum, size, dtype):
-    bits = values.shape[1] * 8 // (math.ceil(size / COLUMNS) * COLUMNS)
+def _meant(values, scale, minimum, weight, dtype):
+    """Rows that are stored so, of a weight, as what they mean."""
+    bits = weight.form.bits
     if bits < 8:
         values = _unpack(values, bits).astype(jnp.float32) - (2 ** (bits - 1) if minimum is None else 0)
     blocks = values.astype(jnp.float32).reshape(*scale.shape, -1) * scale.astype(jnp.float32)[..., None]
     if minimum is not None:
         blocks = blocks + minimum.astype(jnp.float32)[..., None]
-    return blocks.reshape(len(values), -1)[:, :size].astype(dtype)
+    return blocks.reshape(len(values), -1)[:, : weight.shape[1]].astype(dtype)

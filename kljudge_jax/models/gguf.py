@@ -133,7 +133,9 @@ class GGUFFile:
         values, scale = (jnp.asarray(np.concatenate([piece[i] for piece in pieces])) for i in (0, 1))
         least = [piece[2] for piece in pieces if piece[2] is not None]
         minimum = jnp.asarray(np.concatenate(least)) if least else None
-        return Integers(values, scale, minimum, (len(stored), entry.shape[-1]))
+        form = form_of(entry.kind)
+        assert form is not None
+        return Integers(values, scale, minimum, (len(stored), entry.shape[-1]), form)
 
     def _order(self, name: str) -> np.ndarray | None:
         """Where the outputs of that matrix lie in the file; None is where they lie here."""

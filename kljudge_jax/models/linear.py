@@ -77,6 +77,7 @@ class Linear(nnx.Module):
     Attributes:
       scale, minimum: of a weight of integers, else None; the second may be None.
       shape: `(O, I)`.
+      form: how integers are stored, else None.
       local: whether the weight lies on one device.
     """
 
@@ -90,6 +91,7 @@ class Linear(nnx.Module):
         form: Form | None = None,
     ):
         self.shape = (out_size, in_size)
+        self.form = form
         self.local = storage.local
         weight = in_size**-0.5 * jax.random.normal(key, self.shape)
         self.weight, self.scale, self.minimum = _stored(weight, storage, form)
@@ -127,6 +129,7 @@ class Embedding(nnx.Module):
         form: Form | None = None,
     ):
         self.shape = (vocab_size, hidden_size)
+        self.form = form
         self.dtype = storage.dtype
         self.local = storage.local
         table = hidden_size**-0.5 * jax.random.normal(key, self.shape)
@@ -160,7 +163,8 @@ def _stored(
 
 
 def _matrix(layer: Linear | Embedding, values: nnx.Param) -> jax.Array | Integers:
-    if layer.scale is None:
+    if layer.form is None:
         return values[...]
+    assert layer.scale is not None
     least = None if layer.minimum is None else layer.minimum[...]
-    return Integers(values[...], layer.scale[...], least, layer.shape)
+    return Integers(values[...], layer.scale[...], least, layer.shape, layer.form)

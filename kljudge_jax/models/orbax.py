@@ -48,7 +48,7 @@ def save(
       eos: every id that ends a text.
 
     Raises:
-      InputError: the folder exists and is not empty, or cannot be written; or matrices are kept in 8 or 4 bits.
+      InputError: the folder exists and is not empty, or cannot be written; or matrices are integers.
     """
     folder = check_destination(folder)
     if model.storage.bits is not None:

@@ -51,7 +51,7 @@ def parameter_axes(name: str, ndim: int) -> tuple[str | None, ...]:
     if ends is None:
         return (None,) * ndim
     into, out = ends
-    if ndim == 2:  # a matrix, or the scale of one in 4 bits
+    if ndim == 2:  # a matrix, or the scales or minima of one in integers
         return (out, into)
     # What is added to or multiplies the output. Hidden states are never split by their size.
     return (None if out == EMBED else out,)

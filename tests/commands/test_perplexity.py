@@ -4,6 +4,9 @@ import json
 import math
 
 import pytest
+from gguf import GGMLQuantizationType
+from tiny_gguf import byte_tokenizer, write_model
+from tiny_hf import make_hf_model
 
 import kljudge_jax as kj
 from kljudge_jax.cli import main
@@ -26,6 +29,21 @@ def test_precisions_stand_beside_the_first(tmp_path, capsys):
     assert 0 < abs(eight["perplexity"] / first["perplexity"] - 1) < 0.1 and four["perplexity"] != eight["perplexity"]
     shown = capsys.readouterr().out
     assert "int4 (float32)" in shown and "float32" in (tmp_path / "out" / "perplexity.md").read_text()
+
+
+def test_the_bits_of_a_file_stand_beside_its_floats(tmp_path, capsys):
+    model = make_hf_model("qwen2", vocab_size=257, hidden_size=64, intermediate_size=96)
+    path = write_model(tmp_path / "tiny.gguf", model, GGMLQuantizationType.Q5_0, byte_tokenizer())
+    text = tmp_path / "text.txt"
+    text.write_text("Ann has 3 apples and buys 4 more. " * 4, encoding="utf-8")
+    words = ["perplexity", "--text", str(text), "--window", "64", "--out", str(tmp_path / "out")]
+    assert main([*words, "--target", str(path), "--precisions", "float32,file"]) == 0
+    wide, kept = json.loads((tmp_path / "out" / "perplexity.json").read_text())["rows"]
+    assert kept["weight_bytes"] < 0.3 * wide["weight_bytes"]
+    assert 0 < abs(kept["perplexity"] / wide["perplexity"] - 1) < 0.2
+    assert "the file's bits (" in capsys.readouterr().out
+    assert main([*words, "--target", "embedded", "--precisions", "file"]) == 2
+    assert "has no matrix in integers" in capsys.readouterr().err
 
 
 def test_a_mesh_changes_no_figure(tmp_path):

@@ -7,6 +7,7 @@ from sweep_records import Letters
 from tiny_pairs import text_pair
 
 import kljudge_jax as kj
+from kljudge_jax.cli import main
 from kljudge_jax.evaluation import limits
 
 SIZES = {"draft_length": 4, "prompts": 1, "max_new_tokens": 24, "rounds": 1}
@@ -38,3 +39,8 @@ def test_it_saves_figures_and_table(measured, tmp_path):
 def test_sizes_that_cannot_be_are_refused(pair, wrong):
     with pytest.raises(kj.InputError, match=r"start at 1|give at least"):
         kj.bench(pair, Letters(), **(SIZES | wrong))
+
+
+def test_random_weights_have_no_bits_of_a_file(capsys):
+    assert main(["bench", "--shape", "smollm2-135m:layers=1", "--bits", "file"]) == 2
+    assert "random weights come from no file whose bits could be kept" in capsys.readouterr().err

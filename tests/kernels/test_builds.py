@@ -12,7 +12,7 @@ import pytest
 
 from kljudge_jax.kernels import cpu_library
 from kljudge_jax.kernels.product import forms_attribute
-from kljudge_jax.kernels.quantize import INT4, INT8, Form, round_to, to_panels, widen
+from kljudge_jax.kernels.quantize import INT4, INT8, Form, Integers, pack, round_to, to_panels, widen
 
 COMPILER = cpu_library.compiler()
 # What each kind of processor has in common, and what the build says that it uses.
@@ -72,22 +72,50 @@ def test_every_build_makes_the_product_of_any_number_of_rows(kind, dtype, shape)
         np.testing.assert_array_equal(call(dtype, kind, rows[:1], weight, outputs=shape[0]), got[:1])
 
 
-@pytest.mark.parametrize("form", [INT8, Form(6), Form(5), INT4, Form(5, minimum=True), Form(4, minimum=True)], ids=str)
+FORMS = [INT8, Form(6), Form(5), INT4, Form(5, minimum=True), Form(4, minimum=True)]
+
+
+@pytest.mark.parametrize("form", FORMS, ids=str)
 def test_every_build_multiplies_integers_as_exactly(kind, form):
-    outputs, size = 22, 1088
+    outputs, size = 35, 1100  # no whole panels, blocks or groups, and an odd number of each
     weight = to_panels(round_to(draw(outputs, size).at[3, 5].set(40.0), form))  # an outlier: some scales are large
     operands, options = jax.tree.leaves(weight), forms_attribute([weight])
-    for count in (1, 2, 3, 6, 11, 30):
-        rows = draw(count, size, seed=count)
-        groups = np.asarray(rows, np.float64).reshape(count, -1, 64)
+    for count in (1, 2, 3, 6, 9, 30):
+        rows = draw(count, size, seed=count).at[:, 128:192].set(1e-38)  # nothing, beside the others
+        groups = np.pad(np.asarray(rows, np.float64), ((0, 0), (0, -size % 64))).reshape(count, -1, 64)
         scale = np.abs(groups).max(-1, keepdims=True) / 127
-        rounded = (np.round(groups / scale) * scale).reshape(count, size)
+        rounded = (np.round(groups / scale) * scale).reshape(count, -1)[:, :size]
         want = rounded @ np.asarray(widen(weight, jnp.float32), np.float64).T
         got = call("blocks", kind, rows, *operands, outputs=outputs, **options)
         # Ties may round either way; each is half a step of one element.
         np.testing.assert_allclose(got, want, atol=2e-3 * np.abs(want).max())
         alone = call("blocks", kind, rows[:1], *operands, outputs=outputs, **options)
         np.testing.assert_array_equal(alone, got[:1])
+    spoilt = call("blocks", kind, rows.at[7, 1099].set(jnp.nan), *operands, outputs=outputs, **options)
+    assert np.isnan(spoilt[7]).all()
+    np.testing.assert_array_equal(np.delete(spoilt, 7, 0), np.delete(got, 7, 0))
+
+
+@pytest.mark.parametrize("form", FORMS, ids=str)
+def test_every_build_meets_every_value_and_the_smallest_scales_exactly(kind, form):
+    rng, levels = np.random.default_rng(1), 2**form.bits
+    found = rng.permuted(np.tile(np.arange(levels), 24 * 256 // levels)).reshape(24, 256).astype(np.uint8)
+    values = (found.astype(np.int32) - 128).astype(np.int8) if form.bits == 8 else pack(found, form.bits)
+    scale = 2.0 ** rng.integers(-24, 3, (24, 256 // form.each))  # the least that float16 has is 2^-24
+    least = scale * rng.integers(-8, 9, scale.shape) if form.minimum else None
+    parts = [None if x is None else jnp.asarray(x, jnp.float16) for x in (scale, least)]
+    weight = Integers(jnp.asarray(values), *parts, (24, 256), form)
+    meant = (found.astype(np.float64) - (0 if form.minimum else levels // 2)) * np.repeat(scale, form.each, 1)
+    meant += np.repeat(least, form.each, 1) if form.minimum else 0
+    np.testing.assert_array_equal(widen(weight, jnp.float32), meant)
+    panels, options = jax.tree.leaves(to_panels(weight)), forms_attribute([weight])
+    for block in range(8):  # one block at a time, whose sums are whole numbers of its scale: nothing is rounded
+        rows = np.zeros((9, 256), np.float32)
+        rows[:, 32 * block : 32 * block + 32] = rng.integers(-127, 128, (9, 32))
+        rows[:, 32 * block] = 127
+        rows[:, 32 * block + 16 : 32 * block + 32] *= form.each == 32  # of the columns of one scale
+        got = call("blocks", kind, jnp.asarray(rows), *panels, outputs=24, **options)
+        np.testing.assert_array_equal(got, rows @ meant.T)
 
 
 @pytest.mark.parametrize("dim", [8, 64, 80, 128])

@@ -67,7 +67,7 @@ def test_every_value_is_packed_in_its_own_bits(bits):
     assert packed.dtype == np.uint8 and packed.shape == (3, 12 * bits)
     np.testing.assert_array_equal(pack(jnp.asarray(values), bits), packed)
     scale = np.ones((3, 6 if bits == 6 else 3), np.float16)
-    meant = widen(Integers(jnp.asarray(packed), jnp.asarray(scale), None, (3, 96)), jnp.float32)
+    meant = widen(Integers(jnp.asarray(packed), jnp.asarray(scale), None, (3, 96), Form(bits)), jnp.float32)
     np.testing.assert_array_equal(meant, values.astype(np.float32) - 2 ** (bits - 1))
     # By the description, one number at a time.
     for row, column in ((0, 0), (1, 37), (2, 95), (1, 79)):

@@ -3,6 +3,7 @@
 import gguf
 import numpy as np
 from gguf.quants import quantize
+from tokenizers.pre_tokenizers import ByteLevel
 
 F32 = gguf.GGMLQuantizationType.F32
 ARCHITECTURES = {"mistral": "llama", "gemma3_text": "gemma3"}
@@ -115,3 +116,16 @@ def write_llama(path, tensors=None, keys=None):
     }
     held = {"token_embd.weight": np.zeros((6, 8), np.float32), "blk.0.attn_norm.weight": np.ones(8, np.float32)}
     return write(path, "llama", base | (keys or {}), held | (tensors or {}))
+
+
+def byte_tokenizer():
+    """Metadata of a tokenizer with a token for each byte, and one for "th"."""
+    tokens = [*sorted(ByteLevel.alphabet()), "th"]
+    return {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": "gpt-2",
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": [1] * len(tokens),
+        "tokenizer.ggml.merges": ["t h"],
+        "tokenizer.ggml.eos_token_id": 0,
+    }
