@@ -37,7 +37,7 @@ class Library(NamedTuple):
 
 @functools.cache
 def library() -> Library:
-    """Compiles, loads and registers the products the first time; some forty seconds, and nothing from then on."""
+    """Compiles, loads and registers the products the first time; up to a minute, and nothing from then on."""
     if os.environ.get(_SWITCH) == "0":
         return Library(False, f"XLA's products, since {_SWITCH}=0")
     found = compiler()

@@ -74,8 +74,8 @@ def storage_of(source: TensorSource, dtype: Any, bits: int | str | None, layout:
     forms = source.forms() if isinstance(source, IntegerSource) else {}
     if not forms:
         raise InputError(
-            f"{source.where} has no matrix in integers, which bits {FILE!r} would keep: a .gguf file in Q4_K_M or such "
-            "has; others are rounded by bits 8 or 4"
+            f"{source.where} has no matrix in integers to keep, as a .gguf file in Q4_K_M or such has: ask for 8 or 4 "
+            f"bits, which round it, in place of {FILE!r}, or for none"
         )
     return Storage(dtype, bits, layout, tuple(sorted(forms.items())))
 
