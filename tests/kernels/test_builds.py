@@ -80,7 +80,7 @@ def test_every_build_multiplies_integers_as_exactly(kind, form):
     outputs, size = 35, 1100  # no whole panels, blocks or groups, and an odd number of each
     weight = to_panels(round_to(draw(outputs, size).at[3, 5].set(40.0), form))  # an outlier: some scales are large
     operands, options = jax.tree.leaves(weight), forms_attribute([weight])
-    for count in (1, 2, 3, 6, 9, 30):
+    for count in (1, 2, 3, 6, 9, 11, 30):
         rows = draw(count, size, seed=count).at[:, 128:192].set(1e-38)  # nothing, beside the others
         groups = np.pad(np.asarray(rows, np.float64), ((0, 0), (0, -size % 64))).reshape(count, -1, 64)
         scale = np.abs(groups).max(-1, keepdims=True) / 127

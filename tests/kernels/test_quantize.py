@@ -55,9 +55,10 @@ def test_few_bits_without_a_minimum_are_off_by_a_step_beside_the_end_that_has_no
     assert rounded.form == form and rounded.values.dtype == np.uint8
     assert rounded.values.shape == (5, 24 * form.bits) and rounded.scale.shape == (5, 192 // form.each)
     step = steps(rounded)
-    assert (np.abs(back(rounded) - weight) <= 1.02 * step).all()
+    off = 1 + 2.0 ** (form.bits - 12)  # the scale is float16, and the missing level stands for as many steps
+    assert (np.abs(back(rounded) - weight) <= off * step).all()
     inside = np.abs(weight) <= (2 ** (form.bits - 1) - 1) * step
-    assert (np.abs(back(rounded) - weight)[inside] <= 0.51 * step[inside]).all() and inside.mean() > 0.9
+    assert (np.abs(back(rounded) - weight)[inside] <= 0.5001 * step[inside]).all() and inside.mean() > 0.9
 
 
 @pytest.mark.parametrize("bits", [4, 5, 6])
