@@ -151,6 +151,7 @@ def test_help_needs_no_jax_and_shows_examples():
         (["sweap"], "kljudge: no command 'sweap': did you mean sweep? See kljudge --help\n"),
         (["xyzzy"], "kljudge: no command 'xyzzy'; see kljudge --help\n"),
         (["rules", "--jsno"], "kljudge rules: no option --jsno: did you mean --json? See kljudge rules --help\n"),
+        (["rules", "--jso"], "kljudge rules: no option --jso: did you mean --json? See kljudge rules --help\n"),
         (["generate", "--targt", "x", "hi"], "no option --targt: did you mean --target? See kljudge generate --help\n"),
         (["generate", "--targt=x", "hi"], "no option --targt: did you mean --target? See kljudge generate --help\n"),
         (["rules", "more", "words"], "kljudge rules: too many arguments: more words; see kljudge rules --help\n"),

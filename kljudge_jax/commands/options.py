@@ -24,6 +24,9 @@ EMBEDDED = "embedded"
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser whose errors are one line that says what to do, a misspelt word first."""
 
+    def __init__(self, **settings):
+        super().__init__(**settings, allow_abbrev=False)
+
     def parse_args(self, args=None, namespace=None):
         words = list(sys.argv[1:] if args is None else args)
         command = self._refuse_unknown(words)
@@ -48,7 +51,7 @@ class Parser(argparse.ArgumentParser):
             option, known = word.partition("=")[0], self._option_string_actions
             # What argparse takes for a value: a lone dash, a negative number, and what holds a space.
             value = " " in option or not re.match("-[^0-9.]", option)
-            if not value and not any(name.startswith(option) for name in known):
+            if not value and option not in known:  # not an abbreviation either, which a new option may take away
                 self._unknown("option", option, difflib.get_close_matches(option, known, 1))
         return self
 

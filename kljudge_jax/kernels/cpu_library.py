@@ -15,6 +15,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,8 +23,8 @@ import jax
 
 from kljudge_jax.cache_folder import cache_folder, is_ours
 
-_SOURCE = Path(__file__).with_name("decoding.cc")
-FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-pthread", "-w")
+_SOURCES = Path(__file__).with_name("native")
+FLAGS = ("-O2", "-march=native", "-std=c++17", "-fPIC", "-pthread", "-w")
 _TARGETS = ("kljudge_float32", "kljudge_bfloat16", "kljudge_blocks", "kljudge_attention")
 _SWITCH = "KLJUDGE_NATIVE"
 
@@ -37,7 +38,7 @@ class Library(NamedTuple):
 
 @functools.cache
 def library() -> Library:
-    """Compiles, loads and registers the products the first time; up to a minute, and nothing from then on."""
+    """Compiles, loads and registers the products the first time; up to half a minute, and nothing from then on."""
     if os.environ.get(_SWITCH) == "0":
         return Library(False, f"XLA's products, since {_SWITCH}=0")
     found = compiler()
@@ -66,7 +67,8 @@ def compiler() -> str | None:
 
 def _built(compiler: str) -> Path:
     """The compiled library, made if this processor and this jaxlib have none yet."""
-    identity = [_SOURCE.read_text(encoding="utf-8"), " ".join(FLAGS), jax.__version__, compiler, _processor()]
+    sources = [path.read_text(encoding="utf-8") for path in sorted(_SOURCES.glob("*.[ch]*"))]
+    identity = [*sources, " ".join(FLAGS), jax.__version__, compiler, _processor()]
     digest = hashlib.sha256("\0".join(identity).encode())
     name = f"decoding-{digest.hexdigest()[:16]}.so"
     try:
@@ -89,9 +91,20 @@ def _built(compiler: str) -> Path:
 
 
 def build(compiler: str, path: Path, flags: tuple[str, ...]) -> None:
-    """Compiles the products. Raises CalledProcessError with what the compiler said."""
-    command = [compiler, *flags, f"-I{jax.ffi.include_dir()}", str(_SOURCE), "-o", str(path)]
-    subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
+    """Compiles the files side by side and links them. Raises CalledProcessError with what the compiler said."""
+
+    def run(*words):
+        subprocess.run([compiler, *words], check=True, capture_output=True, text=True, timeout=300)
+
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor() as pool:
+        objects = {source: str(Path(folder, f"{source.stem}.o")) for source in sorted(_SOURCES.glob("*.cc"))}
+        jobs = [
+            pool.submit(run, *flags, f"-I{jax.ffi.include_dir()}", "-c", str(source), "-o", made)
+            for source, made in objects.items()
+        ]
+        for job in jobs:
+            job.result()
+        run("-shared", "-pthread", *objects.values(), "-o", str(path))
 
 
 def _processor() -> str:

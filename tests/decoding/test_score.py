@@ -7,7 +7,7 @@ import pytest
 from tiny_pairs import forced, tiny_config
 
 import kljudge_jax as kj
-from kljudge_jax.decoding.score import PREFILL_CHUNK, count_shared_chunks, prefill, score_draft
+from kljudge_jax.decoding.score import CPU_CHUNK, PREFILL_CHUNK, count_shared_chunks, prefill, score_draft
 from kljudge_jax.errors import InputError
 from kljudge_jax.models.cache import KVCache
 
@@ -53,6 +53,32 @@ def test_a_prefix_that_all_prompts_share_is_computed_once(pair):
     other = np.where(np.arange(CAPACITY) < PREFILL_CHUNK, np.array([[0], [1]]), 0) + prompts
     keys, _ = consumed(model, other, 1)
     np.testing.assert_array_equal(keys[-1][0, :, :PREFILL_CHUNK], keys[-1][1, :, :PREFILL_CHUNK])
+
+
+class Passes:
+    """In place of a model: notes where each row of a pass begins, and how many tokens it has."""
+
+    layout = None
+
+    def __init__(self):
+        self.seen = []
+
+    def __call__(self, tokens, cache):
+        jax.debug.callback(lambda start: self.seen.extend((int(at), tokens.shape[1]) for at in start), cache.length)
+        return tokens, cache
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="elsewhere padding costs nothing")
+@pytest.mark.parametrize("shared", [0, 1])
+def test_no_prompt_pays_for_the_length_of_another_on_a_cpu(shared):
+    passes, lengths = Passes(), np.array([CAPACITY, PREFILL_CHUNK + 34, PREFILL_CHUNK + 2])
+    prompts = jnp.asarray(random_tokens(3, CAPACITY))
+    cache = KVCache.create(tiny_config(), 3, CAPACITY)
+    jax.jit(lambda cache: prefill(passes, cache, prompts, lengths, shared).length)(cache)
+    jax.effects_barrier()
+    begins = [0, *[shared * PREFILL_CHUNK] * 2]
+    consumed = [range(first, length - 1, CPU_CHUNK) for first, length in zip(begins, lengths, strict=True)]
+    assert sorted(passes.seen) == sorted((at, CPU_CHUNK) for row in consumed for at in row)
 
 
 @pytest.mark.parametrize(
