@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import operator
 
 import jax
 import jax.numpy as jnp
@@ -125,9 +126,11 @@ def pack(values, bits: int):
     lower = blocks & 15
     parts = [lower[..., : COLUMNS // 2] | (lower[..., COLUMNS // 2 :] << 4)]
     if bits > 4:
-        places, above = _places(bits, xp), blocks >> 4
-        above = above.reshape(*blocks.shape[:2], bits - 4, len(places), 4) << places
-        parts.append(above.sum(axis=3, dtype=np.uint8).reshape(*blocks.shape[:2], -1))
+        # Four columns at a time, as bytes of a word, whose bits never leave them.
+        places = _places(bits, np).ravel()
+        words = (blocks >> 4).view(np.uint32).reshape(*blocks.shape[:2], bits - 4, len(places))
+        shared = functools.reduce(operator.or_, (words[..., i] << int(place) for i, place in enumerate(places)))
+        parts.append(shared.view(np.uint8).reshape(*blocks.shape[:2], -1))
     return xp.concatenate(parts, axis=2).reshape(len(values), -1)
 
 
