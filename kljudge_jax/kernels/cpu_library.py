@@ -38,7 +38,7 @@ class Library(NamedTuple):
 
 @functools.cache
 def library() -> Library:
-    """Compiles, loads and registers the products the first time; up to half a minute, and nothing from then on."""
+    """Compiles, loads and registers the products the first time; half a minute or so, and nothing from then on."""
     if os.environ.get(_SWITCH) == "0":
         return Library(False, f"XLA's products, since {_SWITCH}=0")
     found = compiler()
@@ -46,10 +46,18 @@ def library() -> Library:
         return Library(False, "XLA's products, since no C++ compiler was found (c++, g++ or clang++)")
     try:
         loaded = ctypes.CDLL(str(_built(found)))
-    except (OSError, subprocess.SubprocessError) as error:
-        said = getattr(error, "stderr", None) or str(error)
-        return Library(False, f"XLA's products, since the native ones did not compile: {said.strip().splitlines()[0]}")
+    except (OSError, subprocess.SubprocessError, RuntimeError) as error:  # RuntimeError where no thread can be had
+        return Library(False, f"XLA's products, since the native ones did not compile: {_said(error)}")
     return Library(True, f"native products ({register(loaded)})")
+
+
+def _said(error: Exception) -> str:
+    """The line of what went wrong that says most."""
+    text = getattr(error, "stderr", None) or ""
+    text = text.decode(errors="replace") if isinstance(text, bytes) else text
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    # A compiler says first which files led to the one with the error.
+    return next((line for line in lines if "error" in line), lines[0] if lines else str(error))
 
 
 def register(loaded: ctypes.CDLL, suffix: str = "") -> str:

@@ -110,9 +110,11 @@ def test_without_a_compiler_or_when_switched_off_xla_does_it(tmp_path):
     assert "ready=False" in said(KLJUDGE_NATIVE="0") and "KLJUDGE_NATIVE=0" in said(KLJUDGE_NATIVE="0")
     assert "no C++ compiler" in said(PATH=str(tmp_path), XDG_CACHE_HOME=str(tmp_path))
     broken = tmp_path / "c++"
-    broken.write_text("#!/bin/sh\necho 'this compiler is broken' >&2\nexit 1\n")
+    broken.write_text(
+        "#!/bin/sh\necho 'In file included from x:' >&2\necho 'y: error: a broken compiler' >&2\nexit 1\n"
+    )
     broken.chmod(0o755)
-    assert "this compiler is broken" in said(PATH=f"{tmp_path}:/usr/bin:/bin", XDG_CACHE_HOME=str(tmp_path))
+    assert "error: a broken compiler" in said(PATH=f"{tmp_path}:/usr/bin:/bin", XDG_CACHE_HOME=str(tmp_path))
 
 
 @needs_native

@@ -22,20 +22,20 @@ namespace kljudge __attribute__((visibility("hidden"))) {
 constexpr int64_t kFirstCache = 22 << 10;
 constexpr int64_t kSums = 160 << 10;
 
-// A product in tiles of `kOut` outputs by `kRows` rows, whose sums stay in registers over a stretch of the columns, and
-// in `sums` between stretches. The rows of a tile and stretch stay in the first cache while all outputs of a part pass
-// by. An operation says what a step over the columns is:
-//   count, steps           how many rows and steps there are
-//   kMostRows              the rows that a tile has registers for
-//   Stretch()              the steps of a stretch
-//   Tile<kOut, kRows, kFetch, kWhole>(o, row, from, to, sums)   kFetch: the weights may still be far away; kWhole: the
-//                          stretch is all there is, and the tile finishes what it does
-//   Finish<kOut>(o, row, sums)   the outputs of one row
 // The outputs of a tile: as many as there are registers for. Each load of a weight serves all rows of the tile, so that
 // tall tiles read and widen weights less often.
 constexpr int TileOutputs(int64_t rows) { return rows <= 6 ? 4 : 3; }
 constexpr int64_t kWholeTiles = 12;  // so many outputs are whole tiles, whatever their rows
 
+// A product in tiles of `kOut` outputs by `kRows` rows, whose sums stay in registers over a stretch of the columns, and
+// in `sums` between stretches. The rows of a tile and stretch stay in the first cache while all outputs of a part pass
+// by. An operation says what a step over the columns is:
+//   count, steps, outputs  how many rows, steps and outputs there are
+//   kMostRows              the rows that a tile has registers for
+//   Stretch(), Part()      the steps of a stretch, and the outputs of a part
+//   Tile<kOut, kRows, kFetch, kWhole>(o, row, from, to, sums)   kFetch: the weights may still be far away; kWhole: the
+//                          stretch is all there is, and the tile finishes what it does
+//   Finish<kOut>(o, row, sums)   the outputs of one row
 template <class Op, int kRows, bool kFetch, bool kWhole>
 inline void TileOf(const Op& op, bool lone, int64_t o, int64_t row, int64_t from, int64_t to, F32* sums) {
   if constexpr (kRows <= Op::kMostRows) {

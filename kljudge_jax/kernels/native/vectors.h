@@ -2,9 +2,11 @@
 
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <cstring>
 #include <new>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -21,7 +23,7 @@
 #define KLJUDGE_UNROLL _Pragma("GCC unroll 16")
 #endif
 
-// Nothing of a library is seen from outside but what XLA calls: a process may load builds for several processors.
+// Code for one processor is not to be mistaken for that of another: a process may load builds for several of them.
 namespace kljudge __attribute__((visibility("hidden"))) {
 
 // Memory that starts with a cache line: a load across two lines takes twice as long.
