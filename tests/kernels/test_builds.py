@@ -36,8 +36,7 @@ def flags_of_this_processor():
 @functools.cache
 def built(kind, folder):
     path = folder / f"{kind}.so"
-    # Tiles are the same at any level, and this one compiles in half the time.
-    cpu_library.build(COMPILER, path, ("-O1", f"-march={kind}", "-std=c++17", "-fPIC", "-pthread", "-w"))
+    cpu_library.build(COMPILER, path, tuple(flag.replace("native", kind) for flag in cpu_library.FLAGS))
     return cpu_library.register(ctypes.CDLL(str(path)), f"_{kind}")
 
 

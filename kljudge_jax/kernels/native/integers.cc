@@ -170,7 +170,7 @@ struct Blocks {
   static constexpr int64_t kVectors = kPanel / kLanes;  // of a panel
 
   int64_t PanelBytes() const { return blocks * kColumns * kPanel * bits / 8; }
-  int64_t Tiles() const { return ((outputs + kPanel - 1) / kPanel * kVectors + kWide - 1) / kWide; }
+  int64_t Whole() const { return ((outputs + kPanel - 1) / kPanel * kVectors + kWide - 1) / kWide; }
   // Tiles of outputs a part, whole panels: enough bytes that taking one costs nothing beside it, few enough that threads
   // end together.
   int64_t Part() const {
@@ -301,6 +301,10 @@ struct Blocks {
       default: return OfForm<8, false>(number);
     }
   }
+
+  void Do(int64_t begin, int64_t end) const {
+    for (int64_t tile = begin; tile < end; ++tile) Outputs(tile);
+  }
 };
 
 // Rows, then of each weight its values, scale and minimum; one result a weight. `forms` has a number for each weight:
@@ -309,9 +313,7 @@ ffi::Error BlocksImpl(ffi::RemainingArgs arguments, ffi::RemainingRets results, 
   auto given = arguments.get<ffi::Buffer<ffi::F32>>(0);
   if (!given.has_value()) return given.error();
   std::vector<Blocks> ops;
-  std::vector<int64_t> first;  // the number of each weight's first part
   std::unique_ptr<Int8Rows> rows;
-  int64_t parts = 0;
   size_t next = 1;
   for (size_t i = 0; i < results.size(); ++i) {
     auto values = arguments.get<ffi::AnyBuffer>(next++);
@@ -336,16 +338,8 @@ ffi::Error BlocksImpl(ffi::RemainingArgs arguments, ffi::RemainingRets results, 
     ops.push_back({static_cast<const uint8_t*>(values->untyped_data()),
                    static_cast<const uint16_t*>(scale->untyped_data()), minimum, bits, rows.get(),
                    (*out)->dimensions()[1], static_cast<float*>((*out)->untyped_data())});
-    first.push_back(parts);
-    parts += (ops.back().Tiles() + ops.back().Part() - 1) / ops.back().Part();
   }
-  Workers::Get().Run(parts, [&](int64_t number) {
-    size_t which = ops.size() - 1;
-    while (first[which] > number) --which;
-    const Blocks& op = ops[which];
-    const int64_t begin = (number - first[which]) * op.Part();
-    for (int64_t tile = begin; tile < std::min(op.Tiles(), begin + op.Part()); ++tile) op.Outputs(tile);
-  });
+  RunAll(ops);
   return ffi::Error::Success();
 }
 

@@ -17,23 +17,6 @@ template void Outputs<Plain<Float32>>(const Plain<Float32>&, int64_t, int64_t);
 
 namespace {
 
-// Several products as one job, outputs shared out in parts.
-template <class Op>
-void RunAll(const std::vector<Op>& ops) {
-  std::vector<int64_t> first;  // the number of each product's first part
-  int64_t parts = 0;
-  for (const Op& op : ops) {
-    first.push_back(parts);
-    parts += (op.outputs + op.Part() - 1) / op.Part();
-  }
-  Workers::Get().Run(parts, [&](int64_t number) {
-    size_t which = ops.size() - 1;
-    while (first[which] > number) --which;
-    const int64_t part = ops[which].Part(), begin = (number - first[which]) * part;
-    Outputs(ops[which], begin, std::min(ops[which].outputs, begin + part));
-  });
-}
-
 inline float WidenBFloat16(uint16_t bits) {
   const uint32_t wide = uint32_t(bits) << 16;
   return Load<float>(&wide);

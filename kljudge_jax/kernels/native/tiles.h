@@ -30,9 +30,9 @@ constexpr int64_t kWholeTiles = 12;  // so many outputs are whole tiles, whateve
 // A product in tiles of `kOut` outputs by `kRows` rows, whose sums stay in registers over a stretch of the columns, and
 // in `sums` between stretches. The rows of a tile and stretch stay in the first cache while all outputs of a part pass
 // by. An operation says what a step over the columns is:
-//   count, steps, outputs  how many rows, steps and outputs there are
+//   count, steps           how many rows and steps there are
 //   kMostRows              the rows that a tile has registers for
-//   Stretch(), Part()      the steps of a stretch, and the outputs of a part
+//   Stretch()              the steps of a stretch
 //   Tile<kOut, kRows, kFetch, kWhole>(o, row, from, to, sums)   kFetch: the weights may still be far away; kWhole: the
 //                          stretch is all there is, and the tile finishes what it does
 //   Finish<kOut>(o, row, sums)   the outputs of one row
@@ -174,6 +174,8 @@ struct Plain {
 
   static constexpr int64_t kMostRows = Kind::kMostRows;
 
+  int64_t Whole() const { return outputs; }
+  void Do(int64_t begin, int64_t end) const { Outputs(*this, begin, end); }
   int64_t Part() const { return PartSize(outputs, size * sizeof(typename Kind::Element), count, kMostRows); }
 
   int64_t Stretch() const {

@@ -15,6 +15,7 @@
 #include <system_error>
 #include <thread>
 #include <utility>
+#include <vector>
 
 #if defined(__linux__)
 #include <sched.h>
@@ -148,5 +149,23 @@ class Workers {
   std::atomic<bool> owned_{false};
   int64_t threads_ = 0;
 };
+
+// Several operations as one job: each has Whole() pieces of work, which are shared out in parts of Part() pieces that
+// its Do(begin, end) does.
+template <class Op>
+void RunAll(const std::vector<Op>& ops) {
+  std::vector<int64_t> first;  // the number of each operation's first part
+  int64_t parts = 0;
+  for (const Op& op : ops) {
+    first.push_back(parts);
+    parts += (op.Whole() + op.Part() - 1) / op.Part();
+  }
+  Workers::Get().Run(parts, [&](int64_t number) {
+    size_t which = ops.size() - 1;
+    while (first[which] > number) --which;
+    const int64_t part = ops[which].Part(), begin = (number - first[which]) * part;
+    ops[which].Do(begin, std::min(ops[which].Whole(), begin + part));
+  });
+}
 
 }  // namespace kljudge
