@@ -50,7 +50,8 @@ def adaptive_run(machine, adaptive, rates, tokens, seed=0, costs=None):
     Without `costs`, which earlier runs measured, the sizes of the models say that a draft token costs a quarter.
     """
     random, rates = np.random.default_rng(seed), np.asarray(rates, float)
-    costs, rows = costs or CycleCosts(adaptive, 0.25, machine.step), len(rates)
+    rows = len(rates)
+    costs = costs or CycleCosts(adaptive, 0.25, machine.step, rows)
     static = adaptive.without_cost()
     state, count = Pace.start(rows), np.zeros(rows, np.int32)
     time = spent = 0.0

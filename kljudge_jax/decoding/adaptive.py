@@ -19,12 +19,12 @@ PROBE_INTERVAL = 16
 _GROWTH = 4
 _LONGEST_INTERVAL = 1024
 
-# What a run may lose to drafts that do not pay, as a share of the plain decoding of what it wrote; a run that wrote
-# little may lose what one of so many tokens may. The promise is 3 %: the rest is for what no table of costs knows.
+# What a run may lose to drafts that do not pay, as a share of the plain decoding of what it wrote. The promise is 3 %:
+# the rest is for what no table of costs knows.
 _MOST_LOST = 0.025
-_FEWEST_TOKENS = 256
-# The least that a run may lose, in plain cycles.
-ALLOWANCE = _MOST_LOST * _FEWEST_TOKENS
+# A run that wrote little may lose what one of so many tokens may, or no draft would be tried at its start. Of several
+# rows one is always unlucky for a while, and would soon stop drafts that pay for the others, and for itself later.
+_FEWEST_TOKENS, _FEWEST_OF_SEVERAL = 80, 256
 
 # How many tokens at a time a draft takes that was not asked for some cycles.
 CATCH_UP = 16
@@ -119,16 +119,17 @@ class Adaptive:
 
     When nothing pays and `minimum` is 0, the run decodes plainly, in the same steps as without a verifier. It tries a
     short draft after 16 such cycles, then after 64, and so on. What drafts cost more than they save is added up, and
-    none is tried that could take the run past 2.5 % of the plain decoding of what it wrote, or of 256 tokens where it
-    wrote less. While no prompt waits for a slot that holds for every row that drafts do not pay
-    for, since a batch ends with its slowest.
+    none is tried that could take the run past 2.5 % of the plain decoding of what it wrote, or of 80 tokens where it
+    wrote less (256 of each row in a batch of several). While no prompt waits for a slot that holds for every row that
+    drafts do not pay for, since a batch ends with its slowest.
 
     What does not depend on the lengths: the tokens of a lossless rule at temperature 0, and the distribution of one
     that samples. What does: the draws of a rule that samples, and the tokens of a relaxed rule. Those depend on a
     prompt's company in the batch unless `minimum` is `maximum`, and with `cost="measured"` on how fast the machine is.
 
     With `cost="measured"` the first blocks of cycles of a run are timed, plain ones first, and then some with drafts,
-    as many as half of those 2.5 % allow; what they took decides from then on, in later runs of the same program too.
+    the first where those 2.5 % allow it, and more as half of them do; what they took decides from then on, in later
+    runs of the same program too.
 
     Attributes:
       minimum: the fewest draft tokens of a cycle; from 1 on a run never decodes plainly, and may be slower than that.
@@ -189,9 +190,10 @@ class Adaptive:
         else:
             # At the worst, all that is drafted is rejected.
             loss = costs.cycle - 1 + costs.catch_up * _pieces(pace)
-            affordable = loss <= _may_lose(pace.written) - pace.lost - costs.spent
-            # Of many rows one is always unlucky: one that drafts pay for gets back what it lost.
-            may_lose = _may_lose(count) - pace.behind - costs.spent
+            least = allowance(len(rate))
+            affordable = loss <= jnp.maximum(_MOST_LOST * pace.written, least) - pace.lost - costs.spent
+            # A row that drafts pay for gets back what it lost.
+            may_lose = jnp.maximum(_MOST_LOST * count, least) - pace.behind - costs.spent
             row = (loss <= may_lose[:, None]) | (tokens >= costs.cycle) | (left < 0)[:, None]
             affordable &= jnp.all(row, axis=0) | ~jnp.asarray(costs.together)
             affordable |= lengths == 0
@@ -245,9 +247,9 @@ class Adaptive:
         return max(1, math.ceil(self.maximum / 4))
 
 
-def _may_lose(tokens: jax.Array) -> jax.Array:
-    """How many plain cycles may be lost to drafts in so many tokens."""
-    return jnp.maximum(_MOST_LOST * tokens, ALLOWANCE)
+def allowance(batch: int) -> float:
+    """The least that a run of so many rows may lose to drafts that do not pay, in plain cycles."""
+    return _MOST_LOST * (_FEWEST_TOKENS if batch == 1 else _FEWEST_OF_SEVERAL)
 
 
 def _pieces(pace: Pace) -> jax.Array:

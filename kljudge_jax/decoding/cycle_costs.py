@@ -7,7 +7,7 @@ from collections.abc import Hashable
 
 import numpy as np
 
-from kljudge_jax.decoding.adaptive import ALLOWANCE, CATCH_UP, MEASURED, Adaptive, Costs
+from kljudge_jax.decoding.adaptive import CATCH_UP, MEASURED, Adaptive, Costs, allowance
 from kljudge_jax.parallel.hosts import agreed
 
 # A length is timed in so many blocks of so many cycles, of which the best counts. They are few, since what is drafted
@@ -17,7 +17,8 @@ _ROUNDS, _CYCLES = 2, 2
 _SECONDS, _MOST = 0.05, 8
 # A row whose last tokens cut a draft short spoils a block; after so many in vain a length is given up.
 _PATIENCE = 4
-# The part of what a run may lose that may go into timing.
+# The part of what a run may lose that may go into timing. The first draft may take all of it: a run that may try none
+# would never learn that it pays.
 _TIMING = 0.5
 # No draft step is faster than this share of what its weights say: a table that has it cheaper shows noise.
 _FASTEST = 0.5
@@ -38,14 +39,14 @@ class _Timed:
 class CycleCosts:
     """The table that an adaptive length decides by, and where it is to be measured, the lengths to be timed next.
 
-    Lengths that were not timed cost what those around them let expect. What is timed
-    stops when half of what a run may lose to drafts is lost; the estimate, or what is known by then, serves for the
-    rest. With `Adaptive.minimum` from 1 on there is no such limit.
+    Lengths that were not timed cost what those around them let expect. The first draft is timed where a run may lose
+    what it is expected to cost, and more until half of what it may lose is lost; the estimate, or what is known by
+    then, serves for the rest. With `Adaptive.minimum` from 1 on there is no such limit.
     """
 
-    def __init__(self, adaptive: Adaptive, estimate: float, draft: float = 0.0):
+    def __init__(self, adaptive: Adaptive, estimate: float, draft: float = 0.0, batch: int = 1):
         """`estimate` is what one more draft token costs, as a share of a cycle without any; `draft` the part of it that
-        goes into the draft, by the sizes of the models."""
+        goes into the draft, by the sizes of the models; a run has `batch` rows."""
         self._lengths = np.arange(adaptive.maximum + 1)
         self._estimate, self._draft = estimate, draft
         widths = np.array(adaptive.widths())
@@ -54,7 +55,7 @@ class CycleCosts:
         # The shortest, then the cheapest draft, then the two that bound the slope best.
         plan = plan[:2] + plan[:1:-1]
         self._timed: dict[int, _Timed] = {length: _Timed() for length in plan}
-        self._limited = adaptive.minimum == 0
+        self._limited, self._may_lose = adaptive.minimum == 0, allowance(batch)
         self._base = plan[0] if plan else 0
         self._cycle: float | None = None  # seconds of a cycle of the shortest length
         self._warm = False  # whether a block of the shortest has run
@@ -64,11 +65,13 @@ class CycleCosts:
         self._net: dict[int, float] = {}  # what a cycle of each length lost when it was timed last
 
     @classmethod
-    def of(cls, program: Hashable, adaptive: Adaptive, estimate: float, draft: float = 0.0) -> CycleCosts:
+    def of(
+        cls, program: Hashable, adaptive: Adaptive, estimate: float, draft: float = 0.0, batch: int = 1
+    ) -> CycleCosts:
         """Those of a program, measured once in this process."""
         if adaptive.cost != MEASURED:
-            return cls(adaptive, estimate, draft)
-        costs = _known.setdefault(program, cls(adaptive, estimate, draft))
+            return cls(adaptive, estimate, draft, batch)
+        costs = _known.setdefault(program, cls(adaptive, estimate, draft, batch))
         # What one run could not afford to time another may; and its draft begins with nothing to catch up.
         costs._lost, costs._net, costs._idle = 0.0, {}, 0
         return costs
@@ -86,7 +89,8 @@ class CycleCosts:
             known = any(other.seconds for w, other in self._timed.items() if w != self._base)
             cost = self.table()[length] - 1 if known else self._estimate * (length - self._base)
             loss = cycles * max(self._net.get(length, cost), 0.0)
-            if self._cycle is not None and (not self._limited or self._lost + loss <= _TIMING * ALLOWANCE):
+            most = self._may_lose * (1.0 if self._first is None else _TIMING)
+            if self._cycle is not None and (not self._limited or self._lost + loss <= most):
                 return length, cycles
         return None
 

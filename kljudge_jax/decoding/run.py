@@ -118,7 +118,7 @@ class Run:
             # Where attention reads all of a cache, the caches' sizes decide too.
             sizes = self._buckets if len(self._buckets) > 1 else None
             program = models, alike, type(self.verifier), self.sampling.greedy, slots, sizes
-            self.costs = CycleCosts.of(program, plan.adaptive, plan.cost, plan.draft_cost)
+            self.costs = CycleCosts.of(program, plan.adaptive, plan.cost, plan.draft_cost, slots)
         self._spent = 0.0  # what was lost to cycles that were timed
         self._known: dict[str, np.ndarray] = {}
         began = time.perf_counter()
