@@ -15,6 +15,11 @@ os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_p
 os.environ["XLA_FLAGS"] += " --xla_cpu_collective_call_terminate_timeout_seconds=600"
 os.environ["XLA_FLAGS"] += " --xla_cpu_collective_timeout_seconds=600"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+if os.environ["JAX_PLATFORMS"] == "cpu" and "KLJUDGE_MODELS" not in os.environ:
+    # Most of a run of tiny models is compilation, and most programs run once. LLVM alone optimises less: what XLA makes
+    # of a program is as everywhere.
+    _CHEAPER = " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
+    os.environ["XLA_FLAGS"] = _CHEAPER + os.environ["XLA_FLAGS"]
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # the workers of one run share what they compile
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="kljudge-compiled-")
