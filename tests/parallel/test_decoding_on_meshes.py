@@ -19,6 +19,13 @@ from kljudge_jax.parallel import placement
 from kljudge_jax.parallel.mesh import parse_mesh
 
 MESHES = ("data=8", "data=4,tensor=2", "data=2,tensor=4", "tensor=8")
+# Gemma's one kv head and its windows are the hardest to split, so that it goes on all of them.
+PLACED = [("gemma", mesh) for mesh in MESHES] + [
+    ("llama", "data=4,tensor=2"),
+    ("llama", "tensor=8"),
+    ("qwen", "data=8"),
+    ("qwen", "data=2,tensor=4"),
+]
 DECODING = {"draft_length": 3, "max_new_tokens": 16}
 SLOTS = 64 + 3 + 1  # of a row's token ids, with what a cycle may write past the last
 
@@ -37,8 +44,7 @@ def answers():
     return of
 
 
-@pytest.mark.parametrize("mesh", MESHES)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "mesh"), PLACED)
 def test_a_pair_on_a_mesh_writes_what_it_writes_on_one_device(family, mesh, answers):
     pair = spread(family_pair(family), mesh)
     for rule in (None, "exact", "kl:1.0"):
