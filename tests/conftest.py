@@ -15,9 +15,10 @@ os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_p
 os.environ["XLA_FLAGS"] += " --xla_cpu_collective_call_terminate_timeout_seconds=600"
 os.environ["XLA_FLAGS"] += " --xla_cpu_collective_timeout_seconds=600"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-if os.environ["JAX_PLATFORMS"] == "cpu" and "KLJUDGE_MODELS" not in os.environ:
-    # Most of a run of tiny models is compilation, and most programs run once. LLVM alone optimises less: what XLA makes
-    # of a program is as everywhere.
+if os.environ["JAX_PLATFORMS"] == "cpu" and not os.environ.get("KLJUDGE_MODELS"):
+    # Most of a run of tiny models is compilation, and most programs run once. LLVM alone optimises less than for users:
+    # what XLA makes of a program is as everywhere. `XLA_FLAGS=--xla_backend_optimization_level=3` tests the rest too,
+    # and so do the tests marked `real`.
     _CHEAPER = " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
     os.environ["XLA_FLAGS"] = _CHEAPER + os.environ["XLA_FLAGS"]
 os.environ.setdefault("HF_HUB_OFFLINE", "1")

@@ -44,14 +44,15 @@ def accepted_of(random, rates, length):
     return np.cumprod(random.random((len(rates), length)) < rates[:, None], axis=1).sum(axis=1)
 
 
-def adaptive_run(machine, adaptive, rates, tokens, seed=0, costs=None):
+def adaptive_run(machine, adaptive, rates, tokens, seed=0, program=None, estimate=0.25):
     """Plain cycles' time that a batch takes, all rows for `tokens` tokens; and its lengths, cycle by cycle.
 
-    Without `costs`, which earlier runs measured, the sizes of the models say that a draft token costs a quarter.
+    It goes on with what earlier runs of the `program` measured, if one is given. By the models' sizes a draft token
+    costs `estimate`.
     """
     random, rates = np.random.default_rng(seed), np.asarray(rates, float)
     rows = len(rates)
-    costs = costs or CycleCosts(adaptive, 0.25, machine.step, rows)
+    costs = CycleCosts.of(program or object(), adaptive, estimate, machine.step, rows)
     static = adaptive.without_cost()
     state, count = Pace.start(rows), np.zeros(rows, np.int32)
     time = spent = 0.0

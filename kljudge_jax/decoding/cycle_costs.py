@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Hashable
 
 import numpy as np
@@ -17,8 +18,8 @@ _ROUNDS, _CYCLES = 2, 2
 _SECONDS, _MOST = 0.05, 8
 # A row whose last tokens cut a draft short spoils a block; after so many in vain a length is given up.
 _PATIENCE = 4
-# The part of what a run may lose that may go into timing. The first draft may take all of it: a run that may try none
-# would never learn that it pays.
+# The part of what a run may lose that may go into timing. Until a length was timed in a whole block, the first draft of
+# a run may take all of it: one that may try none would never learn that it pays.
 _TIMING = 0.5
 # No draft step is faster than this share of what its weights say: a table that has it cheaper shows noise.
 _FASTEST = 0.5
@@ -39,12 +40,12 @@ class _Timed:
 class CycleCosts:
     """The table that an adaptive length decides by, and where it is to be measured, the lengths to be timed next.
 
-    Lengths that were not timed cost what those around them let expect. The first draft is timed where a run may lose
-    what it is expected to cost, and more until half of what it may lose is lost; the estimate, or what is known by
-    then, serves for the rest. With `Adaptive.minimum` from 1 on there is no such limit.
+    Lengths that were not timed cost what those around them let expect. A draft is timed where a run may lose what it is
+    expected to cost, and more of them until half of what it may lose is lost; the estimate, or what is known by then,
+    serves for the rest. With `Adaptive.minimum` from 1 on there is no such limit.
     """
 
-    def __init__(self, adaptive: Adaptive, estimate: float, draft: float = 0.0, batch: int = 1):
+    def __init__(self, adaptive: Adaptive, estimate: float, draft: float, batch: int):
         """`estimate` is what one more draft token costs, as a share of a cycle without any; `draft` the part of it that
         goes into the draft, by the sizes of the models; a run has `batch` rows."""
         self._lengths = np.arange(adaptive.maximum + 1)
@@ -59,21 +60,20 @@ class CycleCosts:
         self._base = plan[0] if plan else 0
         self._cycle: float | None = None  # seconds of a cycle of the shortest length
         self._warm = False  # whether a block of the shortest has run
-        self._first: tuple[int, float] | None = None  # the length of the first block with a draft, and its cost
+        self._first: tuple[int, float] | None = None  # the length of a lone cycle with a draft, and the least it took
+        self._tried = False  # whether this run had a draft timed
         self._idle = 0  # cycles since a draft
         self._lost = 0.0
         self._net: dict[int, float] = {}  # what a cycle of each length lost when it was timed last
 
     @classmethod
-    def of(
-        cls, program: Hashable, adaptive: Adaptive, estimate: float, draft: float = 0.0, batch: int = 1
-    ) -> CycleCosts:
+    def of(cls, program: Hashable, adaptive: Adaptive, estimate: float, draft: float, batch: int) -> CycleCosts:
         """Those of a program, measured once in this process."""
         if adaptive.cost != MEASURED:
             return cls(adaptive, estimate, draft, batch)
         costs = _known.setdefault(program, cls(adaptive, estimate, draft, batch))
         # What one run could not afford to time another may; and its draft begins with nothing to catch up.
-        costs._lost, costs._net, costs._idle = 0.0, {}, 0
+        costs._lost, costs._net, costs._idle, costs._tried = 0.0, {}, 0, False
         return costs
 
     def next(self) -> tuple[int, int] | None:
@@ -85,13 +85,15 @@ class CycleCosts:
                 continue
             if length == self._base:
                 return length, _CYCLES
-            cycles = 1 if self._first is None else _CYCLES
+            cost = float(self.table()[length] - 1)
+            loss = max(self._net.get(length, cost), 0.0)
             known = any(other.seconds for w, other in self._timed.items() if w != self._base)
-            cost = self.table()[length] - 1 if known else self._estimate * (length - self._base)
-            loss = cycles * max(self._net.get(length, cost), 0.0)
-            most = self._may_lose * (1.0 if self._first is None else _TIMING)
-            if self._cycle is not None and (not self._limited or self._lost + loss <= most):
-                return length, cycles
+            most = self._may_lose * (_TIMING if known or self._tried else 1.0)
+            # A run that can't afford a block may try one cycle: what an earlier one took may have been bad luck.
+            blocks = ([] if self._first is None else [_CYCLES]) + ([] if known or self._tried else [1])
+            for cycles in blocks if self._cycle is not None else []:
+                if not self._limited or self._lost + cycles * loss + self._caught_up() <= most:
+                    return length, cycles
         return None
 
     def took(self, length: int, drafted: np.ndarray, tokens: float, seconds: float) -> float:
@@ -127,10 +129,13 @@ class CycleCosts:
             return 0.0
         took = seconds / self._cycle / cycles
         self._lost += (took - tokens) * cycles
-        if asked and self._first is None:
+        caught_up = self._caught_up()
+        self._tried, self._idle = True, 0
+        if asked and cycles == 1:
             # It also takes what the draft was not asked for until then, so it counts only where there is no other.
-            self._first = length, took
-            took -= self._catch_up() * np.ceil(self._idle / CATCH_UP)
+            if self._first is None or self._first[0] == length:
+                self._first = length, min(took, math.inf if self._first is None else self._first[1])
+            took -= caught_up
         elif asked and cycles == _CYCLES:
             timed.seconds.append(seconds)
         else:
@@ -172,6 +177,10 @@ class CycleCosts:
         step = min(self._draft, token)
         # A position costs the draft what it costs the target, in proportion to its size.
         return step + (CATCH_UP - 1) * self._draft * (token - step)
+
+    def _caught_up(self) -> float:
+        """What the next draft takes first, of what it was not asked for."""
+        return self._catch_up() * math.ceil(self._idle / CATCH_UP)
 
     def _found(self) -> dict[int, float]:
         """The cost of each length that was timed, against the shortest: differences of blocks of as many cycles, so

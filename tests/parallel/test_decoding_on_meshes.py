@@ -22,8 +22,8 @@ MESHES = ("data=8", "data=4,tensor=2", "data=2,tensor=4", "tensor=8")
 # Gemma's one kv head and its windows are the hardest to split, so that it goes on all of them.
 PLACED = [("gemma", mesh) for mesh in MESHES] + [
     ("llama", "data=4,tensor=2"),
-    ("llama", "tensor=8"),
-    ("qwen", "data=8"),
+    ("llama", "data=8"),
+    ("qwen", "tensor=8"),
     ("qwen", "data=2,tensor=4"),
 ]
 DECODING = {"draft_length": 3, "max_new_tokens": 16}
@@ -134,7 +134,7 @@ def largest_over(size, text):
 
 CYCLES = [(family, mesh, rule, {}) for family in FAMILIES for mesh in MESHES for rule in ("exact", "kl:1.0")] + [
     (family, mesh, "kl:1.0", {"temperature": 0.8, "top_k": 40, "top_p": 0.9})
-    for family, mesh in (("llama", "data=4,tensor=2"), ("llama", "tensor=8"), ("gemma", "data=2,tensor=4"))
+    for family, mesh in (("llama", "data=4,tensor=2"), ("llama", "data=8"), ("gemma", "data=2,tensor=4"))
 ]
 
 
