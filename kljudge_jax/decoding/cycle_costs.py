@@ -129,12 +129,12 @@ class CycleCosts:
             return 0.0
         took = seconds / self._cycle / cycles
         self._lost += (took - tokens) * cycles
-        caught_up = self._caught_up()
+        lone, caught_up = cycles == 1 and not self._tried, self._caught_up()
         self._tried, self._idle = True, 0
-        if asked and cycles == 1:
+        if asked and lone:
             # It also takes what the draft was not asked for until then, so it counts only where there is no other.
-            if self._first is None or self._first[0] == length:
-                self._first = length, min(took, math.inf if self._first is None else self._first[1])
+            if self._first is None or took < self._first[1]:
+                self._first = length, took
             took -= caught_up
         elif asked and cycles == _CYCLES:
             timed.seconds.append(seconds)

@@ -117,6 +117,16 @@ def test_blocks_of_another_length_do_not_count_and_are_not_asked_for_forever(dra
     assert costs.took(1, np.zeros(0, int), 0.0, 1.0) == 0  # a block in which no row ran
 
 
+def test_blocks_that_are_cut_short_are_not_asked_for_forever():
+    """Drafts that pay cost nothing to time, so that nothing else would end it."""
+    costs, blocks = measured(maximum=2), 0
+    while (asked := costs.next()) is not None:
+        length, cycles = asked
+        costs.took(length, np.full(1 if length else cycles, length), 9.0, 0.01 * (1 if length else cycles))
+        blocks += 1
+        assert blocks < 30
+
+
 def test_a_drafter_that_seldom_fills_a_block_is_not_held_at_the_shortest_length():
     costs, blocks = CycleCosts(Adaptive(minimum=1, maximum=2), 0.25, 0.0, 1), 0
     while (asked := costs.next()) is not None:
@@ -142,9 +152,6 @@ def test_what_a_run_leaves_behind_is_not_the_next_ones():
 def test_a_program_is_measured_once():
     adaptive = Adaptive(maximum=2)
     first = CycleCosts.of("a program", adaptive, 0.25, 0.0, 1)
-    assert (
-        CycleCosts.of("a program", adaptive, 0.5, 0.0, 1)
-        is first
-        is not CycleCosts.of("another", adaptive, 0.25, 0.0, 1)
-    )
+    assert CycleCosts.of("a program", adaptive, 0.5, 0.0, 1) is first
+    assert CycleCosts.of("another", adaptive, 0.25, 0.0, 1) is not first
     assert CycleCosts.of("a program", Adaptive(maximum=2, cost="size"), 0.5, 0.0, 1) is not first
