@@ -126,6 +126,32 @@ def test_a_model_that_returns_nan_exits_1_after_the_rest(capsys, tiny_folders):
     assert "NaN" in err
 
 
+def test_a_draft_that_returns_nan_is_told_and_the_target_answers_alone(capsys, tiny_folders, answering, tmp_path):
+    plain = json.loads(run(capsys, *answering, "--json", "--verifier", "none", "hello")[1])
+    words = [*answering, "--draft", tiny_folders.broken, "--verifier", "exact", "--json", "hello"]
+    status, out, err = run(capsys, *words)
+    assert status == 0 and json.loads(out)["tokens"] == plain["tokens"]
+    assert "the draft returned NaN or +inf: the target went on alone" in err
+    words = ["--target", tiny_folders.target, "--draft", tiny_folders.broken, "--draft-lengths", DRAFT_LENGTH]
+    words += ["--task", "arithmetic", "--n", "2", "--batch", "2", "--max-new-tokens", "24", "--out", tmp_path]
+    status, _, err = run(capsys, "sweep", *words, "--rules", "none,exact")
+    assert status == 0
+    assert "exact @ 4: the draft returned NaN or +inf in 2 answers, which the target went on with alone: " in err
+
+
+def test_a_sweep_names_the_problems_in_which_a_model_returned_nan(capsys, tiny_folders, tmp_path):
+    """And compares nothing with a plain decoding that wrote nothing."""
+    words = ["--target", tiny_folders.broken, "--draft", tiny_folders.draft, "--draft-lengths", DRAFT_LENGTH]
+    words += ["--task", "arithmetic", "--n", "2", "--batch", "2", "--max-new-tokens", "24", "--out", tmp_path]
+    status, _, err = run(capsys, "sweep", *words, "--rules", "none,kl:0.4")
+    assert status == 1
+    for rule in ("none", "kl:0.4 @ 4"):
+        (line,) = [line for line in err.splitlines() if line.startswith(f"kljudge sweep: arithmetic, {rule}: ")]
+        assert "NaN or +inf in 2 answers: arithmetic/test/0/0, arithmetic/test/0/1" in line
+    cells = json.loads((tmp_path / "summary.json").read_text())["cells"]
+    assert [cell["failed"] for cell in cells] == [2, 2] and [cell["speed"] for cell in cells] == [None, None]
+
+
 def test_a_reader_that_has_gone_is_no_error():
     read, write = os.pipe()
     os.close(read)

@@ -78,6 +78,8 @@ def _generate(options) -> int:
         print(json.dumps(_as_json(options, pair, result)))
     else:
         print(_summary(options, result), file=sys.stderr)
+    if result.stats.draft_failed:
+        print("kljudge generate: the draft returned NaN or +inf: the target went on alone", file=sys.stderr)
     if result.stats.failed:
         print("kljudge generate: a model returned NaN or +inf; the answer ends before it", file=sys.stderr)
         return FAILED

@@ -28,6 +28,9 @@ from kljudge_jax.commands.options import (
 from kljudge_jax.commands.progress import Bar
 from kljudge_jax.errors import InputError
 
+# So many problems are named of each rule that failed.
+_MOST_NAMED = 20
+
 
 def add(commands) -> None:
     parser = command(
@@ -132,7 +135,30 @@ def _sweep(options) -> int:
         print(f"{result.name}:\n\n{shown_table}")
         print("".join(f"{line}\n" for line in findings(result.rows, setting.greedy)))
     print(f"Report: {files[0]}")
-    failed = sum(row["failed"] for result in results for row in result.rows)
-    if failed:
-        print(f"kljudge sweep: a model returned NaN or +inf in {failed} answers", file=sys.stderr)
+    failed = False
+    for name, records in answered.items():
+        pooled = sweep.pooled(records)
+        for cell, problems in _problems(pooled, "draft_failed"):
+            said = f"the draft returned NaN or +inf in {len(problems)} answers, which the target went on with alone"
+            print(f"kljudge sweep: {name}, {cell}: {said}: {_named(problems)}", file=sys.stderr)
+        for cell, problems in _problems(pooled, "failed"):
+            failed = True
+            said = f"a model returned NaN or +inf in {len(problems)} answers"
+            print(f"kljudge sweep: {name}, {cell}: {said}: {_named(problems)}", file=sys.stderr)
     return FAILED if failed else OK
+
+
+def _problems(records, count: str) -> list[tuple[str, list[str]]]:
+    """By rule, the problems whose records have something under `count`; of a baseline's it may be missing."""
+    from kljudge_jax.evaluation import sweep
+
+    found = defaultdict(list)
+    for record in records:
+        if record.get(count):
+            found[sweep.cell_of(record).name].append(str(record["problem"]))
+    return list(found.items())
+
+
+def _named(problems: list[str]) -> str:
+    more = len(problems) - _MOST_NAMED
+    return ", ".join(problems[:_MOST_NAMED]) + (f" and {more} more" if more > 0 else "")

@@ -103,6 +103,7 @@ def stats_html(stats: Stats) -> str:
         "tokens/s": f"{stats.tokens_per_second:.1f}",
         "seconds, and to compile": f"{stats.seconds:.2f}, {stats.compile_seconds:.2f}",
         "failed": str(stats.failed),
+        "left by the draft": str(stats.draft_failed),
     }
     return scrolling_html([["", ""], *map(list, figures.items())])
 
@@ -129,4 +130,6 @@ def cost(stats: Stats) -> str:
     line = f"{stats.tokens} tokens in {stats.cycles} target passes"
     if stats.drafted:
         line += f" ({stats.mean_acceptance_length:.2f} each), {stats.relaxed} relaxed"
+    if stats.draft_failed:
+        line += "; the draft returned NaN or +inf, and the target went on alone"
     return line + ("; a model returned NaN or +inf" if stats.failed else "")

@@ -73,7 +73,8 @@ def generate(
         in which they end. What it does takes no time of `stats`.
 
     Returns:
-      A `Generation`. An answer whose model returned NaN or +inf ends before it; `stats.failed` counts those.
+      A `Generation`. An answer whose model returned NaN or +inf ends before it; `stats.failed` counts those. Where it
+      was the draft, and the rule is lossless, the target goes on alone instead; `stats.draft_failed` counts those.
 
     Raises:
       InputError: what was asked for cannot be done; the message says why.

@@ -72,6 +72,7 @@ def start(
         caches=Caches(consumed(target), None if draft is None else consumed(draft)),
         running=budget > 0,
         failed=jnp.zeros((batch,), bool),
+        alone=jnp.zeros((batch,), bool),
         keys=keys,
         budget=budget,
         pace=None if settings.adaptive is None else Pace.start(batch),
@@ -253,7 +254,8 @@ def _cycle_keys(state: LoopState):
 
 def _left(state: LoopState) -> jax.Array:
     """How many draft tokens each row can use, int32 `[B]`: its verdict adds one of its own. -1 where it has stopped."""
-    return jnp.where(state.running, state.budget - state.count - 1, -1)
+    left = jnp.where(state.alone, 0, state.budget - state.count - 1)
+    return jnp.where(state.running, left, -1)
 
 
 def _longest(wanted: jax.Array, drafted: jax.Array, settings: Settings) -> jax.Array:
@@ -306,6 +308,7 @@ def commit(
         caches=caches,
         running=running,
         failed=state.failed | failed,
+        alone=state.alone | (state.running & ~ended & outcome.alone),
         keys=state.keys,
         budget=state.budget,
         pace=pace,

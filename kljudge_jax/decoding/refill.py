@@ -80,6 +80,7 @@ def _enter(target, draft, state: LoopState, entry: Entries, shared_chunks, setti
         caches=Caches(consumed(target, state.caches.target), consumed(draft, state.caches.draft)),
         running=put(state.running, entry.budget > 0),
         failed=put(state.failed, False),
+        alone=put(state.alone, False),
         keys=put(state.keys, entry.keys),
         budget=put(state.budget, entry.budget),
         pace=None if state.pace is None else state.pace.entered(slot),

@@ -12,7 +12,18 @@ from kljudge_jax.decoding.stats import Cycle, Stats, cut_cycles, row_stats
 from kljudge_jax.parallel.hosts import fetch
 
 # What the host is told of every slot.
-FIELDS = ("sequence", "length", "origin", "count", "running", "failed", "cycles", "cycle_drafted", "cycle_committed")
+FIELDS = (
+    "sequence",
+    "length",
+    "origin",
+    "count",
+    "running",
+    "failed",
+    "alone",
+    "cycles",
+    "cycle_drafted",
+    "cycle_committed",
+)
 TRACED_FIELDS = ("kl", "logprobs")
 
 
@@ -26,6 +37,7 @@ class Row:
       cycles: C of them.
       running: not ended yet.
       failed: a model returned NaN or +inf.
+      alone: the draft did, and the target went on without it.
       text: where a stop string cut it, its text; else None.
       kl, logprobs: f32 `[T]`, or None without a trace.
     """
@@ -35,6 +47,7 @@ class Row:
     cycles: list[Cycle]
     running: bool
     failed: bool
+    alone: bool
     text: str | None = None
     kl: np.ndarray | None = None
     logprobs: np.ndarray | None = None
@@ -56,6 +69,7 @@ class Row:
             cycles=cycles,
             running=bool(known["running"][slot]),
             failed=bool(known["failed"][slot]),
+            alone=bool(known["alone"][slot]),
             kl=known["kl"][slot, :count].copy() if "kl" in known else None,
             logprobs=known["logprobs"][slot, :count].copy() if "logprobs" in known else None,
         )
@@ -89,7 +103,8 @@ class Row:
             finish = "failed"
         else:
             finish = "eos" if self._ended(eos) else "length"
-        return row_stats(self.cycles, int(np.sum(self.codes == RELAXED)), draft_length, finish, **times)
+        relaxed = int(np.sum(self.codes == RELAXED))
+        return row_stats(self.cycles, relaxed, draft_length, finish, draft_failed=int(self.alone), **times)
 
     def _ended(self, eos: tuple[int, ...]) -> bool:
         return bool(len(self.tokens)) and int(self.tokens[-1]) in eos

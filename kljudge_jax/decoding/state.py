@@ -77,6 +77,7 @@ class LoopState:
         several drafts lie side by side. Both have the same number of slots, at most S.
       running: bool `[B]`.
       failed: bool `[B]`, stopped because a model returned NaN or +inf.
+      alone: bool `[B]`, goes on without its draft, which returned NaN or +inf under a lossless rule.
       keys: `[B]`, one key a row.
       budget: int32 `[B]`, tokens a row may commit.
       pace: what an adaptive draft length remembers, or None.
@@ -93,6 +94,7 @@ class LoopState:
     caches: Caches
     running: jax.Array
     failed: jax.Array
+    alone: jax.Array
     keys: jax.Array
     budget: jax.Array
     pace: Pace | None

@@ -47,6 +47,8 @@ class Stats:
         row, its part of them, divided alike.
       finish: why it ended: "eos", "length", "stop", or "failed" (a model returned NaN or +inf); "" for a pool.
       failed: answers that failed.
+      draft_failed: answers that the target went on with alone, since the draft returned NaN or +inf under a lossless
+        rule.
       plain_cycles: target passes with nothing drafted.
       rows: the answers of a pool.
     """
@@ -64,6 +66,7 @@ class Stats:
     slot_cycles: float = 0.0
     finish: str = ""
     failed: int = 0
+    draft_failed: int = 0
     plain_cycles: int = 0
     rows: tuple[Stats, ...] = ()
 
@@ -108,12 +111,13 @@ class Stats:
             "slot_cycles": self.slot_cycles,
             "tokens_per_second": self.tokens_per_second,
             "failed": self.failed,
+            "draft_failed": self.draft_failed,
             "plain_cycles": self.plain_cycles,
             **({"finish": self.finish} if self.finish else {}),
         }
 
 
-def row_stats(cycles: Sequence[Cycle], relaxed: int, draft_length: int, finish: str, **times: Any) -> Stats:
+def row_stats(cycles: Sequence[Cycle], relaxed: int, draft_length: int, finish: str, **others: Any) -> Stats:
     """The counts of one answer from its cycles."""
     accepted = np.array([c.accepted for c in cycles], np.int64)
     return Stats(
@@ -126,7 +130,7 @@ def row_stats(cycles: Sequence[Cycle], relaxed: int, draft_length: int, finish: 
         finish=finish,
         failed=int(finish == "failed"),
         plain_cycles=sum(c.drafted == 0 for c in cycles),
-        **times,
+        **others,
     )
 
 
@@ -147,6 +151,7 @@ def pool(rows: Sequence[Stats], **times: float) -> Stats:
         own_seconds=total("own_seconds"),
         **({"slot_cycles": total("slot_cycles")} | shared | times),
         failed=total("failed"),
+        draft_failed=total("draft_failed"),
         plain_cycles=total("plain_cycles"),
         rows=tuple(rows),
     )

@@ -15,7 +15,7 @@ from kljudge_jax.decoding.state import Settings
 from kljudge_jax.models.cache import KVCache
 from kljudge_jax.models.transformer import Transformer
 from kljudge_jax.verification.base import Verdict, Verifier, VerifyInputs
-from kljudge_jax.verification.distributions import kl_divergence
+from kljudge_jax.verification.distributions import is_distribution, kl_divergence
 from kljudge_jax.verification.reflective import ReflectedInputs
 
 
@@ -27,8 +27,9 @@ class Outcome(NamedTuple):
       next_token: int32 `[B]`, the correction or bonus token.
       relaxed: bool `[B, K]`, as in a verdict.
       drafted: int32 `[B]`, draft tokens that the rule could keep.
-      starved: bool `[B]`, a model returned NaN or +inf where a draft token was wanted, and nothing before it was
-        rejected.
+      starved: bool `[B]`, the draft returned NaN or +inf where one of its tokens was wanted, and nothing before it was
+        rejected. The rule is no lossless one: it fails the row.
+      alone: bool `[B]`, the same under a lossless rule, whose tokens need no draft: the target goes on alone.
       fit: bool `[B]`, whether `next_token` is one of the vocabulary, from logits that are numbers.
       emitted: int32 `[B, K + 1]`, the accepted tokens, then `next_token`.
       branch: int32 `[B]`, which of the D drafts was followed.
@@ -40,6 +41,7 @@ class Outcome(NamedTuple):
     relaxed: jax.Array
     drafted: jax.Array
     starved: jax.Array
+    alone: jax.Array
     fit: jax.Array
     emitted: jax.Array
     branch: jax.Array
@@ -53,7 +55,7 @@ class Outcome(NamedTuple):
         flags = jnp.zeros((batch, settings.draft_length), bool)
         numbers = jnp.zeros((batch, settings.draft_length + 1), jnp.int32)
         trace = numbers.astype(jnp.float32) if settings.trace else None
-        return cls(number, number, flags, number, flag, flag, numbers, number, trace, trace)
+        return cls(number, number, flags, number, flag, flag, flag, numbers, number, trace, trace)
 
 
 def verify_drafts(
@@ -109,12 +111,12 @@ def judge_drafts(
     draft_logits, raw_draft_logits = draft.distributions(width, vocab)
 
     # Logits that are no numbers end the draft before them: nothing is ever accepted or drawn from such a row.
-    target_fit = _fit(scores.logits)
+    target_fit = is_distribution(scores.logits)
     judged = None
     if scores.reflected is not None:
         judged = verifier.fuse(scores.logits, scores.reflected)
-        target_fit &= _fit(judged)
-    usable = jnp.minimum(count, jnp.minimum(_leading(_fit(raw_draft_logits)), _leading(target_fit)))
+        target_fit &= is_distribution(judged)
+    usable = jnp.minimum(count, jnp.minimum(_leading(is_distribution(raw_draft_logits)), _leading(target_fit)))
 
     inputs = VerifyInputs(
         draft_tokens=tokens,
@@ -144,6 +146,10 @@ def judge_drafts(
     accepted = jnp.clip(verdict.num_accepted, 0, usable).astype(jnp.int32)
     fit = jnp.take_along_axis(target_fit, accepted[:, None], axis=1)[:, 0]
     fit &= (verdict.next_token >= 0) & (verdict.next_token < vocab)
+    # A draft failed only where it stopped a row from using a token that it still had room for.
+    starved = (accepted == usable) & (usable < count)
+    # Whether it did is known from what precedes the token alone, so that going on without it changes no distribution.
+    lossless = getattr(verifier, "lossless", False)
     spare = settings.draft_length - width
     at = jnp.arange(settings.draft_length + 1)
     padded = jnp.pad(tokens, ((0, 0), (0, spare + 1)))
@@ -162,8 +168,8 @@ def judge_drafts(
         next_token=verdict.next_token.astype(jnp.int32),
         relaxed=jnp.pad(verdict.relaxed, ((0, 0), (0, spare))),
         drafted=usable,
-        # A draft failed only where it stopped a row from using a token that it still had room for.
-        starved=(accepted == usable) & (usable < count),
+        starved=starved & (not lossless),
+        alone=starved & fit & lossless,
         fit=fit,
         emitted=emitted,
         branch=branch,
@@ -189,8 +195,3 @@ def _batch_axes(inputs: VerifyInputs) -> VerifyInputs:
 def _leading(flags: jax.Array) -> jax.Array:
     """How many of flags `[B, K]` hold before the first that does not: int32 `[B]`."""
     return jnp.sum(jnp.cumprod(flags.astype(jnp.int32), axis=1), axis=1)
-
-
-def _fit(logits: jax.Array) -> jax.Array:
-    """Whether logits `[..., V]` define a distribution: no NaN, no +inf, not all -inf. The maximum shows all three."""
-    return jnp.isfinite(jnp.max(logits, axis=-1))

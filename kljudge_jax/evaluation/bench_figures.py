@@ -89,7 +89,9 @@ def _rule(batch, rule, timings, reached, busy) -> dict[str, Any]:
     host_floor = timings[EMPTY_CALL].seconds * len(answers) * len(batch.groups) / batch_cycles
     # Rows that have ended wait for the longest one of their batch.
     occupancy = row_cycles / (batch.size * batch_cycles)
-    speed = None if rule == PLAIN else spread([a / b for a, b in zip(speeds, plain, strict=True)], "ratio")
+    # A target that failed at once has written nothing to be compared with.
+    compared = rule != PLAIN and all(plain)
+    speed = spread([a / b for a, b in zip(speeds, plain, strict=True)], "ratio") if compared else None
     return {
         "rule": rule,
         "draft_length": length,
@@ -118,9 +120,12 @@ def _speeds(batch, rule, timings) -> list[float]:
 
 
 def _model(batch, rule, timings, occupancy, decoding, speed, busy) -> dict[str, Any] | None:
-    """What the cost model says of a rule beside what was measured; None where no draft token was tested."""
+    """What the cost model says of a rule beside what was measured; None where no draft token was tested, or where
+    nothing can be compared: answers failed."""
     length = batch.runs[rule].settings.draft_length
     answers = batch.answers[rule][-batch.plan.rounds :]
+    if any(a.failed for a in answers) or (length and speed is None):
+        return None
     rate = 0.0 if rule == PLAIN else known_rate(rule, batch.plan)
     if rate is None:
         rate = acceptance_rate(cycle for a in answers for cycle in a.cycles)

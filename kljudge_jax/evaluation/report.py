@@ -126,13 +126,16 @@ def findings(rows: Sequence[dict], greedy: bool = True) -> list[str]:
             f"Most tokens per pass without a loss that {best['n']} problems can show: {_name(best, rows)}, "
             f"{best['mean_acceptance_length']:.2f}; a loss of up to {max(0.0, -low):.1f} points may hide in the noise."
         )
-        fastest = max(held, key=lambda row: row["speed"])
-        low, high = fastest["speed_interval"] or (None, None)
-        what = "Fastest of those here" if fastest["speed"] > 1 else "None of those is faster than plain decoding here"
-        lines.append(
-            f"{what}: {_name(fastest, rows)}, {fastest['speed']:.2f} times plain decoding"
-            + (f" ({low:.2f} to {high:.2f})." if low is not None else " (too few turns for an interval).")
-        )
+        timed = [row for row in held if row["speed"] is not None]
+        if timed:
+            fastest = max(timed, key=lambda row: row["speed"])
+            low, high = fastest["speed_interval"] or (None, None)
+            faster = fastest["speed"] > 1
+            what = "Fastest of those here" if faster else "None of those is faster than plain decoding here"
+            lines.append(
+                f"{what}: {_name(fastest, rows)}, {fastest['speed']:.2f} times plain decoding"
+                + (f" ({low:.2f} to {high:.2f})." if low is not None else " (too few turns for an interval).")
+            )
     if worse:
         lines.append(f"Worse than plain decoding: {', '.join(_name(row, rows) for row in worse)}.")
     if doubtful:

@@ -38,7 +38,7 @@ def summarise(records: Sequence[dict]) -> list[dict]:
     "noise", or "same" where no answer changed sides. `slot_occupancy` is the share of the device's row-cycles that
     went into answers. `speed` is the ratio of tokens per second, `first_difference` where the first other token of an
     answer stands, by problem, if at most 20 are not the plain ones. Without a "none" cell those are None, and so are
-    intervals of speeds over fewer than 4 turns.
+    intervals of speeds over fewer than 4 turns, and speeds where plain decoding wrote nothing.
     """
     cells: dict[Cell, dict[str, dict]] = defaultdict(dict)
     for record in records:
@@ -95,8 +95,9 @@ def _row(cell: Cell, answers: dict[str, dict], plain: dict[str, dict] | None) ->
         places = {name: at for name, at in places.items() if at is not None}
         row["same_text"] = len(both) - len(places)
         row["first_difference"] = places if len(places) <= _MOST_DIFFERENCES else None
-        row["speed"] = _speed(ours) / max(_speed(theirs), 1e-12)
-        row["speed_interval"] = _speed_ratio_interval(ours, theirs)
+        if _speed(theirs) > 0:  # a target that failed has written nothing to be compared with
+            row["speed"] = _speed(ours) / _speed(theirs)
+            row["speed_interval"] = _speed_ratio_interval(ours, theirs)
     return row
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from kljudge_jax.models.cache import KVCache
 from kljudge_jax.models.transformer import Transformer
 from kljudge_jax.parallel.hosts import fetch
+from kljudge_jax.verification.distributions import is_distribution
 from kljudge_jax.verification.features import logit_primitives, second_order_kl
 
 # A pass takes one of these many tokens a row, so that few programs are compiled.
@@ -111,7 +112,7 @@ def roll_out(
         hidden, part = target(newest, part.at_length(at))
         logits = target.logits(hidden[:, 0])
         token = jnp.argmax(logits, axis=-1).astype(jnp.int32)
-        fit = jnp.isfinite(jnp.max(logits, axis=-1))
+        fit = is_distribution(logits)
         grows = running & fit
         place = jnp.where(grows, length, tokens.shape[1])
         tokens = tokens.at[jnp.arange(tokens.shape[0]), place].set(token, mode="drop")

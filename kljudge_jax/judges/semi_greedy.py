@@ -29,6 +29,7 @@ from kljudge_jax.judges.reference import KINDS, Reference, make_reference
 from kljudge_jax.models.pair import ModelPair
 from kljudge_jax.parallel.hosts import fetch
 from kljudge_jax.tasks.base import Problem, Task
+from kljudge_jax.verification.distributions import is_distribution
 from kljudge_jax.verification.features import PRIMITIVES
 
 _MOST_STEPS = 256  # on the device before the host looks, so that progress is reported
@@ -273,7 +274,7 @@ class Search:
         judged[: len(some)] = [tokens[-1] for tokens in swapped]
         columns = {"target_hidden": target_hidden, "draft_hidden": draft_hidden}
         columns |= compare(target_ends, draft_ends, judged, self.ids)
-        fit = jnp.all(jnp.isfinite(jnp.max(target_ends, axis=-1)) & jnp.isfinite(jnp.max(draft_ends, axis=-1)), axis=-1)
+        fit = jnp.all(is_distribution(target_ends) & is_distribution(draft_ends), axis=-1)
         columns, fit = fetch((columns, fit))
         open_ = []
         for i, ((question, at), tokens) in enumerate(zip(some, swapped, strict=True)):

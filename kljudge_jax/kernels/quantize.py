@@ -90,7 +90,8 @@ def round_to(weight: jax.Array, form: Form) -> Integers:
     """A weight `[O, I]` in rows of integers.
 
     Without a minimum, in 8 bits a block's largest magnitude is met by 127 steps, and in fewer its value of largest
-    magnitude by the first level. With one, its least and largest values are met by the first and the last level.
+    magnitude by the first level. With one, its least and largest values are met by the first and the last level. A
+    block with a NaN or an infinity has a scale of NaN.
     """
     outputs, size = weight.shape
     wide = jnp.asarray(weight, jnp.float32)
@@ -106,7 +107,9 @@ def round_to(weight: jax.Array, form: Form) -> Integers:
     else:
         lowest, highest = -levels // 2, levels // 2 - 1
         step = jnp.where(-least > most, least, most) / lowest
-    scale = jnp.clip(step, -_LARGEST, _LARGEST).astype(jnp.float16)
+    # What is no number must not be rounded to one. A maximum may drop a NaN, so this asks each weight.
+    sound = jnp.all(jnp.isfinite(blocks), axis=2)
+    scale = jnp.where(sound, jnp.clip(step, -_LARGEST, _LARGEST), jnp.nan).astype(jnp.float16)
     minimum = None
     known = scale.astype(jnp.float32)[..., None]
     if form.minimum:

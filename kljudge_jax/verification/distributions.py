@@ -37,6 +37,14 @@ class Normaliser(NamedTuple):
         return 1.0 / self.total[..., 0]
 
 
+def is_distribution(logits: jax.Array) -> jax.Array:
+    """Whether logits `[..., V]` define a distribution: no NaN, no +inf, not all -inf. Bool `[...]`.
+
+    By comparisons, which are false for a NaN: XLA's maximum on a CPU may drop one where it is vectorised.
+    """
+    return jnp.all(logits < jnp.inf, axis=-1) & jnp.any(logits > -jnp.inf, axis=-1)
+
+
 def probabilities(logits: jax.Array) -> jax.Array:
     """Softmax over the last axis, f32 `[..., V]`."""
     return Normaliser.of(logits).probability(logits)
@@ -71,11 +79,12 @@ def sample(key: jax.Array, logits: jax.Array) -> jax.Array:
 def is_argmax(logits: jax.Array, tokens: jax.Array) -> jax.Array:
     """Whether a row's token is its argmax, ties by the lower id: f32 `[K, V]`, int32 `[K]` to bool `[K]`.
 
-    False in a row with a NaN. Two plain reductions, which take less time than an argmax.
+    False in a row with a NaN. Plain reductions, which take less time than an argmax.
     """
     peak = jnp.max(logits, axis=-1, keepdims=True)
-    before = jnp.any((logits == peak) & (jnp.arange(logits.shape[-1]) < tokens[:, None]), axis=-1)
-    return (_chosen(logits, tokens) == peak)[:, 0] & ~before
+    # A maximum may drop a NaN, so NaN is asked for by name.
+    before = (logits == peak) & (jnp.arange(logits.shape[-1]) < tokens[:, None]) | jnp.isnan(logits)
+    return (_chosen(logits, tokens) == peak)[:, 0] & ~jnp.any(before, axis=-1)
 
 
 def token_rank(logits: jax.Array, tokens: jax.Array) -> jax.Array:

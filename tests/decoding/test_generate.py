@@ -167,13 +167,14 @@ def poisoned(model, token):
     return with_parameters(model, spoil)
 
 
-@pytest.mark.parametrize("which", ["target", "draft"])
-def test_a_model_that_returns_nan_stops_that_row_and_no_other(which):
+@pytest.mark.parametrize(("which", "verifier"), [("target", "exact"), ("target", "kl:0.4"), ("draft", "kl:0.4")])
+def test_a_model_that_returns_nan_stops_that_row_and_no_other(which, verifier):
+    """Of a draft only where the rule is no lossless one: test_broken_models.py has those."""
     pair = tiny_pair(1, noise=0.0)
-    clean = answer(pair, "exact")
+    clean = answer(pair, verifier)
     bad = next(t for t in tokens_of(clean)[0][3:] if t not in [x for p in PROMPTS for x in p])
     broken = dataclasses.replace(pair, **{which: poisoned(getattr(pair, which), bad)})
-    out = answer(broken, "exact")
+    out = answer(broken, verifier)
     hit = 0
     for row, whole, counts in zip(tokens_of(out), tokens_of(clean), out.stats.rows, strict=True):
         assert row == whole[: len(row)]

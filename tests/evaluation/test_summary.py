@@ -6,6 +6,7 @@ import io
 import pytest
 from sweep_records import answers, record
 
+from kljudge_jax.evaluation.report import findings
 from kljudge_jax.evaluation.statistics import (
     mcnemar,
     paired_difference,
@@ -40,6 +41,14 @@ def test_figures_of_hand_made_records():
     assert (second["cut_at_length"], second["failed"]) == (1, 1)
     assert second["tokens_per_second"] == 44 / 4
     assert second["speed"] == pytest.approx((44 / 4) / (40 / 16))
+
+
+def test_speeds_beside_a_plain_decoding_that_wrote_nothing_are_none():
+    plain = [record("none", 0, i, False, tokens=0, cycles=1, finish="failed", failed=1) for i in range(2)]
+    rows = summarise([*plain, *answers("kl:0.4", [True, True])])
+    assert [row["speed"] for row in rows] == [row["speed_interval"] for row in rows] == [None, None]
+    assert table(rows)[2][table(rows)[0].index("x plain")] == ""
+    assert all("faster" not in line and "Fastest" not in line for line in findings(rows))
 
 
 def test_the_first_other_token_is_found_also_where_one_answer_ends():
