@@ -136,8 +136,8 @@ def _sweep(options) -> int:
         print("".join(f"{line}\n" for line in findings(result.rows, setting.greedy)))
     print(f"Report: {files[0]}")
     failed = False
-    for name, records in answered.items():
-        pooled = sweep.pooled(records)
+    for name, of_seeds in answered.items():
+        pooled = sweep.pooled(of_seeds)
         for cell, problems in _problems(pooled, "draft_failed"):
             said = f"the draft returned NaN or +inf in {len(problems)} answers, which the target went on with alone"
             print(f"kljudge sweep: {name}, {cell}: {said}: {_named(problems)}", file=sys.stderr)

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 from literal_search import search
-from tiny_pairs import text_pair, tiny_pair, with_parameters
+from tiny_pairs import byte_tokenizer, text_pair, tiny_model, tiny_pair, with_parameters
 from toy_task import LetterParity
 from transcription import entropy, kl, softmax
 
@@ -15,6 +15,7 @@ from kljudge_jax.errors import InputError
 from kljudge_jax.judges import passes, semi_greedy
 from kljudge_jax.judges.mining import mine
 from kljudge_jax.judges.semi_greedy import Options
+from kljudge_jax.models.pair import ModelPair
 from kljudge_jax.verification.features import PRIMITIVES
 
 TASK, N, NEW = LetterParity(), 12, 12
@@ -138,6 +139,27 @@ def test_a_model_without_numbers_fails_its_questions_by_name(pair, tmp_path):
     broken = with_parameters(pair.draft, lambda name, x: x * np.nan if name == "final_norm.scale" else x)
     found = mine(
         dataclasses.replace(pair, draft=broken), TASK, tmp_path, n=N, options=Options(NEW, batch=8, gap_tokens=5)
+    )
+    assert {record["status"] for record in found.questions} == {"failed"} and len(found) == 0
+
+
+@pytest.mark.parametrize("which", ["target", "draft"])
+def test_one_column_that_is_no_number_fails_a_question_too(which, tmp_path):
+    """At a width of vocabulary at which XLA's maximum drops a NaN; ids past the bytes' are never written."""
+    tokenizer = byte_tokenizer()
+    models = {"target": tiny_model(1, vocab_size=640), "draft": tiny_model(2, vocab_size=640)}
+    for name, model in models.items():
+        value = np.nan if name == which else 0
+
+        def silence(name, x, value=value):
+            if name == "head.weight":
+                x[257:] = 0
+                x[321] = value
+            return x
+
+        models[name] = with_parameters(model, silence)
+    found = mine(
+        ModelPair(**models, tokenizer=tokenizer, eos=(256,)), TASK, tmp_path, n=16, options=Options(4, batch=16)
     )
     assert {record["status"] for record in found.questions} == {"failed"} and len(found) == 0
 
