@@ -57,7 +57,7 @@ class Costs(NamedTuple):
     cycle: jax.Array | np.ndarray
     catch_up: ArrayLike = 0.0
     spent: ArrayLike = 0.0
-    forced: ArrayLike = -1
+    forced: jax.Array | np.integer | int = -1
     together: ArrayLike = True
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -91,7 +91,7 @@ def plan(pair, verifier, drafter, draft_length, sampling: Sampling) -> Plan:
 
     draft = pair.draft if drafter.uses_draft_model else None
     verifier = jax.tree.map(as_data, verifier)
-    needs = getattr(verifier, "needs", frozenset())
+    needs: frozenset[str] = getattr(verifier, "needs", frozenset())
     check_rule(
         verifier,
         draft_length=int(draft_length),
@@ -182,7 +182,7 @@ def check_penalty(repetition_penalty: float) -> None:
         )
 
 
-def row_keys(key, batch: int) -> tuple[np.ndarray, str]:
+def row_keys(key, batch: int) -> tuple[np.ndarray, Any]:
     """One PRNG key a row, on the host: their data, uint32 `[B, ...]`, and their kind, as `wrap_key_data` takes it."""
     key = jax.random.key(0) if key is None else key
     if not isinstance(key, jax.Array):

@@ -12,13 +12,13 @@ _last_end = float("-inf")
 _hits = 0
 
 
-def _note(event: str, duration: float, **_) -> None:
+def _note(event: str, duration_secs: float, **_: str | int) -> None:
     global _last_end
     if event == _BACKEND_COMPILE:
         _last_end = time.perf_counter()
 
 
-def _count(event: str, **_) -> None:
+def _count(event: str, **_: str | int) -> None:
     global _hits
     _hits += event == _CACHE_HIT
 

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 # What a decoder shows for bytes that are not a whole character yet.
 _INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
@@ -61,7 +65,7 @@ class Detokenizer:
     difference that a token makes to a short window of text.
     """
 
-    def __init__(self, tokenizer):
+    def __init__(self, tokenizer: PreTrainedTokenizerBase | None):
         self._tokenizer = tokenizer
         self._tokens: list[int] = []
         self._window = 0  # the window's first token

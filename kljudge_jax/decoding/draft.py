@@ -38,6 +38,7 @@ class ModelDraft:
             )
 
     def cost(self, pair: ModelPair) -> float:
+        assert pair.draft is not None
         return bytes_read(pair.draft) / bytes_read(pair.target)
 
     def propose(
@@ -45,6 +46,7 @@ class ModelDraft:
     ) -> tuple[Draft, Caches]:
         """See `Drafter`. The draft's cache may lack the token before the last one, and all those before it that came of
         cycles without a draft."""
+        assert models.draft is not None and caches.draft is not None
         hidden, cache = _consume_last(models.draft, caches.draft, context, request)
         draft, cache = roll_out(models.draft, cache, hidden, context, sampling, request)
         return draft, caches._replace(draft=cache)
@@ -137,7 +139,7 @@ class _Rollout(NamedTuple):
 
     step: jax.Array
     going: jax.Array  # bool [B], the row has proposed every token so far
-    count: jax.Array
+    counts: jax.Array  # int32 [B], how many it has proposed
     token: jax.Array
     cache: KVCache
     tokens: jax.Array
@@ -152,7 +154,7 @@ class _Rollout(NamedTuple):
         return cls(
             step=jnp.int32(0),
             going=jnp.ones((batch,), bool),
-            count=jnp.zeros((batch,), jnp.int32),
+            counts=jnp.zeros((batch,), jnp.int32),
             token=jnp.zeros((batch,), jnp.int32),
             cache=cache,
             tokens=jnp.zeros((batch, length), jnp.int32),
@@ -162,7 +164,7 @@ class _Rollout(NamedTuple):
         )
 
     def as_draft(self) -> Draft:
-        return Draft(self.tokens, self.count, self.logits, self.raw_logits, self.hidden)
+        return Draft(self.tokens, self.counts, self.logits, self.raw_logits, self.hidden)
 
 
 def _roll_out_wanted(model, cache, hidden, context, sampling, request):
@@ -181,7 +183,7 @@ def _roll_out_wanted(model, cache, hidden, context, sampling, request):
         return draft._replace(
             step=draft.step + 1,
             going=going,
-            count=draft.count + going,
+            counts=draft.counts + going,
             token=token,
             tokens=put(draft.tokens, token, draft.step),
             logits=put(draft.logits, processed, draft.step),

@@ -157,14 +157,14 @@ class Proposal(NamedTuple):
 
     Attributes:
       draft: `[B D]` drafts.
-      count: int32 `[B D]`, how many tokens of each are real.
+      counts: int32 `[B D]`, how many tokens of each are real.
       last: int32 `[B D]`, each row's last committed token.
       wanted: int32 `[B]`, how many draft tokens a row could use.
       keys: `[B]`, what the verdicts draw with.
     """
 
     draft: Draft
-    count: jax.Array
+    counts: jax.Array
     last: jax.Array
     wanted: jax.Array
     keys: jax.Array
@@ -299,7 +299,12 @@ def commit(
     pace = None
     if settings.adaptive is not None:
         longest = _longest(wanted, drafted, settings)
+        assert state.pace is not None and costs is not None
         pace = settings.adaptive.update(state.pace, costs, longest, drafted, accepted, committed, state.running)
+
+    def traced(buffer: jax.Array | None, values: jax.Array | None) -> jax.Array | None:
+        return None if buffer is None or values is None else _write(buffer, values, state.count)
+
     return LoopState(
         sequence=_write(state.sequence, outcome.emitted, state.length),
         length=state.length + committed,
@@ -315,8 +320,8 @@ def commit(
         cycles=state.cycles + state.running,
         cycle_drafted=_write(state.cycle_drafted, drafted[:, None], state.cycles),
         cycle_committed=_write(state.cycle_committed, committed[:, None], state.cycles),
-        kl=_write(state.kl, outcome.kl, state.count) if settings.trace else None,
-        logprobs=_write(state.logprobs, outcome.logprobs, state.count) if settings.trace else None,
+        kl=traced(state.kl, outcome.kl),
+        logprobs=traced(state.logprobs, outcome.logprobs),
     )
 
 

@@ -55,7 +55,7 @@ def tokenize(prompt: Any, tokenizer, vocab_size: int, where: str = "the prompt")
     if isinstance(prompt, str):
         if not prompt.strip():
             raise InputError(f"{where} is empty: there is nothing to continue")
-        ids = _encode(_tokenizer(tokenizer, where), prompt, where)
+        found = _encode(_tokenizer(tokenizer, where), prompt, where)
     elif _is_chat(prompt) and len(prompt):
         if not getattr(_tokenizer(tokenizer, where), "chat_template", None):
             raise InputError(f"{where} is a chat, but the tokenizer has no chat template: pass it as text")
@@ -65,12 +65,12 @@ def tokenize(prompt: Any, tokenizer, vocab_size: int, where: str = "the prompt")
             text = tokenizer.apply_chat_template(list(prompt), tokenize=False, add_generation_prompt=True)
         except (jinja2.TemplateError, TypeError, AttributeError) as error:
             raise InputError(f"{where} does not fit the tokenizer's chat template: {error}") from error
-        ids = _encode(tokenizer, text, where, add_special_tokens=False)
+        found = _encode(tokenizer, text, where, add_special_tokens=False)
     elif _is_ids(prompt):
-        ids = prompt
+        found = prompt
     else:
         raise InputError(f"{where} is neither a str, nor a chat, nor token ids: {type(prompt).__name__}")
-    ids = np.asarray(ids)
+    ids = np.asarray(found)
     if ids.size == 0:
         raise InputError(f"{where} is empty: there is nothing to continue")
     if not np.issubdtype(ids.dtype, np.integer):

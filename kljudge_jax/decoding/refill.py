@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from kljudge_jax.decoding.drafter import Caches, Models
 from kljudge_jax.decoding.score import CPU_CHUNK, PREFILL_CHUNK, prefill_from
@@ -28,10 +29,10 @@ class Entries(NamedTuple):
       slots: int32 `[B]`, the row of the state that each goes to.
     """
 
-    prompts: jax.Array
-    lengths: jax.Array
+    prompts: jax.Array | np.ndarray
+    lengths: jax.Array | np.ndarray
     keys: jax.Array
-    budget: jax.Array
+    budget: jax.Array | np.ndarray
     slots: jax.Array
 
 
@@ -103,7 +104,8 @@ def _consumed(model, cache: KVCache, entry: Entries, shared_chunks, drafts: int)
     part = KVCache(tuple(map(taken, cache.keys)), tuple(map(taken, cache.values)), jnp.zeros((1,), jnp.int32))
     chunk = min(width, CPU_CHUNK if jax.default_backend() == "cpu" else PREFILL_CHUNK)
     shared = shared_chunks * PREFILL_CHUNK
-    part = prefill_from(model, part, entry.prompts[None], entry.lengths[None], shared, chunk)
+    prompts, lengths = jnp.asarray(entry.prompts)[None], jnp.asarray(entry.lengths)[None]
+    part = prefill_from(model, part, prompts, lengths, shared, chunk)
 
     def put(stored, new):
         return jax.lax.dynamic_update_slice(stored, jnp.repeat(new, drafts, axis=0), (first, 0, 0, 0))

@@ -4,27 +4,33 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from kljudge_jax.decoding import arguments, loop, prompts, stats
+from kljudge_jax.decoding.adaptive import Adaptive
 from kljudge_jax.decoding.buckets import cache_buckets, resized
 from kljudge_jax.decoding.compile_clock import compile_seconds
 from kljudge_jax.decoding.cycle_costs import CycleCosts
 from kljudge_jax.decoding.detokenize import cut_at_stop, decode
-from kljudge_jax.decoding.drafter import Caches
+from kljudge_jax.decoding.drafter import Caches, Drafter
 from kljudge_jax.decoding.memory_plan import Workload, check_run_fits
 from kljudge_jax.decoding.queue import Queue
 from kljudge_jax.decoding.refill import Entries, refill
 from kljudge_jax.decoding.results import Generation, Progress
 from kljudge_jax.decoding.row import Row, look
+from kljudge_jax.decoding.sampling import Sampling
 from kljudge_jax.decoding.score import PREFILL_CHUNK, count_shared_chunks
 from kljudge_jax.decoding.state import Settings
 from kljudge_jax.models.packed import pack
+from kljudge_jax.models.pair import ModelPair
 from kljudge_jax.parallel.axes import VOCAB
 from kljudge_jax.parallel.placement import say_undivided_rows
+from kljudge_jax.verification import Verifier
 
 # Prompts and caches are padded to these sizes, so that similar calls share one compiled loop.
 _SHORTEST_PROMPT = 16
@@ -45,17 +51,17 @@ class Run:
 
     def __init__(
         self,
-        pair,
-        given,
-        verifier,
-        draft_length,
-        drafter,
-        max_new_tokens,
-        sampling,
-        stop,
-        key,
-        trace,
-        batch_size=None,
+        pair: ModelPair,
+        given: Any,
+        verifier: Verifier | str | None,
+        draft_length: int | Adaptive,
+        drafter: Drafter | str,
+        max_new_tokens: int | Sequence[int],
+        sampling: Sampling,
+        stop: str | Sequence[str],
+        key: jax.Array | None,
+        trace: bool,
+        batch_size: int | None = None,
     ):
         self.pair = pair
         layout = pair.target.layout
@@ -140,7 +146,7 @@ class Run:
             *self.models,
             self._prompts[first],
             self.lengths[first],
-            jax.random.wrap_key_data(self._keys[first], impl=self._key_kind),
+            self._row_keys(first),
             self._budget[first],
             self._shared_chunks,
             self._cache_slots(),
@@ -269,6 +275,9 @@ class Run:
             **traced,
         )
 
+    def _row_keys(self, prompts: slice | np.ndarray) -> jax.Array:
+        return jax.random.wrap_key_data(jnp.asarray(self._keys[prompts]), impl=self._key_kind)
+
     def _cut(self, row: Row) -> Row:
         cut = cut_at_stop(self.pair.tokenizer, row.text_tokens(self.pair.eos)[0], self.stop) if self.stop else None
         return row if cut is None else row.cut(*cut)
@@ -287,7 +296,9 @@ class Run:
         if slots == caches.target.capacity:
             return False
         target = resized(caches.target, slots, self.pair.target.layout)
-        draft = None if caches.draft is None else resized(caches.draft, slots, self.draft.layout)
+        draft = None
+        if caches.draft is not None and self.draft is not None:
+            draft = resized(caches.draft, slots, self.draft.layout)
         self.state = dataclasses.replace(self.state, caches=Caches(target, draft))
         return True
 
@@ -306,7 +317,7 @@ class Run:
             Entries(
                 self._prompts[places],
                 self.lengths[places],
-                jax.random.wrap_key_data(self._keys[places], impl=self._key_kind),
+                self._row_keys(places),
                 self._budget[places],
                 jnp.asarray(np.resize(np.array(slots, np.int32), self.queue.slots)),
             ),

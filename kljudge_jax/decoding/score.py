@@ -33,7 +33,8 @@ def prefill(
     """
     if model.layout is None and jax.default_backend() == "cpu":
         return _one_by_one(model, cache, prompts, jnp.asarray(lengths), shared_chunks)
-    chunk, first = min(prompts.shape[1], PREFILL_CHUNK), 0
+    chunk = min(prompts.shape[1], PREFILL_CHUNK)
+    first: jax.Array | int = 0
     if len(prompts) > 1 and prompts.shape[1] > chunk:  # else nothing is shared, and a loop more would be compiled
         first = shared_chunks * chunk
         one = _consume(model, jax.tree.map(lambda x: x[:1], cache), prompts[:1], 0, first, chunk)
@@ -106,7 +107,7 @@ def score_draft(target: Transformer, cache: KVCache, last: jax.Array, draft_toke
     return target.logits(hidden), hidden, cache
 
 
-def score(model: Transformer, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
+def score(model: Transformer, tokens: jax.Array | np.ndarray) -> tuple[jax.Array, jax.Array]:
     """Teacher-forced scores of whole sequences.
 
     Args:

@@ -37,8 +37,11 @@ class Scorer(Protocol):
       positions: how many positions of a pass each draft token takes.
     """
 
-    drafts: int
-    positions: int
+    @property
+    def drafts(self) -> int: ...
+
+    @property
+    def positions(self) -> int: ...
 
     def slots(self, draft_length: int) -> int:
         """How many slots a pass over a draft of that length writes."""

@@ -62,9 +62,8 @@ class SelfDraft:
 
         cache = KVCache(whole.keys[:count], whole.values[:count], context.consumed)
         last = jnp.take_along_axis(context.sequence, context.consumed[:, None], axis=1)
-        hidden, consumed = model(last, cache)
-        assert consumed is not None
-        draft, written = roll_out(model, consumed, hidden[:, 0], context, sampling, request)
+        hidden, cache = model(last, cache)
+        draft, written = roll_out(model, cache, hidden[:, 0], context, sampling, request)
         merged = KVCache(written.keys + whole.keys[count:], written.values + whole.values[count:], context.consumed)
         return draft, caches._replace(target=merged)
 

@@ -109,9 +109,10 @@ class LoopState:
         layout = models.target.layout
         if layout is None:
             return self
-        draft = self.caches.draft
+        target, draft = self.caches
+        draft_layout = None if models.draft is None else models.draft.layout
         caches = Caches(
-            self.caches.target.placed(layout),
-            draft if draft is None or models.draft.layout is None else draft.placed(models.draft.layout),
+            target.placed(layout), draft if draft is None or draft_layout is None else draft.placed(draft_layout)
         )
-        return dataclasses.replace(layout.rows(dataclasses.replace(self, caches=None)), caches=caches)
+        rest = {name: layout.rows(value) for name, value in vars(self).items() if name != "caches"}
+        return LoopState(caches=caches, **rest)

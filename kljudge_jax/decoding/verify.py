@@ -14,7 +14,7 @@ from kljudge_jax.decoding.scorers import Scores
 from kljudge_jax.decoding.state import Settings
 from kljudge_jax.models.cache import KVCache
 from kljudge_jax.models.transformer import Transformer
-from kljudge_jax.verification.base import Verdict, Verifier, VerifyInputs
+from kljudge_jax.verification.base import DraftsVerifier, ReflectionVerifier, Verdict, Verifier, VerifyInputs
 from kljudge_jax.verification.distributions import is_distribution, kl_divergence
 from kljudge_jax.verification.reflective import ReflectedInputs
 
@@ -106,7 +106,7 @@ def judge_drafts(
     """The verdicts on drafts that the target has scored; arguments as in `verify_drafts`, `scores` of w tokens."""
     width, vocab = scores.logits.shape[1] - 1, scores.logits.shape[2]
     drafts = settings.scorer.drafts
-    needs = getattr(verifier, "needs", frozenset())
+    needs: frozenset[str] = getattr(verifier, "needs", frozenset())
     tokens = draft.tokens[:, :width]
     draft_logits, raw_draft_logits = draft.distributions(width, vocab)
 
@@ -114,6 +114,7 @@ def judge_drafts(
     target_fit = is_distribution(scores.logits)
     judged = None
     if scores.reflected is not None:
+        assert isinstance(verifier, ReflectionVerifier)
         judged = verifier.fuse(scores.logits, scores.reflected)
         target_fit &= is_distribution(judged)
     usable = jnp.minimum(count, jnp.minimum(_leading(is_distribution(raw_draft_logits)), _leading(target_fit)))
@@ -125,7 +126,7 @@ def judge_drafts(
         target_logits=process_logits(scores.logits, sampling),
         raw_draft_logits=raw_draft_logits,
         raw_target_logits=scores.logits,
-        draft_hidden=draft.hidden[:, :width] if "draft_hidden" in needs else None,
+        draft_hidden=None if draft.hidden is None or "draft_hidden" not in needs else draft.hidden[:, :width],
         target_hidden=scores.hidden[:, 1:] if "target_hidden" in needs else None,
         greedy=jnp.asarray(sampling.greedy),
     )
@@ -134,6 +135,7 @@ def judge_drafts(
     if drafts == 1:
         verdict, branch = verdicts(verifier, keys, inputs), jnp.zeros(keys.shape, jnp.int32)
     else:
+        assert isinstance(verifier, DraftsVerifier)
         inputs = jax.tree.map(lambda x: _by_row(x, drafts) if x.ndim else x, inputs)
         verdict, branch = jax.vmap(verifier.choose, in_axes=(0, _batch_axes(inputs)))(keys, inputs)
 

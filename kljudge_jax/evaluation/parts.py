@@ -118,7 +118,7 @@ def _verdicts(verifier, sampling, proposal, scores, repetitions, *, settings, ru
     def step(_, given):
         proposal, scores = given
         return (), judge_drafts(
-            verifier, sampling, proposal.draft, proposal.count, proposal.keys, scores, settings=settings
+            verifier, sampling, proposal.draft, proposal.counts, proposal.keys, scores, settings=settings
         )
 
     return _repeated(step, (), (proposal, scores), repetitions)
@@ -156,7 +156,7 @@ def _scored(run: Run):
     )  # fmt: skip
     tokens = jnp.concatenate([proposal.last[:, None], proposal.draft.tokens], axis=1)
     cache = _copy(run.state.caches.target)
-    _, scores = _target_pass(run.models[0], tokens, proposal.count, cache, one, scorer=run.settings.scorer)
+    _, scores = _target_pass(run.models[0], tokens, proposal.counts, cache, one, scorer=run.settings.scorer)
     return proposal, scores
 
 

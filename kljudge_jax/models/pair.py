@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import jax
 
@@ -45,7 +45,8 @@ class ModelPair:
     target: Transformer
     draft: Transformer | None = None
     tokenizer: PreTrainedTokenizerBase | None = dataclasses.field(default=None, metadata={"static": True})
-    eos: tuple[int, ...] | None = dataclasses.field(default=None, metadata={"static": True})
+    # Typed as what it is once `__post_init__` has run: until then None stands for the tokenizer's.
+    eos: tuple[int, ...] = dataclasses.field(default=cast(tuple[int, ...], None), metadata={"static": True})
     target_name: str = dataclasses.field(default="target", metadata={"static": True})
     draft_name: str = dataclasses.field(default="draft", metadata={"static": True})
 

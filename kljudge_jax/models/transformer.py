@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import overload
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -237,6 +239,10 @@ class Transformer(nnx.Module):
         """Where it lies on a mesh, and what it works out there; None is one device."""
         return self.storage.layout
 
+    @overload
+    def __call__(self, tokens: jax.Array, cache: None = None) -> tuple[jax.Array, None]: ...
+    @overload
+    def __call__(self, tokens: jax.Array, cache: KVCache) -> tuple[jax.Array, KVCache]: ...
     def __call__(self, tokens: jax.Array, cache: KVCache | None = None) -> tuple[jax.Array, KVCache | None]:
         """Consumes tokens after what the cache holds.
 

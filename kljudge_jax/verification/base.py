@@ -72,3 +72,19 @@ class Verifier(Protocol):
     """
 
     def __call__(self, key: jax.Array, inputs: VerifyInputs) -> Verdict: ...
+
+
+@runtime_checkable
+class DraftsVerifier(Verifier, Protocol):
+    """A rule whose `scorer` is "several drafts"."""
+
+    def choose(self, key: jax.Array, inputs: VerifyInputs) -> tuple[Verdict, jax.Array]:
+        """As `KSequential.choose`."""
+
+
+@runtime_checkable
+class ReflectionVerifier(Verifier, Protocol):
+    """A rule whose `scorer` is "reflection"."""
+
+    def fuse(self, logits: jax.Array, reflected: jax.Array) -> jax.Array:
+        """As `Reflective.fuse`."""
