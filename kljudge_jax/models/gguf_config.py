@@ -164,7 +164,7 @@ class _Options:
         scaling = str(self.get("rope.scaling.type", "linear"))
         if scaling not in ("none", "linear", "yarn"):
             raise self.fault("rope.scaling.type", "none, linear or yarn")
-        options = {}
+        options: dict[str, Any] = {}
         if scaling == "yarn":
             options = {
                 "original_max_position": self.count(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 from gguf.constants import TokenType
@@ -44,14 +44,14 @@ def end_of_text(metadata: dict[str, Any]) -> tuple[int, ...]:
     """Ids of the tokens that end a text: the metadata's, and of a chat model the ends of a turn by name."""
     tokens = metadata.get("tokenizer.ggml.tokens")
     tokens = tokens if isinstance(tokens, list) else []
-    ends = [metadata.get(f"tokenizer.ggml.{role}_token_id") for role in ("eos", "eot", "eom")]
-    ends = [number for number in ends if _is_token(number, tokens)]
+    named = [metadata.get(f"tokenizer.ggml.{role}_token_id") for role in ("eos", "eot", "eom")]
+    ends = [number for number in named if _is_token(number, tokens)]
     if "tokenizer.chat_template" in metadata:
         ends += [tokens.index(token) for token in _TURN_ENDS if token in tokens]
     return tuple(dict.fromkeys(ends))
 
 
-def _is_token(number: Any, tokens: list[str]) -> bool:
+def _is_token(number: Any, tokens: list[str]) -> TypeGuard[int]:
     """Whether it is the id of a token; files write -1 or 2^32 - 1 for none."""
     return isinstance(number, int) and 0 <= number < len(tokens)
 
@@ -147,7 +147,8 @@ class _Vocabulary:
             raise InputError(
                 f"{self.where} has pre-tokenizer {words!r}, which is not supported: choose one of {', '.join(_WORDS)}"
             )
-        merges = [tuple(merge.split(" ")) for merge in self.strings("merges")]
+        # Of two parts each, which `backend` makes sure of.
+        merges: list[Any] = [tuple(merge.split(" ")) for merge in self.strings("merges")]
         # Llama 3 looks a whole word up before it merges.
         tokenizer = self.backend(merges, ignore_merges=words in _LLAMA3_NAMES)
         if words in _QWEN2_NAMES:
@@ -171,7 +172,7 @@ class _Vocabulary:
         tokenizer.decoder = decoders.Sequence(steps)
         return tokenizer
 
-    def backend(self, merges: Sequence[tuple[str, ...]], **options: Any) -> Tokenizer:
+    def backend(self, merges: Sequence[tuple[str, str]], **options: Any) -> Tokenizer:
         try:
             return Tokenizer(models.BPE(self.index, merges, **options))
         except Exception as error:  # `tokenizers` raises bare exceptions, and TypeError for a merge of three

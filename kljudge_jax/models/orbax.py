@@ -113,7 +113,7 @@ class OrbaxFolder:
         except Exception as error:  # Orbax and TensorStore raise many kinds for a damaged folder
             raise InputError(f"{self.path / 'weights'} is no Orbax checkpoint that can be read: {error}") from error
         self._waiting: dict[str, np.ndarray] = {}
-        self._cut: tuple[str, np.ndarray | None] = ("", None)  # the tensor that parts are cut from
+        self._cut: dict[str, np.ndarray] = {}  # the tensor that parts are cut from, if there is one
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         return {name: tuple(leaf.shape) for name, leaf in self._metadata.items()}
@@ -130,10 +130,10 @@ class OrbaxFolder:
         if jax.process_count() == 1:
             # All parts will be wanted here, so the tensor is read whole, and its checksum can be looked at.
             # Alone: a mesh is for what is too large to have a layer of it whole beside its shards.
-            if self._cut[0] != name:
-                self._cut = "", None
-                self._cut = name, self._checked(name, self._restore([name])[name])
-            return self._cut[1][part]
+            if name not in self._cut:
+                self._cut.clear()
+                self._cut[name] = self._checked(name, self._restore([name])[name])
+            return self._cut[name][part]
         path = self.path / "weights"
         spec = {"driver": "zarr", "kvstore": {"driver": "ocdbt", "base": f"file://{path}/", "path": f"{name}/"}}
         try:
@@ -164,7 +164,7 @@ class OrbaxFolder:
 
 
 def _checksum(array: np.ndarray) -> int:
-    return zlib.crc32(np.ascontiguousarray(array).view(np.uint8))
+    return zlib.crc32(np.ascontiguousarray(array).view(np.uint8).data)
 
 
 def _group(name: str) -> str:

@@ -20,13 +20,12 @@ _UNWANTED = ["consolidated*", "original/*", "onnx/*", "openvino/*", "runs/*"]
 
 
 class Checkpoint(TensorSource, Protocol):
-    """A source of tensors that also knows how its texts are written.
+    """A source of tensors that also knows how its texts are written."""
 
-    Attributes:
-      eos: every id that ends a text, as the checkpoint says; empty if it does not.
-    """
-
-    eos: tuple[int, ...]
+    @property
+    def eos(self) -> tuple[int, ...]:
+        """Every id that ends a text, as the checkpoint says; empty if it does not."""
+        ...
 
     def tokenizer(self) -> PreTrainedTokenizerBase | None:
         """Its tokenizer; None if it came without."""

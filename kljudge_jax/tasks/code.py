@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Sequence
 
 from kljudge_jax.errors import InputError
 from kljudge_jax.tasks.base import Problem
@@ -42,17 +43,18 @@ class CodeTask(FileTask):
       InputError: `run_code` on a system that cannot confine a process.
     """
 
-    def __init__(self, every: list[tuple[str, CodeProblem]], run_code: bool, seconds: int = 5):
+    def __init__(self, every: Sequence[tuple[str, CodeProblem]], run_code: bool, seconds: int = 5):
         if run_code:
             check_sandbox()
         super().__init__(every)
         self.run_code = run_code
         self.seconds = seconds
 
-    def check(self, problem: CodeProblem, text: str) -> bool:
+    def check(self, problem: Problem, text: str) -> bool:
         """Whether the code in `text` passes the problem's tests. Raises `InputError` unless `run_code` was given."""
         if not self.run_code:
             raise InputError(f"Checking {self.name} runs model-written code: allow it with run_code=True (--run-code).")
+        assert isinstance(problem, CodeProblem)
         return run_program(f"{code_of(problem, text)}\n\n{problem.tests}\n", self.seconds).passed
 
 

@@ -7,6 +7,7 @@ import gzip
 import json
 import os
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,7 @@ class FileTask(abc.ABC):
 
     name: str
 
-    def __init__(self, every: list[tuple[str, Problem]]):
+    def __init__(self, every: Sequence[tuple[str, Problem]]):
         self._every = [(split_of(question), problem) for question, problem in every]
 
     def problems(self, split: str = "test", n: int | None = 200, seed: int = 7) -> list[Problem]:

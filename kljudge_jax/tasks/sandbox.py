@@ -77,9 +77,10 @@ def run_program(program: str, seconds: int = 5, memory_mb: int = 512) -> Outcome
         cwd="/",
         start_new_session=True,
     )
+    assert child.stdin is not None and child.stdout is not None
     late = threading.Event()
 
-    def stop():
+    def stop() -> None:
         late.set()
         child.kill()
 

@@ -20,6 +20,7 @@ from kljudge_jax.models.pair import ModelPair
 from kljudge_jax.models.transformer import Transformer, parameters
 from kljudge_jax.tasks.arithmetic import Arithmetic
 from kljudge_jax.tasks.conversion import Conversion, HardConversion
+from kljudge_jax.tasks.generated import GeneratedTask
 from kljudge_jax.tasks.load import load_task
 from kljudge_jax.training.batches import Curriculum, Mixture
 from kljudge_jax.training.bpe import train_tokenizer
@@ -144,11 +145,17 @@ def make_curriculum(tokenizer: PreTrainedTokenizerFast, recipe: Recipe) -> Curri
         [
             (
                 first,
-                Mixture({load_task(name): share for name, share in shares}, tokenizer, recipe.batch_size, recipe.seed),
+                Mixture({_own_task(name): share for name, share in shares}, tokenizer, recipe.batch_size, recipe.seed),
             )
             for first, shares in recipe.curriculum
         ]
     )
+
+
+def _own_task(name: str) -> GeneratedTask:
+    task = load_task(name)
+    assert isinstance(task, GeneratedTask)
+    return task
 
 
 def examine(model: Transformer, tokenizer: PreTrainedTokenizerFast, count: int = 1000) -> dict[str, float]:
@@ -163,5 +170,5 @@ def _tokenizer(folder: Path, vocab_size: int) -> PreTrainedTokenizerFast:
     if not folder.exists():
         tasks = (Arithmetic(), HardConversion())  # the latter's wordings are all there are
         problems = [task.problem("train", 0, i) for task in tasks for i in range(_TOKENIZER_PROBLEMS)]
-        train_tokenizer((p.prompt + p.solution for p in problems), vocab_size).save_pretrained(str(folder))
+        train_tokenizer((f"{p.prompt}{p.solution}" for p in problems), vocab_size).save_pretrained(str(folder))
     return AutoTokenizer.from_pretrained(str(folder))
