@@ -152,13 +152,13 @@ def correspond(data: Dataset, head: Head, seed: int = 0, trained_on: bool = Fals
     if head.pair is not None and head.pair != data.pair:
         raise InputError(f"this judge was trained for {head.pair}, and the data is of {data.pair}")
     features = data.features(head.setup)
-    columns = {name: np.float64(data.primitive(source)) for name, (source, _) in _RIVALS.items()}
-    second = np.float64(data["second_order_kl"])
+    columns = {name: np.asarray(data.primitive(source), np.float64) for name, (source, _) in _RIVALS.items()}
+    second = np.asarray(data["second_order_kl"], np.float64)
     fit = np.isfinite(features).all(axis=1) & np.isfinite(second) & np.isfinite(list(columns.values())).all(axis=0)
     questions, important = data["question"][fit], np.asarray(data["important"][fit], bool)
     if len(np.unique(questions)) < _DECILES:
         raise InputError(f"a comparison needs {_DECILES} questions with mismatches, not {len(np.unique(questions))}")
-    logit = np.float64(jax.jit(head.logit)(features[fit]))
+    logit = np.asarray(jax.jit(head.logit)(features[fit]), np.float64)
     probability = 1 / (1 + np.exp(-logit))
     columns, second = {name: values[fit] for name, values in columns.items()}, second[fit]
     kl = columns["KL(target, draft)"]

@@ -209,7 +209,8 @@ class DatasetWriter:
 
     def append(self, questions: Iterable[tuple[Mapping[str, Any], Sequence[Mapping[str, Any]]]]) -> None:
         """Adds questions, each a record with at least "question", and its rows: a value for every column but that."""
-        records, added = [], []
+        records: list[dict[str, Any]] = []
+        added: list[dict[str, Any]] = []
         for record, rows in questions:
             first = self._rows + len(added)
             asked = {"asked": self._asked[record["question"]]} if self._asked else {}

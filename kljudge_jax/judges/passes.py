@@ -166,7 +166,7 @@ class Lane:
 
     def choices(self, work: list[tuple[int, np.ndarray, int]]) -> list[np.ndarray]:
         """The model's argmax after every token that `work` (at most a group of row, tokens, position) consumes."""
-        found = [[] for _ in work]
+        found: list[list[np.ndarray]] = [[] for _ in work]
         for part, _ in self._chunks(work, ends=False):
             out = fetch(self._run(part, "choices"))
             for i, (_, tokens, _) in enumerate(part):

@@ -109,7 +109,9 @@ class Search:
     """The search over many questions; what is on the device is two caches."""
 
     def __init__(self, pair: ModelPair, task: Task, problems: list[Problem], done: set[int], options: Options, ids):
+        assert pair.draft is not None
         self.pair, self.task, self.options = pair, task, options
+        self.most = min(pair.target.config.max_position, pair.draft.config.max_position)  # tokens of a text
         self.ids = jnp.asarray(ids)
         self.eos = np.asarray(pair.eos, np.int32)
         every = [(i, problem, self._tokenize(problem)) for i, problem in enumerate(problems)]
@@ -141,11 +143,10 @@ class Search:
     def _tokenize(self, problem: Problem) -> np.ndarray:
         name = f"problem {problem.id}"
         tokens = prompts.tokenize(problem.prompt, self.pair.tokenizer, self.pair.target.config.vocab_size, name)
-        most = min(self.pair.target.config.max_position, self.pair.draft.config.max_position)
-        if len(tokens) + self.options.max_new_tokens > most:
+        if len(tokens) + self.options.max_new_tokens > self.most:
             raise InputError(
                 f"{name} has {len(tokens)} tokens; with {self.options.max_new_tokens} new ones that is more than the "
-                f"{most} of the models: lower max_new_tokens"
+                f"{self.most} of the models: lower max_new_tokens"
             )
         return tokens
 
@@ -203,7 +204,8 @@ class Search:
         self.tokens[at], self.length[at], self.running[at] = tokens, length, running
         for row in at[failed]:
             self._finish(self.flight[row], "failed")
-        return [self.flight[row] for row in np.flatnonzero(before & ~self.running) if row in self.flight]
+        done = np.flatnonzero(before & ~self.running).tolist()
+        return [self.flight[row] for row in done if row in self.flight]
 
     def _search(self, stopped: list[_Question]) -> None:
         """Takes in what the target wrote, and brings each of these questions to its next rollout, or to its end."""
@@ -236,6 +238,7 @@ class Search:
     def _label(self, question: _Question, tokens: np.ndarray) -> bool:
         """Labels the candidate by the answer in `tokens`; whether the search goes on."""
         row, question.candidate = question.candidate, None
+        assert row is not None and question.reference is not None
         at = question.prompt + row["position"]
         same = question.reference.same(self._text(question, tokens))
         self._record(question, row, not same, rolled_out=len(tokens) > at + 1)
@@ -283,7 +286,7 @@ class Search:
             if not fit[i]:
                 self._finish(question, "failed")
                 continue
-            row = {name: values[i] for name, values in columns.items()}
+            row: dict[str, Any] = {name: values[i] for name, values in columns.items()}
             row |= {
                 "position": at - question.prompt,
                 "target_token": int(question.tokens[at]),

@@ -69,8 +69,8 @@ def label_marked_answers(
     def rows(index: int, asked: list[dict], read: _Reader) -> tuple[str, list[dict]]:
         found = []
         for record in asked:
-            prompt = prompts.tokenize(record["prompt"], pair.tokenizer, read.vocab_size, f"prompt {index}")
-            encoded = pair.tokenizer(record["answer"], add_special_tokens=False, return_offsets_mapping=True)
+            prompt = prompts.tokenize(record["prompt"], read.tokenizer, read.vocab_size, f"prompt {index}")
+            encoded = read.tokenizer(record["answer"], add_special_tokens=False, return_offsets_mapping=True)
             tokens = np.concatenate([prompt, np.asarray(encoded["input_ids"], np.int32)])
             marks = first_wrong_labels(encoded["offset_mapping"], record["wrong_from"])
             for row, wrong in zip(read.rows(tokens, len(prompt), range(len(prompt), len(tokens))), marks, strict=True):
@@ -204,15 +204,16 @@ class _Reader:
     """Both models' views of whole texts."""
 
     def __init__(self, pair: ModelPair, ids: np.ndarray):
-        self.pair, self.ids = pair, jnp.asarray(ids)
+        assert pair.tokenizer is not None
+        self.pair, self.tokenizer, self.ids = pair, pair.tokenizer, jnp.asarray(ids)
         self.vocab_size = pair.target.config.vocab_size
 
-    def text(self, tokens: Sequence[int]) -> str:
-        return self.pair.tokenizer.decode([t for t in tokens if t not in self.pair.eos], skip_special_tokens=True)
+    def text(self, tokens: np.ndarray) -> str:
+        return self.tokenizer.decode([t for t in tokens if t not in self.pair.eos], skip_special_tokens=True)
 
     def answer(self, problem: Problem, max_new_tokens: int) -> tuple[np.ndarray, int]:
         """The prompt with the target's greedy answer, and where that begins."""
-        prompt = prompts.tokenize(problem.prompt, self.pair.tokenizer, self.vocab_size, f"problem {problem.id}")
+        prompt = prompts.tokenize(problem.prompt, self.tokenizer, self.vocab_size, f"problem {problem.id}")
         out = generate(self.pair, prompt, verifier=None, max_new_tokens=max_new_tokens)
         if out.stats.failed:
             raise _NoNumbers

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from kljudge_jax.verification.distributions import Normaliser, argmax, entropy, kl_divergence
 
@@ -77,7 +78,10 @@ def second_order_kl(target_logits: jax.Array, draft_logits: jax.Array) -> jax.Ar
 
 
 def judge_features(
-    setup: str, target_hidden: jax.Array | None, draft_hidden: jax.Array | None, primitives: jax.Array
+    setup: str,
+    target_hidden: jax.Array | np.ndarray | None,
+    draft_hidden: jax.Array | np.ndarray | None,
+    primitives: jax.Array | np.ndarray,
 ) -> jax.Array:
     """What a head of that set-up reads, f32 `[..., F]`.
 
@@ -91,7 +95,7 @@ def judge_features(
       primitives: f32 `[..., 8]`, of the logits that predict the token.
     """
     if setup == "logits":
-        return primitives
+        return jnp.asarray(primitives)
     if setup == "pivot":
         assert target_hidden is not None
         target_logprob, target_entropy = (
