@@ -55,11 +55,13 @@ def _demo(options) -> int:
     folder = results_folder(options.out)
     task = load_task(options.task)
     problems = task.problems("test", options.problems, options.seed)
+    prompt = problems[0].prompt
+    assert isinstance(prompt, str)
     placed = {"mesh": options.mesh, "axes": options.axes, "draft_axes": options.draft_axes}
     show = demo.Demo(ModelPair.embedded(**placed), task, rules, options.draft_length, problems)
 
     print(f"A problem that neither model was trained on ({options.task}):\n")
-    print(_indented(problems[0].prompt))
+    print(_indented(prompt))
     coloured = is_coloured(options)
     if coloured:
         print(f"\n{legend()}: where each token came from")
@@ -73,8 +75,10 @@ def _demo(options) -> int:
                 text = event.text.replace("\n", "\n  ")
                 print(start + (painted(text, event.origin) if coloured else text), end="", flush=True)
                 start = ""
-        answers.append(show.explain(rule, event.result))
-        right = "right" if task.check(problems[0], event.result.text[0]) else "wrong"
+        result = event.result
+        assert result is not None  # the last event has it
+        answers.append(show.explain(rule, result))
+        right = "right" if task.check(problems[0], result.text[0]) else "wrong"
         print(f"\n  ({right}; {answers[-1].note})")
 
     machine = describe_machine()
@@ -88,7 +92,7 @@ def _demo(options) -> int:
 
     def draw_page(table) -> None:
         heading = "Judge decoding, token by token"
-        write_page(folder / "answer.html", heading, problems[0].prompt, answers, table, foot)
+        write_page(folder / "answer.html", heading, prompt, answers, table, foot)
 
     # Now, so that whoever stops here keeps them; the table joins the page when it is there.
     draw_page([])

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
 from kljudge_jax.commands.options import (
     OK,
     add_models,
@@ -14,6 +17,9 @@ from kljudge_jax.commands.options import (
 )
 from kljudge_jax.commands.progress import Bar
 from kljudge_jax.errors import InputError
+
+if TYPE_CHECKING:
+    from kljudge_jax.judges.dataset import Dataset
 
 
 def add(commands) -> None:
@@ -125,8 +131,9 @@ def _mine(options) -> int:
             data = mine(pair, task, options.out, **problems, options=settings, progress=searched)
         else:
             task = as_model_reads(task, options.task, pair, options.run_code)
-            label = {"likelihood": label_by_likelihood, "rollouts": label_by_rollouts}[options.labels]
-            data = label(pair, task, options.out, **problems, **given, progress=counted)
+            makers: dict[str, Callable[..., Dataset]]
+            makers = {"likelihood": label_by_likelihood, "rollouts": label_by_rollouts}
+            data = makers[options.labels](pair, task, options.out, **problems, **given, progress=counted)
     print(
         f"{options.out}: {len(data)} mismatches, {data['important'].mean() if len(data) else 0:.1%} of them important"
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -50,7 +51,7 @@ def measure_agreement(pair: ModelPair, problems: Sequence[Problem], max_new_toke
         asked = [tokenize(prompt, pair.tokenizer, pair.target.config.vocab_size) for prompt in prompts]
         rows.append(_compare(pair, asked, out.tokens))
     token, mismatch, top, kl = (np.concatenate(column) for column in zip(*rows, strict=True))
-    counts = {"tokens": {}, "mismatched": {}, "unsure": {}, "median_kl": {}}
+    counts: dict[str, dict[str, Any]] = {"tokens": {}, "mismatched": {}, "unsure": {}, "median_kl": {}}
     for index, name in enumerate(KINDS):
         of_kind = kinds[token] == index
         missed = of_kind & mismatch
@@ -63,9 +64,11 @@ def measure_agreement(pair: ModelPair, problems: Sequence[Problem], max_new_toke
 
 def token_kinds(pair: ModelPair) -> np.ndarray:
     """The index into `KINDS` of every token of the vocabulary: int32 `[V]`."""
+    tokenizer = pair.tokenizer
+    assert tokenizer is not None
 
     def kind(token: int) -> int:
-        text = pair.tokenizer.decode([token], skip_special_tokens=True)
+        text = tokenizer.decode([token], skip_special_tokens=True)
         if any(c.isalpha() for c in text):
             return 0
         return 1 if any(c.isdigit() for c in text) else 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from itertools import chain
 from typing import Any
@@ -125,7 +126,7 @@ class Batch:
             found[f"{rule}, verdicts"] = parts.verdicts(run)
             found[f"{rule}, commit"] = parts.commit(run)
             found[f"{rule}, cycle"] = parts.whole_cycle(run)
-            found[f"{rule}, answers"] = Probe(lambda _, n, rule=rule: self._answer(rule), most=1)
+            found[f"{rule}, answers"] = Probe(functools.partial(self._answer, rule), most=1)
         return {self.named(name): probe for name, probe in found.items()}
 
     def named(self, name: str) -> str:
@@ -159,7 +160,7 @@ class Batch:
             False,
         )
 
-    def _answer(self, rule: str) -> None:
+    def _answer(self, rule: str, *_: Any) -> None:
         done = []
         for i, group in enumerate(self.groups):
             # Other draws every time: a rule that tosses coins is then timed over many of them.

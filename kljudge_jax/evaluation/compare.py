@@ -136,7 +136,7 @@ def draw_comparison(results: Sequence[Result], notes: Sequence[str]) -> Figure:
                     layout="constrained")  # fmt: skip
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    colours = matplotlib.colormaps["tab10"].colors
+    colours = matplotlib.color_sequences["tab10"]
     for i, (result, name) in enumerate(zip(results, _names(results, notes), strict=True)):
         bars = {bar.group: bar for bar in result.bars}
         here = [(place, bars[group]) for place, group in enumerate(groups) if group in bars]
@@ -167,7 +167,7 @@ def draw_comparison(results: Sequence[Result], notes: Sequence[str]) -> Figure:
 
 def _of_bench(path: Path, found: dict[str, Any]) -> Result:
     plan = found["plan"]
-    asked = {name: _identity(model) for name, model in found["models"].items()}
+    asked: dict[str, Any] = {name: _identity(model) for name, model in found["models"].items()}
     asked |= {"dtype": found["dtype"], "task": found["task"]}
     asked |= {name: value for name, value in plan.items() if name != "rounds"}
     asked["prompts"] = [batch["prompts"]["n"] for batch in found["batches"]]

@@ -36,7 +36,7 @@ class GenerationSettings:
     min_p: float = 0.0
 
     @property
-    def sampling(self) -> dict[str, float]:
+    def sampling(self) -> dict[str, Any]:
         """What `generate` takes by these names."""
         return {"temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p, "min_p": self.min_p}
 

@@ -10,6 +10,7 @@ import functools
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jinja2
@@ -108,7 +109,7 @@ class KLJudgeLM(TemplateLM):
         self.pair = pair
         self.tokenizer = pair.tokenizer
         self.batch_size, self.max_new_tokens, self.max_length = batch_size, max_new_tokens, max_length or most
-        self._decoding = {"verifier": verifier, "draft_length": draft_length, "drafter": drafter}
+        self._decoding: dict[str, Any] = {"verifier": verifier, "draft_length": draft_length, "drafter": drafter}
         self._key = jax.random.key(seed)
         self._answers: list[stats.Stats] = []
         self._seconds = np.zeros(3)  # in all, of prompts, of compilation

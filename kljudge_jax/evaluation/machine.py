@@ -10,6 +10,7 @@ import resource
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -17,7 +18,7 @@ from kljudge_jax.kernels.cpu_library import library
 from kljudge_jax.parallel.free_memory import host_memory
 
 
-def describe_machine() -> dict[str, object]:
+def describe_machine() -> dict[str, Any]:
     """Device, processor, memory, driver, versions and date: what a figure needs beside it to be compared."""
     devices = jax.devices()
     packages = ("jax", "jaxlib", "flax", "transformers", "numpy")

@@ -38,6 +38,7 @@ class Answer:
 
 def answer_of(title: str, tokenizer, result: Generation, row: int = 0, note: str = "") -> Answer:
     """Row `row` of what `generate(..., trace=True)` returned."""
+    assert result.kl is not None
     texts = split(tokenizer, result.tokens[row])
     return Answer(title, texts, list(result.origin[row]), np.asarray(result.kl[row]), note)
 
@@ -91,9 +92,8 @@ def write_picture(path: str | Path, answers: Sequence[Answer]) -> None:
     FigureCanvasAgg(figure)
     handles = [Patch(color=COLOURS[origin], label=origin) for origin in COLOURS]
     top = max((float(kl) for answer in answers for kl in answer.kl if math.isfinite(kl)), default=0.0) or 1.0
-    for part, answer, cells, height in zip(
-        np.atleast_1d(figure.subfigures(len(answers), 1, height_ratios=heights)), answers, laid, heights, strict=True
-    ):
+    parts = figure.subfigures(len(answers), 1, squeeze=False, height_ratios=heights)[:, 0]
+    for part, answer, cells, height in zip(parts, answers, laid, heights, strict=True):
         text, bars = part.subplots(2, 1, height_ratios=[max(height - 1.1, 0.3), 0.8])
         text.set_title(answer.title, loc="left", fontsize=10, fontweight="bold")
         lines = 1 + max((line for *_, line in cells), default=0)

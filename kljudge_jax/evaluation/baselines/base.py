@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import jax
 import numpy as np
@@ -64,8 +64,8 @@ class Baseline(Protocol):
       needs_draft: it needs `pair.draft`.
     """
 
-    drafts: bool
-    needs_draft: bool
+    drafts: ClassVar[bool]
+    needs_draft: ClassVar[bool]
 
     def check(self) -> None:
         """Raises InputError if this installation or device cannot run it."""

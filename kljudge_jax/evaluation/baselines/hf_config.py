@@ -47,7 +47,7 @@ def hf_config(config: TransformerConfig) -> dict[str, Any]:
 
 def _plain(config: TransformerConfig, family: str) -> dict[str, Any]:
     """What Llama, Mistral and Qwen say in their way."""
-    options = {"hidden_act": _ACTIVATIONS[config.activation], "rope_parameters": _rope(config.rope)}
+    options: dict[str, Any] = {"hidden_act": _ACTIVATIONS[config.activation], "rope_parameters": _rope(config.rope)}
     if family in ("llama", "qwen3"):
         options["attention_bias"] = config.qkv_bias or config.out_bias
     if family == "llama":
@@ -56,7 +56,7 @@ def _plain(config: TransformerConfig, family: str) -> dict[str, Any]:
 
 
 def _gemma(config: TransformerConfig) -> dict[str, Any]:
-    scalar = config.query_scale**-2
+    scalar = config.head_dim if config.query_scale is None else config.query_scale**-2
     whole = round(scalar)
     rope = _rope(config.rope)
     if config.family == "gemma3_text":

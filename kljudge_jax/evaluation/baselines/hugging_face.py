@@ -71,8 +71,9 @@ class _HuggingFace:
             some = slice(first, first + side_by_side)
             asked = dataclasses.replace(request, key=request.key[some])
             answers += [dataclasses.replace(a, batch=first) for a in self.decode(pair, ids[some], asked)]
-            for i in range(first, len(answers)) if request.answered is not None else ():
-                request.answered(i, answers[i])
+            if request.answered is not None:
+                for i in range(first, len(answers)):
+                    request.answered(i, answers[i])
         return answers
 
     def rows(self, batch: int) -> int:
@@ -164,6 +165,7 @@ class HFAssisted(_HuggingFace):
     needs_draft: ClassVar[bool] = True
 
     def decode(self, pair: ModelPair, ids: Sequence[np.ndarray], request: Request) -> list[Answer]:
+        assert pair.draft is not None
         draft = torch_model(pair.draft, "draft")
         # Transformers reads these off the draft. At its default threshold a draft would end where it is unsure.
         draft.generation_config.num_assistant_tokens = request.draft_length

@@ -27,6 +27,7 @@ class DraftAlone:
 
     def answer(self, pair: ModelPair, prompts: Sequence[Any], request: Request) -> list[Answer]:
         """See `Baseline`."""
+        assert pair.draft is not None
         alone = ModelPair(pair.draft, None, pair.tokenizer, pair.eos, pair.draft_name, "none")
         return answers_of(generate(alone, prompts, verifier=None, **_options(request)))
 

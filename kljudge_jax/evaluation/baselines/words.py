@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from kljudge_jax.decoding.prompt_lookup import PromptLookup
 from kljudge_jax.decoding.words import parse_drafter
 from kljudge_jax.errors import InputError
 from kljudge_jax.evaluation.baselines.base import Baseline
@@ -35,7 +36,7 @@ def parse_baseline(word: str) -> Baseline | None:
             raise InputError(f"write 'draft' alone: the draft by itself takes no parameters, not {rest!r}")
         return DraftAlone()
     if name == "lookup":
-        return Lookup(parse_drafter(word).ngram)
+        return Lookup(_ngram(word))
     if name != _HF:
         return None
     if not colon:
@@ -43,5 +44,12 @@ def parse_baseline(word: str) -> Baseline | None:
     if rest == "assisted":
         return HFAssisted()
     if rest.partition(":")[0].strip() == "lookup":
-        return HFLookup(parse_drafter(rest).ngram)
+        return HFLookup(_ngram(rest))
     raise InputError(f"write 'hf', 'hf:assisted' or 'hf:lookup:3' for Transformers' own decoding, not {word!r}")
+
+
+def _ngram(word: str) -> int:
+    """Of `lookup` or `lookup:3`."""
+    drafter = parse_drafter(word)
+    assert isinstance(drafter, PromptLookup)
+    return drafter.ngram
