@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,16 +24,27 @@ from kljudge_jax.kernels.quantize import (
 
 FORMS = [INT8, Form(6), Form(5), INT4, Form(5, minimum=True), Form(4, minimum=True)]
 forms = pytest.mark.parametrize("form", FORMS, ids=str)
-# Around panels of 16, and pairs of them; the sizes below lie around blocks of 32 and 64. Few, since each is compiled.
-OUTPUTS = st.sampled_from((1, 15, 16, 17, 32, 33, 40))
+# Each is compiled: outputs around panels of 16 and pairs of them, columns around blocks of 32 and groups of 64.
+SHAPES = [(outputs, size) for outputs in (1, 15, 16, 17, 32, 33, 40) for size in (1, 31, 32, 33, 64, 65, 150, 330)]
+FEW_SHAPES = [(1, 31), (40, 330)]
+ROWS = (1, 5, 30)
+
+# Operation by operation, every one of them would be compiled for every shape.
+_widen = jax.jit(widen, static_argnums=1)
+_product = jax.jit(product)
 
 
 def draw(seed, *shape):
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
+def draws(seed, shape):
+    """Rows and a weight `[O, I]`."""
+    return draw(seed, max(ROWS), shape[1]), draw(seed + 1, *shape)
+
+
 def back(weight, dtype=jnp.float32):
-    return np.asarray(widen(weight, dtype))
+    return np.asarray(_widen(weight, dtype))
 
 
 def steps(weight):
@@ -68,9 +81,9 @@ def test_every_value_is_packed_in_its_own_bits(bits):
     values = np.random.default_rng(2).integers(0, 2**bits, (3, 96), dtype=np.uint8)
     packed = pack(values, bits)
     assert packed.dtype == np.uint8 and packed.shape == (3, 12 * bits)
-    np.testing.assert_array_equal(pack(jnp.asarray(values), bits), packed)
+    np.testing.assert_array_equal(jax.jit(pack, static_argnums=1)(values, bits), packed)
     scale = np.ones((3, 6 if bits == 6 else 3), np.float16)
-    meant = widen(Integers(jnp.asarray(packed), jnp.asarray(scale), None, (3, 96), Form(bits)), jnp.float32)
+    meant = back(Integers(jnp.asarray(packed), jnp.asarray(scale), None, (3, 96), Form(bits)))
     np.testing.assert_array_equal(meant, values.astype(np.float32) - 2 ** (bits - 1))
     # By the description, one number at a time.
     for row, column in ((0, 0), (1, 37), (2, 95), (1, 79)):
@@ -93,49 +106,81 @@ def test_a_value_goes_to_its_own_place_in_rows_and_in_panels(form):
     np.testing.assert_array_equal(back(to_panels(rounded)), back(rounded))
 
 
-@settings(max_examples=25, deadline=None)
-@given(form=st.sampled_from(FORMS), outputs=OUTPUTS, size=st.sampled_from((1, 31, 32, 33, 64, 65, 150)))
-def test_panels_hold_what_rows_do_and_give_each_of_them(form, outputs, size):
-    rounded = round_to(draw(size, outputs, size), form)
-    panels = to_panels(rounded)
-    assert panels.in_panels and not rounded.in_panels and panels.form == form and panels.shape == (outputs, size)
-    np.testing.assert_array_equal(back(panels), back(rounded))
+@functools.partial(jax.jit, static_argnums=2)
+def all_of(x, weight, form):
+    """A weight in rows and in panels, and of each what is meant, some of its rows, and products with some of `x`.
+
+    One program for all, and for both tests: compiling takes most of their time.
+    """
+    rounded, outputs = round_to(weight, form), weight.shape[0]
     wanted = jnp.asarray([[0, outputs - 1], [outputs // 2, outputs + 3]])  # the last of them past the end
-    for weight in (rounded, panels):
-        np.testing.assert_array_equal(
-            rows_of(weight, wanted, jnp.float32), back(rounded)[np.minimum(wanted, outputs - 1)]
-        )
+    ways = rounded, to_panels(rounded)
+    return [
+        (way, widen(way, jnp.float32), rows_of(way, wanted, jnp.float32), [product(x[:count], way) for count in ROWS])
+        for way in ways
+    ]
+
+
+def panels_hold_what_rows_do(form, shape, seed):
+    outputs, _ = shape
+    (rounded, meant, some, _), (panels, also_meant, also_some, _) = all_of(*draws(seed, shape), form)
+    assert panels.in_panels and not rounded.in_panels and panels.form == form and panels.shape == shape
+    np.testing.assert_array_equal(also_meant, meant)
+    wanted = np.asarray([[0, outputs - 1], [outputs // 2, outputs - 1]])
+    for found in (some, also_some):
+        np.testing.assert_array_equal(found, np.asarray(meant)[wanted])
+
+
+@settings(max_examples=40)
+@given(form=st.sampled_from(FORMS), shape=st.sampled_from(FEW_SHAPES), seed=st.integers(0, 2**32 - 1))
+def test_panels_hold_what_rows_do_and_give_each_of_them(form, shape, seed):
+    panels_hold_what_rows_do(form, shape, seed)
+
+
+@pytest.mark.slow
+@settings(max_examples=100)
+@given(form=st.sampled_from(FORMS), shape=st.sampled_from(SHAPES), seed=st.integers(0, 2**32 - 1))
+def test_panels_of_many_shapes_hold_what_rows_do(form, shape, seed):
+    panels_hold_what_rows_do(form, shape, seed)
 
 
 @forms
-def test_a_row_of_zeros_stays_one(form):
-    np.testing.assert_array_equal(back(round_to(np.zeros((3, 64), np.float32), form), jnp.bfloat16), np.zeros((3, 64)))
-
-
-@forms
-def test_a_constant_row_is_met(form):
-    np.testing.assert_allclose(back(round_to(np.full((2, 64), 0.37, np.float32), form)), 0.37, rtol=1e-3)
+def test_a_row_of_zeros_stays_one_and_a_constant_row_is_met(form):
+    rounded = round_to(np.repeat(np.asarray([[0], [0.37], [-0.37]], np.float32), 64, axis=1), form)
+    np.testing.assert_array_equal(back(rounded, jnp.bfloat16)[0], np.zeros(64))
+    found = back(rounded)
+    np.testing.assert_array_equal(found[0], np.zeros(64))
+    np.testing.assert_allclose(found[1], 0.37, rtol=1e-3)
+    np.testing.assert_allclose(found[2], -0.37, rtol=1e-3)
 
 
 def test_rows_of_whole_blocks_can_be_int4():
     assert can_be_int4(96) and not can_be_int4(80)
 
 
-@settings(max_examples=40, deadline=None)
-@given(
-    form=st.sampled_from(FORMS),
-    rows=st.sampled_from((1, 2, 5, 9, 10, 30)),
-    outputs=OUTPUTS,
-    size=st.sampled_from((1, 31, 32, 33, 64, 65, 330)),
-    panels=st.booleans(),
-)
-def test_a_product_is_that_of_the_stored_weight(form, rows, outputs, size, panels):
-    x, weight = draw(size, rows, size), round_to(draw(size + 1, outputs, size), form)
-    want = x.astype(np.float64) @ back(weight).astype(np.float64).T
-    got = np.asarray(product(jnp.asarray(x), to_panels(weight) if panels else weight))
-    # The native product rounds rows to 127 steps of the largest of 64 values: errors add up like a random walk.
-    step = np.abs(x).max() / 127 / 2 if panels and library().ready else 1e-5
-    assert got.shape == want.shape and np.abs(got - want).max() <= 6 * step * np.sqrt(size)
+def products_are_those_of_the_stored_weight(form, shape, seed):
+    x, weight = draws(seed, shape)
+    ways = all_of(x, weight, form)
+    want = x.astype(np.float64) @ np.asarray(ways[0][1], np.float64).T
+    for panels, (*_, products_found) in zip((False, True), ways, strict=True):
+        for count, got in zip(ROWS, products_found, strict=True):
+            # The native product rounds rows to 127 steps of the largest of 64 values: errors add up like a random walk.
+            step = np.abs(x[:count]).max() / 127 / 2 if panels and library().ready else 1e-5
+            assert got.shape == (count, shape[0])
+            assert np.abs(got - want[:count]).max() <= 6 * step * np.sqrt(shape[1]), (count, panels)
+
+
+@settings(max_examples=40)
+@given(form=st.sampled_from(FORMS), shape=st.sampled_from(FEW_SHAPES), seed=st.integers(0, 2**32 - 1))
+def test_a_product_is_that_of_the_stored_weight(form, shape, seed):
+    products_are_those_of_the_stored_weight(form, shape, seed)
+
+
+@pytest.mark.slow
+@settings(max_examples=100)
+@given(form=st.sampled_from(FORMS), shape=st.sampled_from(SHAPES), seed=st.integers(0, 2**32 - 1))
+def test_a_product_of_many_shapes_is_that_of_the_stored_weight(form, shape, seed):
+    products_are_those_of_the_stored_weight(form, shape, seed)
 
 
 @pytest.mark.skipif(not library().ready, reason=library().reason)
@@ -146,35 +191,41 @@ def test_native_rows_of_whole_numbers_are_met_exactly_alone_and_beside_others(fo
     x[:, ::64] = 127  # the step of every group is 1
     weight = to_panels(round_to(rng.integers(-7, 8, (70, 320)).astype(np.float32), form))
     want = x.astype(np.float64) @ back(weight).astype(np.float64).T
-    together = np.asarray(product(jnp.asarray(x), weight))
+    counts = (1, 2, 5, 6, 9, 12, 13, 25)
+    together, *some = jax.jit(lambda x, weight: [product(x[:count], weight) for count in (29, *counts)])(x, weight)
     np.testing.assert_allclose(together, want, rtol=1e-5, atol=0.02)
-    for count in (1, 2, 5, 6, 9, 12, 13, 25):
-        np.testing.assert_array_equal(product(jnp.asarray(x[:count]), weight), together[:count])
+    for count, got in zip(counts, some, strict=True):
+        np.testing.assert_array_equal(got, together[:count])
 
 
 @forms
 @pytest.mark.parametrize("panels", [True, False])
 def test_what_is_no_number_stays_in_its_row(form, panels):
-    weight = round_to(draw(4, 6, 128), form)
+    weight = round_to(draw(4, 19, 128), form)
     for poison in (np.nan, np.inf):
-        x = jnp.asarray(draw(5, 3, 128)).at[1, 100].set(poison)
-        got = np.asarray(product(x, to_panels(weight) if panels else weight))
+        x = draw(5, 3, 128)
+        x[1, 100] = poison
+        got = np.asarray(_product(x, to_panels(weight) if panels else weight))
         assert not np.isfinite(got[1]).any() and np.isfinite(got[[0, 2]]).all()
 
 
+@jax.jit
+def one_by_one(x, ways):
+    return [product(x, way) for way in ways]
+
+
 def test_several_products_of_the_same_rows_may_be_stored_in_several_ways():
-    x, weight = jnp.asarray(draw(6, 4, 96)), draw(7, 8, 96)
-    ways = [jnp.asarray(weight), *(round_to(weight, form) for form in FORMS)]
-    ways += [to_panels(way) for way in ways[1:]]
-    alone = [product(x, way) for way in ways]
-    for one, other in zip(alone, jax.jit(products)(x, ways), strict=True):
+    x, weight = draw(6, 4, 96), draw(7, 8, 96)
+    rounded = jax.jit(lambda weight: [round_to(weight, form) for form in FORMS])(weight)
+    ways = [jnp.asarray(weight), *rounded, *jax.jit(lambda ways: [to_panels(way) for way in ways])(rounded)]
+    for one, other in zip(one_by_one(x, ways), jax.jit(products)(x, ways), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
 
 
 def test_several_weights_in_panels_are_one_piece_of_work():
-    x = jnp.asarray(draw(8, 3, 64))
-    ways = [to_panels(round_to(draw(9 + i, 20 + i, 64), form)) for i, form in enumerate(FORMS)]
-    text = jax.jit(products).lower(x, ways).as_text()
-    assert text.count("kljudge_blocks") == (1 if library().ready else 0)
-    for one, other in zip(products(x, ways), ways, strict=True):
-        np.testing.assert_array_equal(one, product(x, other))
+    x, weights = draw(8, 3, 64), [draw(9 + i, 20 + i, 64) for i in range(len(FORMS))]
+    ways = jax.jit(lambda weights: [to_panels(round_to(*pair)) for pair in zip(weights, FORMS, strict=True)])(weights)
+    together = jax.jit(products).lower(x, ways)
+    assert together.as_text().count("kljudge_blocks") == (1 if library().ready else 0)
+    for one, other in zip(together.compile()(x, ways), one_by_one(x, ways), strict=True):
+        np.testing.assert_array_equal(one, other)
