@@ -1,9 +1,11 @@
 """Every form of a product against float64, and the promises that the native one adds."""
 
+import ctypes
+import functools
 import os
 import shutil
-import subprocess
-import sys
+import time
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kljudge_jax.kernels import cpu_library
+from kljudge_jax.kernels import product as module
 from kljudge_jax.kernels.cpu_library import library
 from kljudge_jax.kernels.product import product
 
@@ -22,8 +26,8 @@ TOLERANCE = 2e-6
 
 def case(rows, outputs, size, dtype, seed=0):
     rng = np.random.default_rng(seed)
-    draw = [jnp.asarray(rng.standard_normal(shape), dtype) for shape in ((rows, size), (outputs, size))]
-    return draw[0], draw[1], np.asarray(draw[0], np.float64) @ np.asarray(draw[1], np.float64).T
+    x, weight = (rng.standard_normal(shape).astype(jnp.dtype(dtype)) for shape in ((rows, size), (outputs, size)))
+    return x, weight, x.astype(np.float64) @ weight.astype(np.float64).T
 
 
 @pytest.mark.skipif(
@@ -35,7 +39,33 @@ def test_where_there_is_a_compiler_the_products_are_ready():
     assert library().ready, library().reason
 
 
-@settings(max_examples=60, deadline=None)
+# Outputs and columns, from one of each to several tiles, and none of them whole ones.
+FEW_SHAPES = [(1, 1), (70, 199)]
+ROWS = (1, 2, 3, 7, 13, 30)
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def of_some_rows(x, weight, local):
+    """Products of the first rows, as many as each of `ROWS`, by one program: compiling takes most of the time."""
+    return [product(x[:count], weight, local=local) for count in ROWS]
+
+
+@settings(max_examples=40)
+@given(
+    shape=st.sampled_from(FEW_SHAPES),
+    dtype=st.sampled_from([jnp.float32, jnp.bfloat16]),
+    local=st.booleans(),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_any_number_of_rows_is_the_product(shape, dtype, local, seed):
+    x, weight, want = case(max(ROWS), *shape, dtype, seed)
+    for count, got in zip(ROWS, of_some_rows(x, weight, local), strict=True):
+        assert got.dtype == jnp.float32 and got.shape == (count, shape[0])
+        np.testing.assert_allclose(got, want[:count], atol=TOLERANCE * shape[1])
+
+
+@pytest.mark.slow
+@settings(max_examples=60)
 @given(
     rows=st.integers(1, 30),
     outputs=st.integers(1, 70),
@@ -45,7 +75,7 @@ def test_where_there_is_a_compiler_the_products_are_ready():
 )
 def test_any_shape_is_the_product(rows, outputs, size, dtype, local):
     x, weight, want = case(rows, outputs, size, dtype, size)
-    got = product(x, weight, local=local)
+    got = jax.jit(product, static_argnums=2)(x, weight, local)
     assert got.dtype == jnp.float32 and got.shape == (rows, outputs)
     np.testing.assert_allclose(got, want, atol=TOLERANCE * size)
 
@@ -55,9 +85,10 @@ def test_any_shape_is_the_product(rows, outputs, size, dtype, local):
 @pytest.mark.parametrize("shape", [(130, 300), (4096, 64)])  # the second is split between threads
 def test_a_row_is_the_same_to_the_bit_alone_and_beside_others(dtype, shape):
     x, weight, _ = case(64, *shape, dtype)
-    together = np.asarray(jax.jit(product)(x, weight))
-    for count in (1, 2, 5, 6, 7, 9, 13, 22):
-        np.testing.assert_array_equal(jax.jit(product)(x[:count], weight), together[:count])
+    counts = (1, 2, 5, 6, 7, 9, 13, 22)
+    together, *some = jax.jit(lambda x, weight: [product(x[:count], weight) for count in (64, *counts)])(x, weight)
+    for count, got in zip(counts, some, strict=True):
+        np.testing.assert_array_equal(got, together[:count])
 
 
 @needs_native
@@ -74,7 +105,7 @@ def test_gradients_are_those_of_the_plain_product(dtype):
     x, weight, _ = case(5, 7, 33, dtype)
 
     def loss(form):
-        return jax.grad(lambda x, w: jnp.sum(jnp.sin(form(x, w))), argnums=(0, 1))(x, weight)
+        return jax.jit(jax.grad(lambda x, w: jnp.sum(jnp.sin(form(x, w))), argnums=(0, 1)))(x, weight)
 
     plain = loss(lambda x, w: jnp.matmul(x, w.T, preferred_element_type=jnp.float32))
     for got, want in zip(loss(product), plain, strict=True):
@@ -85,7 +116,7 @@ def test_gradients_are_those_of_the_plain_product(dtype):
 
 def test_a_batch_of_products_is_each_of_them():
     x, weight, want = case(6, 9, 20, jnp.float32)
-    got = jax.vmap(product, (0, None))(x.reshape(3, 2, 20), weight)
+    got = jax.jit(jax.vmap(product, (0, None)))(x.reshape(3, 2, 20), weight)
     np.testing.assert_allclose(got.reshape(6, 9), want, atol=1e-4)
 
 
@@ -93,90 +124,125 @@ def test_a_batch_of_products_is_each_of_them():
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_what_is_no_number_stays_in_its_row(poison, dtype):
     x, weight, want = case(4, 6, 40, dtype)
-    got = np.asarray(product(x.at[2, 7].set(poison), weight))
+    x[2, 7] = poison
+    got = np.asarray(jax.jit(product)(x, weight))
     assert not np.isfinite(got[2]).any()
     np.testing.assert_allclose(got[[0, 1, 3]], want[[0, 1, 3]], atol=1e-3)
 
 
-def test_without_a_compiler_or_when_switched_off_xla_does_it(tmp_path):
-    say = "from kljudge_jax.kernels.cpu_library import library; print(library())"
-
+def test_without_a_compiler_or_when_switched_off_xla_does_it(tmp_path, monkeypatch):
     def said(**environment):
-        ran = subprocess.run(
-            [sys.executable, "-c", say], env=os.environ | environment, capture_output=True, text=True, check=True
-        )
-        return ran.stdout
+        with monkeypatch.context() as patch:
+            patch.setenv("XDG_CACHE_HOME", str(tmp_path))
+            patch.delenv("KLJUDGE_NATIVE", raising=False)
+            for name, value in environment.items():
+                patch.setenv(name, value)
+            found = library.__wrapped__()
+        assert not found.ready
+        return found.reason
 
-    assert "ready=False" in said(KLJUDGE_NATIVE="0") and "KLJUDGE_NATIVE=0" in said(KLJUDGE_NATIVE="0")
-    assert "no C++ compiler" in said(PATH=str(tmp_path), XDG_CACHE_HOME=str(tmp_path))
+    assert "KLJUDGE_NATIVE=0" in said(KLJUDGE_NATIVE="0")
+    assert "no C++ compiler" in said(PATH=str(tmp_path))
     broken = tmp_path / "c++"
     broken.write_text(
         "#!/bin/sh\necho 'In file included from x:' >&2\necho 'y: error: a broken compiler' >&2\nexit 1\n"
     )
     broken.chmod(0o755)
-    assert "error: a broken compiler" in said(PATH=f"{tmp_path}:/usr/bin:/bin", XDG_CACHE_HOME=str(tmp_path))
+    assert "error: a broken compiler" in said(PATH=f"{tmp_path}:/usr/bin:/bin")
+    assert not list((tmp_path / "kljudge_jax").iterdir())  # nothing half made is left
 
 
 @needs_native
-def test_a_cache_that_cannot_be_written_or_is_not_ours_is_gone_around(tmp_path):
-    cache = tmp_path / "kljudge_jax"
-    cache.mkdir()
-    say = (
-        "import os, pathlib; from kljudge_jax.kernels import cpu_library as c; c.FLAGS = ('-O0', *c.FLAGS[1:])\n"
-        "print(c.library().ready, *sorted(str(p) for p in pathlib.Path(os.environ['XDG_CACHE_HOME']).rglob('*.so')))"
-    )
+@pytest.mark.parametrize(
+    "build",
+    [
+        pytest.param(cpu_library.build, marks=pytest.mark.slow, id="compiled"),
+        pytest.param(None, id="copied"),
+    ],
+)
+def test_a_cache_that_cannot_be_written_or_is_not_ours_is_gone_around(build, tmp_path, monkeypatch):
+    ready, builds = cpu_library._built(cpu_library.compiler()), []
 
-    def said():
-        environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path)}
-        return subprocess.run(
-            [sys.executable, "-c", say], env=environment, capture_output=True, text=True, check=True
-        ).stdout.split()
+    def copy(compiler, path, flags):
+        path.unlink()  # some linkers write a file of their own in its place
+        shutil.copyfile(ready, path)
+        os.chmod(path, 0o777)
 
-    ready, built = said()
-    assert ready == "True"
-    stamp = os.stat(built).st_mtime_ns
-    assert said() == ["True", built] and os.stat(built).st_mtime_ns == stamp  # kept
-    os.chmod(built, 0o777)  # as one that another user could have written
-    assert said() == ["True", built] and os.stat(built).st_mtime_ns != stamp and not os.stat(built).st_mode & 0o022
+    def counted(*given):
+        builds.append(given)
+        (build or copy)(*given)
+
+    monkeypatch.setattr(cpu_library, "build", counted)
+    monkeypatch.setattr(cpu_library, "FLAGS", ("-O0", *cpu_library.FLAGS[1:]))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+    def built():
+        return cpu_library._built(cpu_library.compiler())
+
+    path = built()
+    assert path != ready and sorted(tmp_path.rglob("*")) == [path.parent, path] and len(builds) == 1
+    assert not os.stat(path).st_mode & 0o077
+    assert cpu_library.register(ctypes.CDLL(str(path)), f"_of_{path.stem}_{tmp_path.name}")
+    assert built() == path and len(builds) == 1  # kept
+    os.chmod(path, 0o777)  # as one that another user could have written
+    assert built() == path and len(builds) == 2 and not os.stat(path).st_mode & 0o022
+    monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null")  # no folder can be made there
+    elsewhere = built()
+    assert elsewhere.exists() and elsewhere.parent not in (path.parent, ready.parent) and len(builds) == 3
+    shutil.rmtree(elsewhere.parent)
 
 
 @needs_native
 @pytest.mark.parametrize("threads", ["1", "3"])
-def test_any_number_of_threads_makes_the_same_sums(threads, tmp_path):
-    code = (
-        "import sys, numpy as np, jax.numpy as jnp; from kljudge_jax.kernels.product import product\n"
-        "rng = np.random.default_rng(0); x, w = (jnp.asarray(rng.standard_normal(s), jnp.float32) for s in "
-        "((9, 300), (2100, 300)))\nnp.save(sys.argv[1], product(x, w))"
-    )
-    path = tmp_path / "product.npy"
-    environment = os.environ | {"KLJUDGE_THREADS": threads}
-    subprocess.run([sys.executable, "-c", code, str(path)], env=environment, check=True)
-    rng = np.random.default_rng(0)
-    x, w = (jnp.asarray(rng.standard_normal(shape), jnp.float32) for shape in ((9, 300), (2100, 300)))
-    np.testing.assert_array_equal(np.load(path), product(x, w))
+def test_any_number_of_threads_makes_the_same_sums(threads, tmp_path, monkeypatch):
+    # A copy is loaded anew, with workers of its own, whose number is asked for when they first work.
+    copied = shutil.copy(cpu_library._built(cpu_library.compiler()), tmp_path / "copy.so")
+    monkeypatch.setenv("KLJUDGE_THREADS", threads)
+    cpu_library.register(ctypes.CDLL(copied), f"_on_{threads}")
+    x, weight, _ = case(9, 2100, 300, jnp.float32)
+    call = jax.ffi.ffi_call(f"kljudge_float32_on_{threads}", (jax.ShapeDtypeStruct((9, 2100), jnp.float32),))
+    want, program = np.asarray(jax.jit(product)(x, weight)), jax.jit(call).lower(x, weight).compile()
+    running = threads_running()
+    np.testing.assert_array_equal(program(x, weight)[0], want)
+    assert running is None or threads_running() - running == int(threads) - 1
 
 
-@pytest.mark.parametrize("slow", ["bfloat16", "float32"])
-def test_the_faster_dtype_is_what_a_clock_says_where_xla_multiplies(slow, monkeypatch):
-    from kljudge_jax.kernels import product as module
+def threads_running():
+    """How many threads it has, where the system says so."""
+    tasks = Path("/proc/self/task")
+    return len(list(tasks.iterdir())) if tasks.exists() else None
 
-    assert module.fastest_dtype() == "bfloat16" or not library().ready
-    at, running = 0.0, None
 
-    def jit(function):
-        def run(rows, weight):
-            nonlocal running
-            running = str(rows.dtype)
+def seconds_of(patch, **seconds):
+    """XLA's path, on which a product in a dtype takes so many seconds."""
+
+    def slowly(rows, weight):
+        def sleep(rows):
+            time.sleep(seconds[str(rows.dtype)])
             return rows
 
-        return run
+        return jax.pure_callback(sleep, jax.ShapeDtypeStruct(rows.shape, rows.dtype), rows)
 
-    def clock():
-        nonlocal at
-        at += 2.0 if running == slow else 1.0
-        return at
+    patch.setattr(module, "library", lambda: library()._replace(ready=False))
+    patch.setattr(module, "product", slowly)
 
-    monkeypatch.setattr(module, "library", lambda: library()._replace(ready=False))
-    monkeypatch.setattr(module.jax, "jit", jit)
-    monkeypatch.setattr(module.time, "perf_counter", clock)
-    assert module.fastest_dtype.__wrapped__() == {"bfloat16": "float32", "float32": "bfloat16"}[slow]
+
+@pytest.mark.parametrize(
+    ("bfloat16", "float32", "faster"),
+    [(0.005, 0.03, "bfloat16"), (0.03, 0.005, "float32"), (0.03, 0.033, "float32")],  # a little is not clearly
+)
+def test_the_faster_dtype_is_what_a_clock_says_where_xla_multiplies(bfloat16, float32, faster, monkeypatch):
+    seconds_of(monkeypatch, bfloat16=bfloat16, float32=float32)
+    assert module.fastest_dtype.__wrapped__() == faster
+
+
+def test_hosts_that_must_agree_on_a_dtype_ask_no_clock(monkeypatch):
+    seconds_of(monkeypatch)  # which knows no dtype
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    assert module.fastest_dtype.__wrapped__() == "float32"
+
+
+@needs_native
+def test_where_products_are_native_the_dtype_of_fewer_bytes_is_faster(monkeypatch):
+    monkeypatch.setattr(module, "product", None)  # no clock is asked
+    assert module.fastest_dtype.__wrapped__() == "bfloat16"
