@@ -1,6 +1,7 @@
 """The whole recipe on models that learn nothing: two folders that load, and a card."""
 
 import dataclasses
+import functools
 import json
 
 import jax
@@ -8,25 +9,37 @@ import numpy as np
 import pytest
 
 from kljudge_jax.errors import InputError
+from kljudge_jax.evaluation import agreement
+from kljudge_jax.evaluation.agreement import measure_agreement
 from kljudge_jax.models.manifest import check_manifest
 from kljudge_jax.models.pair import ModelPair
 from kljudge_jax.models.transformer import parameters
 from kljudge_jax.training import train_pair as module
+from kljudge_jax.training.greedy import accuracy
 from kljudge_jax.training.train_pair import DRAFT, TARGET, pair_config, train_pair
 from kljudge_jax.training.trainer import Recipe
 
 SMALL = {
-    "target": Recipe(pair_config(16, 2, 32, 2), steps=3, batch_size=8, seed=1, evaluate_every=100),
+    "target": Recipe(pair_config(16, 1, 32, 2), steps=3, batch_size=8, seed=1, evaluate_every=100),
     "draft": Recipe(pair_config(8, 1, 16, 1), steps=2, batch_size=8, seed=2, evaluate_every=100),
 }
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory, one_width):
-    folder = tmp_path_factory.mktemp("pair")
+def in_short():
+    """Few problems for the tokenizer, and short answers of which few are compared at a time."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_TOKENIZER_PROBLEMS", 2000)
-        card = train_pair(folder, **SMALL, test_problems=4, devices=jax.devices()[:1])
+        patch.setattr(module, "_TOKENIZER_PROBLEMS", 1000)
+        patch.setattr(module, "accuracy", functools.partial(accuracy, max_new_tokens=32))
+        patch.setattr(module, "measure_agreement", functools.partial(measure_agreement, max_new_tokens=32))
+        patch.setattr(agreement, "_BATCH", 16)
+        yield
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, one_width, in_short):
+    folder = tmp_path_factory.mktemp("pair")
+    card = train_pair(folder, **SMALL, test_problems=4, devices=jax.devices()[:1])
     return folder, card
 
 
