@@ -1,7 +1,9 @@
 """README.md and the pages of the site as tests read them: their text, their code, and a pair to run it on."""
 
+import ast
 import dataclasses
 import importlib
+import inspect
 import json
 import re
 import shlex
@@ -9,7 +11,10 @@ import shutil
 from pathlib import Path
 
 import kljudge_jax as kj
+from kljudge_jax import cli
+from kljudge_jax.commands.options import split_rules
 from kljudge_jax.models.shipped import shipped_folder
+from kljudge_jax.verification.rule import RULES
 
 ROOT = Path(__file__).parents[1]
 SITE = ROOT / "docs"
@@ -39,6 +44,33 @@ _SMALLER = {
 }
 _ONLY_WHERE_NAMED = {"--check-n"}
 
+# What a plain run of the tests runs of the pages: of every kind of command one, by words that it holds, in an order in
+# which each finds what it reads. A run of the tests marked `slow` runs the others too.
+DAILY = [
+    ("rules", ""),
+    ("plan", "--shape"),
+    ("convert", ""),
+    ("compare", ""),
+    ("generate", "--file prompt.txt"),
+    ("sweep", "--out results/queue"),
+    ("calibrate", "--target big.gguf"),
+    ("mine", "mined/train"),
+    ("mine", "mined/test"),
+    ("train-judge", ""),
+    ("correspond", ""),
+    ("bench", "--rules none"),
+    ("perplexity", ""),
+    ("evaluate", "--target embedded"),
+]
+# One answer at a time, as `generate` decodes, so that they share its programs; and no program more than has to be.
+_SMALLEST = {
+    "sweep": {"--batch": "1", "--examples": "0"},
+    "calibrate": {"--n": "8", "--batch": "1"},
+    "mine": {"--n": "10"},
+    "bench": {"--batch": "1"},
+    "perplexity": {"--precisions": "float32,file"},
+}
+
 
 def blocks(page: str) -> list[tuple[str, str]]:
     """The fenced blocks of a page in their order: language and text."""
@@ -62,15 +94,89 @@ def only_parsed(words: list[str]) -> str | None:
     return next((why for parts, why in ONLY_PARSED.items() if all(part in line for part in parts)), None)
 
 
-def smaller(words: list[str]) -> list[str]:
+def daily() -> list[list[str]]:
+    """The commands that `DAILY` names, of several that fit the first."""
+    known = [words for page in PAGES for block in code(page, "bash") for words in commands(block)]
+    runnable = [words for words in known if only_parsed(words) is None]
+    return [next(words for words in runnable if words[0] == kind and part in " ".join(words)) for kind, part in DAILY]
+
+
+def smaller(words: list[str], smallest: bool = False) -> list[str]:
     """A command that asks for seconds of work, in place of minutes or hours."""
     words = list(words)
-    for option, value in _SMALLER.get(words[0], {}).items():
+    sizes = _SMALLER.get(words[0], {}) | (_SMALLEST.get(words[0], {}) if smallest else {})
+    for option, value in sizes.items():
         if option in words:
             words[words.index(option) + 1] = value
         elif option not in _ONLY_WHERE_NAMED:
             words += [option, value]
     return words
+
+
+def smaller_code(text: str) -> str:
+    """A block of Python with one problem and short answers, decoded alone: the shapes of `_SMALLEST`."""
+    for pattern, size in ((r"\bmax_new_tokens=\d+", 24), (r"\bn=\d+", 1), (r"\b(batch|batch_size)=\d+", 1)):
+        text = re.sub(pattern, lambda found, size=size: f"{found[0].partition('=')[0]}={size}", text)
+    return text
+
+
+def check(words: list[str], said: str) -> None:
+    """Fails unless a command left in the working folder, and in `said`, which it printed, what is of its kind."""
+    options = cli._parser().parse_args(words)
+    rules = split_rules(options.rules) if "rules" in options else []
+    out = Path(options.out) if "out" in options else Path()
+    match words[0]:
+        case "generate":
+            assert len(said.split()) > 1
+        case "rules":
+            assert all(rule.word in said for rule in RULES)
+        case "plan":
+            assert "GB" in said and (options.table or "on each device" in said)
+        case "convert":
+            assert said.strip() == options.destination and (Path(options.destination) / "model.json").exists()
+        case "compare":
+            assert all(f"({name}) | 1 | kl:0.4 @ 8 |" in said for name in ("laptop", "tpu"))
+            assert (out / "compare.png").stat().st_size > 1000
+        case "sweep":
+            cells = json.loads((out / "summary.json").read_text(encoding="utf-8"))["cells"]
+            assert [cell["rule"] for cell in cells] == rules * len(options.task.split(","))
+            assert all(cell["n"] == options.n and cell["mean_acceptance_length"] >= 1 for cell in cells)
+            assert all(f"\n| {rule.replace('none', 'plain')} |" in said for rule in rules)
+        case "calibrate":
+            found = json.loads((out / "calibration.json").read_text(encoding="utf-8"))
+            assert len(found["tested"]) == len(options.thresholds.split(","))
+            assert "\nPromised: " in said or "\nNothing is promised" in said
+        case "mine":
+            assert re.search(rf"{options.out}: [1-9]\d* mismatches", said)
+        case "train-judge":
+            assert "(advised)" in said and (Path(options.folder) / "judge.json").exists()
+        case "correspond":
+            assert "rank correlation" in said and list(Path(options.folder).glob("*.png"))
+        case "bench":
+            found = json.loads((out / "bench.json").read_text(encoding="utf-8"))
+            assert [batch["batch"] for batch in found["batches"]] == [int(one) for one in options.batch.split(",")]
+            for batch in found["batches"]:
+                timed = {rule["rule"]: rule for rule in batch["rules"]}
+                assert set(timed) == {"none", *rules} and all(rule["tokens"] > 0 for rule in timed.values())
+        case "perplexity":
+            found = json.loads((out / "perplexity.json").read_text(encoding="utf-8"))
+            assert len(found["rows"]) == len(options.precisions.split(","))
+            assert all(1 < row["perplexity"] < 1000 for row in found["rows"])
+        case "evaluate":
+            rows = json.loads((out / "harness.json").read_text(encoding="utf-8"))["rows"]
+            assert {row["rule"] for row in rows} == set(rules)
+        case kind:
+            raise AssertionError(f"nothing is known of what `{kind}` leaves")
+
+
+def check_calls(text: str) -> int:
+    """How many calls of the package a block of Python has: fails where one has arguments that its function lacks."""
+    found = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call)]
+    found = [call for call in found if ast.unparse(call.func).startswith("kj.")]
+    for call in found:
+        function = eval(ast.unparse(call.func), {"kj": kj})
+        inspect.signature(function).bind(*call.args, **{one.arg: one.value for one in call.keywords})
+    return len(found)
 
 
 def stand_in(patch) -> None:

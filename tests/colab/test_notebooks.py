@@ -10,6 +10,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from documentation import check_calls
 from nbclient import NotebookClient
 
 FOLDER = Path(__file__).parents[2] / "colab"
@@ -22,6 +23,17 @@ SHOWS = {
     "train_a_judge": ["mismatches", "(advised)", "AUC for the label", "image/png", "judge:judge/head,threshold=0.2"],
     "tpu_and_gpu": ["P(('tensor.0'", 'class="draft"', "target pass, 9 positions", "AMD EPYC", "<svg"],
 }
+
+
+# The notebooks that a plain run of the tests runs, and what takes the place of numbers in their cells there: few
+# problems, one at a time as `generate` decodes, and two rules, so that a sweep compiles little. `slow` runs all, whole.
+DAILY = ["write_your_own_rule"]
+SMALLER = [
+    ("n=100, batch=25", "n=2, batch=1"),
+    ('"none", "exact", "kl:0.02", "kl:0.1", "kl:0.4", "overlap:0.9", "overlap:0.7", "overlap:0.5", "random:0.8"',
+     '"none", "overlap:0.7"'),
+    ("max_new_tokens=160", "max_new_tokens=64"),
+]  # fmt: skip
 
 
 def read(name):
@@ -87,6 +99,7 @@ def test_the_first_cell_installs_a_wheel_beside_the_notebook(install, built, tmp
     assert f"installed {tmp_path / 'installed'}" in install(tmp_path / "content")
 
 
+@pytest.mark.slow
 def test_the_first_cell_installs_the_checkout_that_the_notebook_lies_in(install, tmp_path):
     assert f"installed {tmp_path / 'installed'}" in install(FOLDER)
 
@@ -96,15 +109,36 @@ def test_the_first_cell_says_what_to_do_where_there_is_nothing_to_install(instal
     assert "ImportError: put kljudge_jax-*.whl beside this notebook" in said and "installed /" not in said
 
 
+@pytest.mark.parametrize("name", DAILY)
+def test_a_notebook_of_few_problems_and_rules_shows_its_results(name, tmp_path):
+    book = read(name)
+    for old, new in SMALLER:
+        assert any(old in cell.source for cell in book.cells), old
+        for cell in book.cells:
+            cell.source = cell.source.replace(old, new)
+    run(book, tmp_path, SHOWS[name])
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SHOWS)
 def test_a_notebook_runs_and_shows_its_results(name, tmp_path):
-    book = read(name)
-    NotebookClient(book, timeout=900, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    run(read(name), tmp_path, SHOWS[name])
+
+
+def run(book, folder, shows):
+    NotebookClient(book, timeout=900, resources={"metadata": {"path": str(folder)}}).execute()
     outputs = [output for cell in book.cells if cell.cell_type == "code" for output in cell.outputs]
     said = "".join(output.get("text", "") + str(output.get("data", "")) for output in outputs)
-    for wanted in SHOWS[name]:
+    for wanted in shows:
         assert wanted in said, wanted
     assert "Traceback" not in said
     # Nothing is red but what the package itself has to say.
     red = "".join(output.text for output in outputs if output.get("name") == "stderr")
     assert not [line for line in red.splitlines() if not line.startswith("WARNING:kljudge_jax.")]
+
+
+@pytest.mark.parametrize("name", SHOWS)
+def test_the_cells_of_a_notebook_are_python_whose_calls_have_the_arguments_of_the_functions(name):
+    """Also where a notebook is too dear to run on every change: a name that has gone is found without it."""
+    (_, *cells) = [cell.source for cell in read(name).cells if cell.cell_type == "code"]
+    assert sum(check_calls(source) for source in cells) > 0
