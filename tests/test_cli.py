@@ -1,10 +1,15 @@
-"""The command line, on tiny models in folders."""
+"""The command line, on tiny models in folders.
+
+Sweeps ask one short prompt at a time and show no answer, in the sizes of `generate`: so they share its programs.
+"""
 
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
+import types
 
 import jax
 import pytest
@@ -44,6 +49,16 @@ def test_generate_prints_the_answer_and_its_cost(capsys, answering):
     assert "\x1b" not in out
 
 
+def test_what_a_run_says_of_its_pace_ends_the_summary():
+    stats = types.SimpleNamespace(
+        tokens=8, seconds=1.0, tokens_per_second=8.0, compile_seconds=0.0, cycles=8, drafted=0
+    )
+    result = types.SimpleNamespace(stats=stats, pace="speculation does not pay here")
+    said = generate._summary(types.SimpleNamespace(verifier="exact"), result)
+    assert said == "exact: 8 tokens in 1.0 s, 8.0 tokens/s; 8 target passes\nspeculation does not pay here"
+
+
+@pytest.mark.slow
 def test_generate_says_that_an_adaptive_length_never_drafted(capsys, answering):
     never = ("--draft-length", "adaptive:maximum=2,cost=5.0", "--max-new-tokens", "8")
     status, _, err = run(capsys, *answering, *never, "--verifier", "exact", "hello there")
@@ -132,23 +147,24 @@ def test_a_draft_that_returns_nan_is_told_and_the_target_answers_alone(capsys, t
     status, out, err = run(capsys, *words)
     assert status == 0 and json.loads(out)["tokens"] == plain["tokens"]
     assert "the draft returned NaN or +inf: the target went on alone" in err
-    words = ["--target", tiny_folders.target, "--draft", tiny_folders.broken, "--draft-lengths", DRAFT_LENGTH]
-    words += ["--task", "arithmetic", "--n", "2", "--batch", "2", "--max-new-tokens", "24", "--out", tmp_path]
-    status, _, err = run(capsys, "sweep", *words, "--rules", "none,exact")
+
+
+def test_a_sweep_says_where_the_draft_returned_nan(capsys, sweeping, tiny_folders):
+    words = [tiny_folders.broken if word == tiny_folders.draft else word for word in sweeping]
+    status, _, err = run(capsys, *words, "--rules", "none,exact", "--n", "2")
     assert status == 0
     assert "exact @ 4: the draft returned NaN or +inf in 2 answers, which the target went on with alone: " in err
 
 
-def test_a_sweep_names_the_problems_in_which_a_model_returned_nan(capsys, tiny_folders, tmp_path):
+def test_a_sweep_names_the_problems_in_which_a_model_returned_nan(capsys, sweeping, tiny_folders, tmp_path):
     """And compares nothing with a plain decoding that wrote nothing."""
-    words = ["--target", tiny_folders.broken, "--draft", tiny_folders.draft, "--draft-lengths", DRAFT_LENGTH]
-    words += ["--task", "arithmetic", "--n", "2", "--batch", "2", "--max-new-tokens", "24", "--out", tmp_path]
-    status, _, err = run(capsys, "sweep", *words, "--rules", "none,kl:0.4")
+    words = [tiny_folders.broken if word == tiny_folders.target else word for word in sweeping]
+    status, _, err = run(capsys, *words, "--rules", "none,kl:0.4", "--n", "2")
     assert status == 1
     for rule in ("none", "kl:0.4 @ 4"):
-        (line,) = [line for line in err.splitlines() if line.startswith(f"kljudge sweep: arithmetic, {rule}: ")]
-        assert "NaN or +inf in 2 answers: arithmetic/test/0/0, arithmetic/test/0/1" in line
-    cells = json.loads((tmp_path / "summary.json").read_text())["cells"]
+        (line,) = [line for line in err.splitlines() if line.startswith(f"kljudge sweep: prompts, {rule}: ")]
+        assert re.search(r"NaN or \+inf in 2 answers: prompts/\d, prompts/\d$", line)
+    cells = json.loads((tmp_path / "out" / "summary.json").read_text())["cells"]
     assert [cell["failed"] for cell in cells] == [2, 2] and [cell["speed"] for cell in cells] == [None, None]
 
 
@@ -212,7 +228,8 @@ def sweeping(folders, tmp_path):
     lines = [json.dumps({"prompt": f"text {i}", "answer": "abcdefgh"[i]}) for i in range(8)]
     (tmp_path / "problems.jsonl").write_text("\n".join(lines))
     words = ["sweep", *folders, "--task", f"prompts:{tmp_path / 'problems.jsonl'}", "--split", "all", "--n", "8"]
-    return [*words, "--batch", "4", "--draft-lengths", DRAFT_LENGTH, "--out", tmp_path / "out"]
+    words += ["--batch", "1", "--examples", "0"]
+    return [*words, "--draft-lengths", DRAFT_LENGTH, "--out", tmp_path / "out"]
 
 
 def test_sweep_writes_answers_and_a_table_and_goes_on(capsys, sweeping, tmp_path):
@@ -271,7 +288,7 @@ def test_a_sweep_of_several_tasks_and_seeds_is_one_report(capsys, sweeping, tmp_
     other = tmp_path / "gsm8k.jsonl"
     other.write_text(json.dumps({"question": "1 + 1?", "answer": "#### 2"}))
     task = f"{sweeping[sweeping.index('--task') + 1]},gsm8k:{other}"
-    words = ["--task", task, "--rules", "none,kl:0.1/4.0", "--n", "1", "--seeds", "1,2", "--max-new-tokens", "16"]
+    words = ["--task", task, "--rules", "none,kl:0.1/4.0", "--n", "1", "--seeds", "1,2"]
     status, out, _ = run(capsys, *sweeping, *words)
     assert status == 0
     folder = tmp_path / "out"
@@ -285,10 +302,12 @@ def test_a_sweep_of_several_tasks_and_seeds_is_one_report(capsys, sweeping, tmp_
     assert all(cell["n"] == 1 for cell in cells[3:])  # both seeds drew the one problem
 
 
-def test_a_sweep_without_a_draft_is_plain(capsys, sweeping, tiny_folders):
+def test_a_sweep_without_a_draft_is_plain_and_shows_an_answer(capsys, sweeping, tiny_folders, tmp_path):
     words = [word for word in sweeping if word not in ("--draft", tiny_folders.draft)]
-    status, table, _ = run(capsys, *words, "--rules", "none", "--n", "4")
+    status, table, _ = run(capsys, *words, "--rules", "none", "--n", "4", "--examples", "1")
     assert status == 0 and table.count("| plain |") == 1
+    report = (tmp_path / "out" / "report.html").read_text()
+    assert report.count("<details") == 1 and 'class="target"' in report
     status, _, err = run(capsys, *words, "--rules", "none,exact", "--n", "4")
     assert status == 2 and "--draft" in err
 
@@ -296,7 +315,9 @@ def test_a_sweep_without_a_draft_is_plain(capsys, sweeping, tiny_folders):
 def test_a_sweep_asks_in_text_where_there_is_no_chat_template(capsys, folders, tmp_path):
     (tmp_path / "gsm8k.jsonl").write_text(json.dumps({"question": "1 + 1?", "answer": "#### 2"}))
     words = ["sweep", *folders, "--task", f"gsm8k:{tmp_path / 'gsm8k.jsonl'}", "--split", "all", "--n", "1"]
-    status, table, _ = run(capsys, *words, "--rules", "none", "--out", tmp_path / "out")
+    status, table, _ = run(
+        capsys, *words, "--rules", "none", "--batch", "1", "--examples", "0", "--out", tmp_path / "out"
+    )
     assert status == 0 and "| 0 of 1 |" in table
 
 
@@ -311,11 +332,10 @@ def test_every_command_says_what_ctrl_c_leaves(capsys):
         assert "kljudge " + name in parser.format_help().partition("examples:\n")[2], name
 
 
-def test_a_stopped_sweep_goes_on_from_what_it_kept(capsys, folders, tmp_path, monkeypatch):
+def test_a_stopped_sweep_goes_on_from_what_it_kept(capsys, sweeping, tmp_path, monkeypatch):
     from kljudge_jax.evaluation import sweep
 
-    words = ["sweep", *folders, "--task", "arithmetic", "--rules", "none,exact", "--n", "2", "--batch", "1"]
-    words += ["--draft-lengths", DRAFT_LENGTH, "--examples", "0", "--out", tmp_path]
+    words, out = [*sweeping, "--rules", "none,exact", "--n", "2"], tmp_path / "out"
     answer, answered = sweep.answer, []
 
     def stop_at_the_third(pair, task, plan, cell, *others):
@@ -328,11 +348,11 @@ def test_a_stopped_sweep_goes_on_from_what_it_kept(capsys, folders, tmp_path, mo
         patch.setattr(sweep, "answer", stop_at_the_third)
         status, _, err = run(capsys, *words)
     assert status == 130
-    kept = f"kljudge sweep: stopped; every batch that was answered is in {tmp_path}: repeat the command to go on"
+    kept = f"kljudge sweep: stopped; every batch that was answered is in {out}: repeat the command to go on"
     assert err.strip() == kept
-    assert len((tmp_path / "answers.jsonl").read_text().splitlines()) == 2
+    assert len((out / "answers.jsonl").read_text().splitlines()) == 2
     assert run(capsys, *words)[0] == 0
-    assert len((tmp_path / "answers.jsonl").read_text().splitlines()) == 4
+    assert len((out / "answers.jsonl").read_text().splitlines()) == 4
 
 
 def test_a_warning_is_a_line_of_the_command(capsys):
