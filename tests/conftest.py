@@ -1,14 +1,13 @@
 """Set before JAX starts: several virtual CPU devices, and no network."""
 
-import atexit
 import gc
 import os
 import pathlib
-import shutil
 import subprocess
 import sys
-import tempfile
 import types
+
+import compile_cache
 
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 # Eight devices on two cores may keep each other waiting: XLA ends the process after 40 seconds of that.
@@ -22,10 +21,10 @@ if os.environ["JAX_PLATFORMS"] == "cpu" and not os.environ.get("KLJUDGE_MODELS")
     _CHEAPER = " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
     os.environ["XLA_FLAGS"] = _CHEAPER + os.environ["XLA_FLAGS"]
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # the workers of one run share what they compile
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="kljudge-compiled-")
-    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+# What is compiled is kept, for the other workers and for the next run, which takes half the time. Programs are of one
+# jaxlib and one processor.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(compile_cache.folder()))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 import hypothesis
 import pytest
@@ -33,6 +32,21 @@ import pytest
 # A shared machine may stall any example, and a failure of CI must come back when it is run again.
 hypothesis.settings.register_profile("reproducible", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("reproducible")
+
+
+# What these folders test has shapes and dtypes of its own: nothing in it is promoted without a word.
+_STRICT = ("verification", "models", "decoding")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _strict(request):
+    if request.path.parent.name not in _STRICT:
+        yield
+        return
+    import jax
+
+    with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
+        yield
 
 
 # Linux gives a process 65,530 mappings of memory, and every compiled program takes some: past them it is aborted.

@@ -182,7 +182,8 @@ class Adaptive:
         """
         lengths = jnp.arange(self.maximum + 1)
         rate = pace.accepted / pace.tested
-        kept = jnp.where(lengths <= left[:, None], rate[:, None] ** lengths, 0.0)
+        powers = jax.vmap(lambda one: jax.lax.pow(jnp.full(lengths.shape, one), lengths))(rate)
+        kept = jnp.where(lengths[None] <= left[:, None], powers, 0.0)
         tokens = jnp.cumsum(kept, axis=1)
         speed = jnp.where(lengths >= self.minimum, jnp.sum(tokens, axis=0) / costs.cycle, 0.0)
         if self.minimum:
@@ -193,8 +194,8 @@ class Adaptive:
             least = allowance(len(rate))
             affordable = loss <= jnp.maximum(_MOST_LOST * pace.written, least) - pace.lost - costs.spent
             # A row that drafts pay for gets back what it lost.
-            may_lose = jnp.maximum(_MOST_LOST * count, least) - pace.behind - costs.spent
-            row = (loss <= may_lose[:, None]) | (tokens >= costs.cycle) | (left < 0)[:, None]
+            may_lose = jnp.maximum(_MOST_LOST * count.astype(jnp.float32), least) - pace.behind - costs.spent
+            row = (loss[None] <= may_lose[:, None]) | (tokens >= costs.cycle[None]) | (left < 0)[:, None]
             affordable &= jnp.all(row, axis=0) | ~jnp.asarray(costs.together)
             affordable |= lengths == 0
             best = jnp.argmax(jnp.where(affordable, speed, 0.0)).astype(jnp.int32)
@@ -224,7 +225,7 @@ class Adaptive:
           running: bool `[B]`, the rows that the cycle was for.
         """
         memory = jnp.where(drafted > 0, _MEMORY, 1.0)
-        tested = accepted + (accepted < drafted)
+        tested = (accepted + (accepted < drafted).astype(jnp.int32)).astype(jnp.float32)
         tokens = jnp.sum(committed) / jnp.maximum(jnp.sum(running), 1)
         cost = costs.cycle[longest] + costs.catch_up * _pieces(pace)
         # Cycles that the host times it adds up itself.
@@ -232,11 +233,11 @@ class Adaptive:
         # A run that pays again drafts at once, and not when it is due.
         interval = jnp.where(_due(pace), jnp.minimum(_GROWTH * pace.interval, _LONGEST_INTERVAL), PROBE_INTERVAL)
         return Pace(
-            memory * pace.accepted + accepted,
+            memory * pace.accepted + accepted.astype(jnp.float32),
             memory * pace.tested + tested,
             jnp.where(longest > 0, 0, pace.idle + 1),
             jnp.where(longest > 0, interval, pace.interval),
-            pace.behind + jnp.where(counts & running, cost - committed, 0.0),
+            pace.behind + jnp.where(counts & running, cost - committed.astype(jnp.float32), 0.0),
             pace.lost + jnp.where(counts, cost - tokens, 0.0),
             pace.written + tokens,
         )

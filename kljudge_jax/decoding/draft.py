@@ -65,7 +65,7 @@ def _consume_last(model: Transformer, cache: KVCache, context: Context, request:
     def consume(width, cache):
         # A row that is shorter than the width takes stale tokens after its own, whose slots the next step overwrites.
         start = jnp.maximum(context.consumed + 1 - width, 0)
-        tokens = jnp.take_along_axis(context.sequence, start[:, None] + jnp.arange(width), axis=1)
+        tokens = jnp.take_along_axis(context.sequence, start[:, None] + jnp.arange(width)[None], axis=1)
         hidden, cache = model(tokens, cache.at_length(start))
         last = (context.consumed - start)[:, None, None]
         return jnp.take_along_axis(hidden, last, axis=1)[:, 0], cache.at_length(context.consumed + 1)
@@ -81,7 +81,7 @@ def _consume_last(model: Transformer, cache: KVCache, context: Context, request:
 
     def catch_up(cache):
         start = jnp.clip(cache.length, 0, jnp.maximum(context.consumed + 1 - CATCH_UP, 0))
-        tokens = jnp.take_along_axis(context.sequence, start[:, None] + jnp.arange(CATCH_UP), axis=1)
+        tokens = jnp.take_along_axis(context.sequence, start[:, None] + jnp.arange(CATCH_UP)[None], axis=1)
         _, cache = model(tokens, cache.at_length(start))
         return cache.at_length(jnp.minimum(start + CATCH_UP, context.consumed + 1))
 
@@ -183,7 +183,7 @@ def _roll_out_wanted(model, cache, hidden, context, sampling, request):
         return draft._replace(
             step=draft.step + 1,
             going=going,
-            counts=draft.counts + going,
+            counts=draft.counts + going.astype(jnp.int32),
             token=token,
             tokens=put(draft.tokens, token, draft.step),
             logits=put(draft.logits, processed, draft.step),

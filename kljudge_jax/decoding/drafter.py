@@ -86,7 +86,7 @@ class Draft:
         """Processed and raw logits of the first `width` tokens, f32 `[B, width, V]` both."""
         if self.raw_logits is None:
             # Made here, inside the program that reads them, they are fused into it and never stored.
-            at_token = jnp.arange(vocab_size) == self.tokens[:, :width, None]
+            at_token = jnp.arange(vocab_size)[None, None] == self.tokens[:, :width, None]
             raw = jnp.where(at_token, jnp.float32(0.0), -jnp.inf)
         else:
             raw = self.raw_logits[:, :width]

@@ -264,7 +264,7 @@ def _longest(wanted: jax.Array, drafted: jax.Array, settings: Settings) -> jax.A
     if settings.fills_drafts:
         return asked
     # The token at which a model was too unsure to go on was computed too.
-    return jnp.minimum(asked, jnp.max(drafted) + settings.drafter.draws)
+    return jnp.minimum(asked, jnp.max(drafted) + int(settings.drafter.draws))
 
 
 def _last_token(sequence: jax.Array, at: jax.Array) -> jax.Array:
@@ -283,11 +283,11 @@ def commit(
     """The last part of a cycle: the state with what the verdicts keep. `caches` hold all that the cycle consumed."""
     consumed = state.length - 1
     accepted = jnp.where(state.running, outcome.accepted, 0)
-    at = jnp.arange(settings.draft_length + 1)
+    at = jnp.arange(settings.draft_length + 1)[None]
     emitted_eos = _is_any(outcome.emitted, eos)
     ended = jnp.any(emitted_eos & (at < accepted[:, None]), axis=1)
     failed = state.running & ~ended & (~outcome.fit | outcome.starved)
-    committed = jnp.where(state.running, accepted + (outcome.fit & ~ended), 0)
+    committed = jnp.where(state.running, accepted + (outcome.fit & ~ended).astype(jnp.int32), 0)
     relaxed = jnp.pad(outcome.relaxed, ((0, 0), (0, 1)))
     origin = jnp.where(at < accepted[:, None], jnp.where(relaxed, RELAXED, DRAFT), TARGET)
     new_count = state.count + committed
@@ -317,7 +317,7 @@ def commit(
         keys=state.keys,
         budget=state.budget,
         pace=pace,
-        cycles=state.cycles + state.running,
+        cycles=state.cycles + state.running.astype(jnp.int32),
         cycle_drafted=_write(state.cycle_drafted, drafted[:, None], state.cycles),
         cycle_committed=_write(state.cycle_committed, committed[:, None], state.cycles),
         kl=traced(state.kl, outcome.kl),
@@ -398,7 +398,7 @@ def per_draft(rows: jax.Array, settings: Settings) -> jax.Array:
 
 
 def _is_any(tokens: jax.Array, ids: jax.Array) -> jax.Array:
-    return jnp.any(tokens[..., None] == ids, axis=-1)
+    return jnp.any(tokens[..., None] == jnp.expand_dims(ids, range(tokens.ndim)), axis=-1)
 
 
 def _through_first(flags: jax.Array) -> jax.Array:

@@ -70,7 +70,7 @@ class PromptLookup:
         for back in range(min(self.ngram, sequence.shape[0])):
             earlier = jnp.roll(sequence, back) == sequence[jnp.maximum(last - back, 0)]
             alike &= earlier & (place >= back)
-            matched += alike
+            matched += alike.astype(jnp.int32)
         end = jnp.max(jnp.where(matched == jnp.max(matched), place, -1))
         period = last - end
         tokens = sequence[end + 1 + jnp.arange(length) % jnp.maximum(period, 1)]

@@ -94,13 +94,13 @@ class ReflectionScorer:
         if width == 0:
             return Scores(*score_draft(target, cache, last, tokens))
         # The copy follows the real draft closely, for what stands between the two would be read as a part of it.
-        place = jnp.arange(self.slots(width))
+        place = jnp.arange(self.slots(width))[None]
         first = jnp.concatenate([last[:, None], tokens], axis=1)
         end = count[:, None] + 1  # of the first view
         copy = end + len(self.prompt)
         packed = jnp.where(
             place < end,
-            jnp.take(first, jnp.minimum(place, width), axis=1),
+            jnp.take(first, jnp.minimum(place[0], width), axis=1),
             jnp.where(
                 place < copy,
                 jnp.asarray(self.prompt, jnp.int32)[jnp.clip(place - end, 0, len(self.prompt) - 1)],
@@ -109,7 +109,7 @@ class ReflectionScorer:
         )
         hidden, cache = target(packed, cache)
         # The last token of the reflection prompt predicts the first of the copy.
-        second = jnp.take_along_axis(hidden, (copy - 1 + jnp.arange(width + 1))[..., None], axis=1)
+        second = jnp.take_along_axis(hidden, (copy - 1 + jnp.arange(width + 1)[None])[..., None], axis=1)
         logits = target.logits(hidden[:, : width + 1])
         reflected = jnp.where((count > 0)[:, None, None], target.logits(second), logits)
         return Scores(logits, hidden[:, : width + 1], cache, reflected)

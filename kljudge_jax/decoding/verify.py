@@ -153,14 +153,14 @@ def judge_drafts(
     # Whether it did is known from what precedes the token alone, so that going on without it changes no distribution.
     lossless = getattr(verifier, "lossless", False)
     spare = settings.draft_length - width
-    at = jnp.arange(settings.draft_length + 1)
+    at = jnp.arange(settings.draft_length + 1)[None]
     padded = jnp.pad(tokens, ((0, 0), (0, spare + 1)))
     emitted = jnp.where(at < accepted[:, None], padded, verdict.next_token[:, None])
 
     kl = logprobs = None
     if settings.trace:
         raw, raw_draft = followed(scores.logits), followed(raw_draft_logits)
-        kl = jnp.where(at[:width] < usable[:, None], kl_divergence(raw[:, :width], raw_draft), jnp.nan)
+        kl = jnp.where(at[:, :width] < usable[:, None], kl_divergence(raw[:, :width], raw_draft), jnp.nan)
         kl = jnp.pad(kl, ((0, 0), (0, spare + 1)), constant_values=jnp.nan)
         logs = jax.nn.log_softmax(raw, axis=-1)
         logprobs = jnp.take_along_axis(logs, emitted[:, : width + 1, None], axis=-1)[..., 0]

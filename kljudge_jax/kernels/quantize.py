@@ -143,7 +143,8 @@ def _unpack(stored: jax.Array, bits: int) -> jax.Array:
     half = blocks[..., : COLUMNS // 2]
     values = jnp.concatenate([half & 15, half >> 4], axis=2)
     if bits > 4:
-        above = blocks[..., COLUMNS // 2 :].reshape(*blocks.shape[:2], bits - 4, 1, 4) >> _places(bits, jnp)
+        above = blocks[..., COLUMNS // 2 :].reshape(*blocks.shape[:2], bits - 4, 1, 4)
+        above = above >> _places(bits, jnp)[None, None, None]
         values = values | ((above & (2 ** (bits - 4) - 1)) << 4).reshape(values.shape)
     return values.reshape(len(stored), -1)
 

@@ -111,7 +111,7 @@ def side_by_side(x: jax.Array, *layers: Linear) -> list[jax.Array]:
     rows = x.reshape(-1, x.shape[-1])
     found = products(rows, [_matrix(layer, layer.weight) for layer in layers], layers[0].local)
     biased = [
-        out if layer.bias is None else out + layer.bias[...].astype(jnp.float32)
+        out if layer.bias is None else out + layer.bias[...].astype(jnp.float32)[None]
         for layer, out in zip(layers, found, strict=True)
     ]
     return [out.reshape(*x.shape[:-1], out.shape[-1]) for out in biased]

@@ -42,7 +42,7 @@ class RMSNorm(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         wide = x.astype(jnp.float32)
         wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
-        return (wide * self.scale[...]).astype(x.dtype)
+        return (wide * jnp.expand_dims(self.scale[...], range(x.ndim - 1))).astype(x.dtype)
 
 
 def _goes_twice(tokens: jax.Array, layout: Layout | None) -> bool:
@@ -60,7 +60,7 @@ def _twice(x: jax.Array) -> jax.Array:
 
 def rotate(x: jax.Array, positions: jax.Array, rope: Rope) -> jax.Array:
     """Applies rope to x `[B, T, heads, D]` at int32 positions `[B, T]`; dimension i turns with i + D/2."""
-    frequencies = jnp.asarray(rope.frequencies(x.shape[-1]))
+    frequencies = jnp.asarray(rope.frequencies(x.shape[-1]))[None, None, None]
     angles = positions.astype(jnp.float32)[:, :, None, None] * frequencies
     cos, sin = jnp.cos(angles) * rope.attention_factor, jnp.sin(angles) * rope.attention_factor
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
@@ -127,14 +127,14 @@ class Attention(nnx.Module):
             start = positions[:, 0]
             key, value = write_rows(stored[0], key, start), write_rows(stored[1], value, start)
             stored = key, value = self._placed(key), self._placed(value)
-        slots = jnp.arange(key.shape[2]) if stored is not None else positions[:, None, :]
+        slots = jnp.arange(key.shape[2])[None, None] if stored is not None else positions[:, None, :]
         seen = config.window(self.layer) + length - 1  # from the first query's window to the last query
         # Not on a mesh: each row's window begins elsewhere, and its rows lie on several devices.
         cut = stored is not None and self.layout is None and config.window(self.layer) > 0
         if cut and _TO_COPY * seen <= key.shape[2]:
             first = jnp.clip(start - (seen - length), 0, key.shape[2] - seen)
             key, value = (self._placed(read_rows(x, first, seen)) for x in stored)
-            slots = first[:, None, None] + jnp.arange(seen)
+            slots = first[:, None, None] + jnp.arange(seen)[None, None]
         distance = positions[:, :, None] - slots  # [B, T, S]
         visible = distance >= 0
         if config.window(self.layer):
@@ -255,7 +255,7 @@ class Transformer(nnx.Module):
           cache: with T more tokens in every row; None if none was given.
         """
         start = cache.length if cache is not None else jnp.zeros((tokens.shape[0],), jnp.int32)
-        positions = start[:, None] + jnp.arange(tokens.shape[1], dtype=jnp.int32)
+        positions = start[:, None] + jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
         x = self.embedding(tokens)
         x = self._whole(x * jnp.asarray(self.config.embedding_scale, x.dtype))
         if _goes_twice(tokens, self.layout):

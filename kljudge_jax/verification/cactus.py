@@ -47,7 +47,7 @@ class Cactus(TokenRule):
             p, top = token_probability(logits, inputs.draft_tokens), Normaliser.of(logits).top
             raised, left = self._raise(p, 1.0 - p)
             # h(d) against h of another best token, both times 1 - p(d); a match beats nothing, but is strict.
-            return jnp.maximum(odds.strict(), raised * (1.0 - p) > top * left)
+            return jnp.maximum(odds.strict(), (raised * (1.0 - p) > top * left).astype(jnp.float32))
 
         def sampled():
             raised, _ = self._raise(jnp.exp(odds.log_target), -jnp.expm1(odds.log_target))

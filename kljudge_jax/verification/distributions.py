@@ -83,7 +83,7 @@ def is_argmax(logits: jax.Array, tokens: jax.Array) -> jax.Array:
     """
     peak = jnp.max(logits, axis=-1, keepdims=True)
     # A maximum may drop a NaN, so NaN is asked for by name.
-    before = (logits == peak) & (jnp.arange(logits.shape[-1]) < tokens[:, None]) | jnp.isnan(logits)
+    before = (logits == peak) & (jnp.arange(logits.shape[-1])[None] < tokens[:, None]) | jnp.isnan(logits)
     return (_chosen(logits, tokens) == peak)[:, 0] & ~jnp.any(before, axis=-1)
 
 
@@ -93,7 +93,7 @@ def token_rank(logits: jax.Array, tokens: jax.Array) -> jax.Array:
     A row with a NaN ranks its token last.
     """
     chosen = _chosen(logits, tokens)
-    behind = (logits < chosen) | ((logits == chosen) & (jnp.arange(logits.shape[-1]) >= tokens[:, None]))
+    behind = (logits < chosen) | ((logits == chosen) & (jnp.arange(logits.shape[-1])[None] >= tokens[:, None]))
     return jnp.sum(~behind, axis=-1)
 
 

@@ -83,5 +83,5 @@ class FLy(ThresholdRule):
         position = jnp.arange(count)
         mismatch = ~is_argmax(logits, inputs.draft_tokens) & (position < inputs.draft_count)
         ahead = position[None, :] - position[:, None]
-        followed = jnp.any(mismatch & (ahead > 0) & (ahead <= self.window), axis=-1)
+        followed = jnp.any(mismatch[None] & (ahead > 0) & (ahead <= self.window), axis=-1)
         return ~followed & (entropy(logits) / math.log(logits.shape[-1]) > self.threshold)

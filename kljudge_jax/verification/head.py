@@ -66,10 +66,14 @@ class Head:
 
     def logit(self, features: jax.Array) -> jax.Array:
         """Log-odds `[...]` that a token is important, of features `[..., F]`."""
-        x = (features - self.mean) / self.scale
+
+        def along(vector: jax.Array) -> jax.Array:
+            return jnp.expand_dims(vector, range(features.ndim - 1))
+
+        x = (features - along(self.mean)) / along(self.scale)
         for i, (kernel, bias) in enumerate(self.layers):
             # A threshold is compared with this: accelerators would round a default product to 8 or 11 bits.
-            x = jnp.matmul(jax.nn.relu(x) if i else x, kernel, precision=jax.lax.Precision.HIGHEST) + bias
+            x = jnp.matmul(jax.nn.relu(x) if i else x, kernel, precision=jax.lax.Precision.HIGHEST) + along(bias)
         return x[..., 0]
 
     @property

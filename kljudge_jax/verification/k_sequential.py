@@ -84,7 +84,7 @@ class KSequential(TokenRule):
             going &= (i < inputs.draft_count[first]) & jnp.any(passed)
             token = inputs.draft_tokens[jnp.argmax(passed), i]
             alive = jnp.where(going, alive & (inputs.draft_tokens[:, i] == token), alive)
-            return (alive, accepted + going, going), None
+            return (alive, accepted + going.astype(jnp.int32), going), None
 
         ends = (jnp.ones((drafts,), bool), jnp.int32(0), jnp.asarray(True))
         if length:
@@ -115,14 +115,15 @@ class KSequential(TokenRule):
             chosen = accept * jnp.pad(rejected[:, :-1], ((0, 0), (1, 0)), constant_values=1.0)
             law.append(reached * rejected[:, -1])
             tokens = inputs.draft_tokens[:, i]
-            same &= tokens[:, None] == tokens
+            same &= tokens[:, None] == tokens[None]
             reached = jnp.zeros((drafts,)).at[jnp.argmax(same, axis=1)].add(reached @ chosen)
         return jnp.stack([*law, reached], axis=1)
 
     def correction_among(self, inputs: VerifyInputs, branch: jax.Array, num_accepted: jax.Array) -> jax.Array:
         """Distribution of the token after the first `num_accepted` of draft `branch`: f32 `[V]`."""
         length = inputs.draft_tokens.shape[1]
-        differs = (inputs.draft_tokens != inputs.draft_tokens[branch]) & (jnp.arange(length) < num_accepted)
+        differs = inputs.draft_tokens != inputs.draft_tokens[branch][None]
+        differs &= (jnp.arange(length) < num_accepted)[None]
         alive = ~jnp.any(differs, axis=1)
         p = _point_if_greedy(inputs, inputs.target_logits[branch, num_accepted])
         if length == 0:
@@ -170,7 +171,7 @@ def k_sequential_step(p: jax.Array, q: jax.Array, tokens: jax.Array, alive: jax.
         """min(q, p / rho), its sum beta, and (1 - (1 - beta)^k) / beta as the sum that it is, for beta may be 0."""
         kept = jnp.minimum(q, p / rho)
         miss = jnp.clip(1.0 - jnp.sum(kept), 0.0, 1.0)
-        return kept, jnp.sum(jnp.where(tries < count, miss**tries, 0.0))
+        return kept, jnp.sum(jnp.where(tries < count, jax.lax.pow(jnp.full(tries.shape, miss), tries), 0.0))
 
     def halve(_, ends):
         low, high = ends

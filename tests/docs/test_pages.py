@@ -1,5 +1,6 @@
 """The site: the code and the commands on its pages and in README.md run, every public name has a place, it builds."""
 
+import importlib.util
 import re
 import subprocess
 import sys
@@ -12,10 +13,14 @@ from documentation import (
     PAGES,
     SITE,
     blocks,
+    check,
+    check_calls,
     code,
     commands,
+    daily,
     only_parsed,
     smaller,
+    smaller_code,
     stand_in,
     write_files,
 )
@@ -30,37 +35,91 @@ from kljudge_jax.verification.rule import RULES
 COMMANDS = [(page, words) for page in PAGES for block in code(page, "bash") for words in commands(block)]
 
 
-@pytest.mark.parametrize("page", [name for name in PAGES if code(name, "python") or code(name, "bash")])
-def test_what_a_page_shows_runs_from_top_to_bottom(page, tmp_path, monkeypatch, capsys):
-    """Blocks of Python share their names, and commands their folder, as they would on a reader's machine."""
+PYTHON = [name for name in PAGES if code(name, "python")]
+
+# What the Python of a page prints, of any size. `cost` and `harness` are only run whole: a bench has many programs.
+PRINTS = {
+    "README": r"\n\d+\.\d+ \d+ \d+\.\d+\n(.*\n)*.*\d+\n$",
+    "families": r"'llama', .*'qwen3'",
+    "index": r"^\d+ \d+ \d+\nnone \d+ 1\.0\nexact \d+ \d+\.\d+\nkl:0\.4 \d+ \d+\.\d+\n$",
+    "own_rule": r"^\d+\n$",
+    "promises": "^$",  # it asserts what it says
+    "scale": r"^0 \S(.*\n)*(0\.\d+|1\.0)\n$",
+}
+PRINTS_WHOLE = PRINTS | {
+    "README": r"####(.*\n)*\d+\.\d+ \d+ \d+\.\d+\n(.*\n)*.*####",
+    "cost": r"^2\.16, 3\.70 with a judge\n(.*\n)*\| 1 \| exact @ 8 \|",
+    "harness": r"'sums': \{(.*\n?)*\d\.\d+\n$",
+}
+
+
+@pytest.fixture
+def reader(tmp_path, monkeypatch):
+    """The folder of one who follows a page: with the files that it names, and a pair for the models."""
     monkeypatch.chdir(tmp_path)
     stand_in(monkeypatch)
     monkeypatch.setattr(limits, "matmul_size", lambda: 32)
+    write_files(tmp_path)
+    known = len(RULES)
+    yield tmp_path
+    del RULES[known:]
+
+
+def test_a_command_of_every_kind_does_what_a_page_says(reader, capsys):
+    """One after another in one folder and one process: most of the time is compilation, and they share programs."""
+    for words in daily():
+        if words[0] == "evaluate" and importlib.util.find_spec("lm_eval") is None:
+            continue
+        words = smaller(words, smallest=True)
+        assert cli.main(words) == 0, words
+        check(words, capsys.readouterr().out)
+
+
+def test_every_command_of_a_page_has_one_of_its_kind_that_is_run_daily():
+    assert {words[0] for _, words in COMMANDS} - {"demo"} == {words[0] for words in daily()}
+
+
+@pytest.mark.parametrize("page", [page for page in PYTHON if page in PRINTS])
+def test_the_python_of_a_page_runs(page, reader, capsys):
+    names = {}
+    for block in code(page, "python"):
+        exec(compile(smaller_code(block), f"{page}.md", "exec"), names)
+    assert re.search(PRINTS[page], capsys.readouterr().out)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", [name for name in PAGES if code(name, "python") or code(name, "bash")])
+def test_what_a_page_shows_runs_from_top_to_bottom(page, reader, monkeypatch, capsys):
+    """Blocks of Python share their names, and commands their folder, as they would on a reader's machine."""
     if page == "harness":
         pytest.importorskip("lm_eval")
-        monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
-    write_files(tmp_path)
-    known, names = len(RULES), {}
-    try:
-        with warnings.catch_warnings():
-            if page == "harness":  # what the harness and the packages it stands on complain of is not ours
-                warnings.simplefilter("ignore")
-            for language, text in blocks(page):
-                if language == "python":
-                    exec(compile(text.replace("max_new_tokens=256", "max_new_tokens=64"), f"{page}.md", "exec"), names)
-                elif language == "yaml":
-                    (tmp_path / "my_tasks" / "sums.yaml").write_text(text, encoding="utf-8")
-                elif language == "bash":
-                    for words in commands(text):
-                        if only_parsed(words) is None:
-                            assert cli.main(smaller(words)) == 0, words
-    finally:
-        del RULES[known:]
-    out = capsys.readouterr().out
-    assert page != "README" or "####" in out
+        monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", reader / "cache")
+    names, printed = {}, ""
+    with warnings.catch_warnings():
+        if page == "harness":  # what the harness and the packages it stands on complain of is not ours
+            warnings.simplefilter("ignore")
+        for language, text in blocks(page):
+            if language == "python":
+                exec(compile(text.replace("max_new_tokens=256", "max_new_tokens=64"), f"{page}.md", "exec"), names)
+                printed += capsys.readouterr().out
+            elif language == "yaml":
+                (reader / "my_tasks" / "sums.yaml").write_text(text, encoding="utf-8")
+            elif language == "bash":
+                for words in map(smaller, commands(text)):
+                    if only_parsed(words) is None:
+                        assert cli.main(words) == 0, words
+                        check(words, capsys.readouterr().out)
+    assert page not in PYTHON or re.search(PRINTS_WHOLE[page], printed)
 
 
-@pytest.mark.parametrize("page", [name for name in PAGES if code(name, "python")])
+@pytest.mark.parametrize("page", PYTHON)
+def test_calls_on_a_page_have_the_arguments_of_the_function(page):
+    """Also where a block is too dear to run on every change: a name that has gone is found without it."""
+    for block in code(page, "python"):
+        check_calls(block)
+
+
+@pytest.mark.parametrize("page", PYTHON)
 def test_the_python_of_a_page_is_python(page):
     for block in code(page, "python"):
         compile(block, f"{page}.md", "exec")
