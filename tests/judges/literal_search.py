@@ -15,8 +15,8 @@ def forced(model, tokens, width):
     """Logits `[T, V]` and states `[T, H]` of tokens `[T]`, T up to `width`."""
     padded = np.zeros((1, width), np.int32)
     padded[0, : len(tokens)] = tokens
-    logits, hidden = kj.score(model, padded)
-    return np.asarray(logits[0, : len(tokens)]), np.asarray(hidden[0, : len(tokens)])
+    logits, hidden = map(np.asarray, kj.score(model, padded))  # of one length: JAX compiles what cuts them for each
+    return logits[0, : len(tokens)], hidden[0, : len(tokens)]
 
 
 def greedy(pair, tokens, limit, width):
