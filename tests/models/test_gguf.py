@@ -1,5 +1,7 @@
 """GGUF files against Transformers on torch: the same weights, the same logits; and what cannot be read is refused."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from kljudge_jax.models.cache import KVCache
 from kljudge_jax.models.gguf import GGUFFile
 from kljudge_jax.models.linear import is_matrix
 from kljudge_jax.models.transformer import parameters
-from kljudge_jax.models.weights import load, storage_of
+from kljudge_jax.models.weights import SafetensorsFolder, load, storage_of
 
 _GEMMA3_ROPE = {
     "full_attention": dict(rope_type="linear", factor=8.0, rope_theta=1e4),
@@ -55,6 +57,33 @@ def forward(model, tokens):
 
 
 @pytest.mark.parametrize("case", CASES)
+def test_a_file_says_what_the_folder_of_the_same_model_says(case, tmp_path):
+    """Whose logits are compared with those of Transformers, by family, where folders are tested."""
+    family, changes, keys = CASES[case]
+    theirs = make_hf_model(family, **changes)
+    theirs.save_pretrained(tmp_path / "folder")
+    folder = SafetensorsFolder(tmp_path / "folder")
+    file = GGUFFile(write_model(tmp_path / "tiny.gguf", theirs, keys=keys))
+    assert file.shapes() == folder.shapes()
+    for name in folder.shapes():
+        np.testing.assert_array_equal(file.read(name), folder.read(name), err_msg=name)
+    ours, wanted = (dataclasses.asdict(source.config) for source in (file, folder))
+    if case == "llama3":  # the file holds what its converter made of the scaling
+        ropes = [source.config.rope.frequencies(file.config.head_dim) for source in (file, folder)]
+        np.testing.assert_allclose(*ropes, rtol=1e-6)
+        del ours["rope"], wanted["rope"]
+    if case == "mistral":  # which is a llama with a window
+        assert (ours.pop("family"), wanted.pop("family")) == ("llama", "mistral")
+    assert ours == wanted
+
+
+# One whose scaling and one whose family a file says in another way, and one with two kinds of layers.
+_FOR_EVERY_DAY = ("llama3", "mistral", "gemma3")
+
+
+@pytest.mark.parametrize(
+    "case", [case if case in _FOR_EVERY_DAY else pytest.param(case, marks=pytest.mark.slow) for case in CASES]
+)
 def test_logits_are_those_of_transformers(case, tmp_path):
     family, changes, keys = CASES[case]
     theirs = make_hf_model(family, **changes)

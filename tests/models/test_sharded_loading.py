@@ -69,7 +69,7 @@ def test_a_host_of_several_reads_a_part_of_an_orbax_tensor_alone(sources, monkey
 
 
 @pytest.mark.parametrize("bits", [8, 4, "file"])
-@pytest.mark.parametrize("mesh", ["fsdp=4,tensor=2", "data=2,tensor=4"])
+@pytest.mark.parametrize("mesh", ["fsdp=4,tensor=2", pytest.param("data=2,tensor=4", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("form", ["safetensors", "orbax", "quantised gguf"])
 def test_rounded_shards_are_read_some_rows_at_a_time(sources, form, mesh, bits, monkeypatch):
     source, read = sources[form], []

@@ -6,6 +6,7 @@ import json
 
 import jax
 import numpy as np
+import optax
 import pytest
 
 from kljudge_jax.errors import InputError
@@ -15,6 +16,7 @@ from kljudge_jax.models.manifest import check_manifest
 from kljudge_jax.models.pair import ModelPair
 from kljudge_jax.models.transformer import parameters
 from kljudge_jax.training import train_pair as module
+from kljudge_jax.training import trainer
 from kljudge_jax.training.greedy import accuracy
 from kljudge_jax.training.train_pair import DRAFT, TARGET, pair_config, train_pair
 from kljudge_jax.training.trainer import Recipe
@@ -27,9 +29,11 @@ SMALL = {
 
 @pytest.fixture(scope="module")
 def in_short():
-    """Few problems for the tokenizer, and short answers of which few are compared at a time."""
+    """Few problems for the tokenizer, short answers of which few are compared at a time, and an optimiser that is
+    soon compiled: what a step does is for other tests."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "_TOKENIZER_PROBLEMS", 1000)
+        patch.setattr(trainer, "make_optimizer", lambda steps, *rates: optax.sgd(1e-3))
         patch.setattr(module, "accuracy", functools.partial(accuracy, max_new_tokens=32))
         patch.setattr(module, "measure_agreement", functools.partial(measure_agreement, max_new_tokens=32))
         patch.setattr(agreement, "_BATCH", 16)
