@@ -166,6 +166,7 @@ def test_greedy_lossless_tokens_do_not_hang_on_company(small):
     assert tokens_of(together) == tokens_of(answer(small, None))
 
 
+@pytest.mark.slow
 def test_a_row_of_a_batch_draws_what_it_does_alone_where_the_length_is_one(small):
     """Though other rows may draft further, where they are surer."""
     adaptive = kj.Adaptive(2, 2, confidence=0.1, cost=0.1)
@@ -178,6 +179,7 @@ def test_a_row_of_a_batch_draws_what_it_does_alone_where_the_length_is_one(small
         assert alone.cycles[0] == together.cycles[i]
 
 
+@pytest.mark.slow
 def test_a_draft_that_slept_has_caught_up_when_it_is_asked_again(small):
     """An equal draft that seems too dear is tried late; were a token missing in its cache, it would err."""
     equal = dataclasses.replace(small, draft=small.target)

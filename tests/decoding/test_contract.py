@@ -34,7 +34,7 @@ def test_a_good_rule_is_traced_once_for_its_shapes():
     def call(self, key, inputs):
         hidden = inputs.draft_hidden
         traces.append((inputs.draft_logits.shape, None if hidden is None else (hidden.shape, hidden.dtype)))
-        return verdict(inputs, num_accepted=jnp.int32(inputs.draft_count * (self.number > jax.random.uniform(key))))
+        return verdict(inputs, num_accepted=jnp.where(self.number > jax.random.uniform(key), inputs.draft_count, 0))
 
     mine = rule(call)
     check_rule(mine, **SHAPES)

@@ -92,14 +92,15 @@ def test_speculative_sampling_draws_from_the_target(hf_target, draft, rate):
 @pytest.mark.parametrize(
     ("verifier", "options", "rate"),
     [
-        ("exact", {"drafter": kj.PromptLookup(1)}, (0.05, 0.6)),
-        (
+        pytest.param("exact", {"drafter": kj.PromptLookup(1)}, (0.05, 0.6), marks=pytest.mark.slow),
+        pytest.param(
             "exact",
             {"drafter": kj.SelfDraft(1), "draft_length": kj.Adaptive(1, 2, confidence=0.4, cost=0.1)},
             (0.1, 0.9),
+            marks=pytest.mark.slow,
         ),
         (kj.KSequential(3), {}, (0.5, 0.95)),
-        ("block", {}, (0.3, 0.9)),
+        pytest.param("block", {}, (0.3, 0.9), marks=pytest.mark.slow),
         ("block", {"drafter": kj.PromptLookup(1)}, (0.05, 0.6)),
     ],
     ids=["lookup", "self-adaptive", "kseq", "block", "block-lookup"],

@@ -61,8 +61,15 @@ def test_logits_are_those_of_a_share_of_rows_and_vocabulary():
     assert more(None, sampling=True, draft_length=0) == 4 * 4 * (8 // 2) * (256 // 4)
 
 
-@pytest.mark.parametrize("mesh", [None, "data=2,tensor=4"])
-@pytest.mark.parametrize(("rule", "sampling"), [("kl:1.0", {}), ("exact", {"temperature": 0.8})])
+@pytest.mark.parametrize(
+    ("rule", "sampling", "mesh"),
+    [
+        ("kl:1.0", {}, None),
+        ("exact", {"temperature": 0.8}, "data=2,tensor=4"),
+        pytest.param("exact", {"temperature": 0.8}, None, marks=pytest.mark.slow),
+        pytest.param("kl:1.0", {}, "data=2,tensor=4", marks=pytest.mark.slow),
+    ],
+)
 def test_a_plan_is_no_less_than_what_xla_takes(rule, sampling, mesh):
     pair = tiny_pair(eos=(NEVER,), vocab_size=4096, num_heads=8, num_kv_heads=4)
     if mesh is not None:

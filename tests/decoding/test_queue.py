@@ -22,6 +22,8 @@ MANY = [_random.integers(1, 200, n) for n in (3, 1, 9, 2, 14, 5, 2, 16, 1, 7, 3)
 SLOTS = 3
 BUDGETS = [5, 24, 1, 9, 1, 30, 2, 24, 17, 3, 11]
 SAMPLING = {"temperature": 1.0, "top_k": 9, "top_p": 0.9}
+UNSURE = kj.Adaptive(DRAFT_LENGTH, DRAFT_LENGTH, confidence=0.3, cost="size")
+slow = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -58,13 +60,13 @@ def one_by_one(pair, rule, key=None, max_new_tokens=None, **options):
 @pytest.mark.parametrize(
     ("rule", "options"),
     [
-        (None, {}),
         ("exact", {}),
-        ("kl:2.0", {}),
         ("kl:0.5", SAMPLING),
-        ("kl:0.5", SAMPLING | {"draft_length": kj.Adaptive(DRAFT_LENGTH, DRAFT_LENGTH, confidence=0.3, cost="size")}),
-        ("exact", {"drafter": "lookup:2"}),
         (kj.KSequential(drafts=3), SAMPLING),
+        pytest.param(None, {}, marks=slow),
+        pytest.param("kl:2.0", {}, marks=slow),
+        pytest.param("kl:0.5", SAMPLING | {"draft_length": UNSURE}, marks=slow),
+        pytest.param("exact", {"drafter": "lookup:2"}, marks=slow),
     ],
     ids=lambda value: str(value)[:24],
 )

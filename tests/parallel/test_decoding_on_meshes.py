@@ -19,12 +19,16 @@ from kljudge_jax.parallel import placement
 from kljudge_jax.parallel.mesh import parse_mesh
 
 MESHES = ("data=8", "data=4,tensor=2", "data=2,tensor=4", "tensor=8")
-# Gemma's one kv head and its windows are the hardest to split, so that it goes on all of them.
-PLACED = [("gemma", mesh) for mesh in MESHES] + [
-    ("llama", "data=4,tensor=2"),
+slow = pytest.mark.slow
+# Gemma's one kv head and its windows are the hardest to split, so that it goes on all of them. A plain run has one mesh
+# of each kind: data alone, tensor alone, and both in uneven parts.
+PLACED = [
     ("llama", "data=8"),
+    ("gemma", "data=2,tensor=4"),
     ("qwen", "tensor=8"),
-    ("qwen", "data=2,tensor=4"),
+    *(pytest.param("gemma", mesh, marks=slow) for mesh in MESHES if mesh != "data=2,tensor=4"),
+    pytest.param("llama", "data=4,tensor=2", marks=slow),
+    pytest.param("qwen", "data=2,tensor=4", marks=slow),
 ]
 DECODING = {"draft_length": 3, "max_new_tokens": 16}
 SLOTS = 64 + 3 + 1  # of a row's token ids, with what a cycle may write past the last
@@ -57,10 +61,11 @@ def test_a_pair_on_a_mesh_writes_what_it_writes_on_one_device(family, mesh, answ
 @pytest.mark.parametrize(
     ("mesh", "axes", "draft_axes", "prompts"),
     [
-        ("data=2,tensor=4", None, "replicated", PROMPTS),
-        ("data=2,tensor=4", "vocab=none", "replicated,vocab=tensor", PROMPTS),
-        ("data=2,fsdp=2,tensor=2", None, None, PROMPTS),
-        ("data=2,tensor=4", None, None, PROMPTS[:3]),  # rows that do not divide
+        pytest.param("data=2,tensor=4", None, "replicated", PROMPTS, marks=slow),
+        ("data=2,tensor=4", "vocab=none", "replicated,vocab=tensor", PROMPTS[:3]),  # and rows that do not divide
+        pytest.param("data=2,tensor=4", "vocab=none", "replicated,vocab=tensor", PROMPTS, marks=slow),
+        pytest.param("data=2,fsdp=2,tensor=2", None, None, PROMPTS, marks=slow),
+        pytest.param("data=2,tensor=4", None, None, PROMPTS[:3], marks=slow),
     ],
 )
 def test_so_does_one_under_other_tables(mesh, axes, draft_axes, prompts, answers):
@@ -70,8 +75,14 @@ def test_so_does_one_under_other_tables(mesh, axes, draft_axes, prompts, answers
     assert (tokens_of(out), out.origin) == (tokens[: len(prompts)], origin[: len(prompts)])
 
 
-@pytest.mark.parametrize("mesh", ["data=8", "data=4,tensor=2", "data=2,tensor=4"])
-@pytest.mark.parametrize("family", ["llama", "gemma"])
+@pytest.mark.parametrize(
+    ("family", "mesh"),
+    [
+        ("gemma", "data=2,tensor=4"),
+        *(pytest.param("gemma", mesh, marks=slow) for mesh in MESHES[:2]),
+        *(pytest.param("llama", mesh, marks=slow) for mesh in MESHES[:3]),
+    ],
+)
 def test_a_queue_of_prompts_does_too(family, mesh):
     prompts = [np.roll(PROMPTS[-1], i) for i in range(12)]
     budgets = [4 + 3 * (i % 5) for i in range(len(prompts))]
@@ -82,6 +93,7 @@ def test_a_queue_of_prompts_does_too(family, mesh):
     assert [len(tokens) for tokens in tokens_of(out)] == budgets
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "gemma"])
 def test_so_does_one_of_long_prompts_that_begin_alike(family):
     """Two chunks of prefill, the first of which all prompts share."""
@@ -99,7 +111,9 @@ def test_a_batch_that_leaves_devices_idle_is_said(caplog):
     assert "a batch of 2 cannot be split over 8 parts of the mesh: it is split 2 ways" in caplog.text
 
 
-@pytest.mark.parametrize(("family", "mesh"), [("llama", "data=4,tensor=2"), ("gemma", "data=2,tensor=4")])
+@pytest.mark.parametrize(
+    ("family", "mesh"), [pytest.param("llama", "data=4,tensor=2", marks=slow), ("gemma", "data=2,tensor=4")]
+)
 def test_a_new_prompt_sends_no_other_rows_cache(family, mesh):
     """Gemma's one kv head does not divide, so that its caches are split by rows over the tensor axes."""
     pair, width = spread(family_pair(family), mesh), 16
@@ -132,10 +146,16 @@ def largest_over(size, text):
     return max((size * math.prod(int(n) for n in shape.split(",") if n) for shape in shapes), default=0)
 
 
-CYCLES = [(family, mesh, rule, {}) for family in FAMILIES for mesh in MESHES for rule in ("exact", "kl:1.0")] + [
-    (family, mesh, "kl:1.0", {"temperature": 0.8, "top_k": 40, "top_p": 0.9})
-    for family, mesh in (("llama", "data=4,tensor=2"), ("llama", "data=8"), ("gemma", "data=2,tensor=4"))
+SAMPLED = {"temperature": 0.8, "top_k": 40, "top_p": 0.9}
+FEW_CYCLES = [
+    ("llama", "data=8", "exact", {}),
+    ("qwen", "tensor=8", "exact", {}),
+    ("gemma", "data=2,tensor=4", "kl:1.0", {}),
+    ("llama", "data=4,tensor=2", "kl:1.0", SAMPLED),
 ]
+CYCLES = [(family, mesh, rule, {}) for family in FAMILIES for mesh in MESHES for rule in ("exact", "kl:1.0")]
+CYCLES += [(family, mesh, "kl:1.0", SAMPLED) for family, mesh in (("llama", "data=8"), ("gemma", "data=2,tensor=4"))]
+CYCLES = FEW_CYCLES + [pytest.param(*case, marks=slow) for case in CYCLES if case not in FEW_CYCLES]
 
 
 @pytest.mark.parametrize(("family", "mesh", "rule", "sampling"), CYCLES)
@@ -167,7 +187,6 @@ def test_a_cycle_sums_over_the_vocabulary_and_never_gathers_it(family, mesh, rul
 
 
 def test_a_table_that_keeps_the_vocabulary_whole_shows_in_the_program():
-    text = cycle_program(
-        spread(family_pair("llama"), "tensor=8", "vocab=none"), "exact", draft_length=3, max_new_tokens=16
-    )
+    """So that the test above can fail."""
+    text = cycle_program(spread(family_pair("llama"), "tensor=8", "vocab=none"), "exact", **DECODING)
     assert largest_over(VOCAB_SIZE, text) >= len(PROMPTS) * 4 * VOCAB_SIZE
