@@ -131,7 +131,8 @@ def forced(model, tokens):
     padded = np.zeros((1, 64), np.int32)
     padded[0, : len(tokens)] = tokens
     logits, hidden = kj.score(model, padded)
-    return np.asarray(logits[0, : len(tokens)]), np.asarray(hidden[0, : len(tokens)])
+    # Cut by NumPy: JAX would compile a slice for every length.
+    return np.asarray(logits)[0, : len(tokens)], np.asarray(hidden)[0, : len(tokens)]
 
 
 def greedy_by_hand(model, prompt, steps):
