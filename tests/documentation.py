@@ -53,9 +53,8 @@ DAILY = [
     ("compare", ""),
     ("generate", "--file prompt.txt"),
     ("sweep", "--out results/queue"),
-    ("calibrate", "--target big.gguf"),
+    ("calibrate", "--target embedded"),
     ("mine", "mined/train"),
-    ("mine", "mined/test"),
     ("train-judge", ""),
     ("correspond", ""),
     ("bench", "--rules none"),
@@ -66,7 +65,6 @@ DAILY = [
 _SMALLEST = {
     "sweep": {"--batch": "1", "--examples": "0"},
     "calibrate": {"--n": "8", "--batch": "1"},
-    "mine": {"--n": "10"},
     "bench": {"--batch": "1"},
     "perplexity": {"--precisions": "float32,file"},
 }
