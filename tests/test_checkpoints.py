@@ -15,7 +15,7 @@ from kljudge_jax.training.train_pair import DRAFT, TARGET
 from kljudge_jax.verification.head import PairIdentity
 
 FOLDER = Path(__file__).parents[1] / "checkpoints"
-PROBLEMS = 64
+FEW, MANY = 16, 250
 
 
 @pytest.fixture(scope="module")
@@ -56,17 +56,41 @@ def test_the_card_meets_the_bars(card):
         assert mismatched["word"] > max(mismatched["digit"], mismatched["other"])
 
 
-@pytest.mark.parametrize("domain", ["arithmetic", "conversion"])
-def test_it_answers_as_well_as_the_card_says(pair, card, domain):
-    task = kj.load_task(domain)
-    problems = task.problems("test", PROBLEMS, seed=11)
-    prompts = [problem.prompt for problem in problems]
-    for name, model in (("target", pair.target), ("draft", pair.draft)):
-        alone = kj.ModelPair(model, None, pair.tokenizer, pair.eos)
-        text = kj.generate(alone, prompts, verifier=None, max_new_tokens=128).text
-        right = sum(task.check(problem, answer) for problem, answer in zip(problems, text, strict=True))
-        low, high = wilson_interval(right, PROBLEMS)
-        assert low - 0.05 <= card["accuracy"][name][domain] <= high + 0.05, (name, right)
+@pytest.fixture(scope="module")
+def right(pair):
+    """Which of the first problems of a domain a model of the pair answers rightly alone."""
+
+    def answered(domain, name, n):
+        task = kj.load_task(domain)
+        problems = task.problems("test", n, seed=11)
+        alone = kj.ModelPair(getattr(pair, name), None, pair.tokenizer, pair.eos)
+        prompts = [problem.prompt for problem in problems]
+        text = kj.generate(alone, prompts, verifier=None, max_new_tokens=128, batch_size=FEW).text
+        return [task.check(problem, answer) for problem, answer in zip(problems, text, strict=True)]
+
+    return answered
+
+
+# Of the first problems of each domain, those that each model gets wrong.
+WRONG = {
+    ("arithmetic", "target"): [4, 14],
+    ("arithmetic", "draft"): [2, 3, 4, 10, 12],
+    ("conversion", "target"): [3, 7],
+    ("conversion", "draft"): [5, 7, 8, 9, 11, 14],
+}
+
+
+@pytest.mark.parametrize(("domain", "name"), WRONG)
+def test_it_answers_the_first_problems_as_ever(right, domain, name):
+    assert [i for i, one in enumerate(right(domain, name, FEW)) if not one] == WRONG[domain, name]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("domain", "name"), WRONG)
+def test_it_answers_as_well_as_the_card_says(right, card, domain, name):
+    found = sum(right(domain, name, MANY))
+    low, high = wilson_interval(found, MANY)
+    assert low <= card["accuracy"][name][domain] <= high, found
 
 
 def test_the_judge_is_of_this_pair_and_of_enough_mismatches(pair):
@@ -78,12 +102,14 @@ def test_the_judge_is_of_this_pair_and_of_enough_mismatches(pair):
     assert manifest["data"]["split"] == "train" and manifest["data"]["task"] == "arithmetic"
 
 
-def test_the_judge_keeps_more_than_exact_decoding_and_stays_right(pair):
+# With the answers that a judge may lose, and those that a rule without judgement loses at least.
+@pytest.mark.parametrize(("n", "least"), [(FEW, 2), pytest.param(MANY, 20, marks=pytest.mark.slow)])
+def test_the_judge_keeps_more_than_exact_decoding_and_stays_right(pair, n, least):
     task = kj.load_task("arithmetic")
-    problems = task.problems("test", PROBLEMS, seed=11)
+    problems = task.problems("test", n, seed=11)
     prompts = [problem.prompt for problem in problems]
     answers = {
-        word: kj.generate(pair, prompts, verifier=word, draft_length=8, max_new_tokens=128)
+        word: kj.generate(pair, prompts, verifier=word, draft_length=8, max_new_tokens=128, batch_size=FEW)
         for word in ("exact", "judge:embedded,threshold=0.2", "all")
     }
     right = {
@@ -91,5 +117,5 @@ def test_the_judge_keeps_more_than_exact_decoding_and_stays_right(pair):
     }
     exact, judged, _ = (out.stats.mean_acceptance_length for out in answers.values())
     assert judged > 1.2 * exact
-    assert right["judge:embedded,threshold=0.2"] >= right["exact"] - 5  # `all` loses some 18
-    assert right["all"] < right["exact"] - 8
+    assert right["judge:embedded,threshold=0.2"] >= right["exact"] - least
+    assert right["all"] < right["exact"] - least
