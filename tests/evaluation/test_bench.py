@@ -76,7 +76,7 @@ def test_a_bench_of_two_models_has_all_its_figures(capsys, benching, tmp_path):
     assert found["machine"]["versions"]["jax"] == jax.__version__
     assert found["models"]["target"]["shape"]["num_layers"] == 2 and found["models"]["draft"]["parameters"] > 0
     assert found["limits"]["read"]["target"]["bytes_per_second"] > 0 and found["limits"]["matmul"]["size"] == 32
-    assert 0 < found["limits"]["empty_call"]["seconds"] < 0.1
+    assert found["limits"]["empty_call"]["seconds"] > 0
     assert found["peak_memory"]["bytes"] > 1e6
     for batch in found["batches"]:
         assert list(batch["target_pass"]) == ["1", "2", "3", "5"]
