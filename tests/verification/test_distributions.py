@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from transcription import entropy as exact_entropy
 from transcription import kl, softmax
 
@@ -11,6 +12,7 @@ from kljudge_jax.verification.distributions import (
     argmax,
     entropy,
     is_argmax,
+    is_distribution,
     js_divergence,
     kl_divergence,
     probabilities,
@@ -70,9 +72,42 @@ def test_argmax_and_draws_are_those_of_jax():
 def test_is_argmax_is_the_lowest_of_the_best_and_never_in_a_row_with_nan():
     logits = jnp.array([[1.0, 2.0, 2.0]] * 3 + [[jnp.nan, 2.0, 1.0], [-jnp.inf, -jnp.inf, 0.0]])
     np.testing.assert_array_equal(is_argmax(logits, jnp.array([0, 1, 2, 1, 2])), [False, True, False, False, True])
+    # At this size XLA's maximum on a CPU drops the NaN.
+    wide = np.random.default_rng(2).standard_normal((15, 640)).astype(np.float32)
+    tokens = wide.argmax(axis=-1)
+    assert jax.jit(is_argmax)(wide, tokens).all()
+    wide[:, 321] = np.nan
+    assert not jax.jit(is_argmax)(wide, np.where(tokens == 321, 0, tokens)).any()
 
 
 def test_rank_puts_ties_by_id_and_nan_last():
     logits = jnp.array([[1.0, 2.0, 2.0, 0.0]] * 4)
     np.testing.assert_array_equal(token_rank(logits, jnp.array([0, 1, 2, 3])), [2, 0, 1, 3])
     np.testing.assert_array_equal(token_rank(jnp.full((1, 4), jnp.nan), jnp.array([1])), [4])
+
+
+@pytest.mark.parametrize(
+    "dtype",
+    [jnp.float32, *(pytest.param(dtype, marks=pytest.mark.slow) for dtype in (jnp.bfloat16, jnp.float16))],
+    ids=lambda dtype: dtype.__name__,
+)
+def test_a_bad_element_is_seen_at_every_width(dtype):
+    """Of the batch, of the positions and of the vocabulary; a large number and an excluded token are not bad."""
+    random, wide = np.random.default_rng(1), 640
+    shapes = [(3, width, wide) for width in range(1, 18)] + [(3, 5, size) for size in range(1, 18)] + [(1, 1, wide)]
+    for shape in shapes:
+        plain = random.standard_normal(shape).astype(np.float32)
+        plain[..., 0] = float(jnp.finfo(dtype).max)
+        plain[..., 1:2] = -np.inf
+        columns = sorted({0, 1, shape[2] // 2, shape[2] - 2, shape[2] - 1} & set(range(shape[2])))
+        cases, wanted = [plain], [np.ones(shape[:2], bool)]
+        for value in (np.nan, np.inf, -np.inf):
+            for column in columns:
+                for row, position in {(0, 0), (shape[0] - 1, shape[1] - 1), (shape[0] // 2, shape[1] // 2)}:
+                    spoilt, fit = plain.copy(), wanted[0].copy()
+                    spoilt[row, position, slice(None) if value == -np.inf else column] = value
+                    fit[row, position] = False
+                    cases.append(spoilt)
+                    wanted.append(fit)
+        see = jax.jit(lambda logits: jax.lax.map(is_distribution, logits))
+        np.testing.assert_array_equal(see(jnp.asarray(np.stack(cases), dtype)), wanted)
