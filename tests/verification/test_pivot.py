@@ -1,5 +1,7 @@
 """PivotAware: the score, the floor, and the strict rule's say."""
 
+import dataclasses
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -34,3 +36,12 @@ def test_a_threshold_of_zero_is_the_strict_rule():
         strict = verdicts(SpeculativeSampling(), inputs)
         chex.assert_trees_all_equal(verdicts(PivotAware(head, 0.0), inputs), strict)
         assert jnp.all(verdicts(PivotAware(head, 0.7), inputs).num_accepted >= strict.num_accepted)
+
+
+def test_the_floor_itself_passes():
+    inputs = cases_with_states(0, True)
+    flat = dataclasses.replace(inputs, raw_target_logits=jnp.zeros_like(inputs.raw_target_logits))
+    head, share = random_head("pivot", target=3, hidden=4), np.float32(1) / np.float32(flat.raw_target_logits.shape[-1])
+    at, above = (verdicts(PivotAware(head, 1.0, floor=floor), flat) for floor in (share, np.nextafter(share, 1)))
+    np.testing.assert_array_equal(at.num_accepted, flat.draft_count)
+    assert int(above.num_accepted.sum()) < int(at.num_accepted.sum()) and not above.relaxed.any()
