@@ -144,6 +144,7 @@ def check(words: list[str], said: str) -> None:
             found = json.loads((out / "calibration.json").read_text(encoding="utf-8"))
             assert len(found["tested"]) == len(options.thresholds.split(","))
             assert "\nPromised: " in said or "\nNothing is promised" in said
+            assert bool(options.check_n and "\nPromised: " in said) == (f"Checked on {options.check_n} fresh" in said)
         case "mine":
             assert re.search(rf"{options.out}: [1-9]\d* mismatches", said)
         case "train-judge":

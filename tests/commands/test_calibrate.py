@@ -14,7 +14,7 @@ def words(tiny_folders, tmp_path):
     (tmp_path / "prompts.txt").write_text("".join(f"text {i}\n" for i in range(8)))
     words = ["calibrate", "--target", tiny_folders.target, "--draft", tiny_folders.draft, "--max-new-tokens", "24"]
     words += ["--task", f"prompts:{tmp_path / 'prompts.txt'}", "--without-answers", "--split", "all", "--n", "8"]
-    words += ["--batch", "4", "--draft-length", DRAFT_LENGTH, "--out", tmp_path / "out", "--budget", "40"]
+    words += ["--batch", "1", "--draft-length", DRAFT_LENGTH, "--out", tmp_path / "out", "--budget", "40"]
     return [str(word) for word in words]
 
 
@@ -55,6 +55,7 @@ def test_a_set_that_is_too_small_says_how_many_and_answers_nothing(capsys, words
     assert not (tmp_path / "out" / "answers.jsonl").exists()
 
 
+@pytest.mark.slow
 def test_the_embedded_pair_end_to_end_with_a_check(capsys, tmp_path):
     words = ["calibrate", "--target", "embedded", "--task", "conversion", "--rule", "kl", "--thresholds", "0.05"]
     words += ["--budget", "50", "--n", "8", "--check-n", "8", "--batch", "8", "--max-new-tokens", "96"]

@@ -8,16 +8,14 @@ from gguf import GGMLQuantizationType
 from tiny_gguf import byte_tokenizer, write_model
 from tiny_hf import make_hf_model
 
-import kljudge_jax as kj
 from kljudge_jax.cli import main
 from kljudge_jax.tasks import load_task
 
 
 def test_precisions_stand_beside_the_first(tmp_path, capsys):
     text = tmp_path / "text.txt"
-    problem = load_task("arithmetic").problems(n=1)[0].prompt
-    answer = kj.generate(kj.ModelPair.embedded(), problem, verifier=None, max_new_tokens=160).text[0]
-    text.write_text(problem + answer, encoding="utf-8")
+    problem = load_task("arithmetic").problems(n=1)[0]
+    text.write_text(problem.prompt + problem.solution, encoding="utf-8")
     words = ["perplexity", "--target", "embedded", "--text", str(text), "--precisions", "float32,int8,int4"]
     assert main([*words, "--tokens", "100", "--window", "256", "--out", str(tmp_path / "out")]) == 0
     kept = json.loads((tmp_path / "out" / "perplexity.json").read_text())

@@ -14,7 +14,7 @@ RULES = ["none", "exact", "draft", "lookup:3", "hf", "hf:assisted", "hf:lookup"]
 def swept(tmp_path_factory):
     folder = tmp_path_factory.mktemp("baselines")
     words = ["sweep", "--target", "embedded", "--task", "arithmetic", "--n", "3", "--batch", "3", "--out", str(folder)]
-    words += ["--max-new-tokens", "40", "--draft-lengths", "4", "--rules", ",".join(RULES)]
+    words += ["--max-new-tokens", "24", "--draft-lengths", "4", "--examples", "0", "--rules", ",".join(RULES)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch_model, "_cores", lambda: 1)  # threads of tiny products wait more than they compute
         assert main(words) == 0

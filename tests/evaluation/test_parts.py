@@ -31,7 +31,9 @@ def done(probe, repetitions):
     return probe.run(probe.make(), repetitions)[1]
 
 
-@pytest.mark.parametrize(("rule", "temperature"), [("exact", 0.0), ("kseq:2", 1.0), (None, 0.0)])
+@pytest.mark.parametrize(
+    ("rule", "temperature"), [("exact", 0.0), pytest.param("kseq:2", 1.0, marks=pytest.mark.slow), (None, 0.0)]
+)
 def test_parts_repeated_give_what_one_cycle_gives(rule, temperature):
     run, repetitions = started(rule, temperature), 3
     state = run.state
