@@ -45,7 +45,7 @@ PRINTS = {
     "index": r"^\d+ \d+ \d+\nnone \d+ 1\.0\nexact \d+ \d+\.\d+\nkl:0\.4 \d+ \d+\.\d+\n$",
     "own_rule": r"^\d+\n$",
     "promises": "^$",  # it asserts what it says
-    "scale": r"^0 \S(.*\n)*(0\.\d+|1\.0)\n$",
+    "scale": r"^\d+ \S(.*\n)*(0\.\d+|1\.0)\n$",
 }
 PRINTS_WHOLE = PRINTS | {
     "README": r"####(.*\n)*\d+\.\d+ \d+ \d+\.\d+\n(.*\n)*.*####",
