@@ -4,6 +4,8 @@ import subprocess
 import sys
 import zipfile
 
+import pytest
+
 USE = """
 import kljudge_jax as kj
 assert "unpacked" in kj.__file__, kj.__file__
@@ -25,6 +27,7 @@ def test_the_wheel_holds_what_it_needs_and_nothing_else(built):
     assert len(list(built.glob("*.tar.gz"))) == 1
 
 
+@pytest.mark.slow
 def test_the_wheel_alone_runs_from_another_folder(built, tmp_path):
     (wheel,) = built.glob("*.whl")
     zipfile.ZipFile(wheel).extractall(tmp_path / "unpacked")

@@ -28,6 +28,7 @@ def test_the_marker_is_there():
     assert (Path(kj.__file__).parent / "py.typed").exists()
 
 
+@pytest.mark.slow
 def test_a_type_checker_knows_the_public_calls(tmp_path):
     pytest.importorskip("mypy")
     (tmp_path / "use.py").write_text(USE)

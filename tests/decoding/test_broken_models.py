@@ -132,7 +132,12 @@ def in_bfloat16(model):
 
 FORMS = {"float32": lambda model: model, "bfloat16": in_bfloat16, "int8": rounded}
 # Batch, what multiplies, and how tokens are drawn: every one of each, not every combination.
-LOOPS = [(3, "float32", 0.0), (1, "float32", 0.8), (3, "bfloat16", 0.8), (3, "int8", 0.0)]
+LOOPS = [
+    (3, "float32", 0.0),
+    (1, "float32", 0.8),
+    pytest.param(3, "bfloat16", 0.8, marks=pytest.mark.slow),
+    pytest.param(3, "int8", 0.0, marks=pytest.mark.slow),
+]
 
 
 @functools.cache
@@ -172,7 +177,11 @@ def test_a_bad_column_of_the_head_yields_no_token(batch, form, temperature):
         assert tokens_of(exact) == tokens_of(answer(pair, None, prompts))
 
 
-@pytest.mark.parametrize("draft_length", [4, kj.Adaptive(maximum=4, cost=0.1)], ids=["fixed", "adaptive"])
+@pytest.mark.parametrize(
+    "draft_length",
+    [4, pytest.param(kj.Adaptive(maximum=4, cost=0.1), marks=pytest.mark.slow)],
+    ids=["fixed", "adaptive"],
+)
 def test_a_draft_that_breaks_late_leaves_a_lossless_answer_whole(draft_length):
     """Rows that it left and rows that it did not are decoded side by side."""
     target, draft = wide_models()

@@ -56,7 +56,7 @@ def small(monkeypatch):
     "options",
     [
         {"verifier": "exact"},
-        {"verifier": kj.KSequential(2), "temperature": 1.0},
+        pytest.param({"verifier": kj.KSequential(2), "temperature": 1.0}, marks=pytest.mark.slow),
         pytest.param({"verifier": None}, marks=pytest.mark.slow),
         pytest.param({"verifier": "kl:0.4", "temperature": 1.0, "drafter": kj.PromptLookup(2)}, marks=pytest.mark.slow),
         pytest.param({"verifier": "exact", "drafter": kj.SelfDraft(1)}, marks=pytest.mark.slow),
@@ -81,6 +81,7 @@ def test_a_cache_shrinks_when_the_longest_answer_has_ended_and_grows_again(pair,
     assert tokens_of(out) == tokens_of(answer(pair, "exact", prompts, max_new_tokens=budgets, draft_length=3))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mesh", ["data=2,tensor=2"])
 def test_caches_grow_on_a_mesh(pair, small, mesh):
     options = {"max_new_tokens": [TOKENS, 8, 30, 1], "draft_length": 3}

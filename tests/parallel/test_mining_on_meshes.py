@@ -1,6 +1,7 @@
 """Mining on a mesh finds what it finds on one device."""
 
 import numpy as np
+import pytest
 from spread_pairs import spread
 from tiny_pairs import text_pair
 from toy_task import LetterParity
@@ -9,6 +10,7 @@ from kljudge_jax.judges.mining import mine
 from kljudge_jax.judges.semi_greedy import Options
 
 
+@pytest.mark.slow
 def test_mining_on_a_mesh_labels_the_same_mismatches(tmp_path):
     pair, found = text_pair(noise=0.25), []
     for name, models in (("alone", pair), ("mesh", spread(pair, "data=2,tensor=2"))):
