@@ -198,6 +198,7 @@ def test_a_draft_that_a_run_cannot_afford_is_never_tried(small):
     assert "speculation does not pay here, and stopped in 100%" in pace_line(out)
 
 
+@pytest.mark.slow
 def test_a_cost_that_is_measured_changes_no_token(small, monkeypatch):
     monkeypatch.setattr(cycle_costs, "_known", {})
     fixed = answer(small, "exact", max_new_tokens=40)

@@ -73,6 +73,7 @@ def test_answers_are_those_of_a_whole_cache(pair, small, monkeypatch, options):
         assert tokens_of(grown) == tokens_of(answer(pair, prompts=PROMPTS, **options))
 
 
+@pytest.mark.slow
 def test_a_cache_shrinks_when_the_longest_answer_has_ended_and_grows_again(pair, small, monkeypatch):
     prompts, budgets = PROMPTS * 2, [TOKENS, 4, 4, TOKENS - 20, 4, 4, TOKENS, 20]
     out = answer(pair, "exact", prompts, max_new_tokens=budgets, batch_size=2, draft_length=3)

@@ -109,6 +109,7 @@ def test_a_bench_of_two_models_has_all_its_figures(capsys, benching, tmp_path):
         assert words in table
 
 
+@pytest.mark.slow
 def test_a_bench_of_shapes_accepts_by_a_coin(capsys, tmp_path, quick):
     words = ["bench", "--shape", "tiny", "--draft-shape", "tiny:layers=1", "--acceptance", "0.7", "--rounds", "2"]
     words += ["--max-new-tokens", "24", "--prompt-tokens", "10", "--draft-length", "2", "--batch", "8"]

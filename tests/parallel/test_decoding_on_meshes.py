@@ -193,6 +193,7 @@ def test_a_cycle_sums_over_the_vocabulary_and_never_gathers_it(family, mesh, rul
     assert largest_over(VOCAB_SIZE, text) <= rows * VOCAB_SIZE
 
 
+@pytest.mark.slow
 def test_a_table_that_keeps_the_vocabulary_whole_shows_in_the_program():
     """So that the test above can fail."""
     text = cycle_program(spread(family_pair("llama"), "tensor=8", "vocab=none"), "exact", **DECODING)
