@@ -13,7 +13,7 @@ _MOST_BYTES = 2_000_000_000
 
 
 def folder() -> pathlib.Path:
-    """The folder for the jaxlib and the processor at hand; those of others are removed, and one that grew too large."""
+    """The folder for the jaxlib and the processor at hand; all are emptied once they have grown too large."""
     processor = pathlib.Path("/proc/cpuinfo")
     known = processor.read_text() if processor.exists() else platform.processor() + platform.machine()
     lines = sorted({line for line in known.splitlines() if line.startswith(("model name", "flags", "Features"))})
@@ -23,13 +23,6 @@ def folder() -> pathlib.Path:
     own = kept / f"jaxlib-{importlib.metadata.version('jaxlib')}-{digest}"
     if "PYTEST_XDIST_WORKER" not in os.environ:  # once a run
         with contextlib.suppress(OSError):
-            others = [other for other in kept.iterdir() if other != own]
-            if _size(own) > _MOST_BYTES:
-                others.append(own)
-            for other in others:
-                shutil.rmtree(other, ignore_errors=True)
+            if sum(file.stat().st_size for file in kept.rglob("*")) > _MOST_BYTES:
+                shutil.rmtree(kept, ignore_errors=True)
     return own
-
-
-def _size(path: pathlib.Path) -> int:
-    return sum(file.stat().st_size for file in path.iterdir()) if path.exists() else 0

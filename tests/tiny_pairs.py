@@ -15,7 +15,7 @@ import kljudge_jax as kj
 from kljudge_jax.kernels.product import arranged
 from kljudge_jax.kernels.quantize import round_to
 from kljudge_jax.models.config import TransformerConfig
-from kljudge_jax.models.linear import integer_parts, is_matrix
+from kljudge_jax.models.linear import Storage, integer_parts, is_matrix
 from kljudge_jax.models.pair import ModelPair
 from kljudge_jax.models.transformer import abstract, assemble, parameters
 
@@ -71,6 +71,12 @@ def rounded(model, bits=8):
         if is_matrix(name):
             values |= integer_parts(name, arranged(round_to(x, storage.form(name, x.shape[-1])), storage.local))
     return assemble(model.config, values, storage)
+
+
+def in_bfloat16(model):
+    """The model with its matrices in bfloat16."""
+    values = {name: x.astype(jnp.bfloat16) if is_matrix(name) else x for name, x in parameters(model).items()}
+    return assemble(model.config, values, Storage(jnp.dtype(jnp.bfloat16)))
 
 
 def tiny_pair(seed=0, noise=0.2, eos=(NEVER,), sharpness=3.0, tokenizer=None, **options):

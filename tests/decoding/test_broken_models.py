@@ -9,7 +9,17 @@ import numpy as np
 import pytest
 from heads import random_head
 from test_rule import EXAMPLES
-from tiny_pairs import END, answer, byte_tokenizer, rounded, sharpened, tiny_model, tokens_of, with_parameters
+from tiny_pairs import (
+    END,
+    answer,
+    byte_tokenizer,
+    in_bfloat16,
+    rounded,
+    sharpened,
+    tiny_model,
+    tokens_of,
+    with_parameters,
+)
 
 import kljudge_jax as kj
 from kljudge_jax.decoding.drafter import Draft
@@ -17,8 +27,6 @@ from kljudge_jax.decoding.sampling import Sampling, process_logits
 from kljudge_jax.decoding.scorers import DraftScorer, ReflectionScorer, Scores
 from kljudge_jax.decoding.state import Settings
 from kljudge_jax.decoding.verify import judge_drafts
-from kljudge_jax.models.linear import Storage, is_matrix
-from kljudge_jax.models.transformer import assemble, parameters
 
 # XLA's maximum on a CPU drops a NaN where it is vectorised: at these sizes it missed every one of them.
 ROWS, LENGTH, VOCAB, STATE = 3, 4, 640, 16
@@ -123,11 +131,6 @@ def test_one_bad_element_ends_the_draft_before_it(rule, greedy):
         else:  # a rule that keeps the target's distribution needs no draft; the target's own logits are sound
             assert fit and found.alone[i, row] == rule.lossless and found.starved[i, row] != rule.lossless
     assert reached
-
-
-def in_bfloat16(model):
-    values = {name: x.astype(jnp.bfloat16) if is_matrix(name) else x for name, x in parameters(model).items()}
-    return assemble(model.config, values, Storage(jnp.dtype(jnp.bfloat16)))
 
 
 FORMS = {"float32": lambda model: model, "bfloat16": in_bfloat16, "int8": rounded}

@@ -15,6 +15,7 @@ from tiny_pairs import (
     compilations,
     forced,
     greedy_by_hand,
+    in_bfloat16,
     rounded,
     tiny_pair,
     tokens_of,
@@ -24,8 +25,8 @@ import kljudge_jax as kj
 from kljudge_jax.decoding import loop
 from kljudge_jax.decoding.drafter import Models
 from kljudge_jax.decoding.sampling import Sampling
-from kljudge_jax.models.linear import Storage, is_matrix
-from kljudge_jax.models.transformer import assemble, parameters
+from kljudge_jax.models.linear import is_matrix
+from kljudge_jax.models.transformer import parameters
 
 
 def started(pair, budget=40, capacity=64):
@@ -129,12 +130,6 @@ def test_the_state_is_donated_and_a_second_run_compiles_nothing(pair):
         state, run = started(other, budget=33)
         run(state, 7)
     assert not compiled
-
-
-def in_bfloat16(model):
-    """The model with its matrices in bfloat16."""
-    values = {name: x.astype(jnp.bfloat16) if is_matrix(name) else x for name, x in parameters(model).items()}
-    return assemble(model.config, values, Storage(jnp.dtype(jnp.bfloat16)))
 
 
 @pytest.mark.parametrize("change", [lambda model: model, in_bfloat16, rounded], ids=["float32", "bfloat16", "int8"])
