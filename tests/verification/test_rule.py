@@ -40,10 +40,11 @@ from kljudge_jax.verification import (
     TypicalAcceptance,
     Verdict,
     Verifier,
+    VerifyInputs,
     parse_verifier,
 )
 from kljudge_jax.verification.parameters import number
-from kljudge_jax.verification.rule import RULES, Rule, ThresholdRule, TokenRule, register
+from kljudge_jax.verification.rule import RULES, Odds, Rule, ThresholdRule, TokenRule, register
 
 EXAMPLES = [
     AcceptAll(),
@@ -149,6 +150,30 @@ def test_draws_follow_law_and_correction(rule):
             assert stats.chisquare(observed[wanted > 0], wanted[wanted > 0]).pvalue > 1e-4
         else:
             np.testing.assert_allclose(observed, wanted, atol=1)
+
+
+def test_a_coin_of_zero_accepts_nothing_of_no_probability():
+    """A uniform draw is exactly 0 once in 8 million: the comparison with it is strict."""
+    target, draft = jnp.array([[-jnp.inf, 0.0], [0.0, 0.0]]), jnp.zeros((1, 2))
+    inputs = VerifyInputs(
+        jnp.array([0]), jnp.int32(1), draft, target, draft, target, None, None, greedy=jnp.asarray(False)
+    )
+    accepted, _ = SpeculativeSampling().accept(jnp.zeros(1), inputs, Odds.of(inputs))
+    assert accepted == 0
+
+
+def test_a_test_that_stands_alone_also_says_where_the_correction_is_the_targets_own():
+    """At the confidence itself it decides, so that what it rejects is drawn from p; above it, from the excess of p."""
+    target, draft = jnp.zeros((2, 2)), jnp.array([[2.0, 0.0]])
+    inputs = VerifyInputs(
+        jnp.array([0]), jnp.int32(1), draft, target, draft, target, None, None, greedy=jnp.asarray(False)
+    )
+    at, above = (
+        DivergenceThreshold("tv", 0.0, confidence=confidence).correction(inputs, jnp.int32(0))
+        for confidence in (0.5, 0.49)
+    )
+    np.testing.assert_allclose(at, [0.5, 0.5])
+    np.testing.assert_allclose(above, [0.0, 1.0])
 
 
 def test_every_rule_works_without_a_draft():
