@@ -1,17 +1,17 @@
 """Everything that `import kljudge_jax` offers, imported at once when the first of it is asked for."""
 
-from kljudge_jax.decoding.adaptive import Adaptive as Adaptive
-from kljudge_jax.decoding.draft import ModelDraft as ModelDraft
-from kljudge_jax.decoding.generate import generate as generate
-from kljudge_jax.decoding.prompt_lookup import PromptLookup as PromptLookup
-from kljudge_jax.decoding.results import Generation as Generation
-from kljudge_jax.decoding.results import Progress as Progress
-from kljudge_jax.decoding.score import score as score
-from kljudge_jax.decoding.self_draft import SelfDraft as SelfDraft
-from kljudge_jax.decoding.stats import Cycle as Cycle
-from kljudge_jax.decoding.stats import Stats as Stats
-from kljudge_jax.decoding.stream import Event as Event
-from kljudge_jax.decoding.stream import stream as stream
+from kljudge_jax.core.controller import Adaptive as Adaptive
+from kljudge_jax.drafters.model_draft import ModelDraft as ModelDraft
+from kljudge_jax.generation.generate import generate as generate
+from kljudge_jax.drafters.prompt_lookup import PromptLookup as PromptLookup
+from kljudge_jax.generation.results import Generation as Generation
+from kljudge_jax.generation.results import Progress as Progress
+from kljudge_jax.generation.score import score as score
+from kljudge_jax.drafters.self_draft import SelfDraft as SelfDraft
+from kljudge_jax.generation.stats import Cycle as Cycle
+from kljudge_jax.generation.stats import Stats as Stats
+from kljudge_jax.generation.stream import Event as Event
+from kljudge_jax.generation.stream import stream as stream
 from kljudge_jax.errors import InputError as InputError
 from kljudge_jax.evaluation.bench_call import Bench as Bench
 from kljudge_jax.evaluation.bench_call import bench as bench

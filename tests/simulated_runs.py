@@ -7,8 +7,8 @@ import jax
 import numpy as np
 
 import kljudge_jax as kj
-from kljudge_jax.decoding.adaptive import CATCH_UP, Pace
-from kljudge_jax.decoding.cycle_costs import CycleCosts
+from kljudge_jax.core.controller import CATCH_UP, Pace
+from kljudge_jax.generation.costs import CycleCosts
 
 _BOUND, _UPDATE = (jax.jit(method, static_argnums=0) for method in (kj.Adaptive.bound, kj.Adaptive.update))
 

@@ -41,7 +41,7 @@ def test_a_type_checker_knows_the_public_calls(tmp_path):
     revealed = [kind.strip('"') for kind in said if kind]
     assert [kind.replace("builtins.", "").replace("collections.abc.", "typing.") for kind in revealed] == [
         "list[str]",
-        "list[list[kljudge_jax.decoding.stats.Cycle]] | None",
+        "list[list[kljudge_jax.generation.stats.Cycle]] | None",
         "float",
         "str",
         "typing.Sequence[dict[Any, Any]]",

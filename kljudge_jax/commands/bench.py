@@ -66,7 +66,7 @@ def add(commands) -> None:
 
 
 def _bench(options) -> int:
-    from kljudge_jax.decoding.words import parse_drafter
+    from kljudge_jax.drafters.words import parse_drafter
     from kljudge_jax.evaluation import bench
     from kljudge_jax.evaluation.bench_call import Bench, measured
     from kljudge_jax.verification import parse_verifier

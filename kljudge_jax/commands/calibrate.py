@@ -105,7 +105,7 @@ def _calibrate(options) -> int:
 
 
 def _plan(options):
-    from kljudge_jax.decoding.words import parse_drafter
+    from kljudge_jax.drafters.words import parse_drafter
     from kljudge_jax.evaluation.calibrate import PLAIN, Plan
     from kljudge_jax.evaluation.sweep import Cell
     from kljudge_jax.verification.words import threshold_words

@@ -58,7 +58,7 @@ def add(commands) -> None:
 
 
 def _evaluate(options) -> int:
-    from kljudge_jax.decoding.words import parse_draft_length, parse_drafter
+    from kljudge_jax.drafters.words import parse_draft_length, parse_drafter
     from kljudge_jax.evaluation.finished import Finished
     from kljudge_jax.evaluation.harness import KLJudgeLM, harness_runs
     from kljudge_jax.evaluation.harness_table import compare_with_first, harness_markdown, harness_rows

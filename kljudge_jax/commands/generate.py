@@ -54,7 +54,7 @@ def add(commands) -> None:
 
 
 def _generate(options) -> int:
-    from kljudge_jax.decoding.words import parse_draft_length, parse_drafter
+    from kljudge_jax.drafters.words import parse_draft_length, parse_drafter
     from kljudge_jax.verification import parse_verifier
 
     prompt: Any = _read_prompt(options)

@@ -146,7 +146,7 @@ def add_batch(parser: argparse.ArgumentParser) -> None:
 
 
 def check_sampling(options) -> None:
-    from kljudge_jax.decoding.sampling import Sampling
+    from kljudge_jax.core.sampling import Sampling
 
     Sampling.create(options.temperature, options.top_k, options.top_p, options.min_p)
     if options.max_new_tokens < 1:
@@ -213,7 +213,7 @@ def _check_memory(options, placement, target, draft, dtype) -> None:
     import jax
     import jax.numpy as jnp
 
-    from kljudge_jax.decoding.memory_plan import Model, check_fits
+    from kljudge_jax.generation.memory_plan import Model, check_fits
     from kljudge_jax.parallel.free_memory import usable_memory
 
     caches = jnp.float32 if jax.default_backend() == "cpu" else dtype  # as `KVCache.create` has it
@@ -228,8 +228,8 @@ def _check_memory(options, placement, target, draft, dtype) -> None:
 
 def least_workload(options, drafts: bool):
     """The largest of what a command will decode at once, with prompts of one token, for they are not known yet."""
-    from kljudge_jax.decoding.memory_plan import Workload
-    from kljudge_jax.decoding.words import parse_draft_length
+    from kljudge_jax.generation.memory_plan import Workload
+    from kljudge_jax.drafters.words import parse_draft_length
 
     def numbers(name: str) -> list[int]:
         given = getattr(options, name, None)

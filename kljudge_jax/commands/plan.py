@@ -38,7 +38,7 @@ def add(commands) -> None:
 
 
 def _plan(options) -> int:
-    from kljudge_jax.decoding.memory_plan import (
+    from kljudge_jax.generation.memory_plan import (
         DEVICES,
         Workload,
         gigabytes,

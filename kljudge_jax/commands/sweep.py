@@ -72,7 +72,7 @@ def add(commands) -> None:
 
 
 def _sweep(options) -> int:
-    from kljudge_jax.decoding.words import parse_drafter
+    from kljudge_jax.drafters.words import parse_drafter
     from kljudge_jax.evaluation import sweep
     from kljudge_jax.evaluation.baselines import check_baselines, parse_baseline
     from kljudge_jax.evaluation.examples import examples

@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kljudge_jax.decoding.generate import generate
-from kljudge_jax.decoding.prompts import tokenize
-from kljudge_jax.decoding.score import score
+from kljudge_jax.generation.generate import generate
+from kljudge_jax.generation.prompts import tokenize
+from kljudge_jax.generation.score import score
 from kljudge_jax.models.pair import ModelPair
 from kljudge_jax.tasks.base import Problem
 from kljudge_jax.verification.distributions import kl_divergence

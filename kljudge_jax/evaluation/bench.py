@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from kljudge_jax.decoding.compile_clock import cache_hits
+from kljudge_jax.generation.compile_clock import cache_hits
 from kljudge_jax.evaluation import limits
 from kljudge_jax.evaluation.bench_batch import PLAIN, Batch, Plan
 from kljudge_jax.evaluation.bench_figures import EMPTY_CALL, batch_figures

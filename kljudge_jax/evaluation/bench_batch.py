@@ -11,11 +11,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from kljudge_jax.decoding.run import Run
-from kljudge_jax.decoding.sampling import Sampling
-from kljudge_jax.decoding.scorers import DraftScorer
-from kljudge_jax.decoding.stats import Cycle
-from kljudge_jax.decoding.words import parse_drafter
+from kljudge_jax.generation.run import Run
+from kljudge_jax.core.sampling import Sampling
+from kljudge_jax.core.scorers import DraftScorer
+from kljudge_jax.generation.stats import Cycle
+from kljudge_jax.drafters.words import parse_drafter
 from kljudge_jax.evaluation import parts
 from kljudge_jax.evaluation.timing import Probe
 from kljudge_jax.models.pair import ModelPair
@@ -109,9 +109,9 @@ class Batch:
         self.runs = {rule: self._start(rule, self.groups[0], 0) for rule in plan.rules}
         self.draft = next((run.draft for run in self.runs.values() if run.draft is not None), None)
         self.answers: dict[str, list[Answers]] = {rule: [] for rule in plan.rules}
-        usual = [r for r, run in self.runs.items() if r != PLAIN and run.settings.scorer == DraftScorer()]
+        usual = [r for r, run in self.runs.items() if r != PLAIN and run.shape.scorer == DraftScorer()]
         self.common = usual[0] if usual else PLAIN
-        self.widths = widths(self.runs[self.common].settings.draft_length)
+        self.widths = widths(self.runs[self.common].shape.draft_length)
 
     def probes(self) -> dict[str, Probe]:
         """All that is timed, by name."""
@@ -119,10 +119,10 @@ class Batch:
         found = {"prompts": parts.prompts(common)}
         found |= {pass_over(width): parts.target_pass(common, width) for width in self.widths}
         for rule, run in self.runs.items():
-            if run.settings.drafter is not None:
+            if run.drafter is not None:
                 found.setdefault(self.draft_of(rule), parts.draft(run))
-            if run.settings.scorer != common.settings.scorer:
-                found[self.pass_of(rule)] = parts.target_pass(run, run.settings.draft_length + 1)
+            if run.shape.scorer != common.shape.scorer:
+                found[self.pass_of(rule)] = parts.target_pass(run, run.shape.draft_length + 1)
             found[f"{rule}, verdicts"] = parts.verdicts(run)
             found[f"{rule}, commit"] = parts.commit(run)
             found[f"{rule}, cycle"] = parts.whole_cycle(run)
@@ -136,13 +136,13 @@ class Batch:
     def draft_of(self, rule: str) -> str:
         """The probe of the rule's draft."""
         run, common = self.runs[rule], self.runs[self.common]
-        same = run.settings == common.settings and _with_hidden(run) == _with_hidden(common)
+        same = (run.drafter, run.shape) == (common.drafter, common.shape) and _with_hidden(run) == _with_hidden(common)
         return "draft" if same else f"{rule}, draft"
 
     def pass_of(self, rule: str) -> str:
         """The probe of the rule's target pass."""
-        settings = self.runs[rule].settings
-        same = settings.scorer == self.runs[self.common].settings.scorer
+        settings = self.runs[rule].shape
+        same = settings.scorer == self.runs[self.common].shape.scorer
         return pass_over(settings.draft_length + 1) if same else f"{rule}, target pass"
 
     def _start(self, rule: str, prompts: Sequence[Any], draw: int) -> Run:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from kljudge_jax.decoding.draft import ModelDraft
+from kljudge_jax.drafters.model_draft import ModelDraft
 from kljudge_jax.evaluation import limits
 from kljudge_jax.evaluation.bench_batch import PLAIN, Batch, Plan, pass_over
 from kljudge_jax.evaluation.cost_model import CostModel, acceptance_rate, advice, expected_tokens, nondecreasing
@@ -30,7 +30,7 @@ def batch_figures(
     """
     prompts = timings[batch.named("prompts")]
     ids = int(batch.runs[batch.common].lengths.sum())
-    capacity = batch.runs[batch.common].state.caches.target.capacity
+    capacity = batch.runs[batch.common].state.cache.slots
     passes = {}
     for width in batch.widths:
         timing = timings[batch.named(pass_over(width))]
@@ -71,7 +71,7 @@ def _rule(batch, rule, timings, reached, busy) -> dict[str, Any]:
     def timing(name):
         return timings[batch.named(name)]
 
-    length = batch.runs[rule].settings.draft_length
+    length = batch.runs[rule].shape.draft_length
     answers, seconds = batch.answers[rule][-batch.plan.rounds :], timing(f"{rule}, answers").samples
     speeds, plain = _speeds(batch, rule, timings), _speeds(batch, PLAIN, timings)
     decoding = [a.tokens / a.decoding_seconds for a in answers]
@@ -122,7 +122,7 @@ def _speeds(batch, rule, timings) -> list[float]:
 def _model(batch, rule, timings, occupancy, decoding, speed, busy) -> dict[str, Any] | None:
     """What the cost model says of a rule beside what was measured; None where no draft token was tested, or where
     nothing can be compared: answers failed."""
-    length = batch.runs[rule].settings.draft_length
+    length = batch.runs[rule].shape.draft_length
     answers = batch.answers[rule][-batch.plan.rounds :]
     if any(a.failed for a in answers) or (length and speed is None):
         return None
@@ -184,7 +184,7 @@ def _cost_model(batch, rule, timings, turn: int | None = None) -> CostModel:
     def overhead(of):
         return seconds(f"{of}, verdicts") + seconds(f"{of}, commit")
 
-    length = batch.runs[rule].settings.draft_length
+    length = batch.runs[rule].shape.draft_length
     own = batch.pass_of(rule)
     if own == pass_over(length + 1):
         passes = {width: seconds(pass_over(width)) for width in batch.widths}
@@ -200,8 +200,8 @@ def _profile(batch, rule, pieces, host, cycle, reached) -> list[dict[str, Any]]:
     A draft that no draft model writes has no floor.
     """
     run, target = batch.runs[rule], batch.pair.target
-    length, rows = run.settings.draft_length, run.state.caches.target.length.shape[0]
-    scored = _pass_work(target, run, rows, run.settings.scorer.slots(length))
+    length, rows = run.shape.draft_length, run.state.cache.length.shape[0]
+    scored = _pass_work(target, run, rows, run.shape.scorer.slots(length))
     work = {
         "target": scored,
         "verdicts": limits.verdict_work(target.config.vocab_size, rows, length),
@@ -229,17 +229,17 @@ def _profile(batch, rule, pieces, host, cycle, reached) -> list[dict[str, Any]]:
 
 def _draft_work(batch, rule) -> Work | None:
     """What a draft reads and computes where the draft model writes it: a pass over two tokens, then over one each."""
-    settings = batch.runs[rule].settings
-    if not isinstance(settings.drafter, ModelDraft):
+    run = batch.runs[rule]
+    if not isinstance(run.drafter, ModelDraft):
         return None
-    rows = batch.runs[rule].state.caches.target.length.shape[0]
+    rows = batch.runs[rule].state.cache.length.shape[0]
     first, others = (_pass_work(batch.draft, batch.runs[rule], rows, n) for n in (2, 1))
-    return first + others.times(settings.draft_length - 1)
+    return first + others.times(run.shape.draft_length - 1)
 
 
 def _pass_work(model, run, rows: int, positions: int) -> Work:
     """A pass after the prompts of a run, where its parts are timed."""
-    slots = limits.slots_read(model, run.lengths, positions, run.state.caches.target.capacity)
+    slots = limits.slots_read(model, run.lengths, positions, run.state.cache.slots)
     return limits.pass_work(model, rows, positions, slots)
 
 

@@ -7,7 +7,7 @@ import html
 from collections.abc import Sequence
 from pathlib import Path
 
-from kljudge_jax.decoding.display import scrolling_html
+from kljudge_jax.generation.display import scrolling_html
 from kljudge_jax.errors import InputError
 from kljudge_jax.evaluation import compare as comparing
 from kljudge_jax.evaluation.pareto import svg

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from kljudge_jax.decoding.stats import Cycle
+from kljudge_jax.generation.stats import Cycle
 
 
 def expected_tokens(rate: float, draft_length: int) -> float:

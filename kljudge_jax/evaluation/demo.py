@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from kljudge_jax.decoding.generate import generate
-from kljudge_jax.decoding.results import Generation
-from kljudge_jax.decoding.stream import Event, stream
+from kljudge_jax.generation.generate import generate
+from kljudge_jax.generation.results import Generation
+from kljudge_jax.generation.stream import Event, stream
 from kljudge_jax.evaluation import sweep
 from kljudge_jax.evaluation.machine import describe_machine
 from kljudge_jax.evaluation.statistics import speed_ratio_interval

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from kljudge_jax.decoding.stats import Stats
+from kljudge_jax.generation.stats import Stats
 from kljudge_jax.evaluation.statistics import mcnemar, paired_difference
 
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kljudge_jax.decoding.draft import bytes_read
+from kljudge_jax.generation.costs import bytes_read
 from kljudge_jax.evaluation.timing import Probe, Timing
 from kljudge_jax.kernels.attention import is_native
 from kljudge_jax.models.cache import KVCache
@@ -64,14 +64,14 @@ def slots_read(model: Transformer, lengths: np.ndarray, positions: int, capacity
     Where attention is native, those that are written, on average over the rows; else all of them, since XLA masks the
     empty ones and does not skip them.
     """
-    keys = jax.eval_shape(lambda: KVCache.create(model.config, 1, 1, model.dtype)).keys[0]
-    return int(np.mean(lengths)) + positions if is_native(model.storage.local, keys) else capacity
+    cache = jax.eval_shape(lambda: model.init_cache(1, 1))
+    return capacity if cache.reads_all else int(np.mean(lengths)) + positions
 
 
 def cache_bytes(config: TransformerConfig, batch: int, capacity: int, dtype: Any) -> int:
     """What the keys and values of a cache take."""
     shapes = jax.eval_shape(lambda: KVCache.create(config, batch, capacity, dtype))
-    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in (*shapes.keys, *shapes.values))
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes) if leaf.ndim > 1)
 
 
 def verdict_work(vocab_size: int, batch: int, draft_length: int) -> Work:

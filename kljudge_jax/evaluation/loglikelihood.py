@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kljudge_jax.decoding.score import score
+from kljudge_jax.generation.score import score
 from kljudge_jax.errors import InputError
 from kljudge_jax.models.transformer import Transformer
 

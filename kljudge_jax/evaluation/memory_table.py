@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from kljudge_jax.decoding.memory_plan import DEVICES, Model, Workload, gigabytes, largest_batch, plan_memory
+from kljudge_jax.generation.memory_plan import DEVICES, Model, Workload, gigabytes, largest_batch, plan_memory
 from kljudge_jax.models.shapes import shape_config
 from kljudge_jax.models.weights import resolve_dtype
 from kljudge_jax.parallel.free_memory import USABLE

@@ -9,36 +9,34 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kljudge_jax.decoding import loop
-from kljudge_jax.decoding.drafter import Caches, Models
-from kljudge_jax.decoding.run import Run
-from kljudge_jax.decoding.verify import judge_drafts
+from kljudge_jax.core import cycle
+from kljudge_jax.core.protocols import Models
+from kljudge_jax.core.rows import map_state, repeated
+from kljudge_jax.core.state import LoopState, Shape
 from kljudge_jax.evaluation.timing import Probe
+from kljudge_jax.generation.run import Run
 from kljudge_jax.models.packed import unpack
 
 
 def draft(run: Run) -> Probe:
     """One draft a row, the step that catches up with what was committed included."""
 
-    def repeat(caches, n):
-        return _draft(
-            *run.models, run.verifier, run.sampling, run.eos, _bare(run.state), caches, np.int32(n),
-            settings=run.settings, rule=type(run.verifier),
-        )  # fmt: skip
+    def repeat(held, n):
+        return _draft(*run.models, run.verifier, run.numbers(), _bare(run.state), held, np.int32(n), **run.static)
 
-    return Probe(repeat, lambda: _copy(run.state.caches))
+    return Probe(repeat, lambda: _copy(_held(run.state)))
 
 
 def target_pass(run: Run, positions: int) -> Probe:
     """One target pass over a row's last token and `positions - 1` draft tokens, logits included."""
-    rows = run.state.caches.target.length.shape[0]
+    rows = run.state.cache.length.shape[0]
     tokens = jnp.zeros((rows, positions), jnp.int32)
     count = jnp.full((rows,), positions - 1, jnp.int32)
 
     def repeat(cache, n):
-        return _target_pass(run.models[0], tokens, count, cache, np.int32(n), scorer=run.settings.scorer)
+        return _target_pass(run.models[0], tokens, count, cache, np.int32(n), scorer=run.shape.scorer)
 
-    return Probe(repeat, lambda: _copy(run.state.caches.target))
+    return Probe(repeat, lambda: _copy(run.state.cache))
 
 
 def verdicts(run: Run) -> Probe:
@@ -47,8 +45,9 @@ def verdicts(run: Run) -> Probe:
 
     def repeat(_, n):
         return _verdicts(
-            run.verifier, run.sampling, proposal, scores, np.int32(n), settings=run.settings, rule=type(run.verifier)
-        )
+            run.verifier, run.numbers(), _bare(run.state), proposal, scores, np.int32(n),
+            shape=run.shape, kind=type(run.verifier),
+        )  # fmt: skip
 
     return Probe(repeat)
 
@@ -57,27 +56,28 @@ def commit(run: Run) -> Probe:
     """What follows a verdict: tokens, counts and caches of the state brought up to date."""
     proposal, scores = _scored(run)
     _, outcome = _verdicts(
-        run.verifier, run.sampling, proposal, scores, np.int32(1), settings=run.settings, rule=type(run.verifier)
-    )
+        run.verifier, run.numbers(), _bare(run.state), proposal, scores, np.int32(1),
+        shape=run.shape, kind=type(run.verifier),
+    )  # fmt: skip
 
-    def repeat(caches, n):
-        return _commit(_bare(run.state), caches, proposal.wanted, outcome, run.eos, np.int32(n), settings=run.settings)
+    def repeat(held, n):
+        return _commit(
+            *run.models, run.numbers(), _bare(run.state), held, proposal, scores, outcome, np.int32(n),
+            drafter=run.drafter, shape=run.shape,
+        )  # fmt: skip
 
-    return Probe(repeat, lambda: _copy(run.state.caches))
+    return Probe(repeat, lambda: _copy(_held(run.state)))
 
 
 def whole_cycle(run: Run) -> Probe:
     """The first cycle after the prompts, over and over: what a block of cycles is made of, without its dispatch."""
     # No end of text: a row that stops drafts nothing more.
-    never = jnp.full_like(run.eos, -1)
+    never = dataclasses.replace(run.numbers(), end_ids=jnp.full_like(run.eos, -1))
 
-    def repeat(caches, n):
-        return _cycle(
-            *run.models, run.verifier, run.sampling, never, _bare(run.state), caches, np.int32(n),
-            settings=run.settings, rule=type(run.verifier),
-        )  # fmt: skip
+    def repeat(held, n):
+        return _cycle(*run.models, run.verifier, never, _bare(run.state), held, np.int32(n), **run.static)
 
-    return Probe(repeat, lambda: _copy(run.state.caches))
+    return Probe(repeat, lambda: _copy(_held(run.state)))
 
 
 def prompts(run: Run) -> Probe:
@@ -86,17 +86,16 @@ def prompts(run: Run) -> Probe:
     return Probe(lambda _, n: [run.start() for _ in range(n)], most=1)
 
 
-@functools.partial(jax.jit, static_argnames=("settings", "rule"), donate_argnames="caches")
-def _draft(target, draft, verifier, sampling, eos, state, caches, repetitions, *, settings, rule):
-    del rule  # as in `run_cycles`
+@functools.partial(jax.jit, static_argnames=("drafter", "shape", "kind"), donate_argnames="held")
+def _draft(target, draft, rule, numbers, state, held, repetitions, *, drafter, shape, kind):
+    del kind  # as in `generation.programs`
     models = Models(unpack(target), unpack(draft))
 
-    def step(caches, state):
-        state = dataclasses.replace(state, caches=caches)
-        proposal, caches = loop.propose(models, verifier, sampling, eos, state, settings)
-        return _rolled_back(caches, state, settings), proposal
+    def step(held, state):
+        proposal, *held = cycle.propose(models, drafter, rule, _whole(state, held), numbers, shape=shape)
+        return _rolled_back(held, state, shape), proposal
 
-    return _repeated(step, caches, state, repetitions)
+    return _repeated(step, held, state, repetitions)
 
 
 @functools.partial(jax.jit, static_argnames="scorer", donate_argnames="cache")
@@ -111,52 +110,53 @@ def _target_pass(target, tokens, count, cache, repetitions, *, scorer):
     return _repeated(step, cache, (tokens, count), repetitions)
 
 
-@functools.partial(jax.jit, static_argnames=("settings", "rule"))
-def _verdicts(verifier, sampling, proposal, scores, repetitions, *, settings, rule):
-    del rule
+@functools.partial(jax.jit, static_argnames=("shape", "kind"))
+def _verdicts(rule, numbers, state, proposal, scores, repetitions, *, shape, kind):
+    del kind
 
     def step(_, given):
-        proposal, scores = given
-        return (), judge_drafts(
-            verifier, sampling, proposal.draft, proposal.counts, proposal.keys, scores, settings=settings
-        )
+        state, proposal, scores = given
+        return (), cycle.verify(rule, numbers.sampling, state, proposal, scores, numbers, shape=shape)
 
-    return _repeated(step, (), (proposal, scores), repetitions)
+    return _repeated(step, (), (state, proposal, scores), repetitions)
 
 
-@functools.partial(jax.jit, static_argnames="settings", donate_argnames="caches")
-def _commit(state, caches, wanted, outcome, eos, repetitions, *, settings):
-    def step(caches, given):
-        state, wanted, outcome = given
-        after = loop.commit(state, caches, wanted, outcome, eos, settings)
-        return _rolled_back(after.caches, state, settings), dataclasses.replace(after, caches=None)
-
-    return _repeated(step, caches, (state, wanted, outcome), repetitions)
-
-
-@functools.partial(jax.jit, static_argnames=("settings", "rule"), donate_argnames="caches")
-def _cycle(target, draft, verifier, sampling, eos, state, caches, repetitions, *, settings, rule):
-    del rule
+@functools.partial(jax.jit, static_argnames=("drafter", "shape"), donate_argnames="held")
+def _commit(
+    target, draft, numbers, state, held, proposal, scores, outcome, repetitions, *, drafter, shape
+):
     models = Models(unpack(target), unpack(draft))
 
-    def step(caches, state):
-        begun = dataclasses.replace(state, caches=caches)
-        after = loop.cycle(models, verifier, sampling, eos, begun, settings)
-        return _rolled_back(after.caches, state, settings), _bare(after)
+    def step(held, given):
+        state, proposal, scores, outcome = given
+        scores = scores._replace(cache=held[0])
+        after = cycle.commit(
+            models, drafter, _whole(state, held), proposal, scores, outcome, numbers, shape=shape
+        )
+        return _rolled_back(_held(after), state, shape), _bare(after)
 
-    return _repeated(step, caches, state, repetitions)
+    return _repeated(step, held, (state, proposal, scores, outcome), repetitions)
+
+
+@functools.partial(jax.jit, static_argnames=("drafter", "shape", "kind"), donate_argnames="held")
+def _cycle(target, draft, rule, numbers, state, held, repetitions, *, drafter, shape, kind):
+    del kind
+    models = Models(unpack(target), unpack(draft))
+
+    def step(held, state):
+        after = cycle.cycle(models, drafter, rule, _whole(state, held), numbers, shape=shape)
+        return _rolled_back(_held(after), state, shape), _bare(after)
+
+    return _repeated(step, held, state, repetitions)
 
 
 def _scored(run: Run):
     """A real proposal and its scores, by the programs that are timed."""
-    one = np.int32(1)
-    _, proposal = _draft(
-        *run.models, run.verifier, run.sampling, run.eos, _bare(run.state), _copy(run.state.caches), one,
-        settings=run.settings, rule=type(run.verifier),
-    )  # fmt: skip
+    one, held = np.int32(1), _copy(_held(run.state))
+    _, proposal = _draft(*run.models, run.verifier, run.numbers(), _bare(run.state), held, one, **run.static)
     tokens = jnp.concatenate([proposal.last[:, None], proposal.draft.tokens], axis=1)
-    cache = _copy(run.state.caches.target)
-    _, scores = _target_pass(run.models[0], tokens, proposal.counts, cache, one, scorer=run.settings.scorer)
+    cache = _copy(run.state.cache)
+    _, scores = _target_pass(run.models[0], tokens, proposal.counts, cache, one, scorer=run.shape.scorer)
     return proposal, scores
 
 
@@ -177,15 +177,23 @@ def _repeated(step, carried, given, repetitions):
     return jax.lax.fori_loop(0, repetitions, turn, (carried, results))
 
 
-def _rolled_back(caches: Caches, state, settings) -> Caches:
-    """Both caches at what the state has committed, but for each row's last token."""
-    length = loop.per_draft(state.length - 1, settings)
-    draft = None if caches.draft is None else caches.draft.at_length(length)
-    return Caches(caches.target.at_length(length), draft)
+def _rolled_back(held, state: LoopState, shape: Shape):
+    """Target's cache and drafter's state at what the state has committed, but for each row's last token."""
+    length = repeated(state.length - 1, shape.scorer.drafts)
+    return map_state(lambda cache: cache.at_length(length), lambda x: x, tuple(held))
 
 
-def _bare(state):
-    return dataclasses.replace(state, caches=None)
+def _held(state: LoopState):
+    """What a cycle updates in place."""
+    return state.cache, state.drafter
+
+
+def _bare(state: LoopState) -> LoopState:
+    return dataclasses.replace(state, cache=None, drafter=None)
+
+
+def _whole(state: LoopState, held) -> LoopState:
+    return dataclasses.replace(state, cache=held[0], drafter=held[1])
 
 
 def _copy(tree):

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kljudge_jax.decoding.display import legend_html, scrolling_html, table_html
+from kljudge_jax.generation.display import legend_html, scrolling_html, table_html
 from kljudge_jax.evaluation.pareto import draw_positions, draw_tradeoff, svg
 from kljudge_jax.evaluation.summary import csv_table, markdown_table, table
 from kljudge_jax.evaluation.sweep import KIND, SCHEMA

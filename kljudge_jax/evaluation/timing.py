@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from kljudge_jax.decoding.compile_clock import compile_seconds
+from kljudge_jax.generation.compile_clock import compile_seconds
 from kljudge_jax.evaluation.step import Step
 from kljudge_jax.parallel.hosts import agreed
 

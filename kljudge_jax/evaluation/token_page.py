@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from kljudge_jax.decoding.detokenize import split
-from kljudge_jax.decoding.display import COLOURS, legend_html, marked_html, table_html
-from kljudge_jax.decoding.results import Generation
+from kljudge_jax.generation.detokenize import split
+from kljudge_jax.generation.display import COLOURS, legend_html, marked_html, table_html
+from kljudge_jax.generation.results import Generation
 
 _COLUMNS = 76  # characters a line of the picture
 

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from kljudge_jax.decoding.display import scrolling_html
+from kljudge_jax.generation.display import scrolling_html
 from kljudge_jax.errors import InputError
 from kljudge_jax.models.json_file import read_json
 from kljudge_jax.results_folder import results_folder

@@ -12,8 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kljudge_jax.models.cache import KVCache
-from kljudge_jax.models.transformer import Transformer
+from kljudge_jax.core.protocols import Cache, Model
 from kljudge_jax.parallel.hosts import fetch
 from kljudge_jax.verification.distributions import is_distribution
 from kljudge_jax.verification.features import logit_primitives, second_order_kl
@@ -22,18 +21,18 @@ from kljudge_jax.verification.features import logit_primitives, second_order_kl
 WIDTHS = (8, 32, 128)
 
 
-def _take(cache: KVCache, rows: jax.Array) -> KVCache:
+def _take(cache: Cache, rows: jax.Array) -> Cache:
     return jax.tree.map(lambda x: jnp.take(x, rows, axis=0, mode="clip"), cache)
 
 
-def _put(cache: KVCache, rows: jax.Array, part: KVCache) -> KVCache:
+def _put(cache: Cache, rows: jax.Array, part: Cache) -> Cache:
     return jax.tree.map(lambda x, new: x.at[rows].set(new, mode="drop"), cache, part)
 
 
 @functools.partial(jax.jit, static_argnames="wanted", donate_argnames="cache")
 def extend(
-    model: Transformer,
-    cache: KVCache,
+    model: Model,
+    cache: Cache,
     rows: jax.Array,
     tokens: jax.Array,
     start: jax.Array,
@@ -56,7 +55,8 @@ def extend(
     Returns:
       what was wanted, and the cache.
     """
-    hidden, part = model(tokens, _take(cache, rows).at_length(start))
+    features, part = model(tokens, _take(cache, rows).at_length(start))
+    hidden = features.hidden
     cache = _put(cache, rows, part)
     if wanted == "choices":
         # Row by row: logits of all rows at once would be gigabytes for a large vocabulary.
@@ -69,8 +69,8 @@ def extend(
 
 @functools.partial(jax.jit, donate_argnames="cache")
 def roll_out(
-    target: Transformer,
-    cache: KVCache,
+    target: Model,
+    cache: Cache,
     rows: jax.Array | None,
     tokens: jax.Array,
     length: jax.Array,
@@ -109,8 +109,8 @@ def roll_out(
         step, part, tokens, length, running, failed = carry
         at = jnp.maximum(length - 1, 0)
         newest = jnp.take_along_axis(tokens, at[:, None], axis=1)
-        hidden, part = target(newest, part.at_length(at))
-        logits = target.logits(hidden[:, 0])
+        features, part = target(newest, part.at_length(at))
+        logits = target.logits(features.hidden[:, 0])
         token = jnp.argmax(logits, axis=-1).astype(jnp.int32)
         fit = is_distribution(logits)
         grows = running & fit
@@ -158,11 +158,10 @@ class Lane:
       group: rows that one pass takes.
     """
 
-    def __init__(self, model: Transformer, rows: int, capacity: int, group: int):
+    def __init__(self, model: Model, rows: int, capacity: int, group: int):
         self.model, self.rows, self.group = model, rows, group
-        layout, empty = model.layout, functools.partial(KVCache.create, model.config, rows, capacity, model.dtype)
         # On a mesh it is made where it will lie, of which one host may hold a part alone.
-        self.cache = empty() if layout is None else jax.jit(lambda: empty().placed(layout))()
+        self.cache = jax.jit(lambda: model.init_cache(rows, capacity))()
 
     def choices(self, work: list[tuple[int, np.ndarray, int]]) -> list[np.ndarray]:
         """The model's argmax after every token that `work` (at most a group of row, tokens, position) consumes."""

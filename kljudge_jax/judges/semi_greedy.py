@@ -20,8 +20,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from kljudge_jax.decoding import prompts
-from kljudge_jax.decoding.detokenize import decode
+from kljudge_jax.generation import prompts
+from kljudge_jax.generation.detokenize import decode
 from kljudge_jax.errors import InputError
 from kljudge_jax.judges.dataset import GAP_TOKENS
 from kljudge_jax.judges.passes import WIDTHS, Lane, compare, roll_out

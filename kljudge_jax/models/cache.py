@@ -1,20 +1,78 @@
-"""The key/value cache: a pytree indexed by position, so that rolling back is a smaller length and nothing else."""
+"""The key/value cache of our own decoder: a pytree indexed by position, so that rolling back is a smaller length."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from kljudge_jax.kernels.attention import cached_attention, is_native
+from kljudge_jax.models.attention import attend
 from kljudge_jax.models.config import TransformerConfig
 from kljudge_jax.parallel.layout import Layout
+
+# A window is cut out of a cache that is so many times as long: what is copied is read, written, and read again.
+_TO_COPY = 4
+
+
+class Layer(NamedTuple):
+    """Keys and values of one layer, `[B, G, S, D]` each, and where they lie on a mesh."""
+
+    keys: jax.Array
+    values: jax.Array
+    layout: Layout | None = None
+
+    def attend(
+        self,
+        query: jax.Array,
+        key: jax.Array,
+        value: jax.Array,
+        positions: jax.Array,
+        *,
+        window: int = 0,
+        softcap: float = 0.0,
+    ) -> tuple[jax.Array, Layer]:
+        """Writes new keys and values at their positions, and attends to all that each query can see.
+
+        Args:
+          query: `[B, T, N, D]`, rotated and scaled.
+          key, value: `[B, T, G, D]`, keys rotated.
+          positions: int32 `[B, T]`, consecutive in a row; `positions[:, 0] + T` may not pass S.
+          window: how many positions a query sees, its own included; 0 is all.
+          softcap: scores are squeezed to this size; 0 is off.
+
+        Returns:
+          `[B, T, N, D]`, and the layer with T more tokens a row.
+        """
+        length, layout = query.shape[1], self.layout
+        start = positions[:, 0]
+        if is_native(layout is None, self.keys):
+            mixed, *stored = cached_attention(
+                query, key, value, start, self.keys, self.values, window=window, softcap=softcap
+            )
+            return mixed, Layer(*stored, layout)
+        key, value = (_placed(x.swapaxes(1, 2), layout) for x in numbers_only(key, value))
+        keys = _placed(write_rows(self.keys, key, start), layout)
+        values = _placed(write_rows(self.values, value, start), layout)
+        layer = Layer(keys, values, layout)
+        slots = jnp.arange(keys.shape[2])[None, None]
+        seen = window + length - 1  # from the first query's window to the last query
+        # Not on a mesh: each row's window begins elsewhere, and its rows lie on several devices.
+        if layout is None and window > 0 and _TO_COPY * seen <= keys.shape[2]:
+            first = jnp.clip(start - (seen - length), 0, keys.shape[2] - seen)
+            keys, values = (read_rows(x, first, seen) for x in (keys, values))
+            slots = first[:, None, None] + jnp.arange(seen)[None, None]
+        mixed = attend(query, keys, values, positions, slots, window=window, softcap=softcap, layout=layout)
+        return mixed, layer
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class KVCache:
-    """Keys and values of every layer; B rows, capacity S, G kv heads, D head dimension.
+    """Keys and values of every layer; B rows, S slots, G kv heads, D head dimension.
 
     Slot s of row b holds position s of that row's sequence. Slots from `length[b]` on are stale: no query can see
     them, because a query at position p sees slots up to p and its own are written first.
@@ -23,35 +81,121 @@ class KVCache:
       keys, values: one array `[B, G, S, D]` a layer. Heads come before positions so that both products of attention
         are batched over leading axes, which no backend has to transpose.
       length: int32 `[B]`, how many tokens each row has consumed.
+      layout: where it lies on a mesh; None is one device.
+      rollback: how many tokens `at_length` can take back; None is any number.
     """
 
     keys: tuple[jax.Array, ...]
     values: tuple[jax.Array, ...]
     length: jax.Array
+    layout: Layout | None = dataclasses.field(default=None, metadata={"static": True})
+
+    rollback: ClassVar[int | None] = None
 
     @classmethod
-    def create(cls, config: TransformerConfig, batch: int, capacity: int, dtype=jnp.float32) -> KVCache:
+    def create(
+        cls, config: TransformerConfig, batch: int, slots: int, dtype=jnp.float32, layout: Layout | None = None
+    ) -> KVCache:
         """An empty cache for a model of that dtype."""
         # XLA's CPU backend has no 16-bit stores: it would widen and narrow a whole buffer around every write.
         dtype = jnp.float32 if jax.default_backend() == "cpu" else dtype
-        shape = (batch, config.num_kv_heads, capacity, config.head_dim)
+        shape = (batch, config.num_kv_heads, slots, config.head_dim)
         # One buffer each: donated arrays must not share memory.
         keys = tuple(jnp.zeros(shape, dtype) for _ in range(config.num_layers))
         values = tuple(jnp.zeros(shape, dtype) for _ in range(config.num_layers))
-        return cls(keys, values, jnp.zeros((batch,), jnp.int32))
+        return cls(keys, values, jnp.zeros((batch,), jnp.int32), layout).constrained()
 
     @property
-    def capacity(self) -> int:
+    def slots(self) -> int:
         return self.keys[0].shape[2]
 
-    def placed(self, layout: Layout) -> KVCache:
-        """The same cache, laid out as the model of that layout works on it."""
-        keys, values = (tuple(map(layout.attention, stored)) for stored in (self.keys, self.values))
-        return KVCache(keys, values, layout.rows(self.length))
+    @property
+    def reads_all(self) -> bool:
+        """Whether a pass reads every slot, so that a smaller cache makes it faster; else it reads those written."""
+        return not is_native(self.layout is None, self.keys[0])
+
+    def layer(self, i: int) -> Layer:
+        return Layer(self.keys[i], self.values[i], self.layout)
+
+    def with_layers(self, layers: list[Layer], length: jax.Array) -> KVCache:
+        """The cache with its first layers replaced, and so many tokens consumed, int32 `[B]`."""
+        count = len(layers)
+        keys = tuple(layer.keys for layer in layers) + self.keys[count:]
+        return KVCache(keys, tuple(layer.values for layer in layers) + self.values[count:], length, self.layout)
+
+    def constrained(self) -> KVCache:
+        """The same cache, said to lie where its layout has it."""
+        if self.layout is None:
+            return self
+        return dataclasses.replace(self._map(self.layout.attention), length=self.layout.rows(self.length))
 
     def at_length(self, length: jax.Array) -> KVCache:
         """The same cache with `length` tokens consumed, int32 `[B]`: a rollback when it is smaller."""
         return dataclasses.replace(self, length=jnp.asarray(length, jnp.int32))
+
+    def resized(self, slots: int) -> KVCache:
+        """The cache with so many slots a row, the first of them as they were.
+
+        Outside of a trace the arrays given are deleted one after another, so that no more than a layer is held twice.
+        """
+
+        def moved(stored):
+            if isinstance(stored, jax.core.Tracer):
+                return _resized(stored, slots=slots, layout=self.layout)
+            new = _resized(stored, slots=slots, layout=self.layout)
+            stored.delete()
+            return new
+
+        return self._map(moved)
+
+    def take(self, row: jax.Array, slots: int) -> KVCache:
+        """The first slots of one row, int32 `[]`, as a cache of one row."""
+
+        # Rows that lie on several devices are summed with all but one masked: a slice at a place that is not known
+        # when it is compiled would gather all of them first.
+        def taken(stored):
+            if self.layout is None:
+                return jax.lax.dynamic_slice(stored, (row, 0, 0, 0), (1, stored.shape[1], slots, stored.shape[3]))
+            own = (jnp.arange(stored.shape[0]) == row)[:, None, None, None]
+            return jnp.sum(jnp.where(own, stored[:, :, :slots], 0), axis=0, keepdims=True)
+
+        return dataclasses.replace(self._map(taken), length=jax.lax.dynamic_slice(self.length, (row,), (1,)))
+
+    def put(self, row: jax.Array, other: KVCache) -> KVCache:
+        """With a cache of one row, and of as many slots or fewer, in place of row int32 `[]`."""
+        keys, values = (
+            tuple(jax.lax.dynamic_update_slice(stored, new, (row, 0, 0, 0)) for stored, new in zip(*sides, strict=True))
+            for sides in ((self.keys, other.keys), (self.values, other.values))
+        )
+        length = jax.lax.dynamic_update_slice(self.length, other.length, (row,))
+        return dataclasses.replace(self, keys=keys, values=values, length=length)
+
+    def follow(self, source: jax.Array, start: jax.Array, count: int) -> KVCache:
+        """With slots `start[b]` to `start[b] + count` of row `source[b]` in those of row b, int32 `[B]` both."""
+
+        def copied(stored):
+            _, heads, _, dim = stored.shape
+            written = jax.vmap(
+                lambda row, at: jax.lax.dynamic_slice(stored, (row, 0, at, 0), (1, heads, count, dim))[0]
+            )(source, start)
+            return write_rows(stored, written, start)
+
+        return self._map(copied)
+
+    def _map(self, function) -> KVCache:
+        return dataclasses.replace(
+            self, keys=tuple(map(function, self.keys)), values=tuple(map(function, self.values))
+        )
+
+
+def numbers_only(key: jax.Array, value: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Keys and values `[..., D]` with 0 for a value that is no number, whose key is NaN instead.
+
+    The weight of what a query cannot see is 0, but 0 times NaN is NaN: such a value would reach tokens before it. Its
+    key, whose score is masked for those, says so in its place.
+    """
+    fit = jnp.all(jnp.isfinite(value), axis=-1, keepdims=True)
+    return jnp.where(fit, key, jnp.nan), jnp.where(fit, value, 0)
 
 
 def read_rows(stored: jax.Array, start: jax.Array, count: int) -> jax.Array:
@@ -73,3 +217,14 @@ def write_rows(stored: jax.Array, new: jax.Array, start: jax.Array) -> jax.Array
     if stored.shape[0] == 1:
         return jax.lax.dynamic_update_slice(stored, new, (0, 0, start[0], 0))
     return jax.vmap(lambda rows, row, at: jax.lax.dynamic_update_slice(rows, row, (0, at, 0)))(stored, new, start)
+
+
+def _placed(x: jax.Array, layout: Layout | None) -> jax.Array:
+    return x if layout is None else layout.attention(x)
+
+
+@functools.partial(jax.jit, static_argnames=("slots", "layout"))
+def _resized(stored, *, slots, layout):
+    more = max(0, slots - stored.shape[2])
+    stored = jnp.pad(stored[:, :, :slots], ((0, 0), (0, 0), (0, more), (0, 0)))
+    return stored if layout is None else layout.attention(stored)

@@ -2,34 +2,28 @@
 
 from __future__ import annotations
 
-from typing import overload
+import dataclasses
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from kljudge_jax.kernels.attention import cached_attention, is_native
-from kljudge_jax.models.cache import KVCache, read_rows, write_rows
+from kljudge_jax.core.protocols import Features
+from kljudge_jax.models.attention import attend, split_by_heads, squeeze
+from kljudge_jax.models.cache import KVCache, numbers_only
 from kljudge_jax.models.config import Rope, TransformerConfig
 from kljudge_jax.models.linear import Embedding, Linear, Storage, side_by_side
-from kljudge_jax.parallel.axes import HEADS, VOCAB
+from kljudge_jax.parallel.axes import VOCAB
 from kljudge_jax.parallel.layout import Layout
 
-# Finite, so that a query that sees nothing (a padding row) gets a mean of stale values and not a NaN.
-_MASKED = -1e30
-
-# A window is cut out of a cache that is so many times as long: what is copied is read, written, and read again.
-_TO_COPY = 4
+Tree = TypeVar("Tree")
 
 _ACTIVATIONS = {
     "silu": jax.nn.silu,
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
     "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
 }
-
-
-def _softcap(x: jax.Array, cap: float) -> jax.Array:
-    return cap * jnp.tanh(x / cap) if cap else x
 
 
 class RMSNorm(nnx.Module):
@@ -89,7 +83,7 @@ class Attention(nnx.Module):
         self.layout = storage.layout
 
     def __call__(self, x, positions, stored):
-        """x `[B, T, H]`, positions `[B, T]`, stored (keys, values) `[B, G, S, D]` or None: `[B, T, H]` and stored.
+        """x `[B, T, H]`, positions `[B, T]`, stored a layer of a cache or None: `[B, T, H]` and stored.
 
         A token that x holds twice has one position, is stored once, and comes out twice.
         """
@@ -105,62 +99,19 @@ class Attention(nnx.Module):
         query, key = rotate(query, positions, rope), rotate(key, positions, rope)
         scale = config.query_scale if config.query_scale is not None else dim**-0.5
         query = query * jnp.asarray(scale, query.dtype)
-
-        if stored is not None and is_native(self.out.local, stored[0]):
-            mixed, *stored = cached_attention(
-                query,
-                key,
-                value,
-                positions[:, 0],
-                *stored,
-                window=config.window(self.layer) or 0,
-                softcap=config.attention_softcap or 0.0,
-            )
-            return self.out(mixed.reshape(batch, length, heads * dim).astype(x.dtype)), tuple(stored)
-
-        # The weight of what a query cannot see is 0, but 0 times NaN is NaN: a value that is no number would reach
-        # tokens before it. Its key, whose score is masked for those, says so in its place.
-        fit = jnp.all(jnp.isfinite(value), axis=-1, keepdims=True)
-        key, value = jnp.where(fit, key, jnp.nan), jnp.where(fit, value, 0)
-        key, value = self._placed(key.swapaxes(1, 2)), self._placed(value.swapaxes(1, 2))  # [B, G, T, D]
+        sees = {"window": config.window(self.layer) or 0, "softcap": config.attention_softcap or 0.0}
         if stored is not None:
-            start = positions[:, 0]
-            key, value = write_rows(stored[0], key, start), write_rows(stored[1], value, start)
-            stored = key, value = self._placed(key), self._placed(value)
-        slots = jnp.arange(key.shape[2])[None, None] if stored is not None else positions[:, None, :]
-        seen = config.window(self.layer) + length - 1  # from the first query's window to the last query
-        # Not on a mesh: each row's window begins elsewhere, and its rows lie on several devices.
-        cut = stored is not None and self.layout is None and config.window(self.layer) > 0
-        if cut and _TO_COPY * seen <= key.shape[2]:
-            first = jnp.clip(start - (seen - length), 0, key.shape[2] - seen)
-            key, value = (self._placed(read_rows(x, first, seen)) for x in stored)
-            slots = first[:, None, None] + jnp.arange(seen)[None, None]
-        distance = positions[:, :, None] - slots  # [B, T, S]
-        visible = distance >= 0
-        if config.window(self.layer):
-            visible &= distance < config.window(self.layer)
-
-        # The query heads of a group are rows of one product: [B, G, T * N/G, D] by [B, G, S, D].
-        query = self._gathered(query.reshape(batch, length, heads * dim))
-        query = query.reshape(batch, length, groups, heads // groups, dim).transpose(0, 2, 3, 1, 4).astype(key.dtype)
-        query = self._placed(query)
-        scores = jnp.einsum("bgrtd,bgsd->bgrts", query, key, preferred_element_type=jnp.float32)
-        scores = jnp.where(visible[:, None, None], _softcap(scores, config.attention_softcap), _MASKED)
-        weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
-        mixed = jnp.einsum("bgrts,bgsd->bgrtd", weights, value, preferred_element_type=jnp.float32)
-        mixed = self._placed(mixed).transpose(0, 3, 1, 2, 4).reshape(batch, length, heads * dim).astype(x.dtype)
+            mixed, stored = stored.attend(query, key, value, positions, **sees)
+        else:
+            key, value = (self._placed(y.swapaxes(1, 2)) for y in numbers_only(key, value))
+            mixed = attend(query, key, value, positions, positions[:, None, :], layout=self.layout, **sees)
+        mixed = mixed.reshape(batch, length, heads * dim).astype(x.dtype)
         if x.shape[1] > length:
             mixed = _twice(mixed)
-        return self.out(self._gathered(mixed)), stored
+        return self.out(split_by_heads(mixed, self.layout)), stored
 
     def _placed(self, x: jax.Array) -> jax.Array:
         return x if self.layout is None else self.layout.attention(x)
-
-    def _gathered(self, x: jax.Array) -> jax.Array:
-        """Queries or what attention made of them, `[B, T, N D]`: split by heads, unless attention is split by rows."""
-        if self.layout is None:
-            return x
-        return self.layout.constrain(x, None if self.layout.spare else HEADS)
 
 
 class MLP(nnx.Module):
@@ -239,43 +190,77 @@ class Transformer(nnx.Module):
         """Where it lies on a mesh, and what it works out there; None is one device."""
         return self.storage.layout
 
-    @overload
-    def __call__(self, tokens: jax.Array, cache: None = None) -> tuple[jax.Array, None]: ...
-    @overload
-    def __call__(self, tokens: jax.Array, cache: KVCache) -> tuple[jax.Array, KVCache]: ...
-    def __call__(self, tokens: jax.Array, cache: KVCache | None = None) -> tuple[jax.Array, KVCache | None]:
+    @property
+    def vocab_size(self) -> int:
+        return self.config.vocab_size
+
+    @property
+    def num_layers(self) -> int:
+        return self.config.num_layers
+
+    @property
+    def max_length(self) -> int:
+        return self.config.max_position
+
+    def init_cache(self, batch: int, slots: int) -> KVCache:
+        """An empty cache of so many rows and slots, laid out as the model is."""
+        return KVCache.create(self.config, batch, slots, self.dtype, self.layout)
+
+    def __call__(
+        self, tokens: jax.Array, cache: KVCache | None = None, *, layers: tuple[int, ...] = ()
+    ) -> tuple[Features, KVCache | None]:
         """Consumes tokens after what the cache holds.
 
         Args:
           tokens: int32 `[B, T]`; row b's first one stands at position `cache.length[b]` (0 without a cache).
-          cache: keys and values of what came before; `cache.length + T` may not pass its capacity.
+          cache: keys and values of what came before; `cache.length + T` may not pass its slots. It may have more layers
+            than the model, which it then keeps as they are.
+          layers: whose residual streams are wanted: i is that after i blocks, 0 the embeddings.
 
         Returns:
-          hidden: final-norm states `[B, T, H]`; `hidden[:, t]` has consumed `tokens[:, :t + 1]`.
+          features: final-norm states `[B, T, H]`, where `hidden[:, t]` has consumed `tokens[:, :t + 1]`, and those of
+            `layers`.
           cache: with T more tokens in every row; None if none was given.
         """
         start = cache.length if cache is not None else jnp.zeros((tokens.shape[0],), jnp.int32)
-        positions = start[:, None] + jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
+        length = tokens.shape[1]
+        positions = start[:, None] + jnp.arange(length, dtype=jnp.int32)[None]
         x = self.embedding(tokens)
         x = self._whole(x * jnp.asarray(self.config.embedding_scale, x.dtype))
         if _goes_twice(tokens, self.layout):
             x = _twice(x)
-        keys, values = [], []
+        streams, written = {0: x}, []
         for i, block in enumerate(self.layers):
-            x, stored = block(x, positions, None if cache is None else (cache.keys[i], cache.values[i]))
-            x = self._whole(x)
-            if stored is not None:
-                keys.append(stored[0])
-                values.append(stored[1])
+            x, stored = block(x, positions, None if cache is None else cache.layer(i))
+            streams[i + 1] = x = self._whole(x)
+            written.append(stored)
         if cache is not None:
-            cache = KVCache(tuple(keys), tuple(values), start + tokens.shape[1])
-        return self.final_norm(x)[:, : tokens.shape[1]], cache
+            cache = cache.with_layers(written, start + length)
+        wanted = tuple(streams[i][:, :length] for i in layers)
+        return Features(self.final_norm(x)[:, :length], wanted), cache
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Next-token logits of final-norm states `[..., H]`: f32 `[..., V]`."""
         raw = self.embedding.attend(hidden) if self.head is None else self.head.in_float32(hidden)
-        logits = _softcap(raw, self.config.final_softcap)
+        logits = squeeze(raw, self.config.final_softcap)
         return logits if self.layout is None else self.layout.constrain(logits, VOCAB)
+
+    def first(self, count: int) -> Transformer:
+        """The model cut after so many layers, with the same arrays; it takes the whole model's caches."""
+        config = self.config
+        cut = dataclasses.replace(config, num_layers=count, windows=config.windows[:count])
+        return assemble(cut, parameters(self), self.storage)
+
+    def constrain(self, tree: Tree) -> Tree:
+        """A tree of caches and of arrays whose first axis is the batch, said to lie where the model works on them."""
+        layout = self.layout
+        if layout is None:
+            return tree
+
+        def placed(x):
+            return x.constrained() if hasattr(x, "constrained") else layout.rows(x)
+
+        return jax.tree.map(placed, tree, is_leaf=lambda x: hasattr(x, "constrained"))
 
     def _whole(self, x: jax.Array) -> jax.Array:
         """Hidden states, each on one device of every row of them."""
@@ -296,7 +281,7 @@ def abstract(config: TransformerConfig, storage: Storage = Storage()) -> Transfo
 def assemble(config: TransformerConfig, values: dict[str, jax.Array], storage: Storage | None = None) -> Transformer:
     """A model of the given parameters, named as `parameters` names them; shapes are the caller's promise.
 
-    So is that they are kept as `storage` says, and lie where it does: `parallel.spread` puts them there. None is for
+    So is that they are kept as `storage` says, and lie where it does. None is for
     matrices without bits of their own, of the dtype that the embedding has, on one device.
     """
     storage = storage or Storage(values["embedding.table"].dtype)

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
-from kljudge_jax.models.cache import KVCache
 from kljudge_jax.models.transformer import Transformer
 from kljudge_jax.tasks.base import Problem, Task
 
@@ -21,7 +20,7 @@ def greedy(model: Transformer, prompts: jax.Array, lengths: jax.Array, eos: int,
     Returns int32 `[B, max_new_tokens]`: the new tokens, and EOS after a row's end.
     """
     batch, width = prompts.shape
-    cache = KVCache.create(model.config, batch, width + max_new_tokens, model.dtype)
+    cache = model.init_cache(batch, width + max_new_tokens)
     _, cache = model(prompts, cache)
     cache = cache.at_length(lengths - 1)
     last = jnp.take_along_axis(prompts, lengths[:, None] - 1, axis=1)[:, 0]
@@ -32,8 +31,8 @@ def greedy(model: Transformer, prompts: jax.Array, lengths: jax.Array, eos: int,
 
     def advance(state):
         step, last, done, out, cache = state
-        hidden, cache = model(last[:, None], cache)
-        token = jnp.argmax(model.logits(hidden[:, 0]), axis=-1).astype(jnp.int32)
+        features, cache = model(last[:, None], cache)
+        token = jnp.argmax(model.logits(features.hidden[:, 0]), axis=-1).astype(jnp.int32)
         token = jnp.where(done, eos, token)
         return step + 1, token, done | (token == eos), out.at[:, step].set(token), cache
 

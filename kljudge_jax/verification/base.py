@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 
@@ -29,6 +29,14 @@ class VerifyInputs:
         names it in `needs`.
       target_hidden: `[K, Ht]`, the target's; None unless the rule names it in `needs`.
       greedy: bool `[]`, temperature 0: corrections and bonus tokens are the target's argmax.
+      position: int32 `[]`, tokens of this answer already committed; None where that is not known, never the first.
+      remaining: int32 `[]`, tokens that may still be committed; None where that is not known.
+      section: int32 `[K + 1]`, where draft token i would stand, counted over prompt and draft: 1 inside a thinking
+        block, 0 outside; None where no ids of one are given.
+      carry: the rule's own state of this answer, as its last `Verdict` left it; None from a rule without
+        `init_carry`.
+      judged_logits: f32 `[K + 1, V]`, the target's logits after a second view too, processed as `target_logits` are;
+        None where there is none. The others stay those of the first view.
     """
 
     draft_tokens: jax.Array
@@ -40,6 +48,11 @@ class VerifyInputs:
     draft_hidden: jax.Array | None
     target_hidden: jax.Array | None
     greedy: jax.Array
+    position: jax.Array | None = dataclasses.field(default=None, kw_only=True)
+    remaining: jax.Array | None = dataclasses.field(default=None, kw_only=True)
+    section: jax.Array | None = dataclasses.field(default=None, kw_only=True)
+    carry: Any = dataclasses.field(default=None, kw_only=True)
+    judged_logits: jax.Array | None = dataclasses.field(default=None, kw_only=True)
 
 
 @jax.tree_util.register_dataclass
@@ -53,11 +66,14 @@ class Verdict:
         fails a row whose token is no id of the vocabulary, and takes a `num_accepted` out of its range to the nearest.
       relaxed: bool `[K]`, accepted here though the strict rule with the same coin would not have; False from
         `num_accepted` on.
+      carry: what the rule remembers of this answer from here on, of the shapes and dtypes of its `init_carry()`; None
+        from a rule without one.
     """
 
     num_accepted: jax.Array
     next_token: jax.Array
     relaxed: jax.Array
+    carry: Any = None
 
 
 @runtime_checkable
@@ -68,6 +84,7 @@ class Verifier(Protocol):
     nothing. Three class attributes are read where a rule has them: `needs`, a frozenset of the inputs that cost extra
     ("draft_hidden", "target_hidden"), `greedy_only`, True for a rule that a temperature above 0 makes no sense of, and
     `scorer`, how the target looks at a draft: "draft", "several drafts" (`KSequential`), "reflection" (`Reflective`).
+    A rule with a memory has a method `init_carry()`, a pytree of arrays: what it remembers before the first token.
     `verification.rule` has the parts that the rules here are made of.
     """
 

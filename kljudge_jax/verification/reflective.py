@@ -29,24 +29,6 @@ class _Text(Parameter):
         return text
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class ReflectedInputs(VerifyInputs):
-    """What a rule with a second view sees.
-
-    Attributes:
-      judged_logits: f32 `[K + 1, V]`, the target's logits after both views, processed as `target_logits` are. These
-        and `raw_target_logits` stay those of the first view, which is what the strict rule reads.
-    """
-
-    judged_logits: jax.Array
-
-    @classmethod
-    def of(cls, inputs: VerifyInputs, judged_logits: jax.Array) -> ReflectedInputs:
-        fields = {field.name: getattr(inputs, field.name) for field in dataclasses.fields(inputs)}
-        return cls(**fields, judged_logits=judged_logits)
-
-
 @register
 @dataclasses.dataclass(frozen=True)
 class Reflective(TokenRule):
@@ -97,6 +79,6 @@ class Reflective(TokenRule):
 
 def _judged(inputs: VerifyInputs) -> VerifyInputs:
     """The inputs with the mixed logits in place of the target's; as they are, if there was one view only."""
-    if not isinstance(inputs, ReflectedInputs):
+    if inputs.judged_logits is None:
         return inputs
     return dataclasses.replace(inputs, target_logits=inputs.judged_logits)

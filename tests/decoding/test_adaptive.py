@@ -9,11 +9,11 @@ import pytest
 from tiny_pairs import PROMPTS, answer, forced, text_pair, tiny_pair, tokens_of
 
 import kljudge_jax as kj
-from kljudge_jax.decoding import cycle_costs
-from kljudge_jax.decoding.adaptive import PROBE_INTERVAL, Costs, Pace
-from kljudge_jax.decoding.arguments import plan
-from kljudge_jax.decoding.display import pace as pace_line
-from kljudge_jax.decoding.sampling import Sampling
+from kljudge_jax.generation import cycle_costs
+from kljudge_jax.core.controller import PROBE_INTERVAL, Costs, Pace
+from kljudge_jax.generation.arguments import plan
+from kljudge_jax.generation.display import pace as pace_line
+from kljudge_jax.core.sampling import Sampling
 from kljudge_jax.errors import InputError
 
 HOPEFUL = kj.Adaptive(maximum=2, cost=0.1)

@@ -22,11 +22,11 @@ from tiny_pairs import (
 )
 
 import kljudge_jax as kj
-from kljudge_jax.decoding.drafter import Draft
-from kljudge_jax.decoding.sampling import Sampling, process_logits
-from kljudge_jax.decoding.scorers import DraftScorer, ReflectionScorer, Scores
-from kljudge_jax.decoding.state import Settings
-from kljudge_jax.decoding.verify import judge_drafts
+from kljudge_jax.core.protocols import Draft
+from kljudge_jax.core.sampling import Sampling, process_logits
+from kljudge_jax.core.scorers import DraftScorer, ReflectionScorer, Scores
+from kljudge_jax.core.state import Settings
+from kljudge_jax.core.verify import judge_drafts
 
 # XLA's maximum on a CPU drops a NaN where it is vectorised: at these sizes it missed every one of them.
 ROWS, LENGTH, VOCAB, STATE = 3, 4, 640, 16

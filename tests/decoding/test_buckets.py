@@ -10,10 +10,10 @@ from spread_pairs import spread
 from tiny_pairs import NEVER, PROMPTS, answer, compilations, tiny_pair, tokens_of, with_parameters
 
 import kljudge_jax as kj
-from kljudge_jax.decoding import buckets, loop, run
-from kljudge_jax.decoding.buckets import cache_buckets, resized
-from kljudge_jax.decoding.run import Run
-from kljudge_jax.decoding.sampling import Sampling
+from kljudge_jax.generation import buckets, loop, run
+from kljudge_jax.generation.buckets import cache_buckets, resized
+from kljudge_jax.generation.run import Run
+from kljudge_jax.core.sampling import Sampling
 from kljudge_jax.models import transformer
 from kljudge_jax.models.cache import KVCache
 from kljudge_jax.models.shapes import count_parameters, shape_config

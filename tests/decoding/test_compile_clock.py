@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 from tiny_pairs import answer
 
-from kljudge_jax.decoding import loop
-from kljudge_jax.decoding.compile_clock import compile_seconds
+from kljudge_jax.generation import loop
+from kljudge_jax.generation.compile_clock import compile_seconds
 
 
 def test_a_call_that_compiles_says_for_how_long():

@@ -10,7 +10,7 @@ import pytest
 from tiny_pairs import PROMPTS
 
 import kljudge_jax as kj
-from kljudge_jax.decoding.contract import check_rule
+from kljudge_jax.core.rule_check import check_rule
 from kljudge_jax.errors import InputError
 from kljudge_jax.verification.rule import RULES
 
@@ -87,7 +87,7 @@ def test_a_rules_own_errors_are_its_own():
 
 
 def test_generate_checks_before_it_runs(pair, monkeypatch):
-    monkeypatch.setattr("kljudge_jax.decoding.loop.start", lambda *args, **options: pytest.fail("it ran"))
+    monkeypatch.setattr("kljudge_jax.generation.programs.start", lambda *args, **options: pytest.fail("it ran"))
     with pytest.raises(InputError, match=r"Mine returns bool\[3\] as relaxed: return bool\[4\]"):
         mine = rule(lambda self, key, inputs: verdict(inputs, relaxed=jnp.zeros((3,), bool)))
         kj.generate(pair, PROMPTS, verifier=mine, draft_length=4)

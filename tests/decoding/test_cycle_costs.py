@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from kljudge_jax.decoding.adaptive import Adaptive, allowance
-from kljudge_jax.decoding.cycle_costs import CycleCosts
+from kljudge_jax.core.controller import Adaptive, allowance
+from kljudge_jax.generation.costs import CycleCosts
 
 
 def timed(costs, seconds_of, drafted=None, tokens=1.0, block=0.0):

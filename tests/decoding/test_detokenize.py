@@ -3,7 +3,7 @@
 import pytest
 from tiny_pairs import END, byte_tokenizer
 
-from kljudge_jax.decoding.detokenize import Detokenizer, cut_at_stop, decode, find_stop
+from kljudge_jax.generation.detokenize import Detokenizer, cut_at_stop, decode, find_stop
 
 
 @pytest.fixture(scope="module")

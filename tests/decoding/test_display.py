@@ -5,7 +5,7 @@ import pytest
 from tiny_pairs import DRAFT_LENGTH, PROMPTS, text_pair, tiny_pair
 
 import kljudge_jax as kj
-from kljudge_jax.decoding.display import COLOURS, marked_html, table_html
+from kljudge_jax.generation.display import COLOURS, marked_html, table_html
 
 
 @pytest.fixture(scope="module")

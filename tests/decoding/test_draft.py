@@ -6,9 +6,9 @@ import numpy as np
 from tiny_pairs import DRAFT_LENGTH, PROMPTS, forced, greedy_by_hand
 
 import kljudge_jax as kj
-from kljudge_jax.decoding.drafter import Caches, Context, Models, Request
-from kljudge_jax.decoding.sampling import Sampling, process_logits
-from kljudge_jax.decoding.score import prefill
+from kljudge_jax.core.protocols import Caches, Context, Models, Request
+from kljudge_jax.core.sampling import Sampling, process_logits
+from kljudge_jax.generation.score import prefill
 from kljudge_jax.models.cache import KVCache
 
 FIXED = Request(DRAFT_LENGTH)

@@ -22,9 +22,9 @@ from tiny_pairs import (
 )
 
 import kljudge_jax as kj
-from kljudge_jax.decoding import loop
-from kljudge_jax.decoding.drafter import Models
-from kljudge_jax.decoding.sampling import Sampling
+from kljudge_jax.generation import loop
+from kljudge_jax.core.protocols import Models
+from kljudge_jax.core.sampling import Sampling
 from kljudge_jax.models.linear import is_matrix
 from kljudge_jax.models.transformer import parameters
 

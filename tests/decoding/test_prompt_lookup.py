@@ -9,8 +9,8 @@ import pytest
 from tiny_pairs import PROMPTS, answer, tokens_of
 
 import kljudge_jax as kj
-from kljudge_jax.decoding.drafter import Caches, Context, Models, Request
-from kljudge_jax.decoding.sampling import Sampling
+from kljudge_jax.core.protocols import Caches, Context, Models, Request
+from kljudge_jax.core.sampling import Sampling
 from kljudge_jax.errors import InputError
 
 LENGTH = 5

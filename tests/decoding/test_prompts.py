@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from tiny_hf import make_tokenizer
 
-from kljudge_jax.decoding.prompts import split, tokenize
+from kljudge_jax.generation.prompts import split, tokenize
 from kljudge_jax.errors import InputError
 
 CHAT = [{"role": "system", "content": "w9"}, {"role": "user", "content": "w3 w4"}]

@@ -11,10 +11,10 @@ import pytest
 from tiny_pairs import DRAFT_LENGTH, answer, compilations, tiny_pair, tokens_of, with_parameters
 
 import kljudge_jax as kj
-from kljudge_jax.decoding import loop, refill, run, stats
-from kljudge_jax.decoding.queue import Queue
-from kljudge_jax.decoding.results import Generation
-from kljudge_jax.decoding.state import Settings
+from kljudge_jax.generation import loop, refill, run, stats
+from kljudge_jax.generation.queue import Queue
+from kljudge_jax.generation.results import Generation
+from kljudge_jax.core.state import Settings
 from kljudge_jax.errors import InputError
 
 _random = np.random.default_rng(0)

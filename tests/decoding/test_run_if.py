@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import pytest
 
 import kljudge_jax as kj
-from kljudge_jax.decoding import loop
-from kljudge_jax.decoding.adaptive import Costs
-from kljudge_jax.decoding.run_if import run_if
-from kljudge_jax.decoding.sampling import Sampling
-from kljudge_jax.decoding.state import Settings
+from kljudge_jax.generation import loop
+from kljudge_jax.core.controller import Costs
+from kljudge_jax.core.run_if import run_if
+from kljudge_jax.core.sampling import Sampling
+from kljudge_jax.core.state import Settings
 
 
 def test_an_adaptive_loop_copies_no_cache(pair):

@@ -10,7 +10,7 @@ import scipy.special
 import scipy.stats
 from tiny_hf import hf_processed
 
-from kljudge_jax.decoding.sampling import Sampling, draw, process_logits
+from kljudge_jax.core.sampling import Sampling, draw, process_logits
 from kljudge_jax.errors import InputError
 
 process = jax.jit(process_logits)

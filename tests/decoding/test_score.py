@@ -7,7 +7,7 @@ import pytest
 from tiny_pairs import forced, tiny_config
 
 import kljudge_jax as kj
-from kljudge_jax.decoding.score import CPU_CHUNK, PREFILL_CHUNK, count_shared_chunks, prefill, score_draft
+from kljudge_jax.generation.score import CPU_CHUNK, PREFILL_CHUNK, count_shared_chunks, prefill, score_draft
 from kljudge_jax.errors import InputError
 from kljudge_jax.models.cache import KVCache
 

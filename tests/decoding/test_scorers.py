@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 from tiny_pairs import PROMPTS, forced
 
-from kljudge_jax.decoding.score import prefill
-from kljudge_jax.decoding.scorers import DraftScorer, ReflectionScorer
+from kljudge_jax.generation.score import prefill
+from kljudge_jax.core.scorers import DraftScorer, ReflectionScorer
 from kljudge_jax.models.cache import KVCache
 
 LENGTHS = jnp.asarray([len(prompt) for prompt in PROMPTS])

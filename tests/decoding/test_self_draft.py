@@ -9,10 +9,10 @@ import pytest
 from tiny_pairs import DRAFT_LENGTH, PROMPTS, answer, forced, greedy_by_hand, tiny_model, tokens_of, with_parameters
 
 import kljudge_jax as kj
-from kljudge_jax.decoding.drafter import Caches, Context, Models, Request
-from kljudge_jax.decoding.sampling import Sampling
-from kljudge_jax.decoding.score import prefill
-from kljudge_jax.decoding.self_draft import first_layers
+from kljudge_jax.core.protocols import Caches, Context, Models, Request
+from kljudge_jax.core.sampling import Sampling
+from kljudge_jax.generation.score import prefill
+from kljudge_jax.drafters.self_draft import first_layers
 from kljudge_jax.errors import InputError
 from kljudge_jax.models.cache import KVCache
 

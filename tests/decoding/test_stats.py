@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from kljudge_jax.decoding.stats import Cycle, cut_cycles, pool, row_stats
+from kljudge_jax.generation.stats import Cycle, cut_cycles, pool, row_stats
 
 # Of 4 drafted 2 accepted, all accepted, none accepted, and a draft that ended with the text.
 CYCLES = [Cycle(4, 2, 3), Cycle(4, 4, 5), Cycle(4, 0, 1), Cycle(2, 2, 2)]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from tiny_pairs import answer, tokens_of
 
-from kljudge_jax.decoding.detokenize import decode
+from kljudge_jax.generation.detokenize import decode
 from kljudge_jax.errors import InputError
 
 LENGTH = 40

@@ -12,13 +12,13 @@ from test_rule import EXAMPLES
 from tiny_pairs import answer, tiny_pair, tokens_of
 
 import kljudge_jax as kj
-from kljudge_jax.decoding import loop
-from kljudge_jax.decoding.adaptive import Costs
-from kljudge_jax.decoding.drafter import Caches, Context, Models, Request
-from kljudge_jax.decoding.sampling import Sampling, process_logits
-from kljudge_jax.decoding.score import prefill
-from kljudge_jax.decoding.scorers import DraftScorer, ReflectionScorer
-from kljudge_jax.decoding.state import Settings
+from kljudge_jax.generation import loop
+from kljudge_jax.core.controller import Costs
+from kljudge_jax.core.protocols import Caches, Context, Models, Request
+from kljudge_jax.core.sampling import Sampling, process_logits
+from kljudge_jax.generation.score import prefill
+from kljudge_jax.core.scorers import DraftScorer, ReflectionScorer
+from kljudge_jax.core.state import Settings
 from kljudge_jax.models.cache import KVCache
 
 DRAFTERS = (kj.ModelDraft(), kj.PromptLookup(), kj.SelfDraft(1))

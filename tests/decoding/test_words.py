@@ -3,7 +3,7 @@
 import pytest
 
 import kljudge_jax as kj
-from kljudge_jax.decoding.words import parse_draft_length, parse_drafter
+from kljudge_jax.drafters.words import parse_draft_length, parse_drafter
 from kljudge_jax.errors import InputError
 
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kljudge_jax.decoding.stats import Cycle
+from kljudge_jax.generation.stats import Cycle
 from kljudge_jax.evaluation.cost_model import CostModel, acceptance_rate, advice, expected_tokens, nondecreasing
 
 rates = st.floats(0, 1)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from kljudge_jax.cli import main
-from kljudge_jax.decoding.memory_plan import Workload
+from kljudge_jax.generation.memory_plan import Workload
 from kljudge_jax.evaluation.memory_table import memory_table
 
 

@@ -9,10 +9,10 @@ import pytest
 from tiny_pairs import DRAFT_LENGTH, PROMPTS, tiny_pair
 
 import kljudge_jax as kj
-from kljudge_jax.decoding import loop
-from kljudge_jax.decoding.drafter import Models
-from kljudge_jax.decoding.run import Run
-from kljudge_jax.decoding.sampling import Sampling
+from kljudge_jax.generation import loop
+from kljudge_jax.core.protocols import Models
+from kljudge_jax.generation.run import Run
+from kljudge_jax.core.sampling import Sampling
 from kljudge_jax.evaluation import parts
 
 

@@ -7,7 +7,7 @@ import pytest
 from sweep_records import Letters, record
 from tiny_pairs import rounded, text_pair
 
-from kljudge_jax.decoding.generate import generate
+from kljudge_jax.generation.generate import generate
 from kljudge_jax.errors import InputError
 from kljudge_jax.evaluation import sweep
 from kljudge_jax.evaluation.summary import summarise

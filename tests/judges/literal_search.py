@@ -8,7 +8,7 @@ import functools
 import numpy as np
 
 import kljudge_jax as kj
-from kljudge_jax.decoding.detokenize import decode
+from kljudge_jax.generation.detokenize import decode
 
 
 def forced(model, tokens, width):

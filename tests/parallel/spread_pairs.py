@@ -6,10 +6,10 @@ import jax
 import numpy as np
 from tiny_pairs import NEVER, tiny_pair
 
-from kljudge_jax.decoding import loop, refill
-from kljudge_jax.decoding.draft import ModelDraft
-from kljudge_jax.decoding.run import Run
-from kljudge_jax.decoding.sampling import Sampling
+from kljudge_jax.generation import loop, refill
+from kljudge_jax.drafters.model_draft import ModelDraft
+from kljudge_jax.generation.run import Run
+from kljudge_jax.core.sampling import Sampling
 from kljudge_jax.models.transformer import assemble, parameters
 from kljudge_jax.parallel.placement import Placement
 

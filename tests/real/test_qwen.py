@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import kljudge_jax as kj
-from kljudge_jax.decoding.prompts import tokenize
+from kljudge_jax.generation.prompts import tokenize
 
 pytestmark = pytest.mark.real
 

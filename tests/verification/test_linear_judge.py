@@ -11,7 +11,7 @@ from heads import state_verdicts as verdicts
 from random_cases import SIZE
 from tiny_pairs import PROMPTS, answer, forced, tiny_pair
 
-from kljudge_jax.decoding import loop
+from kljudge_jax.generation import loop
 from kljudge_jax.errors import InputError
 from kljudge_jax.verification import LinearJudge, SpeculativeSampling, parse_verifier
 

@@ -9,8 +9,8 @@ from typing import Any, ClassVar, Protocol
 import jax
 import numpy as np
 
-from kljudge_jax.decoding.results import Generation
-from kljudge_jax.decoding.stats import Stats
+from kljudge_jax.generation.results import Generation
+from kljudge_jax.generation.stats import Stats
 from kljudge_jax.models.pair import ModelPair
 
 

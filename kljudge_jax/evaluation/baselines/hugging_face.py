@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import jax
 import numpy as np
 
-from kljudge_jax.decoding import arguments
-from kljudge_jax.decoding.detokenize import decode
-from kljudge_jax.decoding.prompts import tokenize
-from kljudge_jax.decoding.stats import Cycle, row_stats
+from kljudge_jax.generation import arguments
+from kljudge_jax.generation.detokenize import decode
+from kljudge_jax.generation.prompts import tokenize
+from kljudge_jax.generation.stats import Cycle, row_stats
 from kljudge_jax.errors import InputError
 from kljudge_jax.evaluation.baselines.base import Answer, Request
 from kljudge_jax.evaluation.baselines.passes import Passes, cycles_of

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from kljudge_jax.decoding.stats import Cycle
+from kljudge_jax.generation.stats import Cycle
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

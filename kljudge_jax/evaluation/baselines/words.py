@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from kljudge_jax.decoding.prompt_lookup import PromptLookup
-from kljudge_jax.decoding.words import parse_drafter
+from kljudge_jax.drafters.prompt_lookup import PromptLookup
+from kljudge_jax.drafters.words import parse_drafter
 from kljudge_jax.errors import InputError
 from kljudge_jax.evaluation.baselines.base import Baseline
 from kljudge_jax.evaluation.baselines.hugging_face import HFAssisted, HFGenerate, HFLookup

@@ -2,7 +2,7 @@
 
 import pytest
 
-from kljudge_jax.decoding.stats import Cycle
+from kljudge_jax.generation.stats import Cycle
 from kljudge_jax.evaluation.baselines.passes import cycles_of
 
 PROMPT = [7, 8]

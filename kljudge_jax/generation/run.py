@@ -11,21 +11,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kljudge_jax.decoding import arguments, loop, prompts, stats
-from kljudge_jax.decoding.adaptive import Adaptive
-from kljudge_jax.decoding.buckets import cache_buckets, resized
-from kljudge_jax.decoding.compile_clock import compile_seconds
-from kljudge_jax.decoding.cycle_costs import CycleCosts
-from kljudge_jax.decoding.detokenize import cut_at_stop, decode
-from kljudge_jax.decoding.drafter import Caches, Drafter
-from kljudge_jax.decoding.memory_plan import Workload, check_run_fits
-from kljudge_jax.decoding.queue import Queue
-from kljudge_jax.decoding.refill import Entries, refill
-from kljudge_jax.decoding.results import Generation, Progress
-from kljudge_jax.decoding.row import Row, look
-from kljudge_jax.decoding.sampling import Sampling
-from kljudge_jax.decoding.score import PREFILL_CHUNK, count_shared_chunks
-from kljudge_jax.decoding.state import Settings
+from kljudge_jax.core import rows
+from kljudge_jax.core.loop import UNBOUNDED, Entries
+from kljudge_jax.core.protocols import Drafter
+from kljudge_jax.core.controller import Adaptive
+from kljudge_jax.core.sampling import Sampling
+from kljudge_jax.core.state import LoopState, Numbers, Shape
+from kljudge_jax.generation import arguments, programs, prompts, stats
+from kljudge_jax.generation.buckets import cache_buckets
+from kljudge_jax.generation.compile_clock import compile_seconds
+from kljudge_jax.generation.costs import CycleCosts
+from kljudge_jax.generation.detokenize import cut_at_stop, decode
+from kljudge_jax.generation.memory_plan import Workload, check_run_fits
+from kljudge_jax.generation.queue import Queue
+from kljudge_jax.generation.results import Generation, Progress
+from kljudge_jax.generation.row import Row, look
+from kljudge_jax.generation.score import PREFILL_CHUNK, count_shared_chunks, prefill_plan
 from kljudge_jax.models.packed import pack
 from kljudge_jax.models.pair import ModelPair
 from kljudge_jax.parallel.axes import VOCAB
@@ -64,20 +65,20 @@ class Run:
         batch_size: int | None = None,
     ):
         self.pair = pair
-        layout = pair.target.layout
+        layout = getattr(pair.target, "layout", None)
         self.sampling = sampling if layout is None else dataclasses.replace(sampling, split=layout.ways(VOCAB) > 1)
         self.stop = arguments.stop_strings(stop, pair)
         plan = arguments.plan(pair, verifier, drafter, draft_length, self.sampling)
-        self.verifier, self.draft = plan.verifier, plan.draft
+        self.verifier, self.drafter, self.draft = plan.verifier, plan.drafter, plan.draft
         self.models = pack(pair.target), pack(plan.draft)
-        rows = prompts.split(given)
-        self.batch = len(rows)
+        texts = prompts.split(given)
+        self.batch = len(texts)
         slots = arguments.slots(batch_size, self.batch)
         if layout is not None:
             say_undivided_rows(layout, slots)
         names = ["the prompt"] if self.batch == 1 else [f"prompt {i}" for i in range(self.batch)]
-        vocab = pair.target.config.vocab_size
-        ids = [prompts.tokenize(row, pair.tokenizer, vocab, name) for row, name in zip(rows, names, strict=True)]
+        vocab = pair.target.vocab_size
+        ids = [prompts.tokenize(text, pair.tokenizer, vocab, name) for text, name in zip(texts, names, strict=True)]
         budget = arguments.budget(max_new_tokens, self.batch)
         arguments.check_fit(pair.target, self.draft, ids, budget, names)
         budget = budget.astype(np.int32)
@@ -105,14 +106,15 @@ class Run:
                 capacity=capacity,
             ),
         )
-        adaptive = None if plan.adaptive is None else plan.adaptive.without_cost()
-        self.settings = Settings(plan.drafter, plan.draft_length, capacity, room, trace, adaptive, plan.scorer)
+        controller = None if plan.adaptive is None else plan.adaptive.without_cost()
+        self.shape = Shape(
+            plan.draft_length, room, capacity, trace, plan.scorer, controller, prefill_plan(pair.target)
+        )
         self.eos = jnp.asarray(pair.eos, jnp.int32)
         # On the host: to index an array on the device costs a dispatch.
         self._keys, self._key_kind = arguments.row_keys(key, self.batch)
         self._budget = budget
-        self._shared_chunks = np.int32(count_shared_chunks(padded, lengths))
-        self._written = plan.scorer.slots(plan.draft_length)
+        self._shared = np.int32(PREFILL_CHUNK * count_shared_chunks(padded, lengths))
         self._buckets = cache_buckets(pair.target, plan.draft, slots * plan.scorer.drafts, capacity)
 
         self.queue = Queue(self.batch, slots)
@@ -120,12 +122,11 @@ class Run:
         if plan.adaptive is not None:
             models = tuple(model and model.structure for model in self.models)
             # What costs are is much the same whatever room the prompts and the answers have.
-            alike = dataclasses.replace(self.settings, capacity=0, room=0)
+            alike = dataclasses.replace(self.shape, capacity=0, room=0)
             # Where attention reads all of a cache, the caches' sizes decide too.
             sizes = self._buckets if len(self._buckets) > 1 else None
-            program = models, alike, type(self.verifier), self.sampling.greedy, slots, sizes
-            self.costs = CycleCosts.of(program, plan.adaptive, plan.cost, plan.draft_cost, slots)
-        self._spent = 0.0  # what was lost to cycles that were timed
+            program = models, self.drafter, alike, type(self.verifier), self.sampling.greedy, slots, sizes
+            self.costs = CycleCosts.of(program, plan.adaptive, plan.cost)
         self._known: dict[str, np.ndarray] = {}
         began = time.perf_counter()
         self.state = jax.block_until_ready(self.start())
@@ -139,18 +140,28 @@ class Run:
     def compile_seconds(self) -> float:
         return self.queue.compile_seconds
 
-    def start(self) -> loop.LoopState:
+    @property
+    def static(self) -> dict[str, Any]:
+        """The static arguments of the programs of this run."""
+        return {"drafter": self.drafter, "shape": self.shape, "kind": type(self.verifier)}
+
+    def numbers(self, budget: Any = 0, costs: np.ndarray | None = None) -> Numbers:
+        """The data half of the run; a budget is for those programs that begin rows."""
+        return Numbers(self.sampling, jnp.asarray(budget), self.eos, costs=costs)
+
+    def start(self) -> LoopState:
         """A new state that has consumed the first prompts, one a slot."""
         first = slice(self.queue.slots)
-        return loop.start(
+        return programs.start(
             *self.models,
+            self.verifier,
             self._prompts[first],
             self.lengths[first],
             self._row_keys(first),
-            self._budget[first],
-            self._shared_chunks,
-            self._cache_slots(),
-            settings=self.settings,
+            self.numbers(self._budget[first]),
+            self._shared,
+            slots=self._cache_slots(),
+            **self.static,
         )
 
     def advance(self, max_cycles: int, watched: bool = False) -> list[int]:
@@ -167,27 +178,24 @@ class Run:
         moved = self._resize(slots)
         # A block in which the caches moved would not be timed alone.
         timed = None if self.costs is None or moved else self.costs.next()
+        costs = None
+        if self.costs is not None:
+            costs = self.costs.table() if timed is None else self.costs.only(timed[0])
         ready = time.perf_counter()
-        state = loop.run_cycles(
+        state = programs.run_cycles(
             *self.models,
             self.verifier,
-            self.sampling,
-            self.eos,
             self.state,
+            self.numbers(costs=costs),
             self._halted,
             np.int32(max_cycles if timed is None else min(max_cycles, timed[1])),
-            np.int32(max(1, queue.slots // _SLOTS_A_LOOK) if queue.waiting or watched else loop.NEVER_ENOUGH),
-            None
-            if self.costs is None
-            else self.costs.costs(self._spent, -1 if timed is None else timed[0], not queue.waiting),
-            settings=self.settings,
-            rule=type(self.verifier),
+            np.int32(max(1, queue.slots // _SLOTS_A_LOOK) if queue.waiting or watched else UNBOUNDED),
+            **self.static,
         )
         compiled = compile_seconds(began)
-        self._known = look(state, self.settings.trace)
+        self._known = look(state, self.shape.trace)
         if self.costs is not None and timed is not None:
-            seconds = time.perf_counter() - ready - compiled
-            self._spent += self.costs.took(timed[0], *self._last_block(), seconds)
+            self.costs.took(timed[0], self._last_drafts(), timed[1], time.perf_counter() - ready - compiled)
         self.state = state
         over = []
         for slot, prompt in queue.occupied():
@@ -197,7 +205,7 @@ class Run:
                     over.append((slot, prompt, row))
         queue.ran(self._known["cycles"], time.perf_counter() - began - compiled, compiled)
         for slot, prompt, row in over:
-            counts = row.stats(self.settings.draft_length, self.pair.eos, **queue.times(prompt))
+            counts = row.stats(self.shape.draft_length, self.pair.eos, **queue.times(prompt))
             self._ended[prompt] = row, counts
             self._halted[slot] = True
             queue.leave(slot)
@@ -230,9 +238,9 @@ class Run:
     def result(self) -> Generation:
         """All answers, which have ended."""
         queue = self.queue
-        rows = [self._ended[prompt][1] for prompt in range(self.batch)]
+        each = [self._ended[prompt][1] for prompt in range(self.batch)]
         pooled = stats.pool(
-            rows,
+            each,
             seconds=queue.seconds,
             prefill_seconds=queue.prefill_seconds,
             compile_seconds=queue.compile_seconds,
@@ -240,35 +248,28 @@ class Run:
         )
         return self._generation(range(self.batch), pooled)
 
-    def _last_block(self) -> tuple[np.ndarray, float]:
-        """The longest draft of each cycle of the last block, over all slots, int `[cycles]`; and the tokens that a slot
-        committed in a cycle: on average while prompts wait, then in the slot that committed fewest."""
+    def _last_drafts(self) -> np.ndarray:
+        """The longest draft of each cycle of the last block, over all slots: int `[cycles]`."""
         before, after = self.queue.cycles, self._known["cycles"]
         drafted = np.zeros(int(np.max(after - before)), np.int64)
-        rates, weights = [], []
         for slot, ran in enumerate(after - before):
             block = slice(before[slot], after[slot])
             drafted[:ran] = np.maximum(drafted[:ran], self._known["cycle_drafted"][slot, block])
-            if ran:
-                rates.append(self._known["cycle_committed"][slot, block].mean())
-                weights.append(ran)
-        if not rates:
-            return drafted, 0.0
-        return drafted, float(np.average(rates, weights=weights) if self.queue.waiting else np.min(rates))
+        return drafted
 
     def _generation(self, of, counts: stats.Stats) -> Generation:
-        rows = [self._ended[prompt][0] for prompt in of]
+        ended = [self._ended[prompt][0] for prompt in of]
         text = [
             decode(self.pair.tokenizer, row.text_tokens(self.pair.eos)[0]) if row.text is None else row.text
-            for row in rows
+            for row in ended
         ]
         traced = {}
-        if self.settings.trace:
-            traced = {name: [getattr(row, name) for row in rows] for name in ("kl", "logprobs", "cycles")}
+        if self.shape.trace:
+            traced = {name: [getattr(row, name) for row in ended] for name in ("kl", "logprobs", "cycles")}
         return Generation(
             text,
-            [row.tokens for row in rows],
-            [row.origin for row in rows],
+            [row.tokens for row in ended],
+            [row.origin for row in ended],
             counts,
             cycle_costs=None if self.costs is None else self.costs.table(),
             tokenizer=self.pair.tokenizer,
@@ -287,19 +288,17 @@ class Run:
         longest = int(self.lengths.max())
         if self._known:
             longest = max([longest] + [int(self._known["length"][slot]) for slot, _ in self.queue.occupied()])
-        needed = max(longest + self._written, self._prompts.shape[1])
+        needed = max(longest + self.shape.written, self._prompts.shape[1])
         return next(slots for slots in self._buckets if slots >= needed)
 
     def _resize(self, slots: int) -> bool:
         """Gives the caches so many slots, and returns whether they had others."""
-        caches = self.state.caches
-        if slots == caches.target.capacity:
+        state = self.state
+        if slots == state.cache.slots:
             return False
-        target = resized(caches.target, slots, self.pair.target.layout)
-        draft = None
-        if caches.draft is not None and self.draft is not None:
-            draft = resized(caches.draft, slots, self.draft.layout)
-        self.state = dataclasses.replace(self.state, caches=Caches(target, draft))
+        self.state = dataclasses.replace(
+            state, cache=state.cache.resized(slots), drafter=rows.resized(state.drafter, slots)
+        )
         return True
 
     def _refill(self) -> None:
@@ -311,8 +310,9 @@ class Run:
         places = np.resize(some, self.queue.slots)  # those after the first `len(some)` are not read
         self._halted[slots] = False
         began = time.perf_counter()
-        self.state = refill(
+        self.state = programs.refill(
             *self.models,
+            self.verifier,
             self.state,
             Entries(
                 self._prompts[places],
@@ -321,9 +321,10 @@ class Run:
                 self._budget[places],
                 jnp.asarray(np.resize(np.array(slots, np.int32), self.queue.slots)),
             ),
+            self.numbers(),
             np.int32(len(some)),
-            self._shared_chunks,
-            settings=self.settings,
+            self._shared,
+            **self.static,
         )
         compiled = compile_seconds(began)
         jax.block_until_ready(self.state.length)

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 
-from kljudge_jax.decoding.drafter import Caches, Context, Draft, Models, Request
-from kljudge_jax.decoding.sampling import Sampling
+from kljudge_jax.core.protocols import Context, Draft, Models, Request, Window
 from kljudge_jax.errors import InputError
-from kljudge_jax.models.pair import ModelPair
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,21 +44,29 @@ class PromptLookup:
         if not isinstance(self.ngram, int) or isinstance(self.ngram, bool) or self.ngram < 1:
             raise InputError(f"give PromptLookup a whole number from 1 on as its ngram, not {self.ngram!r}")
 
-    def check(self, pair: ModelPair) -> None:
+    def check(self, pair: Any) -> None:
         """It needs no model."""
 
-    def cost(self, pair: ModelPair) -> float:
-        return 0.0
+    def reads(self, pair: Any) -> None:
+        """No weights: a draft token costs nothing."""
+
+    def init(self, models: Models, batch: int, slots: int) -> Any:
+        """See `Drafter`: all that it looks at is in the sequence."""
+        return ()
+
+    def observe(self, models: Models, state: Any, window: Window) -> Any:
+        """See `Drafter`."""
+        return state
 
     def propose(
-        self, models: Models, caches: Caches, context: Context, sampling: Sampling, request: Request
-    ) -> tuple[Draft, Caches]:
+        self, models: Models, target_cache: Any, state: Any, context: Context, request: Request
+    ) -> tuple[Draft, Any, Any]:
         """See `Drafter`."""
         tokens, found = jax.vmap(lambda sequence, last: self._look_up(sequence, last, request.draft_length))(
             context.sequence, context.consumed
         )
         count = jnp.where(found, jnp.minimum(context.wanted, request.draft_length), 0)
-        return Draft(tokens, count, None, None, None), caches
+        return Draft(tokens, count), target_cache, state
 
     def _look_up(self, sequence: jax.Array, last: jax.Array, length: int) -> tuple[jax.Array, jax.Array]:
         """The continuation int32 `[length]` of one sequence `[S]` that ends at `last`, and whether there is one."""

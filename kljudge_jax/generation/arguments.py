@@ -8,14 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kljudge_jax.decoding.adaptive import SCORING_COST, Adaptive
-from kljudge_jax.decoding.contract import check_rule
-from kljudge_jax.decoding.drafter import Drafter
-from kljudge_jax.decoding.sampling import Sampling
-from kljudge_jax.decoding.scorers import DraftScorer, ReflectionScorer, Scorer
-from kljudge_jax.decoding.words import parse_drafter
+from kljudge_jax.core.controller import Adaptive
+from kljudge_jax.core.protocols import Drafter
+from kljudge_jax.core.rule_check import check_rule
+from kljudge_jax.core.sampling import Sampling
+from kljudge_jax.core.scorers import DraftScorer, ReflectionScorer, Scorer
+from kljudge_jax.drafters.words import parse_drafter
 from kljudge_jax.errors import InputError
-from kljudge_jax.models.transformer import Transformer
+from kljudge_jax.generation.costs import estimate
 from kljudge_jax.verification import GreedyExact, SpeculativeSampling, Verifier, parse_verifier
 
 
@@ -24,22 +24,20 @@ class Plan(NamedTuple):
 
     Attributes:
       verifier: the rule, its numbers as arrays.
-      draft: the draft model, or None.
+      draft: what the drafter keeps its parameters in, or None.
       drafter: what proposes, or None.
       draft_length: K.
       adaptive: how the length adapts, or None.
-      cost: what one more draft token costs by estimate, as a share of a plain target pass.
-      draft_cost: the part of it that the sizes of the models say the draft takes.
+      cost: what one more draft token costs by estimate, as a share of a plain cycle.
       scorer: how the target looks at a draft.
     """
 
     verifier: Verifier
-    draft: Transformer | None
+    draft: Any
     drafter: Drafter | None
     draft_length: int
     adaptive: Adaptive | None
     cost: float
-    draft_cost: float
     scorer: Scorer
 
 
@@ -49,7 +47,7 @@ def plan(pair, verifier, drafter, draft_length, sampling: Sampling) -> Plan:
         verifier = parse_verifier(verifier, sampling.greedy)
     if verifier is None:
         strict = GreedyExact() if sampling.greedy else SpeculativeSampling()
-        return Plan(strict, None, None, 0, None, 0.0, 0.0, DraftScorer())
+        return Plan(strict, None, None, 0, None, 0.0, DraftScorer())
     name = type(verifier).__name__
     if not callable(verifier) or isinstance(verifier, type):
         raise InputError(f"a verifier is a rule such as KLJudge(0.4) or a word such as 'kl:0.4', got {verifier!r}")
@@ -59,8 +57,9 @@ def plan(pair, verifier, drafter, draft_length, sampling: Sampling) -> Plan:
         drafter = parse_drafter(drafter)
     if isinstance(drafter, type) or not hasattr(drafter, "propose"):
         raise InputError(f"a drafter is one such as ModelDraft(), got {drafter!r}; plain decoding is verifier=None")
-    drafter.check(pair)
-    if "draft_hidden" in getattr(verifier, "needs", frozenset()) and not drafter.has_hidden:
+    if hasattr(drafter, "check"):
+        drafter.check(pair)
+    if "draft_hidden" in getattr(verifier, "needs", frozenset()) and not getattr(drafter, "has_hidden", False):
         raise InputError(f"{name} reads the draft's states, and {type(drafter).__name__} has none: draft with a model")
     if hasattr(verifier, "check_pair"):
         verifier.check_pair(pair)
@@ -73,10 +72,9 @@ def plan(pair, verifier, drafter, draft_length, sampling: Sampling) -> Plan:
             "verifier=None"
         )
     scorer = _scorer(verifier, drafter, pair, sampling)
-    draft_cost = scorer.drafts * drafter.cost(pair)
-    cost = draft_cost + scorer.positions * SCORING_COST
-    if adaptive is not None and isinstance(adaptive.cost, int | float):
-        cost = float(adaptive.cost)
+    cost = 0.0
+    if adaptive is not None:
+        cost = estimate(pair, drafter, adaptive, scorer.drafts, scorer.positions)
 
     def as_data(number):
         if not isinstance(number, int | float | np.number | np.ndarray | jax.Array):
@@ -89,21 +87,26 @@ def plan(pair, verifier, drafter, draft_length, sampling: Sampling) -> Plan:
             return number.astype(jnp.float32)
         return number.astype(jnp.int32) if jnp.issubdtype(number.dtype, jnp.integer) else number
 
-    draft = pair.draft if drafter.uses_draft_model else None
+    draft = pair.draft if getattr(drafter, "uses_draft_model", True) else None
     verifier = jax.tree.map(as_data, verifier)
     needs: frozenset[str] = getattr(verifier, "needs", frozenset())
     check_rule(
         verifier,
         draft_length=int(draft_length),
-        vocab_size=pair.target.config.vocab_size,
+        vocab_size=pair.target.vocab_size,
         draft_state=_state_of(draft or pair.target) if "draft_hidden" in needs else None,
         target_state=_state_of(pair.target) if "target_hidden" in needs else None,
     )
-    return Plan(verifier, draft, drafter, int(draft_length), adaptive, cost, draft_cost, scorer)
+    return Plan(verifier, draft, drafter, int(draft_length), adaptive, cost, scorer)
 
 
-def _state_of(model: Transformer) -> tuple[int, jnp.dtype]:
-    return model.config.hidden_size, model.dtype
+def _state_of(model: Any) -> tuple[int, jnp.dtype]:
+    """Size and dtype of a model's final-norm states."""
+    tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+    features = jax.eval_shape(lambda model, tokens: model(tokens, model.init_cache(1, 1))[0], model, tokens)
+    if features.hidden is None:
+        raise InputError("the rule reads hidden states, and that model gives logits alone: choose another rule")
+    return features.hidden.shape[-1], features.hidden.dtype
 
 
 def _scorer(verifier, drafter, pair, sampling: Sampling) -> Scorer:
@@ -113,7 +116,7 @@ def _scorer(verifier, drafter, pair, sampling: Sampling) -> Scorer:
         return DraftScorer()
     if wanted == "several drafts":
         # Drafts that are not drawn are all the same.
-        return DraftScorer(1 if sampling.greedy or not drafter.draws else verifier.drafts)
+        return DraftScorer(1 if sampling.greedy or not getattr(drafter, "draws", True) else verifier.drafts)
     if wanted == "reflection":
         if pair.tokenizer is None:
             raise InputError(
@@ -166,10 +169,11 @@ def check_fit(target, draft, ids, budget, names) -> None:
     """Refuses prompts that, with their new tokens, are longer than a model was made for."""
     for model, whose in ((target, "target"), (draft, "draft")):
         for tokens, new, name in zip(ids, budget, names, strict=True):
-            if model is not None and len(tokens) + new > model.config.max_position:
+            most = getattr(model, "max_length", None)
+            if most is not None and len(tokens) + new > most:
                 raise InputError(
                     f"{name} has {len(tokens)} tokens; with {new} new ones that is {len(tokens) + new}, and the "
-                    f"{whose} takes {model.config.max_position}: shorten it or lower max_new_tokens"
+                    f"{whose} takes {most}: shorten it or lower max_new_tokens"
                 )
 
 

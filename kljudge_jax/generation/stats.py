@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from kljudge_jax.decoding.display import stats_html
+from kljudge_jax.generation.display import stats_html
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from kljudge_jax.decoding.state import ORIGINS, RELAXED, from_draft
-from kljudge_jax.decoding.stats import Cycle, Stats, cut_cycles, row_stats
+from kljudge_jax.core.state import ORIGINS, RELAXED, from_draft
+from kljudge_jax.generation.stats import Cycle, Stats, cut_cycles, row_stats
 from kljudge_jax.parallel.hosts import fetch
 
 # What the host is told of every slot.

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from kljudge_jax.decoding.score import PREFILL_CHUNK
+from kljudge_jax.generation.score import PREFILL_CHUNK
 from kljudge_jax.errors import InputError
 from kljudge_jax.models.config import TransformerConfig
 from kljudge_jax.models.linear import Storage
@@ -177,8 +177,10 @@ def check_fits(
     )
 
 
-def check_run_fits(target: Transformer, draft: Transformer | None, workload: Workload) -> None:
+def check_run_fits(target: Any, draft: Any, workload: Workload) -> None:
     """The same of models that are loaded, and of what their devices have left beside them."""
+    if not isinstance(target, Transformer) or not isinstance(draft, Transformer | None):
+        return  # of others nothing is known before they are compiled
     if jax.process_count() > 1:
         return  # each host sees its own memory, and one that refused alone would leave the others waiting
     layout = target.layout

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 
-from kljudge_jax.decoding.draft import bytes_read, roll_out
-from kljudge_jax.decoding.drafter import Caches, Context, Draft, Models, Request
-from kljudge_jax.decoding.sampling import Sampling
+from kljudge_jax.core.protocols import Context, Draft, Models, Request, Window
+from kljudge_jax.core.target import consume
+from kljudge_jax.drafters.model_draft import roll_out
 from kljudge_jax.errors import InputError
-from kljudge_jax.models.cache import KVCache
-from kljudge_jax.models.pair import ModelPair
-from kljudge_jax.models.transformer import Transformer, assemble, parameters
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,34 +39,38 @@ class SelfDraft:
         if not isinstance(self.layers, int) or isinstance(self.layers, bool) or self.layers < 1:
             raise InputError(f"give SelfDraft a whole number from 1 on as its layers, not {self.layers!r}")
 
-    def check(self, pair: ModelPair) -> None:
-        total = pair.target.config.num_layers
+    def check(self, pair: Any) -> None:
+        """Raises InputError if it cannot draft for this pair."""
+        if not callable(getattr(pair.target, "first", None)):
+            raise InputError(
+                f"SelfDraft needs a target with a method 'first', and {type(pair.target).__name__} has none: draft with "
+                "a model or PromptLookup()"
+            )
+        total = pair.target.num_layers
         if self.layers >= total:
             raise InputError(
                 f"SelfDraft({self.layers}) needs a target of more layers than that, and this one has {total}: "
                 "give it fewer"
             )
 
-    def cost(self, pair: ModelPair) -> float:
-        return bytes_read(first_layers(pair.target, self.layers)) / bytes_read(pair.target)
+    def reads(self, pair: Any) -> Any:
+        """The model whose weights one more draft token takes."""
+        return pair.target.first(self.layers)
+
+    def init(self, models: Models, batch: int, slots: int) -> Any:
+        """See `Drafter`: it works in the target's cache, and remembers nothing of its own."""
+        return ()
+
+    def observe(self, models: Models, state: Any, window: Window) -> Any:
+        """See `Drafter`."""
+        return state
 
     def propose(
-        self, models: Models, caches: Caches, context: Context, sampling: Sampling, request: Request
-    ) -> tuple[Draft, Caches]:
+        self, models: Models, target_cache: Any, state: Any, context: Context, request: Request
+    ) -> tuple[Draft, Any, Any]:
         """See `Drafter`."""
-        whole, count = caches.target, self.layers
-        model = first_layers(models.target, count)
-
-        cache = KVCache(whole.keys[:count], whole.values[:count], context.consumed)
+        model: Any = models.target.first(self.layers)  # type: ignore[attr-defined]  # `check` has seen it
         last = jnp.take_along_axis(context.sequence, context.consumed[:, None], axis=1)
-        hidden, cache = model(last, cache)
-        draft, written = roll_out(model, cache, hidden[:, 0], context, sampling, request)
-        merged = KVCache(written.keys + whole.keys[count:], written.values + whole.values[count:], context.consumed)
-        return draft, caches._replace(target=merged)
-
-
-def first_layers(model: Transformer, count: int) -> Transformer:
-    """The model cut after `count` layers, with the same arrays."""
-    config = model.config
-    cut = dataclasses.replace(config, num_layers=count, windows=config.windows[:count])
-    return assemble(cut, parameters(model), model.storage)
+        features, cache = consume(model, last, target_cache.at_length(context.consumed), whose="draft")
+        draft, cache = roll_out(model, cache, features, context, request)
+        return draft, cache, state

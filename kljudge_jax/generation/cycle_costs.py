@@ -8,7 +8,7 @@ from collections.abc import Hashable
 
 import numpy as np
 
-from kljudge_jax.decoding.adaptive import CATCH_UP, MEASURED, Adaptive, Costs, allowance
+from kljudge_jax.core.controller import CATCH_UP, MEASURED, Adaptive, Costs, allowance
 from kljudge_jax.parallel.hosts import agreed
 
 # A length is timed in so many blocks of so many cycles, of which the best counts. They are few, since what is drafted

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 
-from kljudge_jax.decoding.adaptive import MEASURED, SIZE, Adaptive
-from kljudge_jax.decoding.draft import ModelDraft
-from kljudge_jax.decoding.drafter import Drafter
-from kljudge_jax.decoding.prompt_lookup import PromptLookup
-from kljudge_jax.decoding.self_draft import SelfDraft
+from kljudge_jax.core.controller import MEASURED, SIZE, Adaptive
+from kljudge_jax.drafters.model_draft import ModelDraft
+from kljudge_jax.core.protocols import Drafter
+from kljudge_jax.drafters.prompt_lookup import PromptLookup
+from kljudge_jax.drafters.self_draft import SelfDraft
 from kljudge_jax.errors import InputError
 
 _DRAFTERS = {"model": ModelDraft, "lookup": PromptLookup, "self": SelfDraft}

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from kljudge_jax.decoding.results import Generation
-    from kljudge_jax.decoding.stats import Stats
+    from kljudge_jax.generation.results import Generation
+    from kljudge_jax.generation.stats import Stats
 
 # One colour an origin, told apart by people who see no red or no green too; relaxed tokens are underlined besides.
 COLOURS = {"draft": "#bfe3d0", "relaxed": "#ffd27a", "target": "#b9d4f4"}

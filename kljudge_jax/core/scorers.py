@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 
-from kljudge_jax.decoding.score import score_draft
-from kljudge_jax.models.cache import KVCache
-from kljudge_jax.models.transformer import Transformer
+from kljudge_jax.core.protocols import Features
+from kljudge_jax.core.target import at_places, consume, logits_of, until
 
 
 class Scores(NamedTuple):
@@ -18,14 +17,14 @@ class Scores(NamedTuple):
 
     Attributes:
       logits: raw, f32 `[B, w + 1, V]`; row i predicts draft token i.
-      hidden: final-norm states `[B, w + 1, H]`; row i + 1 has consumed draft token i.
+      features: of `w + 1` positions; row i + 1 has consumed draft token i.
       cache: its length is of no use.
       reflected: raw logits of the second view, shaped as `logits`, or None where there is none.
     """
 
     logits: jax.Array
-    hidden: jax.Array
-    cache: KVCache
+    features: Features
+    cache: Any
     reflected: jax.Array | None = None
 
 
@@ -33,7 +32,7 @@ class Scorer(Protocol):
     """A way of scoring: a frozen, hashable dataclass, part of the compiled program.
 
     Attributes:
-      drafts: how many drafts each row has; so many rows of both caches belong to it.
+      drafts: how many drafts each row has; so many rows of the caches belong to it.
       positions: how many positions of a pass each draft token takes.
     """
 
@@ -47,9 +46,16 @@ class Scorer(Protocol):
         """How many slots a pass over a draft of that length writes."""
 
     def score(
-        self, target: Transformer, cache: KVCache, last: jax.Array, tokens: jax.Array, count: jax.Array
+        self,
+        target: Any,
+        cache: Any,
+        last: jax.Array,
+        tokens: jax.Array,
+        count: jax.Array,
+        layers: tuple[int, ...] = (),
     ) -> Scores:
-        """One pass over `last` int32 `[B]` and the first `count` `[B]` of `tokens` int32 `[B, w]`."""
+        """One pass over `last` int32 `[B]` and the first `count` `[B]` of `tokens` int32 `[B, w]`; `layers` are those
+        of the target whose states are wanted."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,9 +72,16 @@ class DraftScorer:
         return draft_length + 1
 
     def score(
-        self, target: Transformer, cache: KVCache, last: jax.Array, tokens: jax.Array, count: jax.Array
+        self,
+        target: Any,
+        cache: Any,
+        last: jax.Array,
+        tokens: jax.Array,
+        count: jax.Array,
+        layers: tuple[int, ...] = (),
     ) -> Scores:
-        return Scores(*score_draft(target, cache, last, tokens))
+        features, cache = consume(target, jnp.concatenate([last[:, None], tokens], axis=1), cache, layers)
+        return Scores(logits_of(target, features), features, cache)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,12 +100,18 @@ class ReflectionScorer:
         return 1 + draft_length + len(self.prompt) + draft_length
 
     def score(
-        self, target: Transformer, cache: KVCache, last: jax.Array, tokens: jax.Array, count: jax.Array
+        self,
+        target: Any,
+        cache: Any,
+        last: jax.Array,
+        tokens: jax.Array,
+        count: jax.Array,
+        layers: tuple[int, ...] = (),
     ) -> Scores:
         """See `Scorer`. A row whose draft is empty has nothing to reflect on: its second view is its first."""
         width = tokens.shape[1]
         if width == 0:
-            return Scores(*score_draft(target, cache, last, tokens))
+            return DraftScorer().score(target, cache, last, tokens, count, layers)
         # The copy follows the real draft closely, for what stands between the two would be read as a part of it.
         place = jnp.arange(self.slots(width))[None]
         first = jnp.concatenate([last[:, None], tokens], axis=1)
@@ -107,9 +126,9 @@ class ReflectionScorer:
                 jnp.take_along_axis(tokens, jnp.clip(place - copy, 0, width - 1), axis=1),
             ),
         )
-        hidden, cache = target(packed, cache)
+        features, cache = consume(target, packed, cache, layers)
         # The last token of the reflection prompt predicts the first of the copy.
-        second = jnp.take_along_axis(hidden, (copy - 1 + jnp.arange(width + 1)[None])[..., None], axis=1)
-        logits = target.logits(hidden[:, : width + 1])
-        reflected = jnp.where((count > 0)[:, None, None], target.logits(second), logits)
-        return Scores(logits, hidden[:, : width + 1], cache, reflected)
+        second = logits_of(target, at_places(features, copy - 1 + jnp.arange(width + 1)[None]))
+        features = until(features, width + 1)
+        logits = logits_of(target, features)
+        return Scores(logits, features, cache, jnp.where((count > 0)[:, None, None], second, logits))

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kljudge_jax.decoding.detokenize import split
-from kljudge_jax.decoding.display import generation_html, pace
-from kljudge_jax.decoding.stats import Cycle, Stats
+from kljudge_jax.generation.detokenize import split
+from kljudge_jax.generation.display import generation_html, pace
+from kljudge_jax.generation.stats import Cycle, Stats
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -1,0 +1,117 @@
+"""Prompts, consumed by the target and shown to the drafter in chunks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from kljudge_jax.core.protocols import Drafter, Models, Window, layers_of
+from kljudge_jax.core.rows import holds_caches_alone, map_state, put
+from kljudge_jax.core.state import Prefill
+from kljudge_jax.core.target import consume
+
+
+def prefill(
+    models: Models,
+    drafter: Drafter | None,
+    cache: Any,
+    state: Any,
+    prompts: jax.Array,
+    lengths: jax.Array,
+    shared: jax.Array | int = 0,
+    *,
+    plan: Prefill,
+) -> tuple[Any, Any]:
+    """Consumes every prompt but its last token, which is the first one that a cycle consumes.
+
+    Args:
+      models: target and draft.
+      drafter: what proposes; None in plain decoding.
+      cache: the target's, empty, of at least P slots.
+      state: the drafter's.
+      prompts: int32 `[B, P]`, padded on the right; P at most a chunk, or a multiple of one.
+      lengths: int32 `[B]`, at least 1.
+      shared: int32 `[]`, how many tokens all rows begin with alike, a multiple of the chunk: they are computed once.
+      plan: how.
+
+    Returns:
+      the cache and the state, `lengths - 1` tokens of each row consumed.
+    """
+    width = prompts.shape[1]
+    if plan.one_by_one:
+        # From what the first row holds: the tokens that all begin with, and stale slots beyond, as those of padding.
+        def enter(i, carry):
+            first = jnp.where(i == 0, 0, shared)
+            return enter_row(models, drafter, *carry, prompts[i], lengths[i], 0 * i, (i,), first, plan=plan)
+
+        return jax.lax.fori_loop(0, len(prompts), enter, (cache, state))
+    chunk, first = min(width, plan.chunk), jnp.asarray(0)
+    if len(prompts) > 1 and width > chunk:  # else nothing is shared, and a loop more would be compiled
+        first = jnp.asarray(shared)
+        one = jax.tree.map(lambda x: x[:1], (cache, state))
+        one = _consume(models, drafter, *one, prompts[:1], lengths[:1], 0, first, chunk)
+        cache, state = jax.tree.map(lambda x, rows: jnp.broadcast_to(x, rows.shape), one, (cache, state))
+    return _consume(models, drafter, cache, state, prompts, lengths, first, jnp.max(lengths) - 1, chunk)
+
+
+def enter_row(
+    models: Models,
+    drafter: Drafter | None,
+    cache: Any,
+    state: Any,
+    prompt: jax.Array,
+    length: jax.Array,
+    source: jax.Array,
+    rows: tuple[jax.Array, ...],
+    first: jax.Array | int,
+    *,
+    plan: Prefill,
+) -> tuple[Any, Any]:
+    """Consumes one prompt, and puts it in place of some rows.
+
+    Args:
+      models, drafter, cache, state: as in `prefill`.
+      prompt: int32 `[P]`.
+      length: int32 `[]`.
+      source: int32 `[]`, the row that holds its first tokens already.
+      rows: int32 `[]` each, where it goes.
+      first: int32 `[]`, how many tokens `source` holds, a multiple of the chunk.
+      plan: how.
+    """
+    width = prompt.shape[0]
+    first = jnp.asarray(first)
+    if drafter is not None:
+        first = first if holds_caches_alone(state) else first * 0  # what else it remembers it has to see again
+        fresh = drafter.init(models, 1, width)
+        known = map_state(lambda x, _: x.take(source, width).at_length(first[None]), lambda _, new: new, state, fresh)
+    else:
+        known = state
+    part = cache.take(source, width), known
+    end = jnp.asarray(length) - 1
+    part = _consume(models, drafter, *part, prompt[None], end[None] + 1, first, end, min(width, plan.chunk))
+    for row in rows:
+        cache, state = cache.put(row, part[0]), put(state, row, part[1])
+    return cache, state
+
+
+def _consume(models, drafter, cache, state, prompts, lengths, first, end, chunk):
+    """The cache and the state after the chunks that hold tokens `first` to `end` of the prompts."""
+    layers = layers_of(drafter)
+    # What follows the last token is no part of the prompt.
+    following = jnp.pad(prompts[:, 1:], ((0, 0), (0, 1)))
+
+    def body(i, carry):
+        cache, state = carry
+        start = jnp.full_like(lengths, 0) + i * chunk
+        tokens, next_tokens = (jax.lax.dynamic_slice_in_dim(x, i * chunk, chunk, axis=1) for x in (prompts, following))
+        features, cache = consume(models.target, tokens, cache.at_length(start), layers)
+        if drafter is not None:
+            valid = jnp.clip(lengths - 1 - start, 0, chunk)
+            state = drafter.observe(models, state, Window(start, tokens, next_tokens, features, valid, prompt=True))
+        return cache, state
+
+    cache, state = jax.lax.fori_loop(first // chunk, (end + chunk - 1) // chunk, body, (cache, state))
+    # Short prompts of a batch consume padding beyond their end: stale slots that later tokens overwrite.
+    return cache.at_length(lengths - 1), state

@@ -1,0 +1,90 @@
+"""Calls of a model, held to its protocol while they are traced: what is wrong is said before anything compiles."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from kljudge_jax.core.protocols import Cache, Features
+from kljudge_jax.errors import InputError
+
+
+def new_cache(model: Any, batch: int, slots: int, whose: str) -> Any:
+    """An empty cache of the model that messages call `whose`."""
+    for method in ("init_cache", "logits", "__call__"):
+        if not callable(getattr(model, method, None)):
+            raise InputError(
+                f"the {whose} is a {type(model).__name__}, which has no method {method!r}: give a kljudge_jax.Model, "
+                "or wrap a model of your own with kljudge_jax.adapt"
+            )
+    cache = model.init_cache(batch, slots)
+    lacking = [name for name in ("length", "slots", "rollback", "at_length", "take", "put") if not hasattr(cache, name)]
+    if lacking:
+        raise InputError(
+            f"the {whose}'s init_cache returns a {type(cache).__name__} without {lacking[0]!r}: see kljudge_jax.Cache"
+        )
+    return cache
+
+
+def check_rollback(cache: Any, tokens: int, whose: str) -> None:
+    """Refuses a cache that cannot take back what a cycle writes."""
+    if cache.rollback is not None and cache.rollback < tokens:
+        raise InputError(
+            f"the {whose}'s cache can take back {cache.rollback} tokens (Cache.rollback) and a cycle writes {tokens}: "
+            "shorten the draft, or give the model a cache without a ring"
+        )
+
+
+def consume(
+    model: Any, tokens: jax.Array, cache: Any, layers: tuple[int, ...] = (), whose: str = "target"
+) -> tuple[Features, Any]:
+    """`model(tokens, cache, layers=layers)`, checked; models that give no layers need not know of them."""
+    asked = {"layers": layers} if layers else {}
+    answer = model(tokens, cache, **asked)
+    if not isinstance(answer, tuple) or len(answer) != 2 or not isinstance(answer[0], Features):
+        raise InputError(f"the {whose}'s call returns no (Features, cache): see Model.__call__ in kljudge_jax.Model")
+    features, cache = answer
+    if not isinstance(cache, Cache):
+        raise InputError(f"the {whose}'s call returns a {type(cache).__name__} that is no kljudge_jax.Cache")
+    batch, length = tokens.shape
+    for name, state in (("hidden", features.hidden), ("logits", features.logits)):
+        if state is not None and (state.ndim != 3 or state.shape[:2] != (batch, length)):
+            raise InputError(
+                f"the {whose}'s call returns {name} {list(state.shape)} for tokens {[batch, length]} "
+                f"(Model.__call__): return [{batch}, {length}, ...]"
+            )
+    if features.hidden is None and features.logits is None:
+        raise InputError(f"the {whose}'s call returns Features without hidden and without logits (Model.__call__)")
+    if len(features.layers) != len(layers):
+        raise InputError(
+            f"the {whose}'s call returns {len(features.layers)} layers of the {len(layers)} asked for: see "
+            "`layers` of Model.__call__"
+        )
+    return features, cache
+
+
+def logits_of(model: Any, features: Features, whose: str = "target") -> jax.Array:
+    """Raw logits f32 `[..., V]` of what the model computed."""
+    raw = model.logits(features.hidden) if features.logits is None else features.logits
+    if raw.shape[-1] != model.vocab_size:
+        raise InputError(
+            f"the {whose}'s logits have {raw.shape[-1]} tokens, and its vocab_size is {model.vocab_size}: "
+            "see Model.logits"
+        )
+    return raw.astype(jnp.float32)
+
+
+def at_places(features: Features, places: jax.Array) -> Features:
+    """Hidden states and logits at places int32 `[B, n]` of each row."""
+
+    def taken(x):
+        return None if x is None else jnp.take_along_axis(x, places[..., None], axis=1)
+
+    return Features(taken(features.hidden), (), taken(features.logits))
+
+
+def until(features: Features, length: int) -> Features:
+    """The first positions of each row."""
+    return jax.tree.map(lambda x: x[:, :length], features)

@@ -1,0 +1,125 @@
+"""What a cycle with each number of draft tokens costs: as the models' sizes say it, or as a few cycles show it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Hashable
+from typing import Any
+
+import jax
+import numpy as np
+
+from kljudge_jax.core.controller import MEASURED, SCORING_COST, Adaptive
+from kljudge_jax.parallel.hosts import agreed
+
+# A length is timed in so many blocks of so many cycles, of which the fastest counts.
+_ROUNDS, _CYCLES = 2, 2
+# A row whose last tokens cut a draft short spoils a block; after so many in vain a program is taken as its sizes say.
+_PATIENCE = 4
+
+
+def bytes_read(model: Any) -> int:
+    """The bytes of the weights that one token multiplies: all but an embedding table that is not the head as well."""
+    unread = 0
+    if getattr(getattr(model, "config", None), "tied_head", True) is False:
+        unread = sum(leaf.nbytes for leaf in jax.tree.leaves(model.embedding))
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(model)) - unread
+
+
+def draft_cost(pair: Any, drafter: Any) -> float:
+    """What one more draft token costs, as a share of a target pass over one token, by the weights that it reads."""
+    model = drafter.reads(pair) if hasattr(drafter, "reads") else pair.draft
+    return 0.0 if model is None else bytes_read(model) / bytes_read(pair.target)
+
+
+@dataclasses.dataclass
+class CycleCosts:
+    """The table that an adaptive length decides by, and where it is to be measured, what is to be timed next.
+
+    First a plain cycle and the shortest draft are timed, in turns; then, unless not even a draft that is kept whole
+    would pay at that price, the longest. What lies between is on the line through them.
+    """
+
+    adaptive: Adaptive
+    estimate: float
+    open: bool
+    seconds: dict[int, list[float]] = dataclasses.field(default_factory=dict)
+    warm: bool = False
+    vain: int = 0
+
+    @classmethod
+    def of(cls, program: Hashable, adaptive: Adaptive, estimate: float) -> CycleCosts:
+        """Those of a program, measured once in this process; `estimate` is what one more draft token costs by size."""
+        if adaptive.cost != MEASURED:
+            return cls(adaptive, estimate, False)
+        return _known.setdefault(program, cls(adaptive, estimate, True))
+
+    def next(self) -> tuple[int, int] | None:
+        """The length that the next block should have, and its cycles; None when all is known that will be."""
+        if not self.open:
+            return None
+        base, probe, longest = self.adaptive.minimum, max(self.adaptive.probe, self.adaptive.minimum), self._longest
+        if not self.warm:
+            return base, 1
+        for lengths in ((base, probe), (longest,)):
+            if lengths == (longest,) and not self._may_pay(base, probe):
+                break
+            for _ in range(_ROUNDS):
+                for length in lengths:
+                    if len(self.seconds.get(length, [])) < _ROUNDS:
+                        return length, _CYCLES
+        self.open = False
+        return None
+
+    def took(self, length: int, drafted: np.ndarray, asked: int, seconds: float) -> None:
+        """A block that was asked for ran: drafted int `[cycles]`, the longest draft of each of its cycles."""
+        # Hosts agree on whole numbers: microseconds.
+        seconds = max(agreed(int(seconds * 1e6)), 1) / 1e6
+        if len(drafted) != asked or not (drafted == length).all():
+            self.vain += 1
+            self.open = self.vain < _PATIENCE
+        elif not self.warm:
+            self.warm = True
+        else:
+            self.seconds.setdefault(length, []).append(seconds / asked)
+
+    @property
+    def measured(self) -> bool:
+        """Whether the table is what cycles took."""
+        return len(self.seconds) > 1
+
+    def table(self) -> np.ndarray:
+        """What a cycle with n draft tokens costs, f32 `[K + 1]`; the unit is the shortest that is allowed."""
+        lengths = np.arange(self.adaptive.maximum + 1)
+        if not self.measured:
+            return (1 + self.estimate * lengths).astype(np.float32)
+        known = sorted(self.seconds)
+        cost = np.maximum.accumulate([min(self.seconds[n]) for n in known])
+        cost = cost / cost[0]
+        slope = (cost[-1] - 1) / (known[-1] - known[0])
+        beyond = slope * np.maximum(lengths - known[-1], 0)
+        return (np.interp(lengths, known, cost) + beyond).astype(np.float32)
+
+    def only(self, length: int) -> np.ndarray:
+        """A table under which every cycle has that length."""
+        return np.where(np.arange(self.adaptive.maximum + 1) == length, 1, np.inf).astype(np.float32)
+
+    @property
+    def _longest(self) -> int:
+        return self.adaptive.maximum
+
+    def _may_pay(self, base: int, probe: int) -> bool:
+        if probe == self._longest or base == probe:
+            return False
+        return min(self.seconds[probe]) < (1 + probe) * min(self.seconds[base])
+
+
+def estimate(pair: Any, drafter: Any, adaptive: Adaptive, drafts: int, positions: int) -> float:
+    """What one more draft token costs, as a share of a plain cycle, by size or as it was given."""
+    if isinstance(adaptive.cost, int | float):
+        return float(adaptive.cost)
+    return drafts * draft_cost(pair, drafter) + positions * SCORING_COST
+
+
+# What was measured, by program: it holds for every run of it in this process.
+_known: dict[Hashable, CycleCosts] = {}
