@@ -12,6 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 import kljudge_jax as kj
+from kljudge_jax.core.prefill import prefill
+from kljudge_jax.core.protocols import Models
+from kljudge_jax.core.state import Prefill
 from kljudge_jax.kernels.product import arranged
 from kljudge_jax.kernels.quantize import round_to
 from kljudge_jax.models.config import TransformerConfig
@@ -119,6 +122,13 @@ def chunk_tokenizer():
     inner = Tokenizer(models.WordLevel({f"[{i}]": i for i in range(VOCAB_SIZE)}, unk_token="[0]"))
     inner.decoder = decoders.Fuse()
     return PreTrainedTokenizerFast(tokenizer_object=inner)
+
+
+def prefilled(model, prompts, lengths, slots, shared=0, plan=Prefill(32, one_by_one=True)):
+    """The model's cache once it has consumed padded prompts `[B, P]` but for the last token of each."""
+    prompts, lengths = jnp.asarray(prompts, jnp.int32), jnp.asarray(lengths, jnp.int32)
+    empty = model.init_cache(len(prompts), slots)
+    return prefill(Models(model), None, empty, (), prompts, lengths, shared, plan=plan)[0]
 
 
 def answer(pair, verifier, prompts=PROMPTS, **options):

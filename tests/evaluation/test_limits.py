@@ -10,6 +10,7 @@ from kljudge_jax.evaluation import limits
 from kljudge_jax.evaluation.limits import Reached, Work, pass_work, slots_read
 from kljudge_jax.evaluation.timing import Timing
 from kljudge_jax.kernels.cpu_library import library
+from kljudge_jax.models import cache as cache_room
 from kljudge_jax.models.cache import KVCache
 from kljudge_jax.models.transformer import parameters
 
@@ -30,7 +31,7 @@ def test_work_is_counted_by_hand(model):
 
 def test_native_attention_reads_what_is_written(model, monkeypatch):
     assert slots_read(model, np.array([10, 20]), 5, 64) == (20 if library().ready else 64)
-    monkeypatch.setattr(limits, "is_native", lambda *_: False)
+    monkeypatch.setattr(cache_room, "is_native", lambda *_: False)
     assert slots_read(model, np.array([10, 20]), 5, 64) == 64
 
 

@@ -1,6 +1,6 @@
 """The parts that a bench times are those of a cycle: one after another they give what a cycle gives."""
 
-import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ import pytest
 from tiny_pairs import DRAFT_LENGTH, PROMPTS, tiny_pair
 
 import kljudge_jax as kj
-from kljudge_jax.generation import loop
+from kljudge_jax.core.cycle import cycle
 from kljudge_jax.core.protocols import Models
 from kljudge_jax.generation.run import Run
 from kljudge_jax.core.sampling import Sampling
@@ -38,9 +38,10 @@ def test_parts_repeated_give_what_one_cycle_gives(rule, temperature):
     run, repetitions = started(rule, temperature), 3
     state = run.state
     models = Models(run.pair.target, run.draft)
-    whole = jax.jit(loop.cycle, static_argnums=5)(models, run.verifier, run.sampling, run.eos, state, run.settings)
+    one = functools.partial(cycle, drafter=run.drafter, shape=run.shape)
+    whole = jax.jit(one)(models, rule=run.verifier, state=state, numbers=run.numbers())
     proposal, scores = parts._scored(run)
-    if run.settings.drafter is not None:
+    if run.drafter is not None:
         np.testing.assert_array_equal(done(parts.draft(run), repetitions).draft.tokens, proposal.draft.tokens)
     outcome = done(parts.verdicts(run), repetitions)
     for probe in (parts.commit(run), parts.whole_cycle(run)):
@@ -48,23 +49,23 @@ def test_parts_repeated_give_what_one_cycle_gives(rule, temperature):
         for name in ("sequence", "length", "count", "origin", "running", "cycles"):
             np.testing.assert_array_equal(getattr(after, name), getattr(whole, name), name)
     assert (np.asarray(whole.count) >= np.asarray(outcome.accepted)).all() and whole.count.any()
-    assert scores.logits.shape[1] == run.settings.draft_length + 1
-    assert not state.length.is_deleted() and not state.caches.target.keys[0].is_deleted()
+    assert scores.logits.shape[1] == run.shape.draft_length + 1
+    assert not state.length.is_deleted() and not state.cache.keys[0].is_deleted()
 
 
 def test_a_pass_scores_as_many_positions_as_asked_for(run):
     for positions in (1, 3):
         scores = done(parts.target_pass(run, positions), 2)
-        rows = run.state.caches.target.length.shape[0]
+        rows = run.state.cache.length.shape[0]
         assert scores.logits.shape == (rows, positions, run.pair.target.config.vocab_size)
         # Token 0 after each prompt, at the place where the prompt's cache ends.
-        cache = run.state.caches.target
-        hidden, _ = run.pair.target(jnp.zeros((rows, 1), jnp.int32), cache)
-        np.testing.assert_allclose(scores.logits[:, :1], run.pair.target.logits(hidden), rtol=1e-4, atol=1e-4)
+        cache = run.state.cache
+        features, _ = run.pair.target(jnp.zeros((rows, 1), jnp.int32), cache)
+        np.testing.assert_allclose(scores.logits[:, :1], run.pair.target.logits(features.hidden), rtol=1e-4, atol=1e-4)
 
 
 def test_prompts_are_consumed_as_a_run_does(run):
     state = parts.prompts(run).run(None, 2)[1]
-    for ours, theirs in zip(jax.tree.leaves(state.caches), jax.tree.leaves(run.state.caches), strict=True):
+    for ours, theirs in zip(*map(jax.tree.leaves, map(parts._held, (state, run.state))), strict=True):
         np.testing.assert_array_equal(ours, theirs)
-    assert dataclasses.replace(state, caches=None).length.shape == run.state.length.shape
+    assert state.length.shape == run.state.length.shape

@@ -9,11 +9,11 @@ CONFIG = TransformerConfig("llama", 32, 16, 24, num_layers=3, num_heads=4, num_k
 
 
 def test_create_is_empty_and_shares_no_memory():
-    cache = KVCache.create(CONFIG, batch=2, capacity=7, dtype=jnp.bfloat16)
+    cache = KVCache.create(CONFIG, batch=2, slots=7, dtype=jnp.bfloat16)
     assert len(cache.keys) == len(cache.values) == 3
     # A 16-bit model's cache is float32 on CPU, where the tests run: XLA widens a 16-bit buffer around each write there.
     assert cache.keys[0].shape == (2, 2, 7, 4) and cache.keys[0].dtype == jnp.float32
-    assert cache.capacity == 7 and cache.length.tolist() == [0, 0]
+    assert cache.slots == 7 and cache.length.tolist() == [0, 0]
     pointers = {leaf.unsafe_buffer_pointer() for leaf in cache.keys + cache.values}
     assert len(pointers) == 6
 

@@ -52,8 +52,8 @@ CASES = {
 
 @jax.jit
 def forward(model, tokens):
-    hidden, _ = model(tokens, KVCache.create(model.config, *tokens.shape))
-    return model.logits(hidden)
+    features, _ = model(tokens, KVCache.create(model.config, *tokens.shape))
+    return model.logits(features.hidden)
 
 
 @pytest.mark.parametrize("case", CASES)

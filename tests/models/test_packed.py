@@ -21,7 +21,7 @@ def test_another_model_of_that_shape_runs_the_same_program():
     def logits(model, tokens):
         traces.append(tokens.shape)
         model = unpack(model)
-        return model.logits(model(tokens)[0])
+        return model.logits(model(tokens)[0].hidden)
 
     tokens = np.arange(6)[None]
     one, other = (logits(pack(tiny_pair(seed).target), tokens) for seed in (0, 1))

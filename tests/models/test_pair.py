@@ -125,7 +125,7 @@ def test_a_pair_is_a_pytree_of_its_parameters(folders):
     @jax.jit
     def first_logit(pair, tokens):
         traces.append(1)
-        return pair.target.logits(pair.target(tokens)[0])[0, 0, 0]
+        return pair.target.logits(pair.target(tokens)[0].hidden)[0, 0, 0]
 
     tokens = jnp.zeros((1, 2), jnp.int32)
     one, other = first_logit(pair, tokens), first_logit(jax.tree.map(lambda leaf: 2 * leaf, pair), tokens)

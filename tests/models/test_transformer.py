@@ -7,6 +7,7 @@ import pytest
 from tiny_hf import FAMILIES, hf_logits
 
 from kljudge_jax.models import transformer
+from kljudge_jax.models import cache as cache_room
 from kljudge_jax.models.cache import KVCache
 from kljudge_jax.models.config import TransformerConfig
 from kljudge_jax.models.linear import Storage
@@ -28,8 +29,8 @@ some_families = pytest.mark.parametrize(
 
 @jax.jit
 def step(model, tokens, cache=None):
-    hidden, cache = model(tokens, cache)
-    return model.logits(hidden), cache
+    features, cache = model(tokens, cache)
+    return model.logits(features.hidden), cache
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -81,14 +82,14 @@ def test_a_token_in_two_rows_gives_what_it_gives_in_one(case, monkeypatch):
         # Traced anew each time: what is replaced below is asked while a program is made.
         return jax.jit(lambda model, tokens, cache: model(tokens, cache))(model, tokens[:1, 5:6], cache)
 
-    monkeypatch.setattr(transformer, "is_native", lambda *_: False)  # the attention that a GPU computes
+    monkeypatch.setattr(cache_room, "is_native", lambda *_: False)  # the attention that a GPU computes
     once, stored_once = forward()
     rows = []
     monkeypatch.setattr(transformer, "_goes_twice", lambda tokens, _: tokens.size == 1)
     monkeypatch.setattr(transformer, "_twice", lambda x: rows.append(x.shape) or jnp.concatenate([x, x], axis=1))
     twice, stored_twice = forward()
     assert len(rows) == 1 + model.config.num_layers  # embeddings, and what each layer's attention mixed
-    assert once.shape == twice.shape and stored_twice.length.tolist() == [6]
+    assert once.hidden.shape == twice.hidden.shape and stored_twice.length.tolist() == [6]
     for a, b in zip(jax.tree.leaves((once, stored_once)), jax.tree.leaves((twice, stored_twice)), strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-5)
 
@@ -164,7 +165,7 @@ def test_other_weights_of_the_same_shape_trace_nothing(model):
     @jax.jit
     def forward(model, tokens):
         traces.append(tokens.shape)
-        return model(tokens)[0]
+        return model(tokens)[0].hidden
 
     tokens = np.zeros((1, 3), np.int32)
     for other in (model, jax.tree.map(lambda leaf: np.asarray(leaf) + 1, model)):
@@ -175,7 +176,7 @@ def test_other_weights_of_the_same_shape_trace_nothing(model):
 @pytest.mark.parametrize("length", [1, 3])
 def test_a_window_is_cut_out_of_a_cache_that_is_much_longer(length, monkeypatch):
     """At the cache's first slots, in its midst and at its end; stale slots that are no number stay unseen."""
-    monkeypatch.setattr(transformer, "is_native", lambda *_: False)
+    monkeypatch.setattr(cache_room, "is_native", lambda *_: False)
     sizes = {"num_layers": 2, "num_heads": 4, "num_kv_heads": 2, "head_dim": 4, "windows": (4, 0)}
     config, capacity = TransformerConfig("gemma2", 32, 16, 24, **sizes), 64
     model = new_model(config)
@@ -188,10 +189,10 @@ def test_a_window_is_cut_out_of_a_cache_that_is_much_longer(length, monkeypatch)
     tokens = np.arange(4 * length, dtype=np.int32).reshape(4, length)
     found, widths = [], []
     for times in (4, 1000):
-        monkeypatch.setattr(transformer, "_TO_COPY", times)
+        monkeypatch.setattr(cache_room, "_TO_COPY", times)
         compiled = jax.jit(lambda *args: model(*args)).lower(tokens, KVCache(tuple(keys), tuple(values), starts))
         widths.append(f"x{4 + length - 1}xf32>" in compiled.as_text())
-        found.append(compiled.compile()(tokens, KVCache(tuple(keys), tuple(values), starts))[0])
+        found.append(compiled.compile()(tokens, KVCache(tuple(keys), tuple(values), starts))[0].hidden)
     assert widths[0]
     np.testing.assert_allclose(found[0], found[1], rtol=0, atol=1e-5)
     assert np.isfinite(found[0]).all()

@@ -38,7 +38,7 @@ def rewrite(folder, change):
 
 @jax.jit
 def forward(model, tokens):
-    return model(tokens)[0]
+    return model(tokens)[0].hidden
 
 
 @jax.jit

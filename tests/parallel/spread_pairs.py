@@ -6,7 +6,8 @@ import jax
 import numpy as np
 from tiny_pairs import NEVER, tiny_pair
 
-from kljudge_jax.generation import loop, refill
+from kljudge_jax.core.loop import UNBOUNDED, Entries
+from kljudge_jax.generation import programs
 from kljudge_jax.drafters.model_draft import ModelDraft
 from kljudge_jax.generation.run import Run
 from kljudge_jax.core.sampling import Sampling
@@ -81,32 +82,30 @@ def cycle_memory(*args, **sampling):
 def start_memory(*args):
     """Bytes that the program that consumes the first prompts takes of each device."""
     run = _run(*args)
-    lowered = loop.start.lower(
+    lowered = programs.start.lower(
         *run.models,
+        run.verifier,
         run._prompts,
         run.lengths,
         run.state.keys,
-        run._budget,
-        run._shared_chunks,
-        settings=run.settings,
+        run.numbers(run._budget),
+        run._shared,
+        **run.static,
     )
     return _bytes(lowered.compile())
 
 
 def _cycle(pair, verifier, prompts, draft_length, max_new_tokens, **sampling):
     run = _run(pair, verifier, prompts, draft_length, max_new_tokens, **sampling)
-    lowered = loop.run_cycles.lower(
+    lowered = programs.run_cycles.lower(
         *run.models,
         run.verifier,
-        run.sampling,
-        run.eos,
         run.state,
+        run.numbers(),
         run._halted,
         np.int32(9),
-        np.int32(loop.NEVER_ENOUGH),
-        None,
-        settings=run.settings,
-        rule=type(run.verifier),
+        np.int32(UNBOUNDED),
+        **run.static,
     )
     return lowered.compile()
 
@@ -122,10 +121,11 @@ def refill_program(pair, prompts=PROMPTS, width=16, draft_length=4, max_new_toke
     run = _run(pair, "exact", prompts, draft_length, max_new_tokens)
     rows = np.zeros(len(prompts), np.int32)
     prompts = np.ones((len(prompts), width), np.int32)
-    entries = refill.Entries(prompts, rows + 2, run.state.keys, rows + 1, rows)
-    lowered = refill.refill.lower(
-        run.pair.target, run.draft, run.state, entries, np.int32(1), np.int32(0), settings=run.settings
-    )
+    entries = Entries(prompts, rows + 2, run.state.keys, rows + 1, rows)
+    lowered = programs.refill.lower(
+        run.pair.target, run.draft, run.verifier, run.state, entries, run.numbers(), np.int32(1), np.int32(0),
+        **run.static,
+    )  # fmt: skip
     return lowered.compile().as_text()
 
 

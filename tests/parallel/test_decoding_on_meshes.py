@@ -142,7 +142,7 @@ def test_the_state_keeps_its_place_from_block_to_block():
     pair = spread(family_pair("llama"), "data=2,tensor=4")
     run = Run(pair, PROMPTS, "exact", 3, ModelDraft(), 16, Sampling.create(), (), None, False)
     before = jax.tree.map(lambda x: (x.shape, x.sharding), run.state)
-    assert run.state.caches.target.keys[0].sharding.shard_shape((8, 8, 64, 8)) == (4, 2, 64, 8)
+    assert run.state.cache.keys[0].sharding.shard_shape((8, 8, 64, 8)) == (4, 2, 64, 8)
     run.advance(1)
     assert jax.tree.map(lambda x: (x.shape, x.sharding), run.state) == before
 

@@ -17,7 +17,7 @@ def model(config):
 
 @jax.jit
 def all_logits(model, tokens):
-    return model.logits(model(tokens)[0])
+    return model.logits(model(tokens)[0].hidden)
 
 
 def one_by_one(model, prompt, eos, count):

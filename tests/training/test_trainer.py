@@ -108,7 +108,7 @@ def test_loss_reads_only_weighted_tokens(config):
     tokens = np.random.default_rng(1).integers(0, config.vocab_size, (2, 10), dtype=np.int32)
     weights = np.zeros((2, 10), np.float32)
     weights[0, 4], weights[1, 6] = 1.0, 3.0
-    log_probs = jax.jit(lambda model, tokens: jax.nn.log_softmax(model.logits(model(tokens)[0])))(model, tokens)
+    log_probs = jax.jit(lambda model, tokens: jax.nn.log_softmax(model.logits(model(tokens)[0].hidden)))(model, tokens)
     log_probs = np.asarray(log_probs)
     expected = -(log_probs[0, 3, tokens[0, 4]] + 3 * log_probs[1, 5, tokens[1, 6]]) / 4
     loss = jax.jit(weighted_loss)

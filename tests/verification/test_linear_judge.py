@@ -11,7 +11,7 @@ from heads import state_verdicts as verdicts
 from random_cases import SIZE
 from tiny_pairs import PROMPTS, answer, forced, tiny_pair
 
-from kljudge_jax.generation import loop
+from kljudge_jax.generation import programs
 from kljudge_jax.errors import InputError
 from kljudge_jax.verification import LinearJudge, SpeculativeSampling, parse_verifier
 
@@ -59,11 +59,11 @@ def test_states_that_are_no_numbers_leave_the_strict_rule():
 def test_in_the_loop_it_reads_the_states_after_the_token_and_a_sweep_compiles_once():
     """Every relaxed token's probability is recomputed from teacher-forced states of both models."""
     pair, rule = tiny_pair(3), LinearJudge(random_head(seed=4), 0.6)
-    loop.run_cycles.clear_cache()
+    programs.run_cycles.clear_cache()
     strict, out, _ = (
         answer(pair, r) for r in (LinearJudge(rule.head, 0.0), rule, LinearJudge(random_head(), 0.5, 0.9))
     )
-    assert loop.run_cycles._cache_size() == 1
+    assert programs.run_cycles._cache_size() == 1
     relaxed = 0
     for prompt, tokens, origin in zip(PROMPTS, out.tokens, out.origin, strict=True):
         whole = np.concatenate([prompt, tokens])

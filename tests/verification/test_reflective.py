@@ -10,8 +10,7 @@ import pytest
 from random_cases import KINDS, random_cases, verdicts
 
 from kljudge_jax.errors import InputError
-from kljudge_jax.verification import Reflective, SpeculativeSampling, describe_rules, parse_verifier
-from kljudge_jax.verification.reflective import ReflectedInputs
+from kljudge_jax.verification import Reflective, SpeculativeSampling, VerifyInputs, describe_rules, parse_verifier
 
 # The mixed logits of "holes" would exclude a token that the first view does not.
 PLAIN = tuple(kind for kind in KINDS if kind not in ("holes", "one_hot_target"))
@@ -22,13 +21,13 @@ def reflected(seed, greedy):
     inputs = random_cases(seed, greedy, kinds=PLAIN)
     noise = np.random.default_rng(seed).normal(size=inputs.target_logits.shape)
     judged = Reflective(0.3).fuse(inputs.target_logits, inputs.target_logits + jnp.asarray(3 * noise, jnp.float32))
-    mixed = ReflectedInputs.of(inputs, judged)
+    mixed = dataclasses.replace(inputs, judged_logits=judged)
     return mixed, judged
 
 
 @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 def reflective(keys, inputs):
-    axes = ReflectedInputs(0, 0, 0, 0, 0, 0, None, None, None, 0)
+    axes = VerifyInputs(0, 0, 0, 0, 0, 0, None, None, None, judged_logits=0)
     return jax.vmap(Reflective(0.3), in_axes=(0, axes))(keys, inputs)
 
 

@@ -22,9 +22,10 @@ from tiny_pairs import (
 )
 
 import kljudge_jax as kj
-from kljudge_jax.generation import loop
+from kljudge_jax.core.cycle import cycle
 from kljudge_jax.core.protocols import Models
-from kljudge_jax.core.sampling import Sampling
+from kljudge_jax.core.state import Shape, numbers
+from kljudge_jax.generation import programs
 from kljudge_jax.models.linear import is_matrix
 from kljudge_jax.models.transformer import parameters
 
@@ -32,42 +33,33 @@ from kljudge_jax.models.transformer import parameters
 def started(pair, budget=40, capacity=64):
     """A state as `generate` makes it, and a function that runs a block of greedy exact cycles."""
     none = np.zeros(len(PROMPTS), bool)
-    settings = loop.Settings(kj.ModelDraft(), DRAFT_LENGTH, capacity, 64, False)
+    rule = kj.GreedyExact()
+    static = {"drafter": kj.ModelDraft(), "shape": Shape(DRAFT_LENGTH, 64, capacity), "kind": type(rule)}
     prompts = np.stack([np.pad(prompt, (0, 16 - len(prompt))) for prompt in PROMPTS]).astype(np.int32)
     lengths = np.array([len(prompt) for prompt in PROMPTS], np.int32)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), jnp.arange(len(PROMPTS)))
     budgets = np.full(len(PROMPTS), budget, np.int32)
-    state = loop.start(pair.target, pair.draft, prompts, lengths, keys, budgets, settings=settings)
+    given = numbers(budgets, end_ids=[NEVER])
+    models = pair.target, pair.draft, rule
+    state = programs.start(*models, prompts, lengths, keys, given, **static)
 
     def run(state, cycles, halted=none):
-        rule = kj.GreedyExact()
-        models, eos = (pair.target, pair.draft), jnp.array([NEVER])
-        return loop.run_cycles(
-            *models,
-            rule,
-            Sampling.create(),
-            eos,
-            state,
-            halted,
-            np.int32(cycles),
-            settings=settings,
-            rule=type(rule),
-        )
+        return programs.run_cycles(*models, state, given, halted, np.int32(cycles), **static)
 
     return state, run
 
 
 def test_a_cache_filled_to_its_last_slot_is_never_written_past(pair, monkeypatch):
     """`dynamic_update_slice` would shift such a write over good slots in silence."""
-    capacities, start = [], loop.start
+    capacities, start = [], programs.start
 
-    def watched(*args, settings):
-        capacities.append(settings.capacity)
-        if settings.capacity > 64:
+    def watched(*args, shape, **options):
+        capacities.append(shape.capacity)
+        if shape.capacity > 64:
             raise MemoryError
-        return start(*args, settings=settings)
+        return start(*args, shape=shape, **options)
 
-    monkeypatch.setattr(loop, "start", watched)
+    monkeypatch.setattr(programs, "start", watched)
     budget = 64 - max(len(prompt) for prompt in PROMPTS) - DRAFT_LENGTH - 1
     equal = dataclasses.replace(pair, draft=pair.target)  # whose drafts are as long as they can be
     for exact in (answer(pair, "exact", max_new_tokens=budget), answer(equal, "exact", max_new_tokens=budget)):
@@ -96,7 +88,7 @@ def test_blocks_of_cycles_add_up_to_the_whole(pair):
     np.testing.assert_array_equal(state.cycles, whole.cycles)
     np.testing.assert_array_equal(whole.count, 40)
     np.testing.assert_array_equal(
-        whole.caches.target.length,
+        whole.cache.length,
         [len(prompt) - 1 + count for prompt, count in zip(PROMPTS, whole.count, strict=True)],
     )
 
@@ -124,7 +116,7 @@ def test_rows_that_the_host_halts_stay_as_they_are(pair):
 def test_the_state_is_donated_and_a_second_run_compiles_nothing(pair):
     state, run = started(pair)
     run(state, 1000)
-    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.caches.target.keys + state.caches.draft.values))
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.cache.keys + state.drafter.values))
     other = tiny_pair(seed=7)
     with compilations() as compiled:
         state, run = started(other, budget=33)
@@ -137,15 +129,15 @@ def test_compiled_cycles_copy_no_weight_and_no_cache(pair, change, monkeypatch):
     """On the backend at hand, whichever that is."""
     changed = dataclasses.replace(pair, target=change(pair.target), draft=change(pair.draft))
     state, run = started(changed)
-    monkeypatch.setattr(loop, "run_cycles", loop.run_cycles.lower)
+    monkeypatch.setattr(programs, "run_cycles", programs.run_cycles.lower)
     program = run(state, 1000).compile().as_text()
-    caches = hlo.shapes(jax.tree.leaves((state.caches.target.keys, state.caches.draft.values)))
+    caches = hlo.shapes(jax.tree.leaves((state.cache.keys, state.drafter.values)))
     weights = hlo.shapes([x for name, x in parameters(changed.target).items() if is_matrix(name)])
     given = hlo.entry_parameters(program)
     assert {*caches, *weights} <= {*given.values()}
     assert not hlo.copies(program, {*caches, *weights})
     held = {number for number, shape in given.items() if shape in caches}
-    assert len(held) == len(jax.tree.leaves(state.caches)) - 2  # all keys and values, but not the two lengths
+    assert len(held) == len(jax.tree.leaves((state.cache, state.drafter))) - 2  # all keys and values, but not the two lengths
     assert held <= hlo.aliased(program)
 
 
@@ -228,11 +220,7 @@ def test_states_that_no_rule_needs_are_not_there(pair):
             return super().__call__(key, inputs)
 
     state, _ = started(pair)
-    settings = loop.Settings(kj.ModelDraft(), DRAFT_LENGTH, 64, 64, False)
-    jax.eval_shape(
-        lambda state: loop.cycle(
-            Models(pair.target, pair.draft), Curious(), Sampling.create(), jnp.array([NEVER]), state, settings
-        ),
-        state,
-    )
+    shape, given = Shape(DRAFT_LENGTH, 64, 64), numbers(40)
+    models = Models(pair.target, pair.draft)
+    jax.eval_shape(lambda state: cycle(models, kj.ModelDraft(), Curious(), state, given, shape=shape), state)
     assert seen == [(None, None)]

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from tiny_pairs import answer
 
-from kljudge_jax.generation import loop
+from kljudge_jax.generation import programs
 from kljudge_jax.generation.compile_clock import compile_seconds
 
 
@@ -36,7 +36,7 @@ def test_seconds_leave_compilation_out(pair, monkeypatch):
 
     for name in ("start", "run_cycles"):
         with monkeypatch.context() as patch:
-            patch.setattr(loop, name, compiling(getattr(loop, name)))
+            patch.setattr(programs, name, compiling(getattr(programs, name)))
             began = time.perf_counter()
             slow = answer(pair, "exact").stats
             elapsed = time.perf_counter() - began

@@ -9,17 +9,15 @@ import numpy as np
 import pytest
 from heads import random_head
 from test_rule import EXAMPLES
-from tiny_pairs import answer, tiny_pair, tokens_of
+from tiny_pairs import answer, prefilled, tiny_pair, tokens_of
 
 import kljudge_jax as kj
-from kljudge_jax.generation import loop
-from kljudge_jax.core.controller import Costs
-from kljudge_jax.core.protocols import Caches, Context, Models, Request
+from kljudge_jax.core import loop
+from kljudge_jax.core.cycle import cycle
+from kljudge_jax.core.protocols import Context, Models, Request
 from kljudge_jax.core.sampling import Sampling, process_logits
-from kljudge_jax.generation.score import prefill
 from kljudge_jax.core.scorers import DraftScorer, ReflectionScorer
-from kljudge_jax.core.state import Settings
-from kljudge_jax.models.cache import KVCache
+from kljudge_jax.core.state import Shape, numbers
 
 DRAFTERS = (kj.ModelDraft(), kj.PromptLookup(), kj.SelfDraft(1))
 LENGTH, VOCAB, STATE = 3, 11, 16
@@ -46,19 +44,19 @@ def shown(drafter):
     @compiled
     def run(models):
         def consumed(model):
-            return prefill(model, KVCache.create(model.config, len(SEQUENCES), 32), padded[:, :16], lengths)
+            return prefilled(model, padded[:, :16], lengths, 32)
 
-        context = Context(padded, lengths - 1, jnp.full_like(lengths, LENGTH), keys)
+        context = Context(padded, lengths - 1, jnp.full_like(lengths, LENGTH), keys, sampling)
         request = Request(LENGTH, with_hidden=drafter.has_hidden)
-        caches = Caches(consumed(models.target), consumed(models.draft))
-        draft, caches = drafter.propose(models, caches, context, sampling, request)
+        state = consumed(models.draft) if drafter.uses_draft_model else ()
+        draft, cache, _ = drafter.propose(models, consumed(models.target), state, context, request)
         last = jnp.take_along_axis(padded, lengths[:, None] - 1, axis=1)[:, 0]
-        cache = caches.target.at_length(lengths - 1)
+        cache = cache.at_length(lengths - 1)
         scores = DraftScorer().score(models.target, cache, last, draft.tokens, draft.count)
         logits, raw = draft.distributions(LENGTH, VOCAB)
         hidden = draft.hidden if drafter.has_hidden else jnp.zeros((len(SEQUENCES), LENGTH, STATE))
         processed = process_logits(scores.logits, sampling)
-        seen = (draft.tokens, draft.count, logits, processed, raw, scores.logits, hidden, scores.hidden[:, 1:])
+        seen = (draft.tokens, draft.count, logits, processed, raw, scores.logits, hidden, scores.features.hidden[:, 1:])
         return kj.VerifyInputs(*seen, jnp.asarray(False))
 
     return run(Models(pair.target, pair.draft))
@@ -112,25 +110,19 @@ def test_a_lookup_finds_something_and_not_everywhere():
 )
 def test_every_way_to_score_takes_every_way_to_draft(small, rule, scorer, drafter, adaptive):
     """A cycle leaves a state of the shapes it found."""
-    settings = Settings(drafter, LENGTH, 64, 32, True, adaptive, scorer)
-    models = Models(small.target, small.draft)
+    shape = Shape(LENGTH, 32, 64, True, scorer, adaptive)
+    models, given = Models(small.target, small.draft), numbers(1, end_ids=[5], temperature=0.7)
+    rule = jax.tree.map(jnp.float32, rule)
 
     def begin(models, keys):
-        ones = jnp.ones((2,), jnp.int32)
-        return loop.start.__wrapped__(*models, jnp.ones((2, 4), jnp.int32), ones, keys, ones, settings=settings)
+        prompts, ones = jnp.ones((2, 4), jnp.int32), jnp.ones((2,), jnp.int32)
+        return loop.init(models, drafter, rule, prompts, ones, keys, given, shape=shape)
 
     state = jax.eval_shape(begin, models, jax.random.split(jax.random.key(0), 2))
-    rule = jax.tree.map(jnp.float32, rule)
-    cycles = [functools.partial(loop.cycle, settings=settings)]
-    if adaptive is not None:
-        costs = Costs(jnp.ones((LENGTH + 1,)))
-        cycles = [functools.partial(loop.cycle, settings=settings, bound=jnp.int32(1), costs=costs)]
-        cycles += [functools.partial(loop.plain_cycle, settings=settings, costs=costs)]
-    for cycle in cycles:
-        after = jax.eval_shape(cycle, models, rule, Sampling.create(0.7), jnp.asarray([5]), state)
-        assert jax.tree.structure(after) == jax.tree.structure(state)
-        for new, old in zip(jax.tree.leaves(after), jax.tree.leaves(state), strict=True):
-            assert (new.shape, new.dtype) == (old.shape, old.dtype)
+    after = jax.eval_shape(lambda models, state: cycle(models, drafter, rule, state, given, shape=shape), models, state)
+    assert jax.tree.structure(after) == jax.tree.structure(state)
+    for new, old in zip(jax.tree.leaves(after), jax.tree.leaves(state), strict=True):
+        assert (new.shape, new.dtype) == (old.shape, old.dtype)
 
 
 def test_several_drafts_all_go_on_from_the_one_that_was_followed(pair):

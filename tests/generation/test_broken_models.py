@@ -25,8 +25,9 @@ import kljudge_jax as kj
 from kljudge_jax.core.protocols import Draft
 from kljudge_jax.core.sampling import Sampling, process_logits
 from kljudge_jax.core.scorers import DraftScorer, ReflectionScorer, Scores
-from kljudge_jax.core.state import Settings
-from kljudge_jax.core.verify import judge_drafts
+from kljudge_jax.core.protocols import Features
+from kljudge_jax.core.state import Shape
+from kljudge_jax.core.verify import Progress, judge_drafts
 
 # XLA's maximum on a CPU drops a NaN where it is vectorised: at these sizes it missed every one of them.
 ROWS, LENGTH, VOCAB, STATE = 3, 4, 640, 16
@@ -84,17 +85,18 @@ def sound(rows):
 def outcomes(rule, greedy, rows=ROWS):
     """What becomes of the drafts of each placement, one batch at a time, and of a batch without any."""
     scorer = WAYS.get(getattr(rule, "scorer", "draft"), DraftScorer())
-    settings, sampling = Settings(None, LENGTH, 64, 32, False, None, scorer), Sampling.create(0.0 if greedy else 0.9)
+    shape, sampling = Shape(LENGTH, 32, scorer=scorer), Sampling.create(0.0 if greedy else 0.9)
     target, draft, tokens = (np.repeat(x, scorer.drafts, axis=0) for x in sound(rows))
     keys = jax.random.split(jax.random.key(3), rows)
     states = jnp.ones((len(tokens), LENGTH, STATE))
+    progress = Progress(jnp.zeros((rows,), jnp.int32), jnp.ones((rows,), jnp.int32), None, None)
 
     def judged(logits):
         target, draft = logits
         hidden = jnp.ones((*target.shape[:2], STATE))
-        scores = Scores(target, hidden, None, target if isinstance(scorer, ReflectionScorer) else None)
+        scores = Scores(target, Features(hidden), None, target if isinstance(scorer, ReflectionScorer) else None)
         proposal = Draft(tokens, jnp.full((len(tokens),), LENGTH), process_logits(draft, sampling), draft, states)
-        return judge_drafts(rule, sampling, proposal, proposal.count, keys, scores, settings=settings)
+        return judge_drafts(rule, sampling, proposal, proposal.count, keys, scores, progress, shape=shape)
 
     every = placements(len(tokens))
     spoilt = [(target, draft), *((one.spoilt("target", target), one.spoilt("draft", draft)) for one in every)]

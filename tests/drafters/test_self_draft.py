@@ -6,40 +6,36 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_pairs import DRAFT_LENGTH, PROMPTS, answer, forced, greedy_by_hand, tiny_model, tokens_of, with_parameters
+from tiny_pairs import DRAFT_LENGTH, PROMPTS, answer, forced, greedy_by_hand, prefilled, tiny_model, tokens_of, with_parameters
 
 import kljudge_jax as kj
-from kljudge_jax.core.protocols import Caches, Context, Models, Request
+from kljudge_jax.core.protocols import Context, Models, Request
 from kljudge_jax.core.sampling import Sampling
-from kljudge_jax.generation.score import prefill
-from kljudge_jax.drafters.self_draft import first_layers
 from kljudge_jax.errors import InputError
-from kljudge_jax.models.cache import KVCache
 
 
 def test_it_is_the_cut_model_and_leaves_the_other_layers_alone(pair):
     lengths = jnp.asarray([len(prompt) for prompt in PROMPTS])
     padded = jnp.asarray([np.pad(prompt, (0, 64 - len(prompt))) for prompt in PROMPTS])
-    before = jax.jit(prefill)(pair.target, KVCache.create(pair.target.config, 4, 64), padded[:, :16], lengths)
+    before = jax.jit(prefilled, static_argnums=3)(pair.target, padded[:, :16], lengths, 64)
 
     @jax.jit
     def propose(target, cache):
         keys = jax.random.split(jax.random.key(8), 4)
-        context = Context(padded, lengths - 1, jnp.full((4,), DRAFT_LENGTH), keys)
-        request = Request(DRAFT_LENGTH, with_hidden=True)
-        return kj.SelfDraft(1).propose(Models(target, None), Caches(cache, None), context, Sampling.create(), request)
+        context = Context(padded, lengths - 1, jnp.full((4,), DRAFT_LENGTH), keys, Sampling.create())
+        return kj.SelfDraft(1).propose(Models(target), cache, (), context, Request(DRAFT_LENGTH, with_hidden=True))
 
-    draft, caches = propose(pair.target, before)
-    cut = first_layers(pair.target, 1)
+    draft, after, state = propose(pair.target, before)
+    cut = pair.target.first(1)
     for row, prompt in enumerate(PROMPTS):
         assert draft.tokens[row].tolist() == greedy_by_hand(cut, prompt, DRAFT_LENGTH)
         _, hidden = forced(cut, [*prompt, *draft.tokens[row].tolist()])
         np.testing.assert_allclose(draft.hidden[row], hidden[len(prompt) :], atol=1e-4)
         # What was in the cache before the draft is there still.
-        for old, new in zip(before.keys, caches.target.keys, strict=True):
+        for old, new in zip(before.keys, after.keys, strict=True):
             np.testing.assert_array_equal(old[row, :, : len(prompt) - 1], new[row, :, : len(prompt) - 1])
-    np.testing.assert_array_equal(before.values[1], caches.target.values[1])
-    assert caches.draft is None
+    np.testing.assert_array_equal(before.values[1], after.values[1])
+    assert state == ()
 
 
 def test_exact_decoding_is_plain_decoding_without_a_draft_model(pair):
@@ -59,7 +55,7 @@ def test_layers_that_change_nothing_reject_nothing():
 
 def test_a_cut_model_keeps_the_windows_of_its_layers():
     model = tiny_model(num_layers=3, windows=(4, 0, 4))
-    cut = first_layers(model, 2)
+    cut = model.first(2)
     assert cut.config.windows == (4, 0) and cut.config.num_layers == len(cut.layers) == 2
     assert cut.head.weight[...] is model.head.weight[...]
 

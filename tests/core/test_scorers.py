@@ -3,11 +3,9 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tiny_pairs import PROMPTS, forced
+from tiny_pairs import PROMPTS, forced, prefilled
 
-from kljudge_jax.generation.score import prefill
 from kljudge_jax.core.scorers import DraftScorer, ReflectionScorer
-from kljudge_jax.models.cache import KVCache
 
 LENGTHS = jnp.asarray([len(prompt) for prompt in PROMPTS])
 DRAFTS = jnp.asarray([[7, 8, 9], [4, 4, 4], [11, 2, 30], [6, 5, 200]])
@@ -17,7 +15,7 @@ COUNT = jnp.asarray([3, 0, 1, 2])
 @jax.jit(static_argnames=("scorer", "width"))
 def scored(model, scorer, width=3):
     padded = jnp.asarray([np.pad(prompt, (0, 16 - len(prompt))) for prompt in PROMPTS])
-    cache = prefill(model, KVCache.create(model.config, 4, 32), padded, LENGTHS)
+    cache = prefilled(model, padded, LENGTHS, 32)
     last = jnp.asarray([prompt[-1] for prompt in PROMPTS])
     return scorer.score(model, cache, last, DRAFTS[:, :width], jnp.minimum(COUNT, width))
 
@@ -29,7 +27,7 @@ def test_a_reflection_scores_the_draft_and_a_copy_after_the_prompt(pair):
     for row, (prompt, drafted, count) in enumerate(zip(PROMPTS, DRAFTS.tolist(), COUNT.tolist(), strict=True)):
         real = slice(None, count + 1)
         np.testing.assert_allclose(scores.logits[row, real], plain.logits[row, real], atol=1e-4)
-        np.testing.assert_allclose(scores.hidden[row, real], plain.hidden[row, real], atol=1e-4)
+        np.testing.assert_allclose(scores.features.hidden[row, real], plain.features.hidden[row, real], atol=1e-4)
         if count == 0:  # nothing to reflect on
             np.testing.assert_array_equal(scores.reflected[row], scores.logits[row])
             continue

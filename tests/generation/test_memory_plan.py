@@ -44,8 +44,8 @@ def test_weights_and_caches_are_what_a_device_holds(mesh):
 
     plan = plan_memory(placed, placed, WORKLOAD)
     assert plan.target_weights == plan.draft_weights == held(pair.target)
-    caches = run.state.caches
-    assert plan.caches == held([caches.target.keys, caches.target.values, caches.draft.keys, caches.draft.values])
+    caches = run.state.cache, run.state.drafter
+    assert plan.caches == held([side for cache in caches for side in (cache.keys, cache.values)])
 
 
 def test_logits_are_those_of_a_share_of_rows_and_vocabulary():

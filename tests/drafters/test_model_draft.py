@@ -3,13 +3,11 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tiny_pairs import DRAFT_LENGTH, PROMPTS, forced, greedy_by_hand
+from tiny_pairs import DRAFT_LENGTH, PROMPTS, forced, greedy_by_hand, prefilled
 
 import kljudge_jax as kj
-from kljudge_jax.core.protocols import Caches, Context, Models, Request
+from kljudge_jax.core.protocols import Context, Models, Request
 from kljudge_jax.core.sampling import Sampling, process_logits
-from kljudge_jax.generation.score import prefill
-from kljudge_jax.models.cache import KVCache
 
 FIXED = Request(DRAFT_LENGTH)
 KEYS = jax.random.split(jax.random.key(8), len(PROMPTS))
@@ -19,14 +17,14 @@ KEYS = jax.random.split(jax.random.key(8), len(PROMPTS))
 def begin(model):
     lengths = np.array([len(prompt) for prompt in PROMPTS])
     padded = np.stack([np.pad(prompt, (0, 16 - len(prompt))) for prompt in PROMPTS])
-    return prefill(model, KVCache.create(model.config, len(PROMPTS), 64), jnp.asarray(padded), jnp.asarray(lengths))
+    return prefilled(model, padded, lengths, 64)
 
 
 @jax.jit(static_argnames="request")
 def propose(model, cache, sequence, consumed, sampling, request=FIXED):
-    context = Context(sequence, consumed, jnp.full_like(consumed, request.draft_length), KEYS)
-    draft, caches = kj.ModelDraft().propose(Models(None, model), Caches(None, cache), context, sampling, request)
-    return draft, caches.draft
+    context = Context(sequence, consumed, jnp.full_like(consumed, request.draft_length), KEYS, sampling)
+    draft, _, cache = kj.ModelDraft().propose(Models(None, model), None, cache, context, request)
+    return draft, cache
 
 
 def ends_of(sequences):

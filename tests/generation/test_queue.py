@@ -11,10 +11,11 @@ import pytest
 from tiny_pairs import DRAFT_LENGTH, answer, compilations, tiny_pair, tokens_of, with_parameters
 
 import kljudge_jax as kj
-from kljudge_jax.generation import loop, refill, run, stats
+from kljudge_jax.core.loop import Entries
+from kljudge_jax.generation import programs, stats
 from kljudge_jax.generation.queue import Queue
 from kljudge_jax.generation.results import Generation
-from kljudge_jax.core.state import Settings
+from kljudge_jax.core.state import Shape, numbers
 from kljudge_jax.errors import InputError
 
 _random = np.random.default_rng(0)
@@ -139,28 +140,29 @@ def test_a_second_call_compiles_nothing_whatever_its_prompts(pair):
 
 def test_any_number_of_new_prompts_is_one_program(pair, monkeypatch):
     chex.clear_trace_counter()
-    traced = chex.assert_max_traces(refill.refill.__wrapped__, n=1)
-    once = jax.jit(traced, static_argnames="settings", donate_argnames="state")
+    traced = chex.assert_max_traces(programs.refill.__wrapped__, n=1)
+    once = jax.jit(traced, static_argnames=("drafter", "shape", "kind"), donate_argnames="state")
     sizes = set()
 
-    def watched(target, draft, state, entries, count, *args, **options):
+    def watched(target, draft, rule, state, entries, numbers, count, *args, **options):
         sizes.add(int(count))
-        return once(target, draft, state, entries, count, *args, **options)
+        return once(target, draft, rule, state, entries, numbers, count, *args, **options)
 
-    monkeypatch.setattr(run, "refill", watched)
+    monkeypatch.setattr(programs, "refill", watched)
     out = answer(pair, "exact", MANY, batch_size=SLOTS, max_new_tokens=[2, 2, 5, 9, 2, 2, 2, 8, 3, 2, 2])
     assert len(sizes) > 1 and len(out.tokens) == len(MANY)
 
 
 def test_new_prompts_are_written_in_place(pair):
     batch, capacity = 3, 320
-    settings = Settings(kj.ModelDraft(), 2, capacity, 8, False)
-    shape = [jax.ShapeDtypeStruct((batch,), jnp.int32)] * 2
+    rule = kj.GreedyExact()
+    static = {"drafter": kj.ModelDraft(), "shape": Shape(2, 8, capacity), "kind": type(rule)}
+    rows, given = jax.ShapeDtypeStruct((batch,), jnp.int32), numbers(8)
     prompts, keys = jax.ShapeDtypeStruct((batch, 16), jnp.int32), jax.random.split(jax.random.key(0), batch)
-    state = loop.start.eval_shape(pair.target, pair.draft, prompts, shape[0], keys, shape[1], settings=settings)
-    entries = refill.Entries(prompts, shape[0], keys, shape[1], shape[0])
-    count = jnp.int32(2), jnp.int32(0)
-    program = refill.refill.lower(pair.target, pair.draft, state, entries, *count, settings=settings).compile()
+    begun = pair.target, pair.draft, rule
+    state = programs.start.eval_shape(*begun, prompts, rows, keys, given, **static)
+    entries = Entries(prompts, rows, keys, rows, rows)
+    program = programs.refill.lower(*begun, state, entries, given, jnp.int32(2), jnp.int32(0), **static).compile()
     assert f"f32[{batch},2,{capacity},8]" in program.as_text()
     assert not re.findall(rf"= f32\[{batch},2,{capacity},8\]\S* copy\(", program.as_text())
 

@@ -9,7 +9,7 @@ import pytest
 from tiny_pairs import DRAFT_LENGTH, PROMPTS, answer, tokens_of
 
 import kljudge_jax as kj
-from kljudge_jax.generation import loop
+from kljudge_jax.generation import programs
 from kljudge_jax.generation.detokenize import decode
 from kljudge_jax.errors import InputError
 
@@ -19,8 +19,8 @@ SHARED = {"verifier": "kl:4.0", "draft_length": DRAFT_LENGTH, "max_new_tokens": 
 @pytest.fixture
 def blocks(monkeypatch):
     """Grows by one with every block of cycles that is run."""
-    run, calls = loop.run_cycles, []
-    monkeypatch.setattr(loop, "run_cycles", lambda *args, **options: calls.append(1) or run(*args, **options))
+    run, calls = programs.run_cycles, []
+    monkeypatch.setattr(programs, "run_cycles", lambda *args, **options: calls.append(1) or run(*args, **options))
     return calls
 
 

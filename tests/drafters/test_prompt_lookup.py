@@ -9,7 +9,7 @@ import pytest
 from tiny_pairs import PROMPTS, answer, tokens_of
 
 import kljudge_jax as kj
-from kljudge_jax.core.protocols import Caches, Context, Models, Request
+from kljudge_jax.core.protocols import Context, Models, Request
 from kljudge_jax.core.sampling import Sampling
 from kljudge_jax.errors import InputError
 
@@ -32,11 +32,12 @@ def looked_up(sequences, ngram, wanted=LENGTH):
     batch = len(sequences)
     padded = jnp.asarray([np.pad(row, (0, 24 - len(row)), constant_values=1) for row in sequences])
     context = Context(
-        padded, jnp.asarray([len(row) - 1 for row in sequences]), jnp.full((batch,), wanted), jnp.zeros((batch,))
+        padded, jnp.asarray([len(row) - 1 for row in sequences]), jnp.full((batch,), wanted), jnp.zeros((batch,)),
+        Sampling.create(),
     )
     propose = jax.jit(kj.PromptLookup(ngram).propose, static_argnames="request")
-    draft, caches = propose(Models(None, None), Caches(None, None), context, Sampling.create(), request=Request(LENGTH))
-    assert caches == Caches(None, None)
+    draft, cache, state = propose(Models(None), None, (), context, request=Request(LENGTH))
+    assert (cache, state) == (None, ())
     return draft
 
 

@@ -4,10 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_pairs import forced, tiny_config
+from tiny_pairs import forced, prefilled, tiny_config
 
 import kljudge_jax as kj
-from kljudge_jax.generation.score import CPU_CHUNK, PREFILL_CHUNK, count_shared_chunks, prefill, score_draft
+from kljudge_jax.generation.score import CPU_CHUNK, PREFILL_CHUNK, count_shared_chunks
+from kljudge_jax.core.protocols import Features
+from kljudge_jax.core.scorers import DraftScorer
+from kljudge_jax.core.state import Prefill
 from kljudge_jax.errors import InputError
 from kljudge_jax.models.cache import KVCache
 
@@ -27,21 +30,29 @@ def test_scores_are_those_of_one_token_after_another(pair):
     step = jax.jit(lambda model, token, cache: model(token, cache))
     cache = KVCache.create(pair.target.config, 2, 12)
     for t in range(12):
-        state, cache = step(pair.target, tokens[:, t : t + 1], cache)
+        features, cache = step(pair.target, tokens[:, t : t + 1], cache)
+        state = features.hidden
         np.testing.assert_allclose(state[:, 0], hidden[:, t], atol=1e-5)
         np.testing.assert_allclose(pair.target.logits(state[:, 0]), logits[:, t], atol=1e-4)
     # Padding on the right changes nothing before it.
     np.testing.assert_allclose(forced(pair.target, tokens[0])[0], logits[0], atol=1e-5)
 
 
-def test_a_prefix_that_all_prompts_share_is_computed_once(pair):
+# As on a CPU, and as on all else.
+every_plan = pytest.mark.parametrize(
+    "plan", [Prefill(CPU_CHUNK, one_by_one=True), Prefill(PREFILL_CHUNK)], ids=["one by one", "together"]
+)
+
+
+@every_plan
+def test_a_prefix_that_all_prompts_share_is_computed_once(pair, plan):
     model, lengths = pair.target, np.array([CAPACITY, PREFILL_CHUNK + 3])
     prompts = random_tokens(2, CAPACITY)
     prompts[:, :PREFILL_CHUNK] = prompts[0, :PREFILL_CHUNK]
 
     @jax.jit
     def consumed(model, prompts, shared):
-        cache = prefill(model, KVCache.create(model.config, 2, CAPACITY), prompts, lengths, shared)
+        cache = prefilled(model, prompts, lengths, CAPACITY, shared * PREFILL_CHUNK, plan)
         return cache.keys, cache.length
 
     (apart, _), (together, length) = (consumed(model, prompts, shared) for shared in (0, 1))
@@ -58,23 +69,25 @@ def test_a_prefix_that_all_prompts_share_is_computed_once(pair):
 class Passes:
     """In place of a model: notes where each row of a pass begins, and how many tokens it has."""
 
-    layout = None
-
     def __init__(self):
         self.seen = []
 
+    def init_cache(self, batch, slots):
+        return KVCache.create(tiny_config(), batch, slots)
+
+    def logits(self, hidden):
+        return hidden
+
     def __call__(self, tokens, cache):
         jax.debug.callback(lambda start: self.seen.extend((int(at), tokens.shape[1]) for at in start), cache.length)
-        return tokens, cache
+        return Features(tokens[..., None]), cache
 
 
-@pytest.mark.skipif(jax.default_backend() != "cpu", reason="elsewhere padding costs nothing")
 @pytest.mark.parametrize("shared", [0, 1])
-def test_no_prompt_pays_for_the_length_of_another_on_a_cpu(shared):
+def test_no_prompt_pays_for_the_length_of_another_where_they_go_one_by_one(shared):
     passes, lengths = Passes(), np.array([CAPACITY, PREFILL_CHUNK + 34, PREFILL_CHUNK + 2])
     prompts = jnp.asarray(random_tokens(3, CAPACITY))
-    cache = KVCache.create(tiny_config(), 3, CAPACITY)
-    jax.jit(lambda cache: prefill(passes, cache, prompts, lengths, shared).length)(cache)
+    jax.jit(lambda: prefilled(passes, prompts, lengths, CAPACITY, shared * PREFILL_CHUNK).length)()
     jax.effects_barrier()
     begins = [0, *[shared * PREFILL_CHUNK] * 2]
     consumed = [range(first, length - 1, CPU_CHUNK) for first, length in zip(begins, lengths, strict=True)]
@@ -99,7 +112,8 @@ def test_chunks_are_shared_up_to_the_first_difference_and_the_shortest_prompt(al
     assert count_shared_chunks(prompts, np.array([CAPACITY, shortest, CAPACITY])) == chunks
 
 
-def test_prefill_and_a_draft_pass_score_like_the_whole_sequence(pair):
+@every_plan
+def test_prefill_and_a_draft_pass_score_like_the_whole_sequence(pair, plan):
     """Rows of every length: one token, a chunk and its neighbours, and two whole chunks but for the draft."""
     lengths = np.array([1, 2, PREFILL_CHUNK - 1, PREFILL_CHUNK, PREFILL_CHUNK + 1, CAPACITY - 4])
     tokens = random_tokens(len(lengths), CAPACITY)
@@ -107,8 +121,9 @@ def test_prefill_and_a_draft_pass_score_like_the_whole_sequence(pair):
 
     @jax.jit
     def run(model, prompts, lengths, last, draft):
-        cache = prefill(model, KVCache.create(model.config, len(lengths), CAPACITY), prompts, lengths)
-        return cache.length, *score_draft(model, cache, last, draft)
+        cache = prefilled(model, prompts, lengths, CAPACITY, plan=plan)
+        scores = DraftScorer().score(model, cache, last, draft, jnp.full_like(last, draft.shape[1]))
+        return cache.length, scores.logits, scores.features.hidden, scores.cache
 
     # What stands after a prompt is padding, which may be anything.
     prompts = np.where(np.arange(CAPACITY) < lengths[:, None], tokens, random_tokens(*tokens.shape, seed=1))

@@ -10,11 +10,13 @@ from spread_pairs import spread
 from tiny_pairs import NEVER, PROMPTS, answer, compilations, tiny_pair, tokens_of, with_parameters
 
 import kljudge_jax as kj
-from kljudge_jax.generation import buckets, loop, run
-from kljudge_jax.generation.buckets import cache_buckets, resized
+from kljudge_jax.core.loop import UNBOUNDED
+from kljudge_jax.core.state import LoopState
+from kljudge_jax.generation import buckets, programs, run
+from kljudge_jax.generation.buckets import cache_buckets
 from kljudge_jax.generation.run import Run
 from kljudge_jax.core.sampling import Sampling
-from kljudge_jax.models import transformer
+from kljudge_jax.models import cache as cache_room
 from kljudge_jax.models.cache import KVCache
 from kljudge_jax.models.shapes import count_parameters, shape_config
 from kljudge_jax.models.transformer import abstract
@@ -27,8 +29,7 @@ TOKENS = 50
 def xla():
     """XLA's attention, as on a GPU. Programs of other tests are not shared: the vocabulary is of another size."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(transformer, "is_native", lambda *_: False)
-        patch.setattr(buckets, "is_native", lambda *_: False)
+        patch.setattr(cache_room, "is_native", lambda *_: False)
         yield
 
 
@@ -40,14 +41,14 @@ def pair():
 @pytest.fixture
 def small(monkeypatch):
     """Buckets that a short answer outgrows; the sizes of cache that blocks of cycles had, in their order."""
-    seen, run_cycles = [], loop.run_cycles
+    seen, run_cycles = [], programs.run_cycles
 
     def watched(*args, **options):
-        state = next(arg for arg in args if isinstance(arg, loop.LoopState))
-        seen.append(state.caches.target.capacity)
+        state = next(arg for arg in args if isinstance(arg, LoopState))
+        seen.append(state.cache.slots)
         return run_cycles(*args, **options)
 
-    monkeypatch.setattr(loop, "run_cycles", watched)
+    monkeypatch.setattr(programs, "run_cycles", watched)
     monkeypatch.setattr(run, "cache_buckets", lambda *args: (*STEPS, args[-1]))
     return seen
 
@@ -124,12 +125,11 @@ def test_a_call_compiles_a_program_for_each_bucket_that_it_needs_and_nothing_the
 
 def test_scores_are_products_over_the_bucket(pair, small, monkeypatch):
     run_ = Run(pair, PROMPTS, "exact", 3, kj.ModelDraft(), TOKENS, Sampling.create(), (), None, False)
-    assert run_.settings.capacity > STEPS[-1]
+    assert run_.shape.capacity > STEPS[-1]
     monkeypatch.undo()
-    rule, halted = run_.verifier, np.zeros(len(PROMPTS), bool)
-    given = (*run_.models, rule, run_.sampling, run_.eos, run_.state, halted, np.int32(9))
-    text = loop.run_cycles.lower(*given, settings=run_.settings, rule=type(rule)).compile().as_text()
-    assert not re.findall(rf"\[[\d,]*\b{run_.settings.capacity},8\]", text)
+    given = (*run_.models, run_.verifier, run_.state, run_.numbers(), np.zeros(len(PROMPTS), bool), np.int32(9))
+    text = programs.run_cycles.lower(*given, np.int32(UNBOUNDED), **run_.static).compile().as_text()
+    assert not re.findall(rf"\[[\d,]*\b{run_.shape.capacity},8\]", text)
     products = [line for line in text.splitlines() if " dot(" in line and "bgrtd,bgsd->bgrts/" in line]
     assert len(products) >= 2 * 3  # in two layers: the draft's first step, its others, and the target's pass
     assert {re.search(r"= f32\[[\d,]*,(\d+)\]", line)[1] for line in products} == {str(STEPS[0])}
@@ -140,8 +140,8 @@ def test_a_resized_cache_keeps_its_slots(slots):
     config = tiny_pair(vocab_size=67).target.config
     empty = KVCache.create(config, 2, 5)
     cache = KVCache(tuple(k + 1 for k in empty.keys), tuple(v + 2 for v in empty.values), jnp.array([1, 3]))
-    new = resized(cache, slots, None)
-    assert new.capacity == slots and cache.keys[0].is_deleted()
+    new = cache.resized(slots)
+    assert new.slots == slots and cache.keys[0].is_deleted()
     kept = min(slots, 5)
     for stored, value in ((new.keys, 1), (new.values, 2)):
         for layer in stored:
@@ -161,5 +161,5 @@ def test_a_step_is_one_that_is_felt(monkeypatch):
 
 
 def test_native_attention_needs_no_steps(pair, monkeypatch):
-    monkeypatch.setattr(buckets, "is_native", lambda *_: True)
+    monkeypatch.setattr(cache_room, "is_native", lambda *_: True)
     assert cache_buckets(pair.target, pair.draft, 4, 8192) == (8192,)
