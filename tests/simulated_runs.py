@@ -7,7 +7,8 @@ import jax
 import numpy as np
 
 import kljudge_jax as kj
-from kljudge_jax.core.controller import CATCH_UP, Pace
+from kljudge_jax.core.controller import Pace
+from kljudge_jax.drafters.model_draft import CATCH_UP
 from kljudge_jax.generation.costs import CycleCosts
 
 _BOUND, _UPDATE = (jax.jit(method, static_argnums=0) for method in (kj.Adaptive.bound, kj.Adaptive.update))
@@ -51,35 +52,29 @@ def adaptive_run(machine, adaptive, rates, tokens, seed=0, program=None, estimat
     costs `estimate`.
     """
     random, rates = np.random.default_rng(seed), np.asarray(rates, float)
-    rows = len(rates)
-    costs = CycleCosts.of(program or object(), adaptive, estimate, machine.step, rows)
-    static = adaptive.without_cost()
-    state, count = Pace.start(rows), np.zeros(rows, np.int32)
-    time = spent = 0.0
-    lengths, idle = [], 0
+    costs = CycleCosts.of(program or object(), adaptive, estimate)
+    static, state = adaptive.without_cost(), Pace.start(np.zeros(len(rates), np.int32))
+    count, time, lengths, idle = np.zeros(len(rates), np.int32), 0.0, [], 0
     while (count < tokens).any():
         asked = costs.next()
-        given = costs.costs(spent, -1 if asked is None else asked[0])
-        seconds, drafts, before, ran = machine.block, [], count.copy(), np.zeros(rows, int)
+        table = costs.table() if asked is None else costs.only(asked[0])
+        seconds, drafts, before = machine.block, [], count.copy()
         while (count < tokens).any() and (asked is None or len(drafts) < asked[1]):
             left = np.where(count < tokens, tokens - count - 1, -1).astype(np.int32)
-            running = left >= 0
-            wanted = np.clip(left, 0, int(_BOUND(static, state, given, count, left))).astype(np.int32)
+            wanted = np.clip(left, 0, int(_BOUND(static, state, table, left))).astype(np.int32)
             longest = int(wanted.max())
             accepted = np.minimum(accepted_of(random, rates, adaptive.maximum), wanted).astype(np.int32)
-            committed = np.where(running, accepted + 1, 0).astype(np.int32)
-            state = _UPDATE(static, state, given, np.int32(longest), wanted, accepted, committed, running)
+            state = _UPDATE(static, state, wanted, wanted, accepted)
             seconds += machine.cycle(adaptive, longest, idle)
             idle = 0 if longest else idle + 1
-            count += committed
+            count += np.where(left >= 0, accepted + 1, 0).astype(np.int32)
             drafts.append(longest)
-            ran += running
         time += seconds
         lengths += drafts
         if asked is not None:
-            slowest = ((count - before) / np.maximum(ran, 1))[ran > 0].min()
             clock = 0.01 * seconds * np.exp(machine.noise * random.standard_normal())
-            spent += costs.took(asked[0], np.asarray(drafts), slowest, clock)
+            slowest = float((count - before).min()) / len(drafts)
+            costs.took(asked[0], np.asarray(drafts), asked[1], slowest, clock)
     return time, lengths
 
 

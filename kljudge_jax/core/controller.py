@@ -23,6 +23,9 @@ _PRIOR_RATE = 0.7
 _PRIOR_WEIGHT = 2.0
 _MEMORY = 0.9
 
+# The least expected speed of a row, against plain decoding, at which a batch drafts.
+_LEAST_SPEED = 0.95
+
 # What the target pays for one more position, as a share of a pass over one: 1.23 times one pass for five positions was
 # measured on a CPU with a good layout; accelerators pay less until they run out of arithmetic.
 SCORING_COST = 0.05
@@ -71,8 +74,9 @@ class Adaptive:
     """As many draft tokens as pay: each cycle, the n that maximises expected tokens over cost.
 
     The expected tokens are those of all running rows, sum_b (1 + a_b + ... + a_b^n), where a_b is a row's own running
-    acceptance rate; the cost is that of a cycle of the whole batch. So one length holds for all rows of a cycle, and a
-    row near its end uses less. The expectation is that of Leviathan et al., arXiv 2211.17192.
+    acceptance rate; the cost is that of a cycle of the whole batch. One length holds for all rows of a cycle (a row
+    near its end uses less), and none is taken that would slow a row below 0.95 of plain decoding. The expectation is
+    that of Leviathan et al., arXiv 2211.17192.
 
     When nothing pays and `minimum` is 0, the run decodes plainly. It tries a short draft after 16 such cycles, then
     after 64, and so on up to 1024.
@@ -140,10 +144,14 @@ class Adaptive:
         rate = pace.accepted / pace.tested
         powers = jax.vmap(lambda one: jax.lax.pow(jnp.full(lengths.shape, one), lengths))(rate)
         expected = jnp.cumsum(jnp.where(lengths[None] <= left[:, None], powers, 0.0), axis=1)
-        speed = jnp.where(lengths >= self.minimum, jnp.sum(expected, axis=0) / costs, 0.0)
-        best = jnp.argmax(speed).astype(jnp.int32)
+        speed = expected / costs[None]
+        # A batch ends with its slowest row: none is slowed below plain decoding for what the others gain.
+        fair = jnp.all((speed >= _LEAST_SPEED) | (left < 0)[:, None] | (lengths == 0)[None], axis=0)
+        total = jnp.where(fair if not self.minimum else lengths >= self.minimum, jnp.sum(speed, axis=0), 0.0)
+        best = jnp.argmax(total).astype(jnp.int32)
         if not self.minimum:
-            due = jnp.any(pace.idle >= pace.interval) & (costs[self.probe] < jnp.inf)
+            # Not even a draft that is kept whole makes up for one that costs more than its tokens.
+            due = jnp.any(pace.idle >= pace.interval) & (costs[self.probe] < 1 + self.probe)
             best = jnp.where((best == 0) & due, self.probe, best)
         return jnp.clip(best, 0, jnp.maximum(jnp.max(left), 0))
 

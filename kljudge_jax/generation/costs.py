@@ -36,8 +36,8 @@ def draft_cost(pair: Any, drafter: Any) -> float:
 class CycleCosts:
     """The table that an adaptive length decides by, and where it is to be measured, what is to be timed next.
 
-    First a plain cycle and the shortest draft are timed, in turns; then, unless not even a draft that is kept whole
-    would pay at that price, the longest. What lies between is on the line through them.
+    A plain cycle and the shortest draft are timed in turns; then the longest, if the shortest paid for itself. What
+    lies between or beyond is on the line through them.
     """
 
     adaptive: Adaptive
@@ -45,6 +45,7 @@ class CycleCosts:
     open: bool
     seconds: dict[int, list[float]] = dataclasses.field(default_factory=dict)
     warm: bool = False
+    paid: bool = False
     vain: int = 0
 
     @classmethod
@@ -56,23 +57,26 @@ class CycleCosts:
 
     def next(self) -> tuple[int, int] | None:
         """The length that the next block should have, and its cycles; None when all is known that will be."""
-        if not self.open:
-            return None
-        base, probe, longest = self.adaptive.minimum, max(self.adaptive.probe, self.adaptive.minimum), self._longest
-        if not self.warm:
+        base, longest = self.adaptive.minimum, self.adaptive.maximum
+        if self.open and not self.warm:
             return base, 1
-        for lengths in ((base, probe), (longest,)):
-            if lengths == (longest,) and not self._may_pay(base, probe):
-                break
-            for _ in range(_ROUNDS):
-                for length in lengths:
-                    if len(self.seconds.get(length, [])) < _ROUNDS:
-                        return length, _CYCLES
+        plan = [base, max(self.adaptive.probe, base)] * _ROUNDS + [longest] * (self.paid and longest not in self.seconds)
+        for i, length in enumerate(plan):
+            if self.open and len(self.seconds.get(length, [])) < plan[: i + 1].count(length):
+                return length, _CYCLES
         self.open = False
         return None
 
-    def took(self, length: int, drafted: np.ndarray, asked: int, seconds: float) -> None:
-        """A block that was asked for ran: drafted int `[cycles]`, the longest draft of each of its cycles."""
+    def took(self, length: int, drafted: np.ndarray, asked: int, tokens: float, seconds: float) -> None:
+        """A block that was asked for ran.
+
+        Args:
+          length: of its drafts.
+          drafted: int `[cycles]`, the longest draft of each of its cycles.
+          asked: how many cycles it should have had.
+          tokens: committed in a cycle by the slowest row.
+          seconds: what it took.
+        """
         # Hosts agree on whole numbers: microseconds.
         seconds = max(agreed(int(seconds * 1e6)), 1) / 1e6
         if len(drafted) != asked or not (drafted == length).all():
@@ -82,6 +86,8 @@ class CycleCosts:
             self.warm = True
         else:
             self.seconds.setdefault(length, []).append(seconds / asked)
+            base = self.seconds.get(self.adaptive.minimum, [])
+            self.paid |= length > self.adaptive.minimum and tokens * min(base, default=0.0) > seconds / asked
 
     @property
     def measured(self) -> bool:
@@ -103,15 +109,6 @@ class CycleCosts:
     def only(self, length: int) -> np.ndarray:
         """A table under which every cycle has that length."""
         return np.where(np.arange(self.adaptive.maximum + 1) == length, 1, np.inf).astype(np.float32)
-
-    @property
-    def _longest(self) -> int:
-        return self.adaptive.maximum
-
-    def _may_pay(self, base: int, probe: int) -> bool:
-        if probe == self._longest or base == probe:
-            return False
-        return min(self.seconds[probe]) < (1 + probe) * min(self.seconds[base])
 
 
 def estimate(pair: Any, drafter: Any, adaptive: Adaptive, drafts: int, positions: int) -> float:

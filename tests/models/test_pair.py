@@ -34,9 +34,9 @@ def test_padded_vocabularies_are_cut_to_the_common_part(folders, tmp_path):
     pair = ModelPair.from_pretrained(target, draft)
     assert pair.target.config.vocab_size == pair.draft.config.vocab_size == 66
     tokens = np.arange(7, dtype=np.int32)[None]
-    hidden, _ = jax.jit(lambda m, t: m(t))(pair.target, tokens)
+    features, _ = jax.jit(lambda m, t: m(t))(pair.target, tokens)
     want = hf_logits(make_hf_model("llama2", vocab_size=70), tokens)[..., :66]
-    np.testing.assert_allclose(pair.target.logits(hidden), want, rtol=0, atol=1e-4)
+    np.testing.assert_allclose(pair.target.logits(features.hidden), want, rtol=0, atol=1e-4)
     assert pair.eos == (1,) and pair.tokenizer.encode("w9", add_special_tokens=False) == [9]
     assert (pair.target_name, pair.draft_name) == (str(target), str(draft))
 

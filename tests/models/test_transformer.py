@@ -153,7 +153,7 @@ def test_bfloat16_stays_near_float32(model):
     leaves = jax.device_get(parameters(model))
     narrow = assemble(TINY, {name: leaf.astype(want[name].dtype) for name, leaf in leaves.items()})
     tokens = np.arange(8, dtype=np.int32)[None]
-    assert jax.eval_shape(narrow, tokens)[0].dtype == jnp.bfloat16 and narrow.dtype == jnp.bfloat16
+    assert jax.eval_shape(narrow, tokens)[0].hidden.dtype == jnp.bfloat16 and narrow.dtype == jnp.bfloat16
     logits, exact = step(narrow, tokens)[0], step(model, tokens)[0]
     assert logits.dtype == jnp.float32
     assert 0 < np.abs(np.asarray(logits) - np.asarray(exact)).max() < 0.1
