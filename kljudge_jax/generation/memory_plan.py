@@ -75,6 +75,7 @@ class Model:
       dtype: of its weights.
       cache_dtype: of its caches; None is the same.
       bits: of its matrices, as `linear.Storage` has it.
+      cache_bits: of its caches, the same.
     """
 
     config: TransformerConfig
@@ -82,13 +83,14 @@ class Model:
     dtype: Any
     cache_dtype: Any = None
     bits: int | str | None = None
+    cache_bits: int | None = None
 
     @classmethod
     def of(cls, model: Transformer) -> Model:
         """That of a model that is loaded."""
         kept = model.storage
         caches = jnp.float32 if jax.default_backend() == "cpu" else kept.dtype  # as `KVCache.create` has it
-        return cls(model.config, kept.layout, kept.dtype, caches, kept.bits)
+        return cls(model.config, kept.layout, kept.dtype, caches, kept.bits, kept.cache_bits)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -214,12 +216,13 @@ def _logits(model: Model, batch: int, positions: int) -> int:
 
 def _cache(model: Model, workload: Workload) -> int:
     config = model.config
-    return (
-        2
-        * config.num_layers
-        * jnp.dtype(model.cache_dtype or model.dtype).itemsize
-        * _attention_share(model, (workload.rows, config.num_kv_heads, workload.slots, config.head_dim))
-    )
+
+    def side(size: int) -> int:
+        return _attention_share(model, (workload.rows, config.num_kv_heads, workload.slots, size))
+
+    if model.cache_bits is not None:
+        return 2 * config.num_layers * (side(config.head_dim) + _FLOAT32 * side(1))
+    return 2 * config.num_layers * jnp.dtype(model.cache_dtype or model.dtype).itemsize * side(config.head_dim)
 
 
 def _attention_share(model: Model, shape: tuple[int, ...]) -> int:

@@ -1,10 +1,11 @@
-"""The key/value cache of our own decoder: a pytree indexed by position, so that rolling back is a smaller length."""
+"""The key/value cache of our own decoder: a pytree indexed by position."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import ClassVar, NamedTuple
+from collections.abc import Callable
+from typing import Any, ClassVar, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -69,20 +70,121 @@ class Layer(NamedTuple):
         return mixed, layer
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class KVCache:
-    """Keys and values of every layer; B rows, S slots, G kv heads, D head dimension.
+class Positions:
+    """What every cache does that keeps one slot a position: fields named in `stored`, a tuple of a layer's arrays
+    `[B, G, S, ...]` each, with `length` int32 `[B]` and `layout` beside them.
 
     Slot s of row b holds position s of that row's sequence. Slots from `length[b]` on are stale: no query can see
-    them, because a query at position p sees slots up to p and its own are written first.
+    them, because a query at position p sees slots up to p and its own are written first. So rolling back is a smaller
+    length and nothing else.
+    """
+
+    stored: ClassVar[tuple[str, ...]]
+    layer_type: ClassVar[type]
+    rollback: ClassVar[int | None] = None
+    length: jax.Array
+    layout: Layout | None
+
+    @property
+    def slots(self) -> int:
+        return getattr(self, self.stored[0])[0].shape[2]
+
+    @property
+    def reads_all(self) -> bool:
+        """Whether a pass reads every slot, so that a smaller cache makes it faster; else it reads those written."""
+        return True
+
+    def layer(self, i: int) -> Any:
+        return self.layer_type(*(getattr(self, name)[i] for name in self.stored), self.layout)
+
+    def with_layers(self, layers: list[Any], length: jax.Array) -> Self:
+        """The cache with its first layers replaced, and so many tokens consumed, int32 `[B]`."""
+        changed = {
+            name: tuple(layer[side] for layer in layers) + getattr(self, name)[len(layers) :]
+            for side, name in enumerate(self.stored)
+        }
+        return self._with(**changed, length=length)
+
+    def constrained(self) -> Self:
+        """The same cache, said to lie where its layout has it."""
+        if self.layout is None:
+            return self
+        return self._map(self.layout.attention)._with(length=self.layout.rows(self.length))
+
+    def at_length(self, length: jax.Array) -> Self:
+        """The same cache with `length` tokens consumed, int32 `[B]`: a rollback when it is smaller."""
+        return self._with(length=jnp.asarray(length, jnp.int32))
+
+    def resized(self, slots: int) -> Self:
+        """The cache with so many slots a row, the first of them as they were.
+
+        Outside of a trace the arrays given are deleted one after another, so that no more than a layer is held twice.
+        """
+
+        def moved(stored):
+            new = _resized(stored, slots=slots, layout=self.layout)
+            if not isinstance(stored, jax.core.Tracer):
+                stored.delete()
+            return new
+
+        return self._map(moved)
+
+    def take(self, row: jax.Array, slots: int) -> Self:
+        """The first slots of one row, int32 `[]`, as a cache of one row."""
+
+        # Rows that lie on several devices are summed with all but one masked: a slice at a place that is not known
+        # when it is compiled would gather all of them first.
+        def taken(stored):
+            if self.layout is None:
+                return jax.lax.dynamic_slice(stored, (row, 0, 0, 0), (1, stored.shape[1], slots, stored.shape[3]))
+            own = (jnp.arange(stored.shape[0]) == row)[:, None, None, None]
+            kept = jnp.where(own, stored[:, :, :slots], jnp.zeros((), stored.dtype))
+            return jnp.sum(kept, axis=0, keepdims=True, dtype=stored.dtype)
+
+        return self._map(taken)._with(length=jax.lax.dynamic_slice(self.length, (row,), (1,)))
+
+    def put(self, row: jax.Array, other: Self) -> Self:
+        """With a cache of one row, and of as many slots or fewer, in place of row int32 `[]`."""
+
+        def put(stored, new):
+            return jax.lax.dynamic_update_slice(stored, new, (row, 0, 0, 0))
+
+        return self._map(put, other)._with(length=jax.lax.dynamic_update_slice(self.length, other.length, (row,)))
+
+    def follow(self, source: jax.Array, start: jax.Array, count: int) -> Self:
+        """With slots `start[b]` to `start[b] + count` of row `source[b]` in those of row b, int32 `[B]` both."""
+
+        def copied(stored):
+            _, heads, _, dim = stored.shape
+            written = jax.vmap(
+                lambda row, at: jax.lax.dynamic_slice(stored, (row, 0, at, 0), (1, heads, count, dim))[0]
+            )(source, start)
+            return write_rows(stored, written, start)
+
+        return self._map(copied)
+
+    def _map(self, function: Callable, *others: Self) -> Self:
+        return self._with(
+            **{
+                name: tuple(map(function, getattr(self, name), *(getattr(other, name) for other in others)))
+                for name in self.stored
+            }
+        )
+
+    def _with(self, **changed: Any) -> Self:
+        return dataclasses.replace(self, **changed)  # type: ignore[type-var]  # each is a dataclass
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class KVCache(Positions):
+    """Keys and values of every layer; B rows, S slots, G kv heads, D head dimension.
 
     Attributes:
       keys, values: one array `[B, G, S, D]` a layer. Heads come before positions so that both products of attention
         are batched over leading axes, which no backend has to transpose.
       length: int32 `[B]`, how many tokens each row has consumed.
       layout: where it lies on a mesh; None is one device.
-      rollback: how many tokens `at_length` can take back; None is any number.
     """
 
     keys: tuple[jax.Array, ...]
@@ -90,7 +192,8 @@ class KVCache:
     length: jax.Array
     layout: Layout | None = dataclasses.field(default=None, metadata={"static": True})
 
-    rollback: ClassVar[int | None] = None
+    stored: ClassVar[tuple[str, ...]] = ("keys", "values")
+    layer_type: ClassVar[type] = Layer
 
     @classmethod
     def create(
@@ -106,86 +209,8 @@ class KVCache:
         return cls(keys, values, jnp.zeros((batch,), jnp.int32), layout).constrained()
 
     @property
-    def slots(self) -> int:
-        return self.keys[0].shape[2]
-
-    @property
     def reads_all(self) -> bool:
-        """Whether a pass reads every slot, so that a smaller cache makes it faster; else it reads those written."""
         return not is_native(self.layout is None, self.keys[0])
-
-    def layer(self, i: int) -> Layer:
-        return Layer(self.keys[i], self.values[i], self.layout)
-
-    def with_layers(self, layers: list[Layer], length: jax.Array) -> KVCache:
-        """The cache with its first layers replaced, and so many tokens consumed, int32 `[B]`."""
-        count = len(layers)
-        keys = tuple(layer.keys for layer in layers) + self.keys[count:]
-        return KVCache(keys, tuple(layer.values for layer in layers) + self.values[count:], length, self.layout)
-
-    def constrained(self) -> KVCache:
-        """The same cache, said to lie where its layout has it."""
-        if self.layout is None:
-            return self
-        return dataclasses.replace(self._map(self.layout.attention), length=self.layout.rows(self.length))
-
-    def at_length(self, length: jax.Array) -> KVCache:
-        """The same cache with `length` tokens consumed, int32 `[B]`: a rollback when it is smaller."""
-        return dataclasses.replace(self, length=jnp.asarray(length, jnp.int32))
-
-    def resized(self, slots: int) -> KVCache:
-        """The cache with so many slots a row, the first of them as they were.
-
-        Outside of a trace the arrays given are deleted one after another, so that no more than a layer is held twice.
-        """
-
-        def moved(stored):
-            if isinstance(stored, jax.core.Tracer):
-                return _resized(stored, slots=slots, layout=self.layout)
-            new = _resized(stored, slots=slots, layout=self.layout)
-            stored.delete()
-            return new
-
-        return self._map(moved)
-
-    def take(self, row: jax.Array, slots: int) -> KVCache:
-        """The first slots of one row, int32 `[]`, as a cache of one row."""
-
-        # Rows that lie on several devices are summed with all but one masked: a slice at a place that is not known
-        # when it is compiled would gather all of them first.
-        def taken(stored):
-            if self.layout is None:
-                return jax.lax.dynamic_slice(stored, (row, 0, 0, 0), (1, stored.shape[1], slots, stored.shape[3]))
-            own = (jnp.arange(stored.shape[0]) == row)[:, None, None, None]
-            return jnp.sum(jnp.where(own, stored[:, :, :slots], 0), axis=0, keepdims=True)
-
-        return dataclasses.replace(self._map(taken), length=jax.lax.dynamic_slice(self.length, (row,), (1,)))
-
-    def put(self, row: jax.Array, other: KVCache) -> KVCache:
-        """With a cache of one row, and of as many slots or fewer, in place of row int32 `[]`."""
-        keys, values = (
-            tuple(jax.lax.dynamic_update_slice(stored, new, (row, 0, 0, 0)) for stored, new in zip(*sides, strict=True))
-            for sides in ((self.keys, other.keys), (self.values, other.values))
-        )
-        length = jax.lax.dynamic_update_slice(self.length, other.length, (row,))
-        return dataclasses.replace(self, keys=keys, values=values, length=length)
-
-    def follow(self, source: jax.Array, start: jax.Array, count: int) -> KVCache:
-        """With slots `start[b]` to `start[b] + count` of row `source[b]` in those of row b, int32 `[B]` both."""
-
-        def copied(stored):
-            _, heads, _, dim = stored.shape
-            written = jax.vmap(
-                lambda row, at: jax.lax.dynamic_slice(stored, (row, 0, at, 0), (1, heads, count, dim))[0]
-            )(source, start)
-            return write_rows(stored, written, start)
-
-        return self._map(copied)
-
-    def _map(self, function) -> KVCache:
-        return dataclasses.replace(
-            self, keys=tuple(map(function, self.keys)), values=tuple(map(function, self.values))
-        )
 
 
 def numbers_only(key: jax.Array, value: jax.Array) -> tuple[jax.Array, jax.Array]:

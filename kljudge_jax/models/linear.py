@@ -28,12 +28,14 @@ class Storage:
         integers.
       layout: where they lie on a mesh, and what is worked out from them there; None is one device.
       forms: of "file", how those are stored, by dotted name; without it 8 bits are taken for planning.
+      cache_bits: 8, for caches of integers with scales (`int8_cache`); None keeps keys and values in `dtype`.
     """
 
     dtype: Any = jnp.float32
     bits: int | str | None = None
     layout: Layout | None = None
     forms: tuple[tuple[str, Form], ...] = ()
+    cache_bits: int | None = None
 
     @property
     def local(self) -> bool:
@@ -45,9 +47,10 @@ class Storage:
 
     def __str__(self) -> str:
         """What reports call it, wherever it lies: "bfloat16", "int8 (bfloat16)", or "the file's bits (bfloat16)"."""
+        cached = "" if self.cache_bits is None else f", int{self.cache_bits} cache"
         if self.bits is None:
-            return str(self.dtype)
-        return f"{'the file' + chr(39) + 's bits' if self.bits == FILE else f'int{self.bits}'} ({self.dtype})"
+            return f"{self.dtype}{cached}"
+        return f"{'the file' + chr(39) + 's bits' if self.bits == FILE else f'int{self.bits}'} ({self.dtype}){cached}"
 
     def form(self, name: str, in_size: int) -> Form | None:
         """How the matrix of that dotted name is stored, whose rows have that length; None for one in `dtype`."""

@@ -80,6 +80,7 @@ class ModelPair:
         draft_axes: str | None = None,
         bits: int | str | None = None,
         draft_bits: int | str | None = None,
+        cache_bits: int | None = None,
         revision: str | None = None,
         draft_revision: str | None = None,
         tokenizer: Any = None,
@@ -103,6 +104,8 @@ class ModelPair:
             a .gguf file has them in; None keeps them in `dtype`. Fewer bytes are read for a token, and something of
             the model is lost: with "file" only what rows are rounded by, and those on one CPU alone.
           draft_bits: the same of the draft.
+          cache_bits: 8, for keys and values of both models in integers with a scale a head and position: half the bytes
+            of a cache in bfloat16. None keeps them in `dtype`.
           revision: branch, tag or commit of the target on the hub.
           draft_revision: the same of the draft.
           tokenizer: in place of the target's: a tokenizer, or where to find one (hub id, folder or .gguf file).
@@ -115,6 +118,8 @@ class ModelPair:
         for name, asked in (("bits", bits), ("draft_bits", draft_bits)):
             if asked not in (None, 8, 4, FILE):
                 raise InputError(f"{name} is 8, 4, {FILE!r} or None, not {asked!r}")
+        if cache_bits not in (None, 8):
+            raise InputError(f"cache_bits is 8 or None, not {cache_bits!r}")
         keep_compiled()
         wanted = resolve_dtype(dtype)
         placement = Placement.parse(mesh, axes, draft_axes)
@@ -131,10 +136,10 @@ class ModelPair:
         draft_config = None if draft_source is None else _cut(draft_source, vocab_size)
         if check is not None:
             check(placement, target_config, draft_config, wanted)
-        kept = storage_of(target_source, wanted, bits, placement.target(target_config))
+        kept = storage_of(target_source, wanted, bits, placement.target(target_config), cache_bits)
         draft_kept = None
         if draft_source is not None and draft_config is not None:
-            draft_kept = storage_of(draft_source, wanted, draft_bits, placement.draft(draft_config))
+            draft_kept = storage_of(draft_source, wanted, draft_bits, placement.draft(draft_config), cache_bits)
         drafts = [] if draft_config is None or draft_kept is None else [(draft_config, draft_kept)]
         check_weights_fit([(target_config, kept), *drafts])
         return cls(
@@ -156,6 +161,7 @@ class ModelPair:
         draft_axes: str | None = None,
         bits: int | str | None = None,
         draft_bits: int | str | None = None,
+        cache_bits: int | None = None,
     ) -> ModelPair:
         """Loads the small pair that comes with the package; arguments as in `from_pretrained`.
 
@@ -172,6 +178,7 @@ class ModelPair:
             draft_axes=draft_axes,
             bits=bits,
             draft_bits=draft_bits,
+            cache_bits=cache_bits,
         )
         return dataclasses.replace(pair, target_name="embedded target", draft_name="embedded draft")
 

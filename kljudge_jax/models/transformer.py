@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +11,9 @@ from flax import nnx
 
 from kljudge_jax.core.protocols import Features
 from kljudge_jax.models.attention import attend, split_by_heads, squeeze
-from kljudge_jax.models.cache import KVCache, numbers_only
+from kljudge_jax.models.cache import KVCache, Positions, numbers_only
 from kljudge_jax.models.config import Rope, TransformerConfig
+from kljudge_jax.models.int8_cache import Int8Cache
 from kljudge_jax.models.linear import Embedding, Linear, Storage, side_by_side
 from kljudge_jax.parallel.axes import VOCAB
 from kljudge_jax.parallel.layout import Layout
@@ -202,13 +203,15 @@ class Transformer(nnx.Module):
     def max_length(self) -> int:
         return self.config.max_position
 
-    def init_cache(self, batch: int, slots: int) -> KVCache:
+    def init_cache(self, batch: int, slots: int) -> KVCache | Int8Cache:
         """An empty cache of so many rows and slots, laid out as the model is."""
+        if self.storage.cache_bits is not None:
+            return Int8Cache.create(self.config, batch, slots, self.layout)
         return KVCache.create(self.config, batch, slots, self.dtype, self.layout)
 
     def __call__(
-        self, tokens: jax.Array, cache: KVCache | None = None, *, layers: tuple[int, ...] = ()
-    ) -> tuple[Features, KVCache | None]:
+        self, tokens: jax.Array, cache: Positions | None = None, *, layers: tuple[int, ...] = ()
+    ) -> tuple[Features, Any]:
         """Consumes tokens after what the cache holds.
 
         Args:

@@ -67,17 +67,19 @@ class IntegerSource(Protocol):
         ...
 
 
-def storage_of(source: TensorSource, dtype: Any, bits: int | str | None, layout: Layout | None) -> Storage:
+def storage_of(
+    source: TensorSource, dtype: Any, bits: int | str | None, layout: Layout | None, cache_bits: int | None = None
+) -> Storage:
     """How the matrices of a checkpoint are to be kept. InputError if it has none in integers, and they are wanted."""
     if bits != FILE:
-        return Storage(dtype, bits, layout)
+        return Storage(dtype, bits, layout, cache_bits=cache_bits)
     forms = source.forms() if isinstance(source, IntegerSource) else {}
     if not forms:
         raise InputError(
             f"{source.where} has no matrix in integers to keep, as a .gguf file in Q4_K_M or such has: ask for 8 or 4 "
             f"bits, which round it, in place of {FILE!r}, or for none"
         )
-    return Storage(dtype, bits, layout, tuple(sorted(forms.items())))
+    return Storage(dtype, bits, layout, tuple(sorted(forms.items())), cache_bits)
 
 
 def resolve_dtype(name: str) -> Any:

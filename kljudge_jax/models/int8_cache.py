@@ -1,0 +1,107 @@
+"""Keys and values in 8 bits, with a scale a head and position: half the bytes of a cache in bfloat16."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from kljudge_jax.models.attention import attend
+from kljudge_jax.models.cache import Positions, numbers_only, write_rows
+from kljudge_jax.models.config import TransformerConfig
+from kljudge_jax.parallel.layout import Layout
+
+_LARGEST = 127
+
+
+class Int8Layer(NamedTuple):
+    """One layer of an `Int8Cache`."""
+
+    keys: jax.Array
+    values: jax.Array
+    key_scales: jax.Array
+    value_scales: jax.Array
+    layout: Layout | None = None
+
+    def attend(
+        self,
+        query: jax.Array,
+        key: jax.Array,
+        value: jax.Array,
+        positions: jax.Array,
+        *,
+        window: int = 0,
+        softcap: float = 0.0,
+    ) -> tuple[jax.Array, Int8Layer]:
+        """See `cache.Layer.attend`. New keys and values too are read as they are stored: a token is the same to a pass
+        of its own and to one of several."""
+        key, value = (x.swapaxes(1, 2) for x in numbers_only(key, value))
+        new = [*_quantized(key), *_quantized(value)]
+        stored = [
+            _placed(write_rows(old, _placed(fresh, self.layout), positions[:, 0]), self.layout)
+            for old, fresh in zip((self.keys, self.key_scales, self.values, self.value_scales), new, strict=True)
+        ]
+        keys, key_scales, values, value_scales = stored
+        mixed = attend(
+            query,
+            keys,
+            values,
+            positions,
+            jnp.arange(keys.shape[2])[None, None],
+            window=window,
+            softcap=softcap,
+            layout=self.layout,
+            key_scale=key_scales[..., 0],
+            value_scale=value_scales[..., 0],
+        )
+        return mixed, Int8Layer(keys, values, key_scales, value_scales, self.layout)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Int8Cache(Positions):
+    """As `KVCache`, with integers in the place of numbers.
+
+    Attributes:
+      keys, values: int8, one array `[B, G, S, D]` a layer.
+      key_scales, value_scales: f32, one array `[B, G, S, 1]` a layer: what the integers are to be multiplied by.
+      length: int32 `[B]`, how many tokens each row has consumed.
+      layout: where it lies on a mesh; None is one device.
+    """
+
+    keys: tuple[jax.Array, ...]
+    values: tuple[jax.Array, ...]
+    key_scales: tuple[jax.Array, ...]
+    value_scales: tuple[jax.Array, ...]
+    length: jax.Array
+    layout: Layout | None = dataclasses.field(default=None, metadata={"static": True})
+
+    stored: ClassVar[tuple[str, ...]] = ("keys", "values", "key_scales", "value_scales")
+    layer_type: ClassVar[type] = Int8Layer
+
+    @classmethod
+    def create(cls, config: TransformerConfig, batch: int, slots: int, layout: Layout | None = None) -> Int8Cache:
+        """An empty cache."""
+        shape = (batch, config.num_kv_heads, slots)
+
+        def side(size, dtype):
+            return tuple(jnp.zeros((*shape, size), dtype) for _ in range(config.num_layers))
+
+        integers = [side(config.head_dim, jnp.int8) for _ in range(2)]
+        scales = [side(1, jnp.float32) for _ in range(2)]
+        return cls(*integers, *scales, jnp.zeros((batch,), jnp.int32), layout).constrained()
+
+
+def _quantized(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Integers int8 `[..., D]` and their scale f32 `[..., 1]`; NaN in x makes the scale NaN."""
+    wide = x.astype(jnp.float32)
+    scale = jnp.max(jnp.abs(wide), axis=-1, keepdims=True) / _LARGEST
+    scale = jnp.where(jnp.all(jnp.isfinite(wide), axis=-1, keepdims=True), scale, jnp.nan)
+    integers = jnp.round(wide / jnp.where(scale > 0, scale, 1.0))
+    return jnp.where(scale >= 0, integers, 0).astype(jnp.int8), scale
+
+
+def _placed(x: jax.Array, layout: Layout | None) -> jax.Array:
+    return x if layout is None else layout.attention(x)
