@@ -84,7 +84,18 @@ __all__ = [
     "train_judge",
 ]
 
-_ROOMS = ("core", "drafters", "evaluation", "generation", "judges", "kernels", "models", "parallel", "tasks", "verification")
+_ROOMS = (
+    "core",
+    "drafters",
+    "evaluation",
+    "generation",
+    "judges",
+    "kernels",
+    "models",
+    "parallel",
+    "tasks",
+    "verification",
+)
 
 
 def __getattr__(name: str) -> object:

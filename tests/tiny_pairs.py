@@ -26,6 +26,7 @@ PROMPTS = [np.array([3, 1, 4]), np.array([1]), np.array([5, 9, 2, 6, 5, 3, 5, 8,
 DRAFT_LENGTH = 4
 VOCAB_SIZE = 257
 END = 256
+ONE_BY_ONE = Prefill(32, one_by_one=True)
 NEVER = 999  # an end of text that no model writes
 
 
@@ -124,7 +125,7 @@ def chunk_tokenizer():
     return PreTrainedTokenizerFast(tokenizer_object=inner)
 
 
-def prefilled(model, prompts, lengths, slots, shared=0, plan=Prefill(32, one_by_one=True)):
+def prefilled(model, prompts, lengths, slots, shared=0, plan=ONE_BY_ONE):
     """The model's cache once it has consumed padded prompts `[B, P]` but for the last token of each."""
     prompts, lengths = jnp.asarray(prompts, jnp.int32), jnp.asarray(lengths, jnp.int32)
     empty = model.init_cache(len(prompts), slots)

@@ -77,7 +77,7 @@ def _bench(options) -> int:
     rules = _rules(options)
     for rule in rules:
         parse_verifier(rule, options.temperature == 0)
-    if len(rules) > 1 and drafter.uses_draft_model and not _has_draft(options):
+    if len(rules) > 1 and getattr(drafter, "uses_draft_model", True) and not _has_draft(options):
         raise InputError("name a --draft or a --draft-shape, or draft without one: --drafter lookup, --drafter self:2")
     try:
         batches = tuple(dict.fromkeys(int(size) for size in options.batch.split(",")))

@@ -228,8 +228,8 @@ def _check_memory(options, placement, target, draft, dtype) -> None:
 
 def least_workload(options, drafts: bool):
     """The largest of what a command will decode at once, with prompts of one token, for they are not known yet."""
-    from kljudge_jax.generation.memory_plan import Workload
     from kljudge_jax.drafters.words import parse_draft_length
+    from kljudge_jax.generation.memory_plan import Workload
 
     def numbers(name: str) -> list[int]:
         given = getattr(options, name, None)

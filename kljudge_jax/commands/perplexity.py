@@ -50,10 +50,10 @@ def add(commands) -> None:
 
 
 def _perplexity(options) -> int:
-    from kljudge_jax.evaluation.machine import describe_machine
     from kljudge_jax.evaluation.perplexity import perplexity, perplexity_table
     from kljudge_jax.evaluation.step import Step
     from kljudge_jax.evaluation.text_table import aligned, markdown
+    from kljudge_jax.machine import describe_machine
 
     names = [name.strip() for name in options.precisions.split(",")]
     wrong = [name for name in names if name not in _PRECISIONS]

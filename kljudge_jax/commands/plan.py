@@ -38,6 +38,7 @@ def add(commands) -> None:
 
 
 def _plan(options) -> int:
+    from kljudge_jax.evaluation.memory_table import memory_table, planned
     from kljudge_jax.generation.memory_plan import (
         DEVICES,
         Workload,
@@ -45,7 +46,6 @@ def _plan(options) -> int:
         largest_batch,
         plan_memory,
     )
-    from kljudge_jax.evaluation.memory_table import memory_table, planned
     from kljudge_jax.parallel.free_memory import USABLE
 
     counts = ("batch", "prompt_tokens", "max_new_tokens", "draft_length")

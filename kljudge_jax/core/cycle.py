@@ -46,7 +46,7 @@ def cycle(
         return _drafted(models, drafter, rule, state, numbers, shape, None)
     assert state.pace is not None
     bound = shape.controller.bound(state.pace, numbers.costs, state.left)
-    # Apart, so that a cycle without a draft is one of plain decoding and pays for no buffer that a draft passes through.
+    # Apart: a cycle without a draft is one of plain decoding, and pays for no buffer that a draft passes through.
     plain = functools.partial(_plain, models, drafter, rule, numbers=numbers, shape=shape)
     state = run_if(bound == 0, plain, state)
     return run_if(bound > 0, lambda state: _drafted(models, drafter, rule, state, numbers, shape, bound), state)
@@ -192,7 +192,6 @@ def commit(
 ) -> LoopState:
     """The last part of a cycle: the state with what the verdicts keep, and the drafter told of it."""
     with jax.named_scope("commit"):
-        consumed = state.length - 1
         accepted = jnp.where(state.running, outcome.accepted, 0)
         at = jnp.arange(shape.draft_length + 1)[None]
         emitted_end = _is_any(outcome.emitted, numbers.end_ids)
@@ -210,7 +209,7 @@ def commit(
         if shape.controller is not None and pace is not None:
             pace = shape.controller.update(pace, proposal.wanted, drafted, accepted)
         section = state.section
-        if section is not None:
+        if section is not None and numbers.section_ids is not None:
             after = sections(section, outcome.emitted, numbers.section_ids)
             section = jnp.take_along_axis(after, committed[:, None], axis=1)[:, 0]
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from kljudge_jax.core.controller import Pace
 from kljudge_jax.core.cycle import cycle, sections
@@ -86,9 +87,7 @@ def init(
     check_rollback(cache, shape.written, "target")
     remembered = () if drafter is None else drafter.init(models, batch, slots or capacity)
     cache, remembered = varying_as((cache, remembered), lengths)
-    cache, remembered = prefill(
-        models, drafter, cache, remembered, prompts, lengths, shared, plan=shape.prefill
-    )
+    cache, remembered = prefill(models, drafter, cache, remembered, prompts, lengths, shared, plan=shape.prefill)
     section = None
     if numbers.section_ids is not None:
         after = sections(none, prompts, numbers.section_ids)
@@ -129,8 +128,8 @@ def decode(
     numbers: Numbers,
     *,
     shape: Shape,
-    max_cycles: jax.Array | int | None = None,
-    enough: jax.Array | int = UNBOUNDED,
+    max_cycles: ArrayLike | None = None,
+    enough: ArrayLike = UNBOUNDED,
 ) -> LoopState:
     """Runs cycles until every row has stopped, or the next cycle of one would not fit in the caches.
 
@@ -175,8 +174,8 @@ def admit(
     numbers: Numbers,
     *,
     shape: Shape,
-    count: jax.Array | int | None = None,
-    shared: jax.Array | int = 0,
+    count: ArrayLike | None = None,
+    shared: ArrayLike = 0,
 ) -> LoopState:
     """Consumes new prompts, each in place of a row that has stopped, one after another.
 
@@ -209,7 +208,7 @@ def admit(
             section = put(section, after[0, length])
         carry = state.carry
         if carry is not None:
-            carry = jax.tree.map(put, carry, rule.init_carry())  # type: ignore[attr-defined]  # it has one
+            carry = jax.tree.map(put, carry, rule.init_carry())
         # Buffers of new tokens and of cycles are stale from `count` and `cycles` on, so they stay as they are.
         state = dataclasses.replace(
             state,
@@ -235,7 +234,7 @@ def admit(
 
 
 def constrain(models: Models, state: LoopState) -> LoopState:
-    """The state laid out as the models are, where they lie on a mesh: rows with the batch, each cache with its model."""
+    """The state as the models lie on a mesh: rows with the batch, each cache with its model."""
     ours = getattr(models.target, "constrain", None)
     if ours is None:
         return state

@@ -50,8 +50,8 @@ def prefill(
     chunk, first = min(width, plan.chunk), jnp.asarray(0)
     if len(prompts) > 1 and width > chunk:  # else nothing is shared, and a loop more would be compiled
         first = jnp.asarray(shared)
-        one = jax.tree.map(lambda x: x[:1], (cache, state))
-        one = _consume(models, drafter, *one, prompts[:1], lengths[:1], 0, first, chunk)
+        row, known = jax.tree.map(lambda x: x[:1], (cache, state))
+        one = _consume(models, drafter, row, known, prompts[:1], lengths[:1], 0, first, chunk)
         cache, state = jax.tree.map(lambda x, rows: jnp.broadcast_to(x, rows.shape), one, (cache, state))
     return _consume(models, drafter, cache, state, prompts, lengths, first, jnp.max(lengths) - 1, chunk)
 
@@ -90,9 +90,10 @@ def enter_row(
         known = state
     part = cache.take(source, width), known
     end = jnp.asarray(length) - 1
-    part = _consume(models, drafter, *part, prompt[None], end[None] + 1, first, end, min(width, plan.chunk))
+    chunk = min(width, plan.chunk)
+    taken, known = _consume(models, drafter, *part, prompt[None], end[None] + 1, first, end, chunk)
     for row in rows:
-        cache, state = cache.put(row, part[0]), put(state, row, part[1])
+        cache, state = cache.put(row, taken), put(state, row, known)
     return cache, state
 
 

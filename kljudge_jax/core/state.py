@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -198,7 +198,9 @@ class LoopState:
         return jnp.where(self.running, left, -1)
 
 
-class Result(NamedTuple):
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Result:
     """What a run wrote; B rows, N the room for new tokens.
 
     Attributes:

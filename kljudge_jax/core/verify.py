@@ -202,6 +202,10 @@ def _over_rows(function, verifier, keys, inputs):
     return jax.vmap(of_row, in_axes=(_row_axes(verifier), 0, axes))(leaves, keys, inputs)
 
 
+# How a field of a rule is annotated that is a number.
+_NUMBERS: tuple[Any, ...] = ("float", "int", float, int)
+
+
 def _row_axes(rule: Any) -> list[int | None]:
     """Of each leaf of a rule, 0 if it is a number, that is a field annotated as one, that is one a row: `[B]`."""
     axes: list[int | None] = []
@@ -210,8 +214,11 @@ def _row_axes(rule: Any) -> list[int | None]:
         for step in path:
             owner = owner if name is None else getattr(owner, name, None)
             name = getattr(step, "name", None)
-        fields = {field.name: field.type for field in dataclasses.fields(owner)} if dataclasses.is_dataclass(owner) else {}
-        axes.append(0 if fields.get(name) in ("float", "int", float, int) and jnp.ndim(leaf) == 1 else None)
+        fields = (
+            {field.name: field.type for field in dataclasses.fields(owner)} if dataclasses.is_dataclass(owner) else {}
+        )
+        number = name is not None and fields.get(name) in _NUMBERS
+        axes.append(0 if number and jnp.ndim(leaf) == 1 else None)
     return axes
 
 

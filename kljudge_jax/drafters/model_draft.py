@@ -90,9 +90,7 @@ def _consume_last(model: Any, cache: Any, context: Context, request: Request):
     return last, cache.at_length(context.consumed + 1)
 
 
-def roll_out(
-    model: Any, cache: Any, last: Features, context: Context, request: Request
-) -> tuple[Draft, Any]:
+def roll_out(model: Any, cache: Any, last: Features, context: Context, request: Request) -> tuple[Draft, Any]:
     """Draws a draft token after token.
 
     Args:
@@ -154,9 +152,7 @@ class _Rollout(NamedTuple):
     @classmethod
     def start(cls, model: Any, cache: Any, last: Features, context: Context, request: Request) -> _Rollout:
         none, length = 0 * context.consumed, request.draft_length
-        logits = jnp.broadcast_to(
-            none[:, None, None].astype(jnp.float32), (none.shape[0], length, model.vocab_size)
-        )
+        logits = jnp.broadcast_to(none[:, None, None].astype(jnp.float32), (none.shape[0], length, model.vocab_size))
         hidden = None
         if request.with_hidden and last.hidden is not None:
             hidden = jnp.repeat(jnp.zeros_like(last.hidden), length, axis=1)

@@ -43,8 +43,8 @@ class SelfDraft:
         """Raises InputError if it cannot draft for this pair."""
         if not callable(getattr(pair.target, "first", None)):
             raise InputError(
-                f"SelfDraft needs a target with a method 'first', and {type(pair.target).__name__} has none: draft with "
-                "a model or PromptLookup()"
+                f"SelfDraft needs a target with a method 'first', and {type(pair.target).__name__} has none: draft "
+                "with a model or PromptLookup()"
             )
         total = pair.target.num_layers
         if self.layers >= total:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 
 from kljudge_jax.core.controller import MEASURED, SIZE, Adaptive
-from kljudge_jax.drafters.model_draft import ModelDraft
 from kljudge_jax.core.protocols import Drafter
+from kljudge_jax.drafters.model_draft import ModelDraft
 from kljudge_jax.drafters.prompt_lookup import PromptLookup
 from kljudge_jax.drafters.self_draft import SelfDraft
 from kljudge_jax.errors import InputError

@@ -6,12 +6,12 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from kljudge_jax.generation.compile_clock import cache_hits
 from kljudge_jax.evaluation import limits
 from kljudge_jax.evaluation.bench_batch import PLAIN, Batch, Plan
 from kljudge_jax.evaluation.bench_figures import EMPTY_CALL, batch_figures
-from kljudge_jax.evaluation.machine import cores, is_busy, load_average, peak_memory
 from kljudge_jax.evaluation.timing import SHORTEST_SAMPLE, measure
+from kljudge_jax.generation.compile_clock import cache_hits
+from kljudge_jax.machine import cores, is_busy, load_average, peak_memory
 from kljudge_jax.models.pair import ModelPair
 from kljudge_jax.models.shapes import count_parameters
 from kljudge_jax.models.transformer import Transformer, parameters

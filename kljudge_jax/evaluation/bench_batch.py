@@ -11,13 +11,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from kljudge_jax.generation.run import Run
 from kljudge_jax.core.sampling import Sampling
 from kljudge_jax.core.scorers import DraftScorer
-from kljudge_jax.generation.stats import Cycle
 from kljudge_jax.drafters.words import parse_drafter
 from kljudge_jax.evaluation import parts
 from kljudge_jax.evaluation.timing import Probe
+from kljudge_jax.generation.run import Run
+from kljudge_jax.generation.stats import Cycle
 from kljudge_jax.models.pair import ModelPair
 
 PLAIN = "none"

@@ -12,7 +12,7 @@ from kljudge_jax.errors import InputError
 from kljudge_jax.evaluation import bench as benches
 from kljudge_jax.evaluation.bench_models import near_prompts
 from kljudge_jax.evaluation.bench_table import bench_markdown
-from kljudge_jax.evaluation.machine import describe_machine
+from kljudge_jax.machine import describe_machine
 from kljudge_jax.models.pair import ModelPair
 from kljudge_jax.results_folder import results_folder
 from kljudge_jax.tasks.base import Task

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kljudge_jax.generation.memory_plan import Model, Workload, plan_memory
 from kljudge_jax.errors import InputError
 from kljudge_jax.evaluation.bench_batch import Plan
+from kljudge_jax.generation.memory_plan import Model, Workload, plan_memory
 from kljudge_jax.models.config import TransformerConfig
 from kljudge_jax.models.linear import FILE, Storage
 from kljudge_jax.models.pair import ModelPair

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from kljudge_jax.evaluation.demo import markdown
-from kljudge_jax.evaluation.machine import is_busy
+from kljudge_jax.machine import is_busy
 
 
 def bench_markdown(found: dict[str, Any], profile: bool = False) -> str:

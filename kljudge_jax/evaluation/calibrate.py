@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from kljudge_jax.evaluation import sweep
-from kljudge_jax.evaluation.machine import describe_machine
 from kljudge_jax.evaluation.summary import summarise
 from kljudge_jax.evaluation.sweep import Cell
 from kljudge_jax.evaluation.target_answers import TargetAnswers
@@ -22,6 +21,7 @@ from kljudge_jax.judges.calibration import (
     smallest_set,
     upper_bound,
 )
+from kljudge_jax.machine import describe_machine
 from kljudge_jax.models.pair import ModelPair
 from kljudge_jax.results_folder import results_folder
 from kljudge_jax.tasks.base import Task

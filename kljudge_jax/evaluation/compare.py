@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from kljudge_jax.errors import InputError
 from kljudge_jax.evaluation import bench, sweep
 from kljudge_jax.evaluation.bench_table import machine_label, milliseconds, ranged
-from kljudge_jax.evaluation.machine import is_busy
 from kljudge_jax.evaluation.text_table import markdown
+from kljudge_jax.machine import is_busy
 from kljudge_jax.models.json_file import read_json
 
 if TYPE_CHECKING:

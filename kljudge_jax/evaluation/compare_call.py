@@ -7,10 +7,10 @@ import html
 from collections.abc import Sequence
 from pathlib import Path
 
-from kljudge_jax.generation.display import scrolling_html
 from kljudge_jax.errors import InputError
 from kljudge_jax.evaluation import compare as comparing
 from kljudge_jax.evaluation.pareto import svg
+from kljudge_jax.generation.display import scrolling_html
 from kljudge_jax.results_folder import results_folder
 
 

@@ -9,16 +9,16 @@ from pathlib import Path
 
 import numpy as np
 
-from kljudge_jax.generation.generate import generate
-from kljudge_jax.generation.results import Generation
-from kljudge_jax.generation.stream import Event, stream
 from kljudge_jax.evaluation import sweep
-from kljudge_jax.evaluation.machine import describe_machine
 from kljudge_jax.evaluation.statistics import speed_ratio_interval
 from kljudge_jax.evaluation.step import Step
 from kljudge_jax.evaluation.summary import summarise
 from kljudge_jax.evaluation.text_table import markdown
 from kljudge_jax.evaluation.token_page import Answer, answer_of
+from kljudge_jax.generation.generate import generate
+from kljudge_jax.generation.results import Generation
+from kljudge_jax.generation.stream import Event, stream
+from kljudge_jax.machine import describe_machine
 from kljudge_jax.models.pair import ModelPair
 from kljudge_jax.tasks.base import Problem, Task
 

@@ -16,15 +16,15 @@ import jax
 import jinja2
 import numpy as np
 
-from kljudge_jax.generation import stats
 from kljudge_jax.core.controller import Adaptive
-from kljudge_jax.drafters.model_draft import ModelDraft
 from kljudge_jax.core.protocols import Drafter
-from kljudge_jax.generation.generate import generate
+from kljudge_jax.drafters.model_draft import ModelDraft
 from kljudge_jax.drafters.words import parse_drafter
 from kljudge_jax.errors import InputError
 from kljudge_jax.evaluation.generation_kwargs import GenerationSettings, read_generation_kwargs
 from kljudge_jax.evaluation.loglikelihood import Continuation, log_likelihoods, windows
+from kljudge_jax.generation import stats
+from kljudge_jax.generation.generate import generate
 from kljudge_jax.models.pair import ModelPair
 from kljudge_jax.verification import Verifier
 

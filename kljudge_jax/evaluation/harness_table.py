@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from kljudge_jax.generation.stats import Stats
 from kljudge_jax.evaluation.statistics import mcnemar, paired_difference
+from kljudge_jax.generation.stats import Stats
 
 
 def harness_rows(rule: str, found: Mapping, cost: Stats | None) -> list[dict]:

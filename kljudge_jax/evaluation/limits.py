@@ -11,9 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kljudge_jax.generation.costs import bytes_read
 from kljudge_jax.evaluation.timing import Probe, Timing
-from kljudge_jax.kernels.attention import is_native
+from kljudge_jax.generation.costs import bytes_read
 from kljudge_jax.models.cache import KVCache
 from kljudge_jax.models.config import TransformerConfig
 from kljudge_jax.models.shapes import count_parameters

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kljudge_jax.generation.score import score
 from kljudge_jax.errors import InputError
+from kljudge_jax.generation.score import score
 from kljudge_jax.models.transformer import Transformer
 
 # Rows and continuations are padded to powers of two from these on, so that few programs are compiled.

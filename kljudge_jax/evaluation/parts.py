@@ -122,17 +122,13 @@ def _verdicts(rule, numbers, state, proposal, scores, repetitions, *, shape, kin
 
 
 @functools.partial(jax.jit, static_argnames=("drafter", "shape"), donate_argnames="held")
-def _commit(
-    target, draft, numbers, state, held, proposal, scores, outcome, repetitions, *, drafter, shape
-):
+def _commit(target, draft, numbers, state, held, proposal, scores, outcome, repetitions, *, drafter, shape):
     models = Models(unpack(target), unpack(draft))
 
     def step(held, given):
         state, proposal, scores, outcome = given
         scores = scores._replace(cache=held[0])
-        after = cycle.commit(
-            models, drafter, _whole(state, held), proposal, scores, outcome, numbers, shape=shape
-        )
+        after = cycle.commit(models, drafter, _whole(state, held), proposal, scores, outcome, numbers, shape=shape)
         return _rolled_back(_held(after), state, shape), _bare(after)
 
     return _repeated(step, held, (state, proposal, scores, outcome), repetitions)

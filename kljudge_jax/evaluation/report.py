@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kljudge_jax.generation.display import legend_html, scrolling_html, table_html
 from kljudge_jax.evaluation.pareto import draw_positions, draw_tradeoff, svg
 from kljudge_jax.evaluation.summary import csv_table, markdown_table, table
 from kljudge_jax.evaluation.sweep import KIND, SCHEMA
 from kljudge_jax.evaluation.token_page import Answer, page, tokens_html
+from kljudge_jax.generation.display import legend_html, scrolling_html, table_html
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import jax
 
-from kljudge_jax.generation.generate import generate
-from kljudge_jax.generation.results import Generation
 from kljudge_jax.drafters.words import parse_drafter
 from kljudge_jax.errors import InputError
 from kljudge_jax.evaluation.baselines import Answer, Request, answers_of, check_baselines, parse_baseline
-from kljudge_jax.evaluation.machine import describe_machine
 from kljudge_jax.evaluation.step import Step
+from kljudge_jax.generation.generate import generate
+from kljudge_jax.generation.results import Generation
+from kljudge_jax.machine import describe_machine
 from kljudge_jax.models.fingerprint import fingerprints
 from kljudge_jax.models.pair import ModelPair
 from kljudge_jax.parallel.axes import LOGICAL

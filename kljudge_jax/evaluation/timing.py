@@ -11,8 +11,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from kljudge_jax.generation.compile_clock import compile_seconds
 from kljudge_jax.evaluation.step import Step
+from kljudge_jax.generation.compile_clock import compile_seconds
 from kljudge_jax.parallel.hosts import agreed
 
 # Samples shorter than this are made of several repetitions: a clock reading and a dispatch then weigh little.

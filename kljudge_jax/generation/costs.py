@@ -60,7 +60,9 @@ class CycleCosts:
         base, longest = self.adaptive.minimum, self.adaptive.maximum
         if self.open and not self.warm:
             return base, 1
-        plan = [base, max(self.adaptive.probe, base)] * _ROUNDS + [longest] * (self.paid and longest not in self.seconds)
+        plan = [base, max(self.adaptive.probe, base)] * _ROUNDS + [longest] * (
+            self.paid and longest not in self.seconds
+        )
         for i, length in enumerate(plan):
             if self.open and len(self.seconds.get(length, [])) < plan[: i + 1].count(length):
                 return length, _CYCLES

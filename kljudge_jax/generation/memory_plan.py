@@ -9,8 +9,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from kljudge_jax.generation.score import PREFILL_CHUNK
 from kljudge_jax.errors import InputError
+from kljudge_jax.generation.score import PREFILL_CHUNK
 from kljudge_jax.models.config import TransformerConfig
 from kljudge_jax.models.linear import Storage
 from kljudge_jax.models.shapes import bytes_per_device

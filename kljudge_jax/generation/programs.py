@@ -38,9 +38,7 @@ def start(
     """`core.init`."""
     del kind
     models = Models(unpack(target), unpack(draft))
-    return loop.init(
-        models, drafter, rule, prompts, lengths, keys, numbers, shape=shape, slots=slots, shared=shared
-    )
+    return loop.init(models, drafter, rule, prompts, lengths, keys, numbers, shape=shape, slots=slots, shared=shared)
 
 
 @functools.partial(jax.jit, static_argnames=_STATIC, donate_argnames="state")
@@ -62,9 +60,7 @@ def run_cycles(
     del kind
     models = Models(unpack(target), unpack(draft))
     state = dataclasses.replace(state, running=state.running & ~halted)
-    return loop.decode(
-        models, drafter, rule, state, numbers, shape=shape, max_cycles=max_cycles, enough=enough
-    )
+    return loop.decode(models, drafter, rule, state, numbers, shape=shape, max_cycles=max_cycles, enough=enough)
 
 
 @functools.partial(jax.jit, static_argnames=_STATIC, donate_argnames="state")
@@ -85,6 +81,4 @@ def refill(
     """`core.admit`. `state` is donated."""
     del kind
     models = Models(unpack(target), unpack(draft))
-    return loop.admit(
-        models, drafter, rule, state, entries, numbers, shape=shape, count=count, shared=shared
-    )
+    return loop.admit(models, drafter, rule, state, entries, numbers, shape=shape, count=count, shared=shared)

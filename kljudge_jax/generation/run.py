@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from kljudge_jax.core import rows
+from kljudge_jax.core.controller import Adaptive
 from kljudge_jax.core.loop import UNBOUNDED, Entries
 from kljudge_jax.core.protocols import Drafter
-from kljudge_jax.core.controller import Adaptive
 from kljudge_jax.core.sampling import Sampling
 from kljudge_jax.core.state import LoopState, Numbers, Shape
 from kljudge_jax.generation import arguments, programs, prompts, stats
@@ -107,9 +107,7 @@ class Run:
             ),
         )
         controller = None if plan.adaptive is None else plan.adaptive.without_cost()
-        self.shape = Shape(
-            plan.draft_length, room, capacity, trace, plan.scorer, controller, prefill_plan(pair.target)
-        )
+        self.shape = Shape(plan.draft_length, room, capacity, trace, plan.scorer, controller, prefill_plan(pair.target))
         self.eos = jnp.asarray(pair.eos, jnp.int32)
         # On the host: to index an array on the device costs a dispatch.
         self._keys, self._key_kind = arguments.row_keys(key, self.batch)
@@ -147,7 +145,9 @@ class Run:
 
     def numbers(self, budget: Any = 0, costs: np.ndarray | None = None) -> Numbers:
         """The data half of the run; a budget is for those programs that begin rows."""
-        return Numbers(self.sampling, jnp.asarray(budget), self.eos, costs=costs)
+        return Numbers(
+            self.sampling, jnp.asarray(budget), self.eos, costs=None if costs is None else jnp.asarray(costs)
+        )
 
     def start(self) -> LoopState:
         """A new state that has consumed the first prompts, one a slot."""

@@ -9,15 +9,15 @@ from typing import Any
 import jax
 import numpy as np
 
-from kljudge_jax.generation import arguments
 from kljudge_jax.core.controller import Adaptive
-from kljudge_jax.generation.detokenize import Detokenizer, find_stop
-from kljudge_jax.drafters.model_draft import ModelDraft
 from kljudge_jax.core.protocols import Drafter
+from kljudge_jax.core.sampling import Sampling
+from kljudge_jax.drafters.model_draft import ModelDraft
+from kljudge_jax.errors import InputError
+from kljudge_jax.generation import arguments
+from kljudge_jax.generation.detokenize import Detokenizer, find_stop
 from kljudge_jax.generation.results import Generation
 from kljudge_jax.generation.run import Run
-from kljudge_jax.core.sampling import Sampling
-from kljudge_jax.errors import InputError
 from kljudge_jax.models.pair import ModelPair
 from kljudge_jax.verification import Verifier
 

@@ -22,8 +22,8 @@ from typing import Any
 
 import numpy as np
 
-from kljudge_jax.generation.display import scrolling_html
 from kljudge_jax.errors import InputError
+from kljudge_jax.generation.display import scrolling_html
 from kljudge_jax.models.json_file import read_json
 from kljudge_jax.results_folder import results_folder
 from kljudge_jax.verification.features import PRIMITIVES, SETUPS, judge_features

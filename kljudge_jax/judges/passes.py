@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kljudge_jax.core.protocols import Cache, Model
+from kljudge_jax.core.protocols import Cache, Features, Model
+from kljudge_jax.errors import InputError
 from kljudge_jax.parallel.hosts import fetch
 from kljudge_jax.verification.distributions import is_distribution
 from kljudge_jax.verification.features import logit_primitives, second_order_kl
@@ -27,6 +28,12 @@ def _take(cache: Cache, rows: jax.Array) -> Cache:
 
 def _put(cache: Cache, rows: jax.Array, part: Cache) -> Cache:
     return jax.tree.map(lambda x, new: x.at[rows].set(new, mode="drop"), cache, part)
+
+
+def _states(features: Features) -> jax.Array:
+    if features.hidden is None:
+        raise InputError("mining reads hidden states, and a model of the pair gives logits alone")
+    return features.hidden
 
 
 @functools.partial(jax.jit, static_argnames="wanted", donate_argnames="cache")
@@ -56,7 +63,7 @@ def extend(
       what was wanted, and the cache.
     """
     features, part = model(tokens, _take(cache, rows).at_length(start))
-    hidden = features.hidden
+    hidden = _states(features)
     cache = _put(cache, rows, part)
     if wanted == "choices":
         # Row by row: logits of all rows at once would be gigabytes for a large vocabulary.
@@ -110,7 +117,7 @@ def roll_out(
         at = jnp.maximum(length - 1, 0)
         newest = jnp.take_along_axis(tokens, at[:, None], axis=1)
         features, part = target(newest, part.at_length(at))
-        logits = target.logits(features.hidden[:, 0])
+        logits = target.logits(_states(features)[:, 0])
         token = jnp.argmax(logits, axis=-1).astype(jnp.int32)
         fit = is_distribution(logits)
         grows = running & fit

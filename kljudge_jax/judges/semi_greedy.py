@@ -20,9 +20,9 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from kljudge_jax.errors import InputError
 from kljudge_jax.generation import prompts
 from kljudge_jax.generation.detokenize import decode
-from kljudge_jax.errors import InputError
 from kljudge_jax.judges.dataset import GAP_TOKENS
 from kljudge_jax.judges.passes import WIDTHS, Lane, compare, roll_out
 from kljudge_jax.judges.reference import KINDS, Reference, make_reference

@@ -14,10 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from kljudge_jax.errors import InputError
 from kljudge_jax.generation import prompts
 from kljudge_jax.generation.generate import generate
 from kljudge_jax.generation.score import score
-from kljudge_jax.errors import InputError
 from kljudge_jax.judges.dataset import GAP_TOKENS, Dataset, DatasetWriter, gap_ids, read_dataset
 from kljudge_jax.judges.labels import first_wrong_labels, likelihood_difference, pivot_score
 from kljudge_jax.judges.passes import compare

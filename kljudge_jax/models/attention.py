@@ -62,9 +62,7 @@ def attend(
     weights = jax.nn.softmax(scores, axis=-1)
     if value_scale is not None:
         weights = weights * value_scale[:, :, None, None]
-    mixed = jnp.einsum(
-        "bgrts,bgsd->bgrtd", weights.astype(values.dtype), values, preferred_element_type=jnp.float32
-    )
+    mixed = jnp.einsum("bgrts,bgsd->bgrtd", weights.astype(values.dtype), values, preferred_element_type=jnp.float32)
     return placed(mixed).transpose(0, 3, 1, 2, 4).reshape(batch, length, heads, dim).astype(query.dtype)
 
 

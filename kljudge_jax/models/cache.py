@@ -51,10 +51,10 @@ class Layer(NamedTuple):
         length, layout = query.shape[1], self.layout
         start = positions[:, 0]
         if is_native(layout is None, self.keys):
-            mixed, *stored = cached_attention(
+            mixed, all_keys, all_values = cached_attention(
                 query, key, value, start, self.keys, self.values, window=window, softcap=softcap
             )
-            return mixed, Layer(*stored, layout)
+            return mixed, Layer(all_keys, all_values, layout)
         key, value = (_placed(x.swapaxes(1, 2), layout) for x in numbers_only(key, value))
         keys = _placed(write_rows(self.keys, key, start), layout)
         values = _placed(write_rows(self.values, value, start), layout)

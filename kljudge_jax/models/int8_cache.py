@@ -89,9 +89,15 @@ class Int8Cache(Positions):
         def side(size, dtype):
             return tuple(jnp.zeros((*shape, size), dtype) for _ in range(config.num_layers))
 
-        integers = [side(config.head_dim, jnp.int8) for _ in range(2)]
-        scales = [side(1, jnp.float32) for _ in range(2)]
-        return cls(*integers, *scales, jnp.zeros((batch,), jnp.int32), layout).constrained()
+        dim = config.head_dim
+        return cls(
+            keys=side(dim, jnp.int8),
+            values=side(dim, jnp.int8),
+            key_scales=side(1, jnp.float32),
+            value_scales=side(1, jnp.float32),
+            length=jnp.zeros((batch,), jnp.int32),
+            layout=layout,
+        ).constrained()
 
 
 def _quantized(x: jax.Array) -> tuple[jax.Array, jax.Array]:

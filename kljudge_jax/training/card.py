@@ -7,8 +7,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from kljudge_jax.evaluation.agreement import KINDS, Agreement
-from kljudge_jax.evaluation.statistics import wilson_interval
+from scipy.stats import binomtest
+
+from kljudge_jax.training.agreement import KINDS, Agreement
 from kljudge_jax.training.trainer import Recipe
 
 
@@ -67,7 +68,7 @@ class Card:
             ]
             for task in self.agreement:
                 share = self.accuracy[name][task]
-                low, high = wilson_interval(round(share * self.problems), self.problems)
+                low, high = binomtest(round(share * self.problems), self.problems).proportion_ci(method="wilson")
                 row.append(f"{100 * share:.1f} % ({100 * low:.1f} to {100 * high:.1f})")
             lines.append("| " + " | ".join(row) + " |")
         lines += [

@@ -11,8 +11,7 @@ import jax
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from kljudge_jax.errors import InputError
-from kljudge_jax.evaluation.agreement import measure_agreement
-from kljudge_jax.evaluation.machine import describe_machine
+from kljudge_jax.machine import describe_machine
 from kljudge_jax.models import orbax
 from kljudge_jax.models.config import TransformerConfig
 from kljudge_jax.models.manifest import write_manifest
@@ -22,6 +21,7 @@ from kljudge_jax.tasks.arithmetic import Arithmetic
 from kljudge_jax.tasks.conversion import Conversion, HardConversion
 from kljudge_jax.tasks.generated import GeneratedTask
 from kljudge_jax.tasks.load import load_task
+from kljudge_jax.training.agreement import measure_agreement
 from kljudge_jax.training.batches import Curriculum, Mixture
 from kljudge_jax.training.bpe import train_tokenizer
 from kljudge_jax.training.card import Card

@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -153,7 +154,8 @@ def training_seconds(folder: str | os.PathLike) -> float:
 
 def weighted_loss(model: Transformer, tokens: jax.Array, weights: jax.Array) -> jax.Array:
     """Mean cross-entropy in nats of predicting each token int32 `[B, T]` from those before it, by weights `[B, T]`."""
-    hidden = model(tokens[:, :-1])[0].hidden
+    features, _ = model(tokens[:, :-1])
+    hidden = cast(jax.Array, features.hidden)
     surprise = optax.softmax_cross_entropy_with_integer_labels(model.logits(hidden), tokens[:, 1:])
     return jnp.sum(surprise * weights[:, 1:]) / jnp.sum(weights[:, 1:])
 

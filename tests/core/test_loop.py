@@ -137,7 +137,9 @@ def test_compiled_cycles_copy_no_weight_and_no_cache(pair, change, monkeypatch):
     assert {*caches, *weights} <= {*given.values()}
     assert not hlo.copies(program, {*caches, *weights})
     held = {number for number, shape in given.items() if shape in caches}
-    assert len(held) == len(jax.tree.leaves((state.cache, state.drafter))) - 2  # all keys and values, but not the two lengths
+    assert (
+        len(held) == len(jax.tree.leaves((state.cache, state.drafter))) - 2
+    )  # all keys and values, but not the two lengths
     assert held <= hlo.aliased(program)
 
 

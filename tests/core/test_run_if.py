@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import pytest
 
 import kljudge_jax as kj
-from kljudge_jax.generation import programs
 from kljudge_jax.core.run_if import run_if
 from kljudge_jax.core.state import Shape, numbers
+from kljudge_jax.generation import programs
 
 
 def compiled(target, draft, rule, drafter, shape, costs=None):

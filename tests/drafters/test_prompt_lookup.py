@@ -32,7 +32,10 @@ def looked_up(sequences, ngram, wanted=LENGTH):
     batch = len(sequences)
     padded = jnp.asarray([np.pad(row, (0, 24 - len(row)), constant_values=1) for row in sequences])
     context = Context(
-        padded, jnp.asarray([len(row) - 1 for row in sequences]), jnp.full((batch,), wanted), jnp.zeros((batch,)),
+        padded,
+        jnp.asarray([len(row) - 1 for row in sequences]),
+        jnp.full((batch,), wanted),
+        jnp.zeros((batch,)),
         Sampling.create(),
     )
     propose = jax.jit(kj.PromptLookup(ngram).propose, static_argnames="request")

@@ -6,7 +6,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_pairs import DRAFT_LENGTH, PROMPTS, answer, forced, greedy_by_hand, prefilled, tiny_model, tokens_of, with_parameters
+from tiny_pairs import (
+    DRAFT_LENGTH,
+    PROMPTS,
+    answer,
+    forced,
+    greedy_by_hand,
+    prefilled,
+    tiny_model,
+    tokens_of,
+    with_parameters,
+)
 
 import kljudge_jax as kj
 from kljudge_jax.core.protocols import Context, Models, Request

@@ -218,7 +218,7 @@ def test_a_batch_asks_for_some_prompts_twice_where_there_are_too_few(monkeypatch
 class _NoRun:
     draft = None
 
-    class settings:
+    class shape:
         draft_length = 0
 
 

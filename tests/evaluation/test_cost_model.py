@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kljudge_jax.generation.stats import Cycle
 from kljudge_jax.evaluation.cost_model import CostModel, acceptance_rate, advice, expected_tokens, nondecreasing
+from kljudge_jax.generation.stats import Cycle
 
 rates = st.floats(0, 1)
 lengths = st.integers(0, 40)

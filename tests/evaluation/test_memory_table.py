@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from kljudge_jax.cli import main
-from kljudge_jax.generation.memory_plan import Workload
 from kljudge_jax.evaluation.memory_table import memory_table
+from kljudge_jax.generation.memory_plan import Workload
 
 
 def test_the_documentation_has_the_table_of_the_code():

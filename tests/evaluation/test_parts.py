@@ -11,9 +11,9 @@ from tiny_pairs import DRAFT_LENGTH, PROMPTS, tiny_pair
 import kljudge_jax as kj
 from kljudge_jax.core.cycle import cycle
 from kljudge_jax.core.protocols import Models
-from kljudge_jax.generation.run import Run
 from kljudge_jax.core.sampling import Sampling
 from kljudge_jax.evaluation import parts
+from kljudge_jax.generation.run import Run
 
 
 def started(rule, temperature=0.0):

@@ -7,11 +7,11 @@ import pytest
 from sweep_records import Letters, record
 from tiny_pairs import rounded, text_pair
 
-from kljudge_jax.generation.generate import generate
 from kljudge_jax.errors import InputError
 from kljudge_jax.evaluation import sweep
 from kljudge_jax.evaluation.summary import summarise
 from kljudge_jax.evaluation.sweep import Cell, Plan, grid, parts, pooled, read_records, run_sweep
+from kljudge_jax.generation.generate import generate
 
 PLAN = Plan(grid(["none", "exact", "kl:4.0"], [4]), n=10, batch=2, max_new_tokens=24)  # turns of 8 and of 2
 

@@ -22,10 +22,9 @@ from tiny_pairs import (
 )
 
 import kljudge_jax as kj
-from kljudge_jax.core.protocols import Draft
+from kljudge_jax.core.protocols import Draft, Features
 from kljudge_jax.core.sampling import Sampling, process_logits
 from kljudge_jax.core.scorers import DraftScorer, ReflectionScorer, Scores
-from kljudge_jax.core.protocols import Features
 from kljudge_jax.core.state import Shape
 from kljudge_jax.core.verify import Progress, judge_drafts
 

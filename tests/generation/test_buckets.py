@@ -11,11 +11,11 @@ from tiny_pairs import NEVER, PROMPTS, answer, compilations, tiny_pair, tokens_o
 
 import kljudge_jax as kj
 from kljudge_jax.core.loop import UNBOUNDED
+from kljudge_jax.core.sampling import Sampling
 from kljudge_jax.core.state import LoopState
 from kljudge_jax.generation import buckets, programs, run
 from kljudge_jax.generation.buckets import cache_buckets
 from kljudge_jax.generation.run import Run
-from kljudge_jax.core.sampling import Sampling
 from kljudge_jax.models import cache as cache_room
 from kljudge_jax.models.cache import KVCache
 from kljudge_jax.models.shapes import count_parameters, shape_config

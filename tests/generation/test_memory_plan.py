@@ -9,12 +9,12 @@ from spread_pairs import cycle_memory, spread, start_memory
 from tiny_pairs import NEVER, tiny_config, tiny_pair
 
 import kljudge_jax as kj
-from kljudge_jax.generation import memory_plan
+from kljudge_jax.core.sampling import Sampling
 from kljudge_jax.drafters.model_draft import ModelDraft
+from kljudge_jax.errors import InputError
+from kljudge_jax.generation import memory_plan
 from kljudge_jax.generation.memory_plan import Model, Workload, check_fits, largest_batch, plan_memory
 from kljudge_jax.generation.run import Run
-from kljudge_jax.core.sampling import Sampling
-from kljudge_jax.errors import InputError
 from kljudge_jax.models.transformer import assemble, parameters
 from kljudge_jax.parallel.placement import Placement
 

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from tiny_hf import make_tokenizer
 
-from kljudge_jax.generation.prompts import split, tokenize
 from kljudge_jax.errors import InputError
+from kljudge_jax.generation.prompts import split, tokenize
 
 CHAT = [{"role": "system", "content": "w9"}, {"role": "user", "content": "w3 w4"}]
 TEMPLATE = "<s>{% for m in messages %} {{ m['content'] }}{% endfor %}{% if add_generation_prompt %} w7{% endif %}"

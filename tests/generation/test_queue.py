@@ -12,11 +12,11 @@ from tiny_pairs import DRAFT_LENGTH, answer, compilations, tiny_pair, tokens_of,
 
 import kljudge_jax as kj
 from kljudge_jax.core.loop import Entries
+from kljudge_jax.core.state import Shape, numbers
+from kljudge_jax.errors import InputError
 from kljudge_jax.generation import programs, stats
 from kljudge_jax.generation.queue import Queue
 from kljudge_jax.generation.results import Generation
-from kljudge_jax.core.state import Shape, numbers
-from kljudge_jax.errors import InputError
 
 _random = np.random.default_rng(0)
 MANY = [_random.integers(1, 200, n) for n in (3, 1, 9, 2, 14, 5, 2, 16, 1, 7, 3)]

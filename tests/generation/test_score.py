@@ -7,11 +7,11 @@ import pytest
 from tiny_pairs import forced, prefilled, tiny_config
 
 import kljudge_jax as kj
-from kljudge_jax.generation.score import CPU_CHUNK, PREFILL_CHUNK, count_shared_chunks
 from kljudge_jax.core.protocols import Features
 from kljudge_jax.core.scorers import DraftScorer
 from kljudge_jax.core.state import Prefill
 from kljudge_jax.errors import InputError
+from kljudge_jax.generation.score import CPU_CHUNK, PREFILL_CHUNK, count_shared_chunks
 from kljudge_jax.models.cache import KVCache
 
 CAPACITY = 2 * PREFILL_CHUNK

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from tiny_pairs import answer, tokens_of
 
-from kljudge_jax.generation.detokenize import decode
 from kljudge_jax.errors import InputError
+from kljudge_jax.generation.detokenize import decode
 
 LENGTH = 40
 _INCOMPLETE = "\N{REPLACEMENT CHARACTER}"

@@ -9,9 +9,9 @@ import pytest
 from tiny_pairs import DRAFT_LENGTH, PROMPTS, answer, tokens_of
 
 import kljudge_jax as kj
+from kljudge_jax.errors import InputError
 from kljudge_jax.generation import programs
 from kljudge_jax.generation.detokenize import decode
-from kljudge_jax.errors import InputError
 
 SHARED = {"verifier": "kl:4.0", "draft_length": DRAFT_LENGTH, "max_new_tokens": 40}
 

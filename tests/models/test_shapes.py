@@ -93,7 +93,9 @@ def test_random_weights_have_the_spread_of_a_new_model(tiny):
             assert abs(values.mean()) < 0.05 and 0.8 < values.std() * 16**0.5 < 1.2, name
     weights = [np.asarray(leaf, np.float32) for name, leaf in named.items() if name.endswith("gate.weight")]
     assert not np.array_equal(weights[0], weights[1])
-    logits = jax.jit(lambda model, tokens: model.logits(model(tokens)[0].hidden))(model, np.arange(8, dtype=np.int32)[None])
+    logits = jax.jit(lambda model, tokens: model.logits(model(tokens)[0].hidden))(
+        model, np.arange(8, dtype=np.int32)[None]
+    )
     assert np.isfinite(logits).all()
 
 

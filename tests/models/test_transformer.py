@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from tiny_hf import FAMILIES, hf_logits
 
-from kljudge_jax.models import transformer
 from kljudge_jax.models import cache as cache_room
+from kljudge_jax.models import transformer
 from kljudge_jax.models.cache import KVCache
 from kljudge_jax.models.config import TransformerConfig
 from kljudge_jax.models.linear import Storage

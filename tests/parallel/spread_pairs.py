@@ -7,10 +7,10 @@ import numpy as np
 from tiny_pairs import NEVER, tiny_pair
 
 from kljudge_jax.core.loop import UNBOUNDED, Entries
-from kljudge_jax.generation import programs
-from kljudge_jax.drafters.model_draft import ModelDraft
-from kljudge_jax.generation.run import Run
 from kljudge_jax.core.sampling import Sampling
+from kljudge_jax.drafters.model_draft import ModelDraft
+from kljudge_jax.generation import programs
+from kljudge_jax.generation.run import Run
 from kljudge_jax.models.transformer import assemble, parameters
 from kljudge_jax.parallel.placement import Placement
 

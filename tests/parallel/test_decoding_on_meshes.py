@@ -11,9 +11,9 @@ from spread_pairs import FAMILIES, PROMPTS, VOCAB_SIZE, cycle_program, family_pa
 from tiny_pairs import tokens_of
 
 import kljudge_jax as kj
+from kljudge_jax.core.sampling import Sampling
 from kljudge_jax.drafters.model_draft import ModelDraft
 from kljudge_jax.generation.run import Run
-from kljudge_jax.core.sampling import Sampling
 from kljudge_jax.generation.score import PREFILL_CHUNK
 from kljudge_jax.parallel import placement
 from kljudge_jax.parallel.mesh import parse_mesh

@@ -11,8 +11,8 @@ from heads import state_verdicts as verdicts
 from random_cases import SIZE
 from tiny_pairs import PROMPTS, answer, forced, tiny_pair
 
-from kljudge_jax.generation import programs
 from kljudge_jax.errors import InputError
+from kljudge_jax.generation import programs
 from kljudge_jax.verification import LinearJudge, SpeculativeSampling, parse_verifier
 
 

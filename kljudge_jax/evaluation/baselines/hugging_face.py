@@ -18,14 +18,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import jax
 import numpy as np
 
-from kljudge_jax.generation import arguments
-from kljudge_jax.generation.detokenize import decode
-from kljudge_jax.generation.prompts import tokenize
-from kljudge_jax.generation.stats import Cycle, row_stats
 from kljudge_jax.errors import InputError
 from kljudge_jax.evaluation.baselines.base import Answer, Request
 from kljudge_jax.evaluation.baselines.passes import Passes, cycles_of
 from kljudge_jax.evaluation.baselines.torch_model import quiet, torch_device, torch_model
+from kljudge_jax.generation import arguments
+from kljudge_jax.generation.detokenize import decode
+from kljudge_jax.generation.prompts import tokenize
+from kljudge_jax.generation.stats import Cycle, row_stats
 from kljudge_jax.models.pair import ModelPair
 from kljudge_jax.models.transformer import Transformer
 

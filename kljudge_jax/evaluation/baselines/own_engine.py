@@ -6,9 +6,9 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from kljudge_jax.generation.generate import generate
 from kljudge_jax.drafters.prompt_lookup import PromptLookup
 from kljudge_jax.evaluation.baselines.base import Answer, Request, answers_of
+from kljudge_jax.generation.generate import generate
 from kljudge_jax.models.pair import ModelPair
 
 

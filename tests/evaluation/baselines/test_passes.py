@@ -2,8 +2,8 @@
 
 import pytest
 
-from kljudge_jax.generation.stats import Cycle
 from kljudge_jax.evaluation.baselines.passes import cycles_of
+from kljudge_jax.generation.stats import Cycle
 
 PROMPT = [7, 8]
 

@@ -5,7 +5,7 @@ import json
 
 import jax
 
-from kljudge_jax.evaluation import machine
+from kljudge_jax import machine
 
 
 def test_the_machine_is_described_in_plain_json():

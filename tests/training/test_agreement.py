@@ -5,9 +5,9 @@ import pytest
 from tiny_pairs import forced, text_pair
 
 import kljudge_jax as kj
-from kljudge_jax.evaluation import agreement
-from kljudge_jax.evaluation.agreement import KINDS, measure_agreement, token_kinds
 from kljudge_jax.tasks.base import Problem
+from kljudge_jax.training import agreement
+from kljudge_jax.training.agreement import KINDS, measure_agreement, token_kinds
 
 PROBLEMS = [Problem(str(i), prompt, "") for i, prompt in enumerate(["abc", "fig", "a cab"])]
 

@@ -1,0 +1,1 @@
+"""What proposes tokens: a model, the text itself, the target's own layers."""
