@@ -6,73 +6,61 @@ import shlex
 import sys
 from collections import defaultdict
 
+import click
+
+from kljudge_jax.commands.command import DIR, FAILED, OK, RULES, Lengths, Whole, Wholes, command, option
 from kljudge_jax.commands.options import (
-    FAILED,
-    OK,
-    add_batch,
-    add_drafter,
-    add_models,
-    add_run_code,
-    add_sampling,
+    RUN_CODE,
+    SAMPLING,
+    SPLITS,
     as_model_reads,
     check_drafter,
-    check_sampling,
-    command,
+    decoding_config,
+    decoding_options,
     has_draft,
     load_checked_task,
     load_pair,
+    model_options,
     note,
     split_rules,
-    whole_numbers,
 )
 from kljudge_jax.commands.progress import Bar
-from kljudge_jax.errors import InputError
 
 # So many problems are named of each rule that failed.
 _MOST_NAMED = 20
 
 
-def add(commands) -> None:
-    parser = command(
-        commands,
-        "sweep",
-        _sweep,
-        "Answer the problems of a task under several rules, and compare accuracy, acceptance and speed.",
-        "  kljudge sweep --target embedded --task arithmetic,conversion --rules none,exact,kl:0.02/0.1/0.4 --n 200\n"
-        "  kljudge sweep --target big.gguf --draft small.gguf --task gsm8k:test.jsonl --rules none,exact,kl:0.3 "
-        "--draft-lengths 8,24 --n 30 --out results/gsm8k\n"
-        "  kljudge sweep --target embedded --task arithmetic --rules none,exact,draft,lookup:3,hf,hf:assisted "
-        "--batch 1",
-        "every batch that was answered is in {out}: repeat the command to go on",
-    )
-    add_models(parser)
-    parser.add_argument(
-        "--task", required=True, metavar="TASKS", help="arithmetic, conversion, gsm8k:FILE, ...; several with commas"
-    )
-    parser.add_argument(
-        "--rules",
-        metavar="RULES",
-        default="none,exact,kl:0.4",
-        help="rules by their words, with commas; kl:0.1/0.4 stands for kl:0.1,kl:0.4. And baselines: draft (the draft "
-        "alone), lookup:3 (exact, with drafts looked up), hf, hf:assisted, hf:lookup:3 (Transformers on the same "
-        "weights, which needs torch)",
-    )
-    parser.add_argument("--draft-lengths", metavar="INTS", default="8", help="draft lengths, with commas")
-    add_drafter(parser)
-    add_run_code(parser)
-    parser.add_argument("--n", metavar="INT", type=int, default=100, help="problems")
-    parser.add_argument("--split", default="test", choices=("train", "validation", "test", "all"), help="of the task")
-    parser.add_argument("--seeds", metavar="INTS", help="several seeds, with commas, in place of --seed")
-    add_batch(parser)
-    parser.add_argument(
-        "--examples", metavar="INT", type=int, default=1, help="answers of each task to show token by token"
-    )
-    parser.add_argument("--out", metavar="DIR", default="results/sweep", help="where answers and the report go")
-    add_sampling(parser)
-
-
-def _sweep(options) -> int:
-    from kljudge_jax.decoding.words import parse_drafter
+@command(
+    "Answer the problems of a task under several rules, and compare accuracy, acceptance and speed.",
+    [
+        *model_options(),
+        option("--task", "arithmetic, conversion, gsm8k:FILE, ...; with commas", metavar="TASKS", required=True),
+        option(
+            "--rules",
+            "rules by their words, with commas; kl:0.1/0.4 stands for kl:0.1,kl:0.4. And baselines: draft (the draft "
+            "alone), lookup:3 (exact, with drafts looked up), hf, hf:assisted, hf:lookup:3 (Transformers on the same "
+            "weights, which needs torch)",
+            type=RULES,
+            default="none,exact,kl:0.4",
+        ),
+        option("--draft-lengths", "draft lengths, with commas", type=Lengths(), default="8"),
+        RUN_CODE,
+        option("--n", "problems", type=Whole(), default=100),
+        option("--split", "of the task", type=click.Choice(SPLITS), default="test"),
+        option("--seeds", "several seeds, with commas, in place of --seed", type=Wholes(0)),
+        option("--examples", "answers of each task to show token by token", type=Whole(0), default=1),
+        option("--out", "where answers and the report go", type=DIR, default="results/sweep"),
+        *decoding_options(*SAMPLING, "drafter", "batch", batch=8),
+    ],
+    "  kljudge sweep --target embedded --task arithmetic,conversion --rules none,exact,kl:0.02/0.1/0.4 --n 200\n"
+    "  kljudge sweep --target big.gguf --draft small.gguf --task gsm8k:test.jsonl --rules none,exact,kl:0.3 "
+    "--draft-lengths 8,24 --n 30 --out results/gsm8k\n"
+    "  kljudge sweep --target embedded --task arithmetic --rules none,exact,draft,lookup:3,hf,hf:assisted "
+    "--batch 1",
+    "every batch that was answered is in {out}: repeat the command to go on",
+)
+def sweep(options) -> int:
+    from kljudge_jax.decoding.words import parse_draft_length
     from kljudge_jax.evaluation import sweep
     from kljudge_jax.evaluation.baselines import check_baselines, parse_baseline
     from kljudge_jax.evaluation.examples import examples
@@ -82,20 +70,15 @@ def _sweep(options) -> int:
     from kljudge_jax.tasks import load_task
     from kljudge_jax.verification import parse_verifier
 
-    check_sampling(options)
+    config = decoding_config(options)
     words = split_rules(options.rules)
     rules = [word for word in words if parse_baseline(word) is None]
     for rule in rules:
-        parse_verifier(rule, options.temperature == 0)
-    lengths = whole_numbers("--draft-lengths", options.draft_lengths)
-    if min(lengths) < 1 or options.n < 1 or options.batch < 1:
-        raise InputError("--draft-lengths, --n and --batch start at 1")
-    if options.examples < 0:
-        raise InputError("--examples starts at 0")
-    seeds = whole_numbers("--seeds", options.seeds) if options.seeds else [options.seed]
-    drafter = parse_drafter(options.drafter)
+        parse_verifier(rule, config.greedy)
+    lengths = [parse_draft_length(length) for length in options.draft_lengths]
+    seeds = options.seeds or [options.seed]
     if any(rule != "none" for rule in rules):
-        check_drafter(options, drafter)
+        check_drafter(config, has_draft(options))
     check_baselines(words, has_draft(options))
     specs = [spec.strip() for spec in options.task.split(",")]
     for spec in specs:

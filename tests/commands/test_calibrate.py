@@ -19,10 +19,7 @@ def words(tiny_folders, tmp_path):
 
 
 def run(capsys, *words):
-    try:
-        status = main([str(word) for word in words])
-    except SystemExit as exit:
-        status = exit.code
+    status = main([str(word) for word in words])
     out = capsys.readouterr()
     return status, out.out, out.err
 
@@ -73,7 +70,7 @@ def test_the_embedded_pair_end_to_end_with_a_check(capsys, tmp_path):
         (["--budget", "nan"], "--budget is in points"),
         (["--delta", "1"], "--delta is a risk"),
         (["--n", "0"], "start at 1"),
-        (["--check-n", "-1"], "start at 1"),
+        (["--check-n", "-1"], "start at 0"),
         (["--rule", "magic"], "choose one of the rules"),
         (["--rule", "exact"], "lossless"),
         (["--rule", "none"], "plain decoding"),

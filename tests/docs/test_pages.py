@@ -8,6 +8,7 @@ import sys
 import warnings
 
 import pytest
+from command_lines import parsed
 from documentation import (
     FILES,
     ONLY_PARSED,
@@ -132,7 +133,7 @@ def test_the_python_of_a_page_is_python(page):
     "words", [words for _, words in COMMANDS], ids=[f"{page} {words[0]}" for page, words in COMMANDS]
 )
 def test_a_command_is_one_that_the_parser_knows(words):
-    options = cli._parser().parse_args(words)
+    options = parsed(words)
     greedy = getattr(options, "temperature", 0) == 0
     rules = getattr(options, "rules", None)
     for rule in [*(split_rules(rules) if rules else ()), *filter(None, [getattr(options, "verifier", None)])]:

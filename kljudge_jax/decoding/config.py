@@ -1,0 +1,111 @@
+"""How answers are decoded: one configuration for every call and every command that decodes."""
+
+from __future__ import annotations
+
+import dataclasses
+import numbers
+from dataclasses import field
+from typing import TYPE_CHECKING, Any
+
+from kljudge_jax.errors import InputError
+
+if TYPE_CHECKING:
+    from kljudge_jax.decoding.adaptive import Adaptive
+    from kljudge_jax.decoding.drafter import Drafter
+
+
+@dataclasses.dataclass(frozen=True)
+class DecodingConfig:
+    """How answers are decoded. Each field is also the option of that name of every command that decodes.
+
+    The metadata of a field are what its option says (`help`), and its bounds, which hold in Python too.
+
+    Attributes:
+      max_new_tokens: the most tokens of an answer.
+      temperature: 0 is greedy.
+      top_k: when sampling, keeps the k likeliest tokens of either model; 0 is all.
+      top_p: when sampling, keeps the likeliest tokens with this much probability together; 1.0 is all.
+      min_p: when sampling, drops tokens below this share of the likeliest one's probability; 0 drops none.
+      stop: strings that end an answer where they begin.
+      draft_length: draft tokens a cycle, K >= 1, or `Adaptive(...)`; a spec string such as "adaptive:maximum=8" is
+        read as what it names.
+      drafter: what proposes them: `ModelDraft()`, `PromptLookup(ngram)`, `SelfDraft(layers)`, or a spec string such as
+        "lookup:3".
+      seed: of the draws when sampling; where problems are chosen, of the choice too.
+      batch: answers decoded side by side; one that waits takes the slot of one that ended. None is all of them.
+
+    Raises:
+      InputError: a value that cannot be.
+    """
+
+    max_new_tokens: int = field(default=256, metadata={"help": "the most tokens of an answer", "least": 1})
+    temperature: float = field(default=0.0, metadata={"help": "0 is greedy"})
+    top_k: int = field(default=0, metadata={"help": "keep the k likeliest tokens; 0 is all"})
+    top_p: float = field(default=1.0, metadata={"help": "keep this much probability mass"})
+    min_p: float = field(default=0.0, metadata={"help": "drop tokens below this share of the likeliest one's"})
+    stop: tuple[str, ...] = field(default=(), metadata={"help": "ends the answer; may be repeated"})
+    draft_length: int | Adaptive | str = field(
+        default=8,
+        metadata={
+            "help": "draft tokens a cycle: a number, or adaptive:maximum=8 (as many as pay, by the time that cycles "
+            "take), or adaptive:maximum=8,cost=size (by the sizes of the models)"
+        },
+    )
+    drafter: Drafter | str = field(
+        default="model",
+        metadata={
+            "help": "what proposes: model (--draft), lookup:3 (n-grams of the text), self:2 (the target's first layers)"
+        },
+    )
+    seed: int = field(default=0, metadata={"help": "of the draws when sampling", "least": 0, "most": 2**63 - 1})
+    batch: int | None = field(
+        default=None,
+        metadata={
+            "help": "answers decoded side by side: a problem that waits takes the slot of an answer that ended",
+            "least": 1,
+        },
+    )
+
+    def __post_init__(self) -> None:
+        import jax
+
+        from kljudge_jax.decoding.adaptive import Adaptive
+        from kljudge_jax.decoding.sampling import Sampling
+        from kljudge_jax.decoding.words import parse_draft_length, parse_drafter
+
+        # Traced for its checks alone, which starts no backend: a configuration may be made before hosts join.
+        jax.eval_shape(lambda: Sampling.create(self.temperature, self.top_k, self.top_p, self.min_p))
+        for one in dataclasses.fields(self):
+            _check_bounds(one, getattr(self, one.name))
+        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+        if not all(isinstance(text, str) and text for text in stop):
+            raise InputError(f"stop holds strings of at least one character, got {self.stop!r}")
+        object.__setattr__(self, "stop", stop)
+        if not isinstance(self.draft_length, Adaptive):
+            object.__setattr__(self, "draft_length", parse_draft_length(str(self.draft_length)))
+        if isinstance(self.drafter, str):
+            object.__setattr__(self, "drafter", parse_drafter(self.drafter))
+
+    def arguments(self) -> dict[str, Any]:
+        """The arguments of `generate` and `stream` that say the same, less `batch`, which `stream` has not."""
+        import jax
+
+        names = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "stop", "draft_length", "drafter")
+        return {name: getattr(self, name) for name in names} | {"key": jax.random.key(self.seed)}
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the likeliest token is always taken."""
+        return self.temperature == 0
+
+
+def _check_bounds(one: dataclasses.Field, value: Any) -> None:
+    """Raises `InputError` for a number outside what the field's metadata bound."""
+    least, most = one.metadata.get("least"), one.metadata.get("most")
+    if least is None or value is None:
+        return
+    if not isinstance(value, numbers.Integral) or isinstance(value, bool):
+        raise InputError(f"{one.name} is a whole number, got {value!r}")
+    if value < least or (most is not None and value > most):
+        upper = f" and ends at {most}" if most is not None else ""
+        raise InputError(f"{one.name} starts at {least}{upper}, got {value}")
