@@ -53,7 +53,8 @@ class Bar:
 
     def stop(self) -> None:
         """Takes the line away, once and for all: what comes now is the answer."""
-        self._progress.stop()
+        if not self._progress.disable:  # rich 14 ends even that with an empty line
+            self._progress.stop()
 
     def show(self, line: str) -> None:
         """Draws a line; with how far and how long where it is a `Step`."""
