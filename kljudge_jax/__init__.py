@@ -27,6 +27,7 @@ __all__ = [
     "Correspondence",
     "Cycle",
     "Dataset",
+    "DecodingConfig",
     "DivergenceThreshold",
     "Ensemble",
     "EntropyThreshold",

@@ -1,6 +1,7 @@
 """Everything that `import kljudge_jax` offers, imported at once when the first of it is asked for."""
 
 from kljudge_jax.decoding.adaptive import Adaptive as Adaptive
+from kljudge_jax.decoding.config import DecodingConfig as DecodingConfig
 from kljudge_jax.decoding.draft import ModelDraft as ModelDraft
 from kljudge_jax.decoding.generate import generate as generate
 from kljudge_jax.decoding.prompt_lookup import PromptLookup as PromptLookup

@@ -74,7 +74,7 @@ _RANDOM = "Random weights"
         option("--rounds", "samples of everything", type=Whole(), default=7),
         flag("--profile", "also show where a cycle goes, against its floors"),
         option("--out", "where bench.json and table.md go", type=DIR, default="results/bench"),
-        *decoding_options(*SAMPLING, "draft_length", "drafter", max_new_tokens=64),
+        *decoding_options(*SAMPLING, "draft_length", "drafter", call="bench"),
     ],
     "  kljudge bench --target embedded\n"
     "  kljudge bench --target big.gguf --draft small.gguf --rules none,exact,kl:0.4 --batch 1,8 --profile\n"
@@ -93,25 +93,8 @@ def bench(options) -> int:
         parse_verifier(rule, config.greedy)
     if len(rules) > 1:
         check_drafter(config, _has_draft(options), "a --draft or a --draft-shape")
-    length = config.draft_length
-    if not isinstance(length, int):
-        raise InputError(f"a bench times drafts of one length: give --draft-length a number, not {length!r}")
-    if options.max_new_tokens <= length + 1:
-        raise InputError(f"--max-new-tokens leaves no room for a whole draft: give at least {length + 2}")
     folder = results_folder(options.out)
-    plan = bench.Plan(
-        rules=rules,
-        batches=options.batch,
-        draft_length=length,
-        drafter=options.drafter,
-        max_new_tokens=options.max_new_tokens,
-        temperature=options.temperature,
-        top_k=options.top_k,
-        top_p=options.top_p,
-        min_p=options.min_p,
-        rounds=options.rounds,
-        seed=options.seed,
-    )
+    plan = bench.Plan(rules, options.batch, config, options.rounds)
     pair, prompts, task = _pair_and_prompts(options, plan)
     with Bar() as bar:
         found = Bench(measured(pair, prompts, plan, task, shlex.join(["kljudge", *options.words]), bar.show))

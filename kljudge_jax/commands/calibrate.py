@@ -49,7 +49,7 @@ _SPLITS = ("train", "validation", "test", "all")
         option("--check-n", "prompts to measure the chosen threshold on; 0 is none", type=Whole(0), default=0),
         option("--check-split", "of the task, to measure on", type=click.Choice(SPLITS[:3]), default="test"),
         option("--out", "where answers and calibration.json go", type=DIR, default="results/calibrate"),
-        *decoding_options(*SAMPLING, "draft_length", "drafter", "batch", batch=8),
+        *decoding_options(*SAMPLING, "draft_length", "drafter", "batch", call="calibrate"),
     ],
     "  kljudge calibrate --target embedded --task arithmetic --rule kl --thresholds 0.01,0.02,0.05,0.1 --n 1000\n"
     "  kljudge calibrate --target big.gguf --draft small.gguf --task prompts:prompts.txt --without-answers "
@@ -90,7 +90,7 @@ def calibrate(options) -> int:
 
 def _plan(options):
     from kljudge_jax.evaluation.calibrate import PLAIN, Plan
-    from kljudge_jax.evaluation.sweep import Cell
+    from kljudge_jax.evaluation.sweep import grid
     from kljudge_jax.verification.words import threshold_words
 
     config = decoding_config(options)
@@ -103,17 +103,10 @@ def _plan(options):
     rules = threshold_words(options.rule, options.thresholds.split(","), config.greedy)
     check_drafter(config, has_draft(options))
     return Plan(
-        cells=(PLAIN, *(Cell(rule, config.draft_length) for rule in rules)),
+        cells=(PLAIN, *grid(rules, [config.draft_length])),
         n=options.n,
         split=options.split,
-        seed=options.seed,
-        batch=options.batch,
-        max_new_tokens=options.max_new_tokens,
-        temperature=options.temperature,
-        top_k=options.top_k,
-        top_p=options.top_p,
-        min_p=options.min_p,
-        drafter=options.drafter,
+        config=config,
         budget=options.budget / 100,
         delta=options.delta,
         without_answers=options.without_answers,

@@ -148,6 +148,9 @@ class Text(click.ParamType):
     def __init__(self, name: str, words: Sequence[str] = (), files: bool = False):
         self.name, self.words, self.files = name, words, files
 
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        return str(value)  # a default too
+
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
         found = [word for word in self.words if word.startswith(incomplete)]
         if self.files and not found:

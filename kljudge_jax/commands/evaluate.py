@@ -38,7 +38,7 @@ from kljudge_jax.results_folder import results_folder
         option("--num-fewshot", "examples before each question, if not the task's", type=int),
         flag("--chat", "ask through the chat template"),
         # A task says the rest: its temperature, its truncation, what ends an answer, and often how long one may be.
-        *decoding_options("draft_length", "drafter", "batch", "max_new_tokens", "seed", batch=8),
+        *decoding_options("draft_length", "drafter", "batch", "max_new_tokens", "seed", call="evaluate"),
         option("--out", "where harness.json and harness.md go", type=DIR, default="results/evaluate"),
     ],
     "  kljudge evaluate --target big.gguf --draft small.gguf --rules none,exact,kl:0.4 --harness-tasks gsm8k "
@@ -70,15 +70,7 @@ def evaluate(options) -> int:
         for done, (rule, name) in enumerate(every):
             bar.keep(Step(f"{name}, {rule}", done, len(every), before))
             if (rule, name) not in finished:
-                lm = KLJudgeLM(
-                    pair,
-                    rule,
-                    config.draft_length,
-                    config.drafter,
-                    config.batch,
-                    config.max_new_tokens,
-                    seed=config.seed,
-                )
+                lm = KLJudgeLM(pair, rule, config=config)
                 found = runs[name](
                     lm, limit=options.limit, num_fewshot=options.num_fewshot, apply_chat_template=options.chat
                 )

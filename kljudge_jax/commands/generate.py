@@ -98,6 +98,8 @@ def _read_prompt(options) -> str:
 
 
 def _stream(options, pair, prompt, rule, config):
+    import jax
+
     from kljudge_jax import stream
 
     coloured = is_coloured(options)
@@ -106,6 +108,7 @@ def _stream(options, pair, prompt, rule, config):
         prompt,
         verifier=rule,
         **config.arguments(),
+        key=jax.random.key(config.seed),
     )
     with Bar() as bar:
         for event in events:

@@ -14,7 +14,7 @@ import click
 
 from kljudge_jax.commands.command import EMBEDDED, MODEL, Option, Text, Whole, flag, option
 from kljudge_jax.commands.progress import Bar
-from kljudge_jax.decoding.config import DecodingConfig
+from kljudge_jax.decoding.config import DEFAULTS, DecodingConfig
 from kljudge_jax.errors import InputError
 
 SPLITS = ("train", "validation", "test", "all")
@@ -90,24 +90,17 @@ _TYPES = {"draft_length": Text("LENGTH"), "drafter": Text("DRAFTER", ("model", "
 SAMPLING = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "seed")
 
 
-def decoding_options(*names: str, **defaults: Any) -> tuple[Option, ...]:
-    """The options of some fields of `DecodingConfig`; `defaults` are those of a command that has others."""
+def decoding_options(*names: str, call: str = "") -> tuple[Option, ...]:
+    """The options of some fields of `DecodingConfig`, with the defaults of a call."""
     made = []
-    for name in names:
-        field = _CONFIG[name]
-        type_: click.ParamType | None = _TYPES.get(name)
-        if type_ is None and "least" in field.metadata:
-            type_ = Whole(field.metadata["least"], field.metadata.get("most"))
-        made.append(
-            option(
-                f"--{name.replace('_', '-')}",
-                field.metadata["help"],
-                group="Decoding",
-                default=defaults.get(name, field.default),
-                type=type_,
-                multiple=name == "stop",
-            )
-        )
+    for field in (_CONFIG[name] for name in names):
+        kind: click.ParamType | None = _TYPES.get(field.name)
+        if "least" in field.metadata:
+            kind = Whole(field.metadata["least"], field.metadata.get("most"))
+        settings = {"type": kind, "multiple": True} if field.name == "stop" else {"type": kind}
+        settings["default"] = DEFAULTS.get(call, {}).get(field.name, field.default)
+        name = f"--{field.name.replace('_', '-')}"
+        made.append(option(name, field.metadata["help"], group="Decoding", **settings))
     return tuple(made)
 
 

@@ -50,7 +50,7 @@ _MOST_NAMED = 20
         option("--seeds", "several seeds, with commas, in place of --seed", type=Wholes(0)),
         option("--examples", "answers of each task to show token by token", type=Whole(0), default=1),
         option("--out", "where answers and the report go", type=DIR, default="results/sweep"),
-        *decoding_options(*SAMPLING, "drafter", "batch", batch=8),
+        *decoding_options(*SAMPLING, "drafter", "batch", call="sweep"),
     ],
     "  kljudge sweep --target embedded --task arithmetic,conversion --rules none,exact,kl:0.02/0.1/0.4 --n 200\n"
     "  kljudge sweep --target big.gguf --draft small.gguf --task gsm8k:test.jsonl --rules none,exact,kl:0.3 "
@@ -60,7 +60,6 @@ _MOST_NAMED = 20
     "every batch that was answered is in {out}: repeat the command to go on",
 )
 def sweep(options) -> int:
-    from kljudge_jax.decoding.words import parse_draft_length
     from kljudge_jax.evaluation import sweep
     from kljudge_jax.evaluation.baselines import check_baselines, parse_baseline
     from kljudge_jax.evaluation.examples import examples
@@ -75,7 +74,6 @@ def sweep(options) -> int:
     rules = [word for word in words if parse_baseline(word) is None]
     for rule in rules:
         parse_verifier(rule, config.greedy)
-    lengths = [parse_draft_length(length) for length in options.draft_lengths]
     seeds = options.seeds or [options.seed]
     if any(rule != "none" for rule in rules):
         check_drafter(config, has_draft(options))
@@ -83,31 +81,19 @@ def sweep(options) -> int:
     specs = [spec.strip() for spec in options.task.split(",")]
     for spec in specs:
         load_checked_task(spec, options.run_code)
-    plan = sweep.Plan(
-        cells=sweep.grid(words, lengths),
-        n=options.n,
-        split=options.split,
-        seed=seeds[0],
-        batch=options.batch,
-        max_new_tokens=options.max_new_tokens,
-        temperature=options.temperature,
-        top_k=options.top_k,
-        top_p=options.top_p,
-        min_p=options.min_p,
-        drafter=options.drafter,
-    )
+    plan = sweep.Plan(sweep.grid(words, options.draft_lengths), options.n, options.split, config)
     pair = load_pair(options)
     tasks = [as_model_reads(load_task(spec, run_code=options.run_code), spec, pair, options.run_code) for spec in specs]
     parts = sweep.parts(tasks, seeds, plan, options.out)
     answered, shown = defaultdict(list), defaultdict(list)
     for part in parts:
-        note(f"{part.task.name}, seed {part.plan.seed}")
+        note(f"{part.task.name}, seed {part.plan.config.seed}")
         with Bar() as bar:
             records = sweep.run_sweep(pair, part.task, part.plan, part.folder, bar.show)
         answered[part.task.name].append((part.plan, records))
     with Bar("answers to show token by token"):
         for part in parts:
-            if part.plan.seed == seeds[0]:
+            if part.plan.config.seed == seeds[0]:
                 shown[part.task.name] = examples(pair, part, options.examples)
     results = [TaskResult(name, summarise(sweep.pooled(records)), shown[name]) for name, records in answered.items()]
     setting = read_setting([part.folder for part in parts], shlex.join(["kljudge", *options.words]))

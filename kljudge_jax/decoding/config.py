@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import numbers
 from dataclasses import field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from kljudge_jax.errors import InputError
 
@@ -86,17 +86,65 @@ class DecodingConfig:
         if isinstance(self.drafter, str):
             object.__setattr__(self, "drafter", parse_drafter(self.drafter))
 
-    def arguments(self) -> dict[str, Any]:
-        """The arguments of `generate` and `stream` that say the same, less `batch`, which `stream` has not."""
-        import jax
-
-        names = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "stop", "draft_length", "drafter")
-        return {name: getattr(self, name) for name in names} | {"key": jax.random.key(self.seed)}
-
     @property
     def greedy(self) -> bool:
         """Whether the likeliest token is always taken."""
         return self.temperature == 0
+
+    @property
+    def length(self) -> int | Adaptive:
+        """`draft_length`, for a type checker: no spec string is left of it."""
+        assert not isinstance(self.draft_length, str)
+        return self.draft_length
+
+    @property
+    def longest(self) -> int:
+        """The most draft tokens of a cycle."""
+        return self.length if isinstance(self.length, int) else self.length.maximum
+
+    def arguments(self) -> dict[str, Any]:
+        """The arguments that `generate` and `stream` share: all but the key, and how many are decoded side by side."""
+        return {name: getattr(self, name) for name in _FIELDS if name not in ("seed", "batch")}
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as plain JSON, lengths and drafters as spec strings; no stop strings are not mentioned."""
+        from kljudge_jax.decoding.words import spec_of
+
+        found = {name: getattr(self, name) for name in _FIELDS}
+        found |= {"draft_length": spec_of(self.draft_length), "drafter": spec_of(self.drafter), "stop": list(self.stop)}
+        return {name: value for name, value in found.items() if name != "stop" or value}
+
+
+_FIELDS = tuple(one.name for one in dataclasses.fields(DecodingConfig))
+
+
+class DecodingFields(TypedDict, total=False):
+    """The fields of `DecodingConfig`, as a call takes some of them by keyword; a test holds the two together."""
+
+    max_new_tokens: int
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    stop: tuple[str, ...]
+    draft_length: int | Adaptive | str
+    drafter: Drafter | str
+    seed: int
+    batch: int | None
+
+
+# Where the defaults of a call, and of the command of that name, are others.
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "bench": {"max_new_tokens": 64},
+    "calibrate": {"batch": 8},
+    "evaluate": {"batch": 8},
+    "sweep": {"batch": 8},
+}
+
+
+def configured(call: str, config: DecodingConfig | None, fields: DecodingFields) -> DecodingConfig:
+    """A call's configuration: what it was given, or else its default one, with some fields changed."""
+    return dataclasses.replace(DecodingConfig(**DEFAULTS.get(call, {})) if config is None else config, **fields)
 
 
 def _check_bounds(one: dataclasses.Field, value: Any) -> None:

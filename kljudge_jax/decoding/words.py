@@ -44,6 +44,19 @@ def parse_draft_length(word: str) -> int | Adaptive:
     return int(name)
 
 
+def spec_of(made: Drafter | Adaptive | int | str) -> str | int:
+    """The spec string of a drafter or an adaptive length, as results name them; a number as it is.
+
+    A drafter of one's own has none, and is named by its `repr`.
+    """
+    if isinstance(made, int | str):
+        return made
+    if isinstance(made, Adaptive):
+        return "adaptive:" + ",".join(f"{name}={value}" for name, value in vars(made).items() if value is not None)
+    name = next((name for name, kind in _DRAFTERS.items() if type(made) is kind), None)
+    return repr(made) if name is None else ":".join([name, *map(str, vars(made).values())])
+
+
 def _split(word: str) -> tuple[str, list[str]]:
     name, colon, rest = (part.strip() for part in word.partition(":"))
     return name, [value.strip() for value in rest.split(",")] if colon else []

@@ -43,6 +43,8 @@ class Plan(sweep.Plan):
       without_answers: the loss is disagreement with the target's own answers.
     """
 
+    n: int = 1000
+    split: str = "validation"
     budget: float = 0.01
     delta: float = 0.05
     without_answers: bool = False
@@ -166,7 +168,7 @@ def summary(
         "command": list(command),
         "machine": describe_machine(),
         "target": pair_name,
-        "plan": json.loads(json.dumps(dataclasses.asdict(plan))),
+        "plan": plan.to_json(),
         "smallest_n": plan.smallest_n,
         "tested": [dataclasses.asdict(one) | {"loss": one.outcome.loss} for one in tested],
         "threshold": None if best is None else float(re.split("[:,=]", best.rule)[-1]),

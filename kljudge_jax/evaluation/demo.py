@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from kljudge_jax.decoding.config import DecodingConfig
 from kljudge_jax.decoding.generate import generate
 from kljudge_jax.decoding.results import Generation
 from kljudge_jax.decoding.stream import Event, stream
@@ -81,8 +82,7 @@ class Demo:
         plan = sweep.Plan(
             cells=sweep.grid(self.rules, [self.draft_length]),
             n=len(self.problems),
-            batch=len(self.problems),
-            max_new_tokens=MAX_NEW_TOKENS,
+            config=DecodingConfig(MAX_NEW_TOKENS, batch=len(self.problems)),
         )
         for done, cell in enumerate(plan.cells):
             report(Step(f"{len(self.problems)} problems, {title(cell.rule)}", done, len(plan.cells)))

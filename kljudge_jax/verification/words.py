@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import inspect
 import itertools
 import re
 from collections.abc import Sequence
 from typing import Any
+
+import jax
+import numpy as np
 
 from kljudge_jax.errors import InputError
 from kljudge_jax.verification.parameters import Parameter, parameters_of
@@ -37,6 +41,31 @@ def parse_verifier(word: str, greedy: bool) -> Rule | None:
     if missing:
         raise InputError(f"give {name!r} its {' and '.join(missing)}, as in {_usage(rule)!r}")
     return rule(**values)
+
+
+def spec_of(rule: Any) -> str:
+    """What results name a rule by: its spec string, `none` for no rule, and a spec string as it is.
+
+    A rule that no spec string makes, for it is not registered or holds arrays, is named by its class and what it holds.
+
+    Raises:
+      InputError: this is neither a rule nor the spec string of one.
+    """
+    if rule is None or isinstance(rule, str):
+        return rule or _PLAIN
+    if not callable(rule) or isinstance(rule, type):
+        raise InputError(f"a rule is a spec string such as 'kl:0.4' or a rule such as KLJudge(0.4), not {rule!r}")
+    leaves, structure = jax.tree.flatten(rule)
+    if type(rule) in RULES and all(np.ndim(leaf) == 0 for leaf in leaves):
+        parameters = parameters_of(type(rule))
+        if all(type(parameter) is Parameter for parameter, _ in parameters.values()):
+            values = [getattr(rule, key) for key in parameters]
+            defaults = [default for _, default in parameters.values()]
+            while values and values[-1] == defaults[len(values) - 1]:
+                values.pop()  # what the word says without it
+            return ":".join([rule.word, *([",".join(map(str, values))] if values else [])])
+    held = b"".join(np.asarray(leaf).tobytes() for leaf in leaves) + str(structure).encode()
+    return f"{type(rule).__name__}-{hashlib.sha256(held).hexdigest()[:8]}"
 
 
 def threshold_words(word: str, values: Sequence[str], greedy: bool) -> list[str]:

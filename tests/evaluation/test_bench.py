@@ -168,7 +168,7 @@ def test_a_draft_that_no_model_writes_has_no_bandwidth(capsys, alone, tmp_path):
         (["--target", "embedded", "--batch", "0"], "start at 1"),
         (["--target", "embedded", "--rounds", "0"], "start at 1"),
         (["--target", "embedded", "--max-new-tokens", "9"], "at least 10"),
-        (["--target", "embedded", "--draft-length", "adaptive"], "adaptive"),
+        (["--target", "embedded", "--draft-length", "adaptive:often"], "adaptive"),
     ],
 )
 def test_a_bench_that_cannot_be_is_refused(capsys, tmp_path, monkeypatch, quick, words, message):

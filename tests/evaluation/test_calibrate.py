@@ -6,6 +6,7 @@ import json
 import pytest
 from tiny_pairs import text_pair
 
+from kljudge_jax.decoding.config import DecodingConfig
 from kljudge_jax.errors import InputError
 from kljudge_jax.evaluation import calibrate as module
 from kljudge_jax.evaluation import calibration_text
@@ -45,8 +46,7 @@ PLAN = Plan(
     (PLAIN, *(Cell(rule, 4) for rule in RULES)),
     n=8,
     split="validation",
-    batch=2,  # turns of 8
-    max_new_tokens=24,
+    config=DecodingConfig(24, batch=2),  # turns of 8
     budget=0.4,
     without_answers=True,
 )
