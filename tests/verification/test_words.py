@@ -45,8 +45,16 @@ def test_a_word_is_a_rule(word, rule):
 
 @pytest.mark.parametrize(
     "rule",
-    [GreedyExact(), KLJudge(0.4), KLJudge(0.25, 1.0), KLJudge(jax.numpy.float32(0.4)), TypicalAcceptance(alpha=0.1)]
-    + [DivergenceThreshold("js", 0.3), EntropyThreshold(1.0, "draft"), TopKAcceptance(3)],
+    [
+        GreedyExact(),
+        KLJudge(0.4),
+        KLJudge(0.25, 1.0),
+        KLJudge(jax.numpy.float32(0.4)),
+        TypicalAcceptance(alpha=0.1),
+        DivergenceThreshold("js", 0.3),
+        EntropyThreshold(1.0, "draft"),
+        TopKAcceptance(3),
+    ],
 )
 def test_a_rule_has_the_word_that_makes_it(rule):
     assert parse_verifier(spec_of(rule), greedy=True) == rule
