@@ -13,8 +13,8 @@ from pathlib import Path
 from command_lines import parsed
 
 import kljudge_jax as kj
-from kljudge_jax.commands.options import split_rules
 from kljudge_jax.models.shipped import shipped_folder
+from kljudge_jax.spec import split_specs
 from kljudge_jax.verification.rule import RULES
 
 ROOT = Path(__file__).parents[1]
@@ -122,7 +122,7 @@ def smaller_code(text: str) -> str:
 def check(words: list[str], said: str) -> None:
     """Fails unless a command left in the working folder, and in `said`, which it printed, what is of its kind."""
     options = parsed(words)
-    rules = split_rules(options.rules) if hasattr(options, "rules") else []
+    rules = split_specs(options.rules) if hasattr(options, "rules") else []
     out = Path(options.out) if hasattr(options, "out") else Path()
     match words[0]:
         case "generate":

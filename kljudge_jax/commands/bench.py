@@ -29,11 +29,11 @@ from kljudge_jax.commands.options import (
     load_pair,
     model_options,
     placement_of,
-    split_rules,
 )
 from kljudge_jax.commands.progress import Bar
 from kljudge_jax.errors import InputError
 from kljudge_jax.results_folder import results_folder
+from kljudge_jax.spec import split_specs
 
 _RANDOM = "Random weights"
 
@@ -127,7 +127,7 @@ def _rules(options) -> tuple[str, ...]:
     rate = options.acceptance
     if rate is None and random and options.rules is None and _has_draft(options):
         rate = 0.8
-    asked = split_rules(options.rules) if options.rules is not None else []
+    asked = split_specs(options.rules) if options.rules is not None else []
     if options.rules is None and rate is None:
         asked = ["exact", "kl:0.4"] if _has_draft(options) else []
     if rate is not None:

@@ -6,7 +6,6 @@ import contextlib
 import glob
 import logging
 import os
-import re
 import signal
 import sys
 import types
@@ -17,6 +16,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from kljudge_jax.errors import InputError
+from kljudge_jax.spec import split_specs
 
 OK, FAILED, BAD_INPUT = 0, 1, 2
 
@@ -205,8 +205,7 @@ class Lengths(click.ParamType):
     name = "LENGTHS"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
-        # A comma before `name=` parts no two lengths, but two parameters of one.
-        return tuple(re.split(r"\s*,(?!\s*\w+=)\s*", value.strip())) if isinstance(value, str) else value
+        return tuple(split_specs(value)) if isinstance(value, str) else value
 
 
 # Placeholders, and what a shell offers in their place.

@@ -11,9 +11,10 @@ import click
 
 from kljudge_jax.commands.color import COLOR, is_coloured, legend, painted
 from kljudge_jax.commands.command import DIR, FAILED, OK, RULES, Whole, command, option
-from kljudge_jax.commands.options import MESH, note, split_rules
+from kljudge_jax.commands.options import MESH, note
 from kljudge_jax.commands.progress import Bar
 from kljudge_jax.results_folder import results_folder
+from kljudge_jax.spec import split_specs
 
 
 @command(
@@ -43,7 +44,7 @@ def demo(options) -> int:
     from kljudge_jax.verification import parse_verifier
 
     began = time.perf_counter()
-    rules = tuple(dict.fromkeys(["none", *split_rules(options.rules)]))
+    rules = tuple(dict.fromkeys(["none", *split_specs(options.rules)]))
     for rule in rules:
         parse_verifier(rule, True)
     folder = results_folder(options.out)

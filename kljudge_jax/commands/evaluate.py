@@ -15,10 +15,10 @@ from kljudge_jax.commands.options import (
     has_draft,
     load_pair,
     model_options,
-    split_rules,
 )
 from kljudge_jax.commands.progress import Bar
 from kljudge_jax.results_folder import results_folder
+from kljudge_jax.spec import split_specs
 
 
 @command(
@@ -53,7 +53,7 @@ def evaluate(options) -> int:
     from kljudge_jax.evaluation.step import Step
     from kljudge_jax.verification import parse_verifier
 
-    rules = split_rules(options.rules)
+    rules = split_specs(options.rules)
     for rule in rules:
         parse_verifier(rule, True)
     config = decoding_config(options)

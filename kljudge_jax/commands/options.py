@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import re
 import sys
 import time
 from pathlib import Path
@@ -225,20 +224,6 @@ def check_drafter(config: DecodingConfig, has_draft: bool, name: str = "a --draf
 def has_draft(options) -> bool:
     """Whether the models named include a draft."""
     return options.draft is not None or options.target == EMBEDDED
-
-
-def split_rules(text: str) -> list[str]:
-    """Rules from their words. A comma before a word parts two rules; one before `name=` or a number does not.
-
-    `kl:0.1/0.4` stands for `kl:0.1` and `kl:0.4`.
-    """
-    rules: list[str] = []
-    for rule in re.split(r",(?=\s*[a-z_]+\s*(?:[:,]|$))", text):
-        name, _, rest = rule.strip().partition(":")
-        settings = rest.split("/")
-        several = len(settings) > 1 and all(re.fullmatch(r"\s*[-+.\de]+\s*", each) for each in settings)
-        rules += [f"{name}:{each.strip()}" for each in settings] if several else [rule.strip()]
-    return rules
 
 
 def note(line: str) -> None:

@@ -22,9 +22,9 @@ from kljudge_jax.commands.options import (
     load_pair,
     model_options,
     note,
-    split_rules,
 )
 from kljudge_jax.commands.progress import Bar
+from kljudge_jax.spec import split_specs
 
 # So many problems are named of each rule that failed.
 _MOST_NAMED = 20
@@ -70,7 +70,7 @@ def sweep(options) -> int:
     from kljudge_jax.verification import parse_verifier
 
     config = decoding_config(options)
-    words = split_rules(options.rules)
+    words = split_specs(options.rules)
     rules = [word for word in words if parse_baseline(word) is None]
     for rule in rules:
         parse_verifier(rule, config.greedy)

@@ -6,7 +6,6 @@ import dataclasses
 import hashlib
 import inspect
 import itertools
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +13,7 @@ import jax
 import numpy as np
 
 from kljudge_jax.errors import InputError
+from kljudge_jax.spec import assigned, read_spec
 from kljudge_jax.verification.parameters import Parameter, parameters_of
 from kljudge_jax.verification.rule import RULES, Rule
 
@@ -143,24 +143,11 @@ def describe_rules() -> list[dict[str, Any]]:
 
 def _read(word: str, greedy: bool) -> tuple[type[Rule], dict[str, object]]:
     """The rule of a word, and the parameters that the word gives."""
-    name, colon, rest = (part.strip() for part in word.partition(":"))
+    name, _ = read_spec(word)
     rule = _find(name, greedy)
     parameters = parameters_of(rule)
-    values: dict[str, object] = {}
-    named = False
-    # A comma between double quotes is a part of some text.
-    items = re.split(r',(?=(?:[^"]*"[^"]*")*[^"]*$)', rest) if colon else ()
-    for position, item in enumerate(items):
-        key, equals, text = (part.strip() for part in item.partition("="))
-        named = named or bool(equals)
-        if not equals and not named and position < len(parameters):
-            key, text = list(parameters)[position], key
-        elif not equals or key not in parameters:
-            raise InputError(f"write {_usage(rule)!r}, for {item!r} is no parameter of {name!r}")
-        if key in values:
-            raise InputError(f"give {name!r} its {key} once, not twice as in {word!r}")
-        values[key] = parameters[key][0].parse(repr(name), key, text)
-    return rule, values
+    texts = assigned(word, parameters, _usage(rule))
+    return rule, {key: parameters[key][0].parse(repr(name), key, text) for key, text in texts.items()}
 
 
 def _find(name: str, greedy: bool) -> type[Rule]:

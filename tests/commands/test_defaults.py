@@ -9,7 +9,6 @@ import pytest
 from command_lines import command_of
 
 import kljudge_jax as kj
-from kljudge_jax.commands.options import split_rules
 from kljudge_jax.decoding.config import DEFAULTS, DecodingConfig
 from kljudge_jax.decoding.words import parse_draft_length, parse_drafter
 from kljudge_jax.evaluation import calibrate, perplexity
@@ -17,6 +16,7 @@ from kljudge_jax.judges.mining import mine
 from kljudge_jax.judges.semi_greedy import Options as MiningOptions
 from kljudge_jax.judges.sources import label_by_likelihood, label_by_rollouts
 from kljudge_jax.judges.training import Options as TrainingOptions
+from kljudge_jax.spec import split_specs
 
 # Commands, and what stands behind each. In other units or by another name: points of a share, `--batch 1,8`.
 CALLS = {
@@ -42,7 +42,7 @@ def defaults_of(function):
 def given(name):
     """What a command gets where nothing is given, as its call takes it."""
     options = command_of(name).make_context(name, [], resilient_parsing=True).params
-    reads = {"rules": lambda text: tuple(split_rules(text)), "draft_length": parse_draft_length}
+    reads = {"rules": lambda text: tuple(split_specs(text)), "draft_length": parse_draft_length}
     for one, read in (reads | {"drafter": parse_drafter}).items():
         if options.get(one) is not None:
             options[one] = read(options[one])

@@ -29,10 +29,7 @@ TINY = {
 
 def run(capsys, *words):
     """Exit status, stdout and stderr of one call."""
-    try:
-        status = main([str(word) for word in words])
-    except SystemExit as exit:
-        status = exit.code
+    status = main([str(word) for word in words])
     out = capsys.readouterr()
     return status, out.out, out.err
 

@@ -73,9 +73,7 @@ def test_rules_of_ones_own_that_hold_arrays_are_told_apart(pair):
     names = [row["rule"] for row in found.rows]
     assert len(set(names)) == 3 and all(name.startswith("Stubborn-") for name in names[1:])
     assert found.rows[1]["mean_acceptance_length"] > found.rows[2]["mean_acceptance_length"] == 1
-    assert names[1:] == [
-        spec_of(Stubborn(jax.numpy.full(4, number, float))) for number in (1, 0)
-    ]
+    assert names[1:] == [spec_of(Stubborn(jax.numpy.full(4, number, float))) for number in (1, 0)]
 
 
 def test_lengths_that_adapt_stand_beside_fixed_ones(pair, tmp_path):
