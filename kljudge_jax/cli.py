@@ -14,23 +14,9 @@ from kljudge_jax.commands.command import BAD_INPUT, said
 
 # In the order of `kljudge --help`.
 COMMANDS = (
-    "demo",
-    "generate",
-    "rules",
-    "sweep",
-    "evaluate",
-    "calibrate",
-    "bench",
-    "compare",
-    "perplexity",
-    "mine",
-    "plan",
-    "train-judge",
-    "correspond",
-    "train-pair",
-    "convert",
-    "completion",
-)
+    "demo", "generate", "rules", "sweep", "evaluate", "calibrate", "bench", "compare", "perplexity", "mine", "plan",
+    "train-judge", "correspond", "train-pair", "convert", "completion",
+)  # fmt: skip
 
 _EXAMPLES = """\b
 examples:

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import shlex
-import sys
 
 import click
 
 from kljudge_jax.commands.command import (
     DIR,
     EMBEDDED,
-    FAILED,
-    OK,
     RULES,
     Whole,
     Wholes,
@@ -29,6 +26,7 @@ from kljudge_jax.commands.options import (
     load_pair,
     model_options,
     placement_of,
+    status_of,
 )
 from kljudge_jax.commands.progress import Bar
 from kljudge_jax.errors import InputError
@@ -101,9 +99,7 @@ def bench(options) -> int:
     found.save(folder, options.profile)
     print(found.markdown(options.profile), end="")
     failed = sum(rule["failed"] for batch in found.figures["batches"] for rule in batch["rules"])
-    if failed:
-        print(f"kljudge bench: a model returned NaN or +inf in {failed} answers", file=sys.stderr)
-    return FAILED if failed else OK
+    return status_of(options, failed)
 
 
 def _check_models(options) -> None:

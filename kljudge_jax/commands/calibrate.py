@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import click
 
-from kljudge_jax.commands.command import DIR, FAILED, OK, RULE, Whole, command, flag, option
+from kljudge_jax.commands.command import DIR, OK, RULE, Whole, command, flag, option
 from kljudge_jax.commands.options import (
     SAMPLING,
     SPLITS,
@@ -18,11 +17,10 @@ from kljudge_jax.commands.options import (
     has_draft,
     load_pair,
     model_options,
+    status_of,
 )
 from kljudge_jax.commands.progress import Bar
 from kljudge_jax.errors import InputError
-
-_SPLITS = ("train", "validation", "test", "all")
 
 
 @command(
@@ -83,9 +81,7 @@ def calibrate(options) -> int:
     if checked is not None:
         print(calibration_text.told(checked))
     failed = sum(one.failed for one in [*tested, *([checked] if checked else [])])
-    if failed:
-        print(f"kljudge calibrate: a model returned NaN or +inf in {failed} answers", file=sys.stderr)
-    return FAILED if failed else OK
+    return status_of(options, failed)
 
 
 def _plan(options):

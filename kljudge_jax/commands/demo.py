@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import shutil
-import sys
 import textwrap
 import time
 
 import click
 
 from kljudge_jax.commands.color import COLOR, is_coloured, legend, painted
-from kljudge_jax.commands.command import DIR, FAILED, OK, RULES, Whole, command, option
-from kljudge_jax.commands.options import MESH, note
+from kljudge_jax.commands.command import DIR, RULES, Whole, command, option
+from kljudge_jax.commands.options import MESH, note, status_of
 from kljudge_jax.commands.progress import Bar
 from kljudge_jax.results_folder import results_folder
 from kljudge_jax.spec import split_specs
@@ -104,9 +103,7 @@ def demo(options) -> int:
     print(f"Pictures: {folder / 'answer.html'}, {folder / 'answer.png'}; table: {folder / 'table.md'}")
     note(f"{time.perf_counter() - began:.0f} s in all")
     failed = sum(row["failed"] for row in rows)
-    if failed:
-        print(f"kljudge demo: a model returned NaN or +inf in {failed} answers", file=sys.stderr)
-    return FAILED if failed else OK
+    return status_of(options, failed)
 
 
 def _indented(text: str) -> str:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 from pathlib import Path
 
-from kljudge_jax.commands.command import DIR, FAILED, OK, RULES, Whole, command, flag, option
+from kljudge_jax.commands.command import DIR, RULES, Whole, command, flag, option
 from kljudge_jax.commands.options import (
     check_drafter,
     decoding_config,
@@ -15,6 +14,7 @@ from kljudge_jax.commands.options import (
     has_draft,
     load_pair,
     model_options,
+    status_of,
 )
 from kljudge_jax.commands.progress import Bar
 from kljudge_jax.results_folder import results_folder
@@ -83,9 +83,7 @@ def evaluate(options) -> int:
     (folder / "harness.json").write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
     (folder / "harness.md").write_text(table, encoding="utf-8")
     print(table, end="")
-    if failed:
-        print(f"kljudge evaluate: a model returned NaN or +inf in {failed} answers", file=sys.stderr)
-    return FAILED if failed else OK
+    return status_of(options, failed)
 
 
 def _asked(options, pair) -> dict:

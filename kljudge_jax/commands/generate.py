@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from pathlib import Path
 from typing import Any
 
 from kljudge_jax.commands.color import COLOR, is_coloured, painted
@@ -18,6 +17,7 @@ from kljudge_jax.commands.options import (
     load_pair,
     model_options,
     note,
+    read_text,
 )
 from kljudge_jax.commands.progress import Bar
 from kljudge_jax.errors import InputError
@@ -79,11 +79,7 @@ def _read_prompt(options) -> str:
     if options.prompt not in (None, "-") and options.file:
         raise InputError("give the prompt as an argument or with --file, not both")
     if options.file:
-        try:
-            prompt = Path(options.file).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-            raise InputError(f"cannot read {options.file}: {reason}") from error
+        prompt = read_text(options.file)
     elif options.prompt in (None, "-"):
         if sys.stdin is None:
             raise InputError("there is no standard input: give the prompt as an argument or with --file")
@@ -103,13 +99,7 @@ def _stream(options, pair, prompt, rule, config):
     from kljudge_jax import stream
 
     coloured = is_coloured(options)
-    events = stream(
-        pair,
-        prompt,
-        verifier=rule,
-        **config.arguments(),
-        key=jax.random.key(config.seed),
-    )
+    events = stream(pair, prompt, verifier=rule, **config.arguments(), key=jax.random.key(config.seed))
     with Bar() as bar:
         for event in events:
             bar.stop()

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from kljudge_jax.commands.command import EMBEDDED, MODEL, Option, Text, Whole, flag, option
+from kljudge_jax.commands.command import EMBEDDED, FAILED, MODEL, OK, Option, Text, Whole, flag, option
 from kljudge_jax.commands.progress import Bar
 from kljudge_jax.decoding.config import DEFAULTS, DecodingConfig
 from kljudge_jax.errors import InputError
@@ -119,16 +119,11 @@ def placement_of(options):
 def load_pair(options):
     from kljudge_jax import ModelPair
 
-    placed = {"mesh": options.mesh, "axes": options.axes, "draft_axes": options.draft_axes}
+    loaded = {name: getattr(options, name) for name in ("mesh", "axes", "draft_axes", "bits", "draft_bits")}
     if options.target == EMBEDDED:
         if options.draft not in (None, EMBEDDED) or options.tokenizer or options.revision or options.draft_revision:
             raise InputError("--target embedded brings its own draft and tokenizer: name nothing else")
-        return ModelPair.embedded(
-            dtype="float32" if options.dtype == "auto" else options.dtype,
-            bits=options.bits,
-            draft_bits=options.draft_bits,
-            **placed,
-        )
+        return ModelPair.embedded(dtype="float32" if options.dtype == "auto" else options.dtype, **loaded)
     began = time.perf_counter()
     loading = f"loading {options.target}" + (f" and {options.draft}" if options.draft else "")
     with contextlib.ExitStack() as stack:
@@ -140,13 +135,11 @@ def load_pair(options):
             options.target,
             options.draft,
             dtype=options.dtype,
-            bits=options.bits,
-            draft_bits=options.draft_bits,
-            **placed,
-            check=lambda *models: _check_memory(options, *models),
             revision=options.revision,
             draft_revision=options.draft_revision,
             tokenizer=options.tokenizer,
+            check=lambda *models: _check_memory(options, *models),
+            **loaded,
         )
     note(f"loaded in {time.perf_counter() - began:.0f} s: {_describe(pair)}")
     return pair
@@ -224,6 +217,22 @@ def check_drafter(config: DecodingConfig, has_draft: bool, name: str = "a --draf
 def has_draft(options) -> bool:
     """Whether the models named include a draft."""
     return options.draft is not None or options.target == EMBEDDED
+
+
+def read_text(path: str) -> str:
+    """The text of a file. Raises `InputError` where there is none."""
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise InputError(f"cannot read {path}: {reason}") from error
+
+
+def status_of(options, failed: int) -> int:
+    """The exit status of a command in so many of whose answers a model failed, which is told."""
+    if failed:
+        print(f"kljudge {options.command}: a model returned NaN or +inf in {failed} answers", file=sys.stderr)
+    return FAILED if failed else OK
 
 
 def note(line: str) -> None:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 from kljudge_jax.commands.command import DIR, EMBEDDED, FILE, MODEL, OK, Whole, command, option
-from kljudge_jax.commands.options import MESH, REVISION, dtype_option, note
+from kljudge_jax.commands.options import MESH, REVISION, dtype_option, note, read_text
 from kljudge_jax.commands.progress import Bar
 from kljudge_jax.errors import InputError
 from kljudge_jax.results_folder import results_folder
@@ -48,11 +47,7 @@ def perplexity(options) -> int:
     wrong = [name for name in names if name not in _PRECISIONS]
     if wrong:
         raise InputError(f"--precisions are of {', '.join(_PRECISIONS)}, not {wrong[0]!r}")
-    try:
-        text = Path(options.text).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise InputError(f"cannot read {options.text}: {reason}") from error
+    text = read_text(options.text)
     folder = results_folder(options.out)
     found = []
     with Bar() as bar:
