@@ -16,6 +16,8 @@ from kljudge_jax.decoding.stream import stream as stream
 from kljudge_jax.errors import InputError as InputError
 from kljudge_jax.evaluation.bench_call import Bench as Bench
 from kljudge_jax.evaluation.bench_call import bench as bench
+from kljudge_jax.evaluation.calibrate_call import Calibration as Calibration
+from kljudge_jax.evaluation.calibrate_call import calibrate as calibrate
 from kljudge_jax.evaluation.compare_call import Comparison as Comparison
 from kljudge_jax.evaluation.compare_call import compare as compare
 from kljudge_jax.evaluation.report import TaskResult as TaskResult

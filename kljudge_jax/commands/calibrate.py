@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
-from kljudge_jax.commands.command import DIR, OK, RULE, Whole, command, flag, option
+from kljudge_jax.commands.command import DIR, RULE, Whole, command, flag, option
 from kljudge_jax.commands.options import (
     SAMPLING,
     SPLITS,
@@ -20,7 +18,6 @@ from kljudge_jax.commands.options import (
     status_of,
 )
 from kljudge_jax.commands.progress import Bar
-from kljudge_jax.errors import InputError
 
 
 @command(
@@ -55,55 +52,22 @@ from kljudge_jax.errors import InputError
     "every batch that was answered is in {out}: repeat the command to go on",
 )
 def calibrate(options) -> int:
-    from kljudge_jax.evaluation import calibrate, calibration_text
+    from kljudge_jax.evaluation.calibrate_call import Calibration, calibrated, planned
     from kljudge_jax.tasks import load_task
 
-    plan = _plan(options)
+    config = decoding_config(options)
+    names = ("budget", "delta", "without_answers", "n", "split", "check_n", "check_split")
+    asked = {name: getattr(options, name) for name in names}
+    plan = planned(options.rule, options.thresholds.split(","), **asked, config=config)
+    check_drafter(config, has_draft(options))
     task = load_task(options.task)  # a bad one is refused before minutes go into loading a model
     if options.n < plan.smallest_n:
-        if not (Path(options.out) / "plan.json").exists():  # another calibration's result stays
-            calibrate.write(options.out, calibrate.summary(options.target, plan, [], options.words, None))
-        print(f"{calibration_text.too_few(plan)}\n\n{calibration_text.verdict(plan, [])}")
-        return OK
-    pair = load_pair(options)
-    task = as_model_reads(task, options.task, pair)
-    checked = None
-    with Bar() as bar:
-        tested = calibrate.calibrate(pair, task, plan, options.out, bar.show)
-    best = calibrate.chosen(tested)
-    if best is not None and options.check_n:
+        found = Calibration(options.target, plan)
+    else:
+        pair = load_pair(options)
+        task = as_model_reads(task, options.task, pair)
         with Bar() as bar:
-            checked = calibrate.check(
-                pair, task, plan, best, options.check_n, options.check_split, options.out, bar.show
-            )
-    calibrate.write(options.out, calibrate.summary(pair.target_name, plan, tested, options.words, checked))
-    print(f"{calibration_text.table(plan, tested)}\n{calibration_text.verdict(plan, tested)}")
-    if checked is not None:
-        print(calibration_text.told(checked))
-    failed = sum(one.failed for one in [*tested, *([checked] if checked else [])])
-    return status_of(options, failed)
-
-
-def _plan(options):
-    from kljudge_jax.evaluation.calibrate import PLAIN, Plan
-    from kljudge_jax.evaluation.sweep import grid
-    from kljudge_jax.verification.words import threshold_words
-
-    config = decoding_config(options)
-    if not 0 < options.budget < 100:
-        raise InputError(f"--budget is in points, above 0 and below 100, got {options.budget:g}")
-    if not 0 < options.delta < 1:
-        raise InputError(f"--delta is a risk above 0 and below 1, such as 0.05, got {options.delta:g}")
-    if options.check_n and options.split in ("all", options.check_split):
-        raise InputError("--check-split has to name another part of the task than --split, or it would measure nothing")
-    rules = threshold_words(options.rule, options.thresholds.split(","), config.greedy)
-    check_drafter(config, has_draft(options))
-    return Plan(
-        cells=(PLAIN, *grid(rules, [config.draft_length])),
-        n=options.n,
-        split=options.split,
-        config=config,
-        budget=options.budget / 100,
-        delta=options.delta,
-        without_answers=options.without_answers,
-    )
+            found = calibrated(pair, task, plan, options.out, options.check_n, options.check_split, bar.show)
+    found.save(options.out, options.words)
+    print(found)
+    return status_of(options, found.failed)

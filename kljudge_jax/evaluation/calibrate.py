@@ -43,8 +43,6 @@ class Plan(sweep.Plan):
       without_answers: the loss is disagreement with the target's own answers.
     """
 
-    n: int = 1000
-    split: str = "validation"
     budget: float = 0.01
     delta: float = 0.05
     without_answers: bool = False

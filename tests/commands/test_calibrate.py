@@ -65,10 +65,10 @@ def test_the_embedded_pair_end_to_end_with_a_check(capsys, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (["--budget", "0"], "--budget is in points"),
-        (["--budget", "-1"], "--budget is in points"),
-        (["--budget", "nan"], "--budget is in points"),
-        (["--delta", "1"], "--delta is a risk"),
+        (["--budget", "0"], "budget is in points"),
+        (["--budget", "-1"], "budget is in points"),
+        (["--budget", "nan"], "budget is in points"),
+        (["--delta", "1"], "delta is a risk"),
         (["--n", "0"], "start at 1"),
         (["--check-n", "-1"], "start at 0"),
         (["--rule", "magic"], "choose one of the rules"),
@@ -82,7 +82,7 @@ def test_the_embedded_pair_end_to_end_with_a_check(capsys, tmp_path):
         (["--thresholds", "0.1,x"], "'x'"),
         (["--thresholds", ""], "''"),
         (["--drafter", "magic"], "choose a drafter"),
-        (["--check-n", "5"], "--check-split"),
+        (["--check-n", "5"], "check_split"),
         (["--task", "chess"], "chess"),
         (["--n", "9"], "holds 8 problems"),
     ],

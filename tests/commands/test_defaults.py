@@ -11,25 +11,24 @@ from command_lines import command_of
 import kljudge_jax as kj
 from kljudge_jax.decoding.config import DEFAULTS, DecodingConfig
 from kljudge_jax.decoding.words import parse_draft_length, parse_drafter
-from kljudge_jax.evaluation import calibrate, perplexity
+from kljudge_jax.evaluation import perplexity
 from kljudge_jax.judges.mining import mine
 from kljudge_jax.judges.semi_greedy import Options as MiningOptions
 from kljudge_jax.judges.sources import label_by_likelihood, label_by_rollouts
 from kljudge_jax.judges.training import Options as TrainingOptions
 from kljudge_jax.spec import split_specs
 
-# Commands, and what stands behind each. In other units or by another name: points of a share, `--batch 1,8`.
+# Commands, and what stands behind each; `--batch 1,8` has another name there.
 CALLS = {
     "generate": kj.generate,
     "sweep": kj.sweep,
     "bench": kj.bench,
-    "calibrate": calibrate.Plan,
+    "calibrate": kj.calibrate,
     "compare": kj.compare,
     "train-judge": TrainingOptions,
     "correspond": kj.correspond,
     "perplexity": perplexity.perplexity,
 }
-UNITS = {("calibrate", "budget"): 100}
 NAMES = {("bench", "batches"): "batch"}
 
 
@@ -43,7 +42,8 @@ def given(name):
     """What a command gets where nothing is given, as its call takes it."""
     options = command_of(name).make_context(name, [], resilient_parsing=True).params
     reads = {"rules": lambda text: tuple(split_specs(text)), "draft_length": parse_draft_length}
-    for one, read in (reads | {"drafter": parse_drafter}).items():
+    reads |= {"drafter": parse_drafter, "thresholds": lambda text: tuple(map(float, text.split(",")))}
+    for one, read in reads.items():
         if options.get(one) is not None:
             options[one] = read(options[one])
     return options
@@ -57,8 +57,7 @@ def test_options_have_the_defaults_of_the_call(name):
     both = [one for one, value in options.items() if value is not None and python.get(one) is not None]
     assert both
     for one in both:
-        unit = UNITS.get((name, one))
-        assert options[one] == (python[one] if unit is None else python[one] * unit), one
+        assert options[one] == python[one], one
 
 
 @pytest.mark.parametrize("name", ["generate", "sweep", "bench", "calibrate", "evaluate"])
