@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -68,6 +69,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except click.UsageError as error:
         print(said(error), file=sys.stderr)
         return BAD_INPUT
+    except click.Abort:  # Ctrl-C before the command began
+        return 128 + signal.SIGINT
 
 
 if __name__ == "__main__":

@@ -38,6 +38,8 @@ class Option(click.Option):
 class Argument(click.Argument):
     """An argument that `--help` explains."""
 
+    group = "Arguments"
+
     def __init__(self, *names: Any, about: str, **settings: Any):
         super().__init__(*names, **settings)
         self.about = about

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import numbers
+from collections.abc import Sequence
 from dataclasses import field
 from typing import TYPE_CHECKING, Any, TypedDict
 
@@ -43,7 +44,7 @@ class DecodingConfig:
     top_k: int = field(default=0, metadata={"help": "keep the k likeliest tokens; 0 is all"})
     top_p: float = field(default=1.0, metadata={"help": "keep this much probability mass"})
     min_p: float = field(default=0.0, metadata={"help": "drop tokens below this share of the likeliest one's"})
-    stop: tuple[str, ...] = field(default=(), metadata={"help": "ends the answer; may be repeated"})
+    stop: str | Sequence[str] = field(default=(), metadata={"help": "ends the answer; may be repeated"})
     draft_length: int | Adaptive | str = field(
         default=8,
         metadata={
@@ -68,6 +69,7 @@ class DecodingConfig:
 
     def __post_init__(self) -> None:
         import jax
+        import numpy as np
 
         from kljudge_jax.decoding.adaptive import Adaptive
         from kljudge_jax.decoding.sampling import Sampling
@@ -76,7 +78,10 @@ class DecodingConfig:
         # Traced for its checks alone, which starts no backend: a configuration may be made before hosts join.
         jax.eval_shape(lambda: Sampling.create(self.temperature, self.top_k, self.top_p, self.min_p))
         for one in dataclasses.fields(self):
-            _check_bounds(one, getattr(self, one.name))
+            value = getattr(self, one.name)
+            _check_bounds(one, value)
+            if isinstance(value, np.number):  # equal configurations are alike, in JSON too
+                object.__setattr__(self, one.name, value.item())
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
         if not all(isinstance(text, str) and text for text in stop):
             raise InputError(f"stop holds strings of at least one character, got {self.stop!r}")
@@ -126,7 +131,7 @@ class DecodingFields(TypedDict, total=False):
     top_k: int
     top_p: float
     min_p: float
-    stop: tuple[str, ...]
+    stop: str | Sequence[str]
     draft_length: int | Adaptive | str
     drafter: Drafter | str
     seed: int

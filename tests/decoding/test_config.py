@@ -1,10 +1,12 @@
 """The one configuration of decoding: what it checks, what it reads, and that it is declared once."""
 
 import dataclasses
+import json
 import subprocess
 import sys
 import typing
 
+import numpy as np
 import pytest
 
 import kljudge_jax as kj
@@ -29,6 +31,8 @@ def test_spec_strings_are_read_and_written():
     assert parse_draft_length(written["draft_length"]) == config.draft_length
     assert parse_drafter(written["drafter"]) == config.drafter and written["stop"] == ["Q:"]
     assert "stop" not in kj.DecodingConfig().to_json()
+    given = kj.DecodingConfig(np.int64(24), np.float32(0.5), draft_length=np.int32(4), batch=np.int64(2))
+    assert json.loads(json.dumps(given.to_json())) == kj.DecodingConfig(24, 0.5, draft_length=4, batch=2).to_json()
 
 
 @pytest.mark.parametrize(
