@@ -206,7 +206,7 @@ def test_passes_are_timed_at_a_few_widths():
 
 
 def test_a_batch_asks_for_some_prompts_twice_where_there_are_too_few(monkeypatch):
-    monkeypatch.setattr(Batch, "_start", lambda self, rule, prompts, draw: _NoRun())
+    monkeypatch.setattr(Batch, "_start", lambda self, rule, prompts, draw, length: _NoRun())
     assert Batch(None, ["a", "b", "c"], Plan(("none",)), 2).groups == [["a", "b"]]
     assert Batch(None, ["a", "b", "c"], Plan(("none",)), 4).groups == [["a", "b", "c", "a"]]
     assert Batch(None, ["a", "b", "c"], Plan(("none",)), 1).groups == [["a"], ["b"], ["c"]]
