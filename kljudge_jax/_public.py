@@ -7,10 +7,13 @@ from kljudge_jax.drafters.self_draft import SelfDraft as SelfDraft
 from kljudge_jax.errors import InputError as InputError
 from kljudge_jax.evaluation.bench_call import Bench as Bench
 from kljudge_jax.evaluation.bench_call import bench as bench
+from kljudge_jax.evaluation.calibrate_call import Calibration as Calibration
+from kljudge_jax.evaluation.calibrate_call import calibrate as calibrate
 from kljudge_jax.evaluation.compare_call import Comparison as Comparison
 from kljudge_jax.evaluation.compare_call import compare as compare
 from kljudge_jax.evaluation.report import TaskResult as TaskResult
 from kljudge_jax.evaluation.sweep_call import sweep as sweep
+from kljudge_jax.generation.config import DecodingConfig as DecodingConfig
 from kljudge_jax.generation.generate import generate as generate
 from kljudge_jax.generation.results import Generation as Generation
 from kljudge_jax.generation.results import Progress as Progress

@@ -1,62 +1,61 @@
-"""The command `kljudge`: one sub-command per job, each in a file of `commands/`."""
+"""The command `kljudge`: one sub-command per job, each in a file of `commands/` that is imported on demand."""
 
 from __future__ import annotations
 
-import argparse
-import contextlib
-import logging
+import importlib
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
-from kljudge_jax.commands import (
-    bench,
-    calibrate,
-    compare,
-    completion,
-    convert,
-    correspond,
-    demo,
-    evaluate,
-    generate,
-    mine,
-    perplexity,
-    plan,
-    rules,
-    sweep,
-    train_judge,
-    train_pair,
-)
-from kljudge_jax.commands.on_hosts import run_on_hosts
-from kljudge_jax.commands.options import BAD_INPUT, FAILED, OK, Help, Parser
-from kljudge_jax.errors import InputError
+import click
+
+from kljudge_jax import __version__
+from kljudge_jax.commands.command import BAD_INPUT, said
 
 # In the order of `kljudge --help`.
-_COMMANDS = (
-    demo,
-    generate,
-    rules,
-    sweep,
-    evaluate,
-    calibrate,
-    bench,
-    compare,
-    perplexity,
-    mine,
-    plan,
-    train_judge,
-    correspond,
-    train_pair,
-    convert,
-    completion,
-)
+COMMANDS = (
+    "demo", "generate", "rules", "sweep", "evaluate", "calibrate", "bench", "compare", "perplexity", "mine", "plan",
+    "train-judge", "correspond", "train-pair", "convert", "completion",
+)  # fmt: skip
 
-_EXAMPLES = """examples:
+_EXAMPLES = """\b
+examples:
   kljudge demo                                    # see it at work, on a pair that comes with the package
   kljudge generate --target Qwen/Qwen2.5-1.5B-Instruct --draft Qwen/Qwen2.5-0.5B-Instruct "Why is the sky blue?"
   kljudge sweep --target big.gguf --draft small.gguf --task gsm8k:test.jsonl --rules none,exact,kl:0.4 --n 100
   kljudge COMMAND --help                          # the options of a command, with examples"""
+
+
+class _Lazy(click.Group):
+    """A group whose commands are imported when they are asked for: each is the function of its file's name."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        name = cmd_name.replace("-", "_")
+        return getattr(importlib.import_module(f"kljudge_jax.commands.{name}"), name)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args[0] not in COMMANDS and not ctx.resilient_parsing and not args[0].startswith("-"):
+            raise click.exceptions.NoSuchCommand(args[0], possibilities=COMMANDS, ctx=ctx)
+        return super().resolve_command(ctx, args)
+
+
+kljudge = _Lazy(
+    "kljudge",
+    help="Judge decoding for JAX.",
+    epilog=_EXAMPLES,
+    no_args_is_help=False,
+    callback=lambda: None,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
+click.version_option(__version__, prog_name="kljudge", message="%(prog)s %(version)s")(kljudge)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -64,69 +63,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Set before anything imports them: no advice about libraries that are not needed here.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    options = _parser().parse_args(argv)
-    options.words = list(sys.argv[1:] if argv is None else argv)  # reports say what made them
+    words = list(sys.argv[1:] if argv is None else argv)
     try:
-        with _plain_warnings(options.command):
-            return _run(options)
-    except InputError as error:
-        print(f"kljudge {options.command}: {error}", file=sys.stderr)
+        return kljudge.main(words, prog_name="kljudge", standalone_mode=False, obj=words)
+    except click.UsageError as error:
+        print(said(error), file=sys.stderr)
         return BAD_INPUT
-    except RuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):  # JAX's word for it; its class would start JAX
-            raise
-        print(
-            f"kljudge {options.command}: a device has too little memory ({str(error).splitlines()[0]}): lower --batch "
-            "or --max-new-tokens, or spread the models over more devices with --mesh; kljudge plan says what fits",
-            file=sys.stderr,
-        )
-        return FAILED
-    except KeyboardInterrupt:
-        kept = options.stopped.format(**vars(options))
-        print(f"\nkljudge {options.command}: stopped; {kept}", file=sys.stderr)
+    except click.Abort:  # Ctrl-C before the command began
         return 128 + signal.SIGINT
-    except BrokenPipeError:
-        # Whoever read our output has gone; Python would complain once more while it closes stdout.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return OK
-
-
-def _run(options: argparse.Namespace) -> int:
-    from kljudge_jax.models.compiled import keep_compiled
-
-    keep_compiled()  # for commands that load no pair too
-    if getattr(options, "hosts", None) is not None:
-        return run_on_hosts(options)
-    if getattr(options, "coordinator", None) is not None or getattr(options, "host", None) is not None:
-        raise InputError("--coordinator and --host are of several hosts: say how many with --hosts")
-    status = options.run(options)
-    sys.stdout.flush()  # here, where a reader that has gone is no error
-    return status
-
-
-@contextlib.contextmanager
-def _plain_warnings(command: str) -> Iterator[None]:
-    """What the package warns of, as a line of the command: some libraries give the root logger a form of their own."""
-    log, handler = logging.getLogger("kljudge_jax"), logging.StreamHandler()
-    handler.setFormatter(logging.Formatter(f"kljudge {command}: %(message)s"))
-    log.addHandler(handler)
-    heard_above, log.propagate = log.propagate, False
-    try:
-        yield
-    finally:
-        log.propagate = heard_above
-        log.removeHandler(handler)
-
-
-def _parser() -> argparse.ArgumentParser:
-    from kljudge_jax import __version__
-
-    parser = Parser(prog="kljudge", description="Judge decoding for JAX.", epilog=_EXAMPLES, formatter_class=Help)
-    parser.add_argument("--version", action="version", version=f"kljudge {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
-    for command in _COMMANDS:
-        command.add(commands)
-    return parser
 
 
 if __name__ == "__main__":

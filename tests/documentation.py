@@ -10,10 +10,11 @@ import shlex
 import shutil
 from pathlib import Path
 
+from command_lines import parsed
+
 import kljudge_jax as kj
-from kljudge_jax import cli
-from kljudge_jax.commands.options import split_rules
 from kljudge_jax.models.shipped import shipped_folder
+from kljudge_jax.spec import split_specs
 from kljudge_jax.verification.rule import RULES
 
 ROOT = Path(__file__).parents[1]
@@ -120,9 +121,9 @@ def smaller_code(text: str) -> str:
 
 def check(words: list[str], said: str) -> None:
     """Fails unless a command left in the working folder, and in `said`, which it printed, what is of its kind."""
-    options = cli._parser().parse_args(words)
-    rules = split_rules(options.rules) if "rules" in options else []
-    out = Path(options.out) if "out" in options else Path()
+    options = parsed(words)
+    rules = split_specs(options.rules) if hasattr(options, "rules") else []
+    out = Path(options.out) if hasattr(options, "out") else Path()
     match words[0]:
         case "generate":
             assert len(said.split()) > 1
@@ -153,7 +154,7 @@ def check(words: list[str], said: str) -> None:
             assert "rank correlation" in said and list(Path(options.folder).glob("*.png"))
         case "bench":
             found = json.loads((out / "bench.json").read_text(encoding="utf-8"))
-            assert [batch["batch"] for batch in found["batches"]] == [int(one) for one in options.batch.split(",")]
+            assert [batch["batch"] for batch in found["batches"]] == list(options.batch)
             for batch in found["batches"]:
                 timed = {rule["rule"]: rule for rule in batch["rules"]}
                 assert set(timed) == {"none", *rules} and all(rule["tokens"] > 0 for rule in timed.values())

@@ -11,21 +11,20 @@ import subprocess
 import sys
 import types
 
+import click
 import jax
 import pytest
+from command_lines import commands
 from tiny_pairs import DRAFT_LENGTH
 
-from kljudge_jax import cli
 from kljudge_jax.cli import main
 from kljudge_jax.commands import generate
+from kljudge_jax.commands.command import plain_warnings
 
 
 def run(capsys, *words):
     """Exit status, stdout and stderr of one call."""
-    try:
-        status = main([str(word) for word in words])
-    except SystemExit as exit:
-        status = exit.code
+    status = main([str(word) for word in words])
     out = capsys.readouterr()
     return status, out.out, out.err
 
@@ -267,10 +266,10 @@ def test_sweep_writes_answers_and_a_table_and_goes_on(capsys, sweeping, tmp_path
     ("words", "message"),
     [
         (["--rules", "none,magic"], "magic"),
-        (["--draft-lengths", "4,x"], "whole numbers"),
+        (["--draft-lengths", "4,x"], "a draft length is a whole number"),
         (["--seeds", "7;8"], "whole numbers"),
-        (["--examples", "-1"], "--examples starts at 0"),
-        (["--draft-lengths", "0"], "start at 1"),
+        (["--examples", "-1"], "--examples: numbers start at 0"),
+        (["--draft-lengths", "0"], "from 1 on"),
         (["--n", "0"], "start at 1"),
         (["--n", "9"], "holds 8 problems"),
         (["--task", "chess"], "chess"),
@@ -322,14 +321,11 @@ def test_a_sweep_asks_in_text_where_there_is_no_chat_template(capsys, folders, t
 
 
 def test_every_command_says_what_ctrl_c_leaves(capsys):
-    from kljudge_jax.cli import _parser
-
-    (commands,) = (action for action in _parser()._actions if hasattr(action, "choices") and action.choices)
-    for name, parser in commands.choices.items():
-        names = {action.dest: "here" for action in parser._actions}
-        said = parser.get_default("stopped").format(**names)  # names options that it has
+    for name, command in commands().items():
+        said = command.stopped.format(**{param.name: "here" for param in command.params})  # names options that it has
         assert "repeat the command" in said and "{" not in said, name
-        assert "kljudge " + name in parser.format_help().partition("examples:\n")[2], name
+        help = command.get_help(click.Context(command, info_name=name))
+        assert "kljudge " + name in help.partition("examples:\n")[2], name
 
 
 def test_a_stopped_sweep_goes_on_from_what_it_kept(capsys, sweeping, tmp_path, monkeypatch):
@@ -357,7 +353,7 @@ def test_a_stopped_sweep_goes_on_from_what_it_kept(capsys, sweeping, tmp_path, m
 
 def test_a_warning_is_a_line_of_the_command(capsys):
     log = logging.getLogger("kljudge_jax.parallel.placement")
-    with cli._plain_warnings("sweep"):
+    with plain_warnings("sweep"):
         log.warning("3 heads do not divide over %s", "tensor=2")
     assert capsys.readouterr().err == "kljudge sweep: 3 heads do not divide over tensor=2\n"
     assert not logging.getLogger("kljudge_jax").handlers and logging.getLogger("kljudge_jax").propagate

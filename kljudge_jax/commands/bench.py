@@ -3,114 +3,103 @@
 from __future__ import annotations
 
 import shlex
-import sys
 
-from kljudge_jax.commands.options import (
+import click
+
+from kljudge_jax.commands.command import (
+    DIR,
     EMBEDDED,
-    FAILED,
-    OK,
-    add_drafter,
-    add_models,
-    add_sampling,
-    as_model_reads,
-    check_sampling,
+    RULES,
+    Whole,
+    Wholes,
     command,
+    flag,
+    option,
+)
+from kljudge_jax.commands.options import (
+    SAMPLING,
+    SPLITS,
+    as_model_reads,
+    check_drafter,
+    decoding_config,
+    decoding_options,
     load_pair,
+    model_options,
     placement_of,
-    split_rules,
+    status_of,
 )
 from kljudge_jax.commands.progress import Bar
 from kljudge_jax.errors import InputError
 from kljudge_jax.results_folder import results_folder
+from kljudge_jax.spec import split_specs
+
+_RANDOM = "Random weights"
 
 
-def add(commands) -> None:
-    parser = command(
-        commands,
-        "bench",
-        _bench,
-        "Measure speed alone: the parts of a cycle, tokens per second, bandwidth, and the draft length that pays.",
-        "  kljudge bench --target embedded\n"
-        "  kljudge bench --target big.gguf --draft small.gguf --rules none,exact,kl:0.4 --batch 1,8 --profile\n"
-        "  kljudge bench --shape llama-3.1-8b --draft-shape llama-3.2-1b --dtype bfloat16 --acceptance 0.8",
-        "nothing is kept of rounds that are not finished: repeat the command, with fewer --rounds if it takes too long",
-    )
-    add_models(parser, required=False)
-    group = parser.add_argument_group(
-        "random weights", "a published shape such as llama-3.1-8b, or its first layers alone: llama-3.1-8b:layers=4"
-    )
-    group.add_argument("--shape", metavar="SHAPE", help="of the target, in place of --target")
-    group.add_argument("--draft-shape", metavar="SHAPE", help="of the draft, in place of --draft")
-    group.add_argument(
-        "--acceptance",
-        metavar="RATE",
-        type=float,
-        help="add a rule that accepts each draft token with this probability, whatever it is (shapes: 0.8)",
-    )
-    group.add_argument(
-        "--prompt-tokens", metavar="INT", type=int, default=128, help="length of the random prompts of a --shape"
-    )
-    parser.add_argument(
-        "--rules", metavar="RULES", help="rules by their words, with commas (models: exact,kl:0.4); plain always runs"
-    )
-    parser.add_argument("--draft-length", metavar="INT", type=int, default=8, help="draft tokens a cycle")
-    add_drafter(parser)
-    parser.add_argument("--batch", metavar="INTS", default="1", help="answers decoded side by side, with commas")
-    parser.add_argument("--task", metavar="TASK", default="arithmetic", help="whose prompts are answered")
-    parser.add_argument("--split", default="test", choices=("train", "validation", "test", "all"), help="of the task")
-    parser.add_argument("--prompts", metavar="INT", type=int, default=4, help="how many, at least one batch of them")
-    parser.add_argument("--rounds", metavar="INT", type=int, default=7, help="samples of everything")
-    parser.add_argument("--profile", action="store_true", help="also show where a cycle goes, against its floors")
-    parser.add_argument("--out", metavar="DIR", default="results/bench", help="where bench.json and table.md go")
-    add_sampling(parser, max_new_tokens=64)
-
-
-def _bench(options) -> int:
-    from kljudge_jax.drafters.words import parse_drafter
+@command(
+    "Measure speed alone: the parts of a cycle, tokens per second, bandwidth, and the draft length that pays.",
+    [
+        *model_options(required=False),
+        option(
+            "--shape",
+            "of the target, in place of --target: a published one such as llama-3.1-8b, or its first layers alone: "
+            "llama-3.1-8b:layers=4",
+            group=_RANDOM,
+        ),
+        option("--draft-shape", "of the draft, in place of --draft", group=_RANDOM, metavar="SHAPE"),
+        option(
+            "--acceptance",
+            "add a rule that accepts each draft token with this probability, whatever it is (shapes: 0.8)",
+            group=_RANDOM,
+            type=float,
+        ),
+        option(
+            "--prompt-tokens",
+            "length of the random prompts of a --shape",
+            group=_RANDOM,
+            type=Whole(),
+            default=128,
+        ),
+        option(
+            "--rules",
+            "rules by their words, with commas (models: exact,kl:0.4); plain always runs",
+            type=RULES,
+        ),
+        option("--batch", "answers decoded side by side, with commas", type=Wholes(), default="1"),
+        option("--task", "whose prompts are answered", default="arithmetic"),
+        option("--split", "of the task", type=click.Choice(SPLITS), default="test"),
+        option("--prompts", "how many, at least one batch of them", type=Whole(), default=4),
+        option("--rounds", "samples of everything", type=Whole(), default=7),
+        flag("--profile", "also show where a cycle goes, against its floors"),
+        option("--out", "where bench.json and table.md go", type=DIR, default="results/bench"),
+        *decoding_options(*SAMPLING, "draft_length", "drafter", call="bench"),
+    ],
+    "  kljudge bench --target embedded\n"
+    "  kljudge bench --target big.gguf --draft small.gguf --rules none,exact,kl:0.4 --batch 1,8 --profile\n"
+    "  kljudge bench --shape llama-3.1-8b --draft-shape llama-3.2-1b --dtype bfloat16 --acceptance 0.8",
+    "nothing is kept of rounds that are not finished: repeat the command, with fewer --rounds if it takes too long",
+)
+def bench(options) -> int:
     from kljudge_jax.evaluation import bench
     from kljudge_jax.evaluation.bench_call import Bench, measured
     from kljudge_jax.verification import parse_verifier
 
-    check_sampling(options)
+    config = decoding_config(options, batch=None)
     _check_models(options)
-    drafter = parse_drafter(options.drafter)
     rules = _rules(options)
     for rule in rules:
-        parse_verifier(rule, options.temperature == 0)
-    if len(rules) > 1 and getattr(drafter, "uses_draft_model", True) and not _has_draft(options):
-        raise InputError("name a --draft or a --draft-shape, or draft without one: --drafter lookup, --drafter self:2")
-    try:
-        batches = tuple(dict.fromkeys(int(size) for size in options.batch.split(",")))
-    except ValueError:
-        raise InputError(f"--batch takes whole numbers with commas, got {options.batch!r}") from None
-    counts = ("draft_length", "prompts", "rounds", "prompt_tokens")
-    if min(batches) < 1 or any(getattr(options, name) < 1 for name in counts):
-        raise InputError("--batch, --draft-length, --prompts, --rounds and --prompt-tokens start at 1")
-    if options.max_new_tokens <= options.draft_length + 1:
-        raise InputError(f"--max-new-tokens leaves no room for a whole draft: give at least {options.draft_length + 2}")
+        parse_verifier(rule, config.greedy)
+    if len(rules) > 1:
+        check_drafter(config, _has_draft(options), "a --draft or a --draft-shape")
     folder = results_folder(options.out)
-    plan = bench.Plan(
-        rules=rules,
-        batches=batches,
-        draft_length=options.draft_length,
-        drafter=options.drafter,
-        max_new_tokens=options.max_new_tokens,
-        temperature=options.temperature,
-        top_k=options.top_k,
-        top_p=options.top_p,
-        min_p=options.min_p,
-        rounds=options.rounds,
-        seed=options.seed,
-    )
+    plan = bench.Plan(rules, options.batch, config, options.rounds)
     pair, prompts, task = _pair_and_prompts(options, plan)
     with Bar() as bar:
         found = Bench(measured(pair, prompts, plan, task, shlex.join(["kljudge", *options.words]), bar.show))
     found.save(folder, options.profile)
     print(found.markdown(options.profile), end="")
     failed = sum(rule["failed"] for batch in found.figures["batches"] for rule in batch["rules"])
-    if failed:
-        print(f"kljudge bench: a model returned NaN or +inf in {failed} answers", file=sys.stderr)
-    return FAILED if failed else OK
+    return status_of(options, failed)
 
 
 def _check_models(options) -> None:
@@ -134,7 +123,7 @@ def _rules(options) -> tuple[str, ...]:
     rate = options.acceptance
     if rate is None and random and options.rules is None and _has_draft(options):
         rate = 0.8
-    asked = split_rules(options.rules) if options.rules is not None else []
+    asked = split_specs(options.rules) if options.rules is not None else []
     if options.rules is None and rate is None:
         asked = ["exact", "kl:0.4"] if _has_draft(options) else []
     if rate is not None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import sys
 
-_COLOURS = {"draft": "\x1b[32m", "relaxed": "\x1b[33m", "target": "\x1b[36m"}
-_PLAIN = "\x1b[0m"
+import click
 
+from kljudge_jax.commands.command import option
 
-def add_color(parser) -> None:
-    parser.add_argument("--color", choices=("auto", "always", "never"), default="auto", help="colour tokens by origin")
+_COLOURS = {"draft": "green", "relaxed": "yellow", "target": "cyan"}
+
+COLOR = option("--color", "colour tokens by origin", type=click.Choice(("auto", "always", "never")), default="auto")
 
 
 def is_coloured(options) -> bool:
@@ -22,7 +23,7 @@ def is_coloured(options) -> bool:
 
 def painted(text: str, origin: str) -> str:
     """Text in the colour of its origin; nothing for no text."""
-    return f"{_COLOURS[origin]}{text}{_PLAIN}" if text else ""
+    return click.style(text, fg=_COLOURS[origin]) if text else ""
 
 
 def legend() -> str:

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-from kljudge_jax.commands.options import OK, command
+from kljudge_jax.commands.command import DIR, OK, argument, command, option
 
 
-def add(commands) -> None:
-    parser = command(
-        commands,
-        "correspond",
-        _correspond,
-        "Measure how far a learned judge and KL read the same, on mismatches that it was not trained on.",
-        "  kljudge correspond mined/test judges/arithmetic results/correspond",
-    )
-    parser.add_argument("data", metavar="DATA", help="a folder that `kljudge mine` wrote")
-    parser.add_argument("judge", metavar="JUDGE", help="a folder that `kljudge train-judge` wrote")
-    parser.add_argument("folder", metavar="DIR", help="for the report")
-    parser.add_argument("--seed", metavar="INT", type=int, default=0, help="of folds and bootstrap")
-
-
-def _correspond(options) -> int:
+@command(
+    "Measure how far a learned judge and KL read the same, on mismatches that it was not trained on.",
+    [
+        argument("data", "a folder that `kljudge mine` wrote", type=DIR),
+        argument("judge", "a folder that `kljudge train-judge` wrote", type=DIR),
+        argument("folder", "for the report", type=DIR),
+        option("--seed", "of folds and bootstrap", default=0),
+    ],
+    "  kljudge correspond mined/test judges/arithmetic results/correspond",
+)
+def correspond(options) -> int:
     from kljudge_jax.judges.jobs import correspond
 
     found, files = correspond(options.data, options.judge, options.folder, options.seed)

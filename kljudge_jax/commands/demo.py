@@ -3,41 +3,37 @@
 from __future__ import annotations
 
 import shutil
-import sys
 import textwrap
 import time
 
-from kljudge_jax.commands.color import add_color, is_coloured, legend, painted
-from kljudge_jax.commands.options import FAILED, OK, command, note, split_rules
+import click
+
+from kljudge_jax.commands.color import COLOR, is_coloured, legend, painted
+from kljudge_jax.commands.command import DIR, RULES, Whole, command, option
+from kljudge_jax.commands.options import MESH, note, status_of
 from kljudge_jax.commands.progress import Bar
-from kljudge_jax.errors import InputError
 from kljudge_jax.results_folder import results_folder
+from kljudge_jax.spec import split_specs
 
 
-def add(commands) -> None:
-    parser = command(
-        commands,
-        "demo",
-        _demo,
-        "Show judge decoding on the pair that comes with the package: one answer, a table, a picture.",
-        "  kljudge demo\n"
-        "  kljudge demo --task conversion --rules none,exact,kl:0.1,kl:1.0\n"
-        "  kljudge demo --problems 1000 --rules none,exact,kl:0.4,random:0.5 --out results/thousand",
-        "the answers that were shown are in {out}, if all of them were: repeat the command for the table",
-    )
-    parser.add_argument("--task", choices=("arithmetic", "conversion"), default="arithmetic", help="what is asked")
-    parser.add_argument("--problems", metavar="INT", type=int, default=200, help="how many go into the table")
-    parser.add_argument("--rules", metavar="RULES", default="none,exact,kl:0.4", help="rules, with commas")
-    parser.add_argument("--draft-length", metavar="INT", type=int, default=8, help="draft tokens a cycle")
-    parser.add_argument("--mesh", metavar="SPEC", help="devices to spread the models over, such as data=2,tensor=4")
-    parser.add_argument("--axes", metavar="AXES", help="what of the target lies on which axis of the mesh (as sweep)")
-    parser.add_argument("--draft-axes", metavar="AXES", help="the same of the draft, such as replicated")
-    parser.add_argument("--seed", metavar="INT", type=int, default=7, help="of the problems")
-    parser.add_argument("--out", metavar="DIR", default="results/demo", help="where the table and the pictures go")
-    add_color(parser)
-
-
-def _demo(options) -> int:
+@command(
+    "Show judge decoding on the pair that comes with the package: one answer, a table, a picture.",
+    [
+        option("--task", "what is asked", type=click.Choice(("arithmetic", "conversion")), default="arithmetic"),
+        option("--problems", "how many go into the table", type=Whole(), default=200),
+        option("--rules", "rules, with commas", type=RULES, default="none,exact,kl:0.4"),
+        option("--draft-length", "draft tokens a cycle", type=Whole(), default=8),
+        *MESH,
+        option("--seed", "of the problems", default=7),
+        option("--out", "where the table and the pictures go", type=DIR, default="results/demo"),
+        COLOR,
+    ],
+    "  kljudge demo\n"
+    "  kljudge demo --task conversion --rules none,exact,kl:0.1,kl:1.0\n"
+    "  kljudge demo --problems 1000 --rules none,exact,kl:0.4,random:0.5 --out results/thousand",
+    "the answers that were shown are in {out}, if all of them were: repeat the command for the table",
+)
+def demo(options) -> int:
     from kljudge_jax import ModelPair
     from kljudge_jax.evaluation import demo
     from kljudge_jax.evaluation.text_table import aligned
@@ -47,11 +43,9 @@ def _demo(options) -> int:
     from kljudge_jax.verification import parse_verifier
 
     began = time.perf_counter()
-    rules = tuple(dict.fromkeys(["none", *split_rules(options.rules)]))
+    rules = tuple(dict.fromkeys(["none", *split_specs(options.rules)]))
     for rule in rules:
         parse_verifier(rule, True)
-    if options.problems < 1 or options.draft_length < 1:
-        raise InputError("--problems and --draft-length start at 1")
     folder = results_folder(options.out)
     task = load_task(options.task)
     problems = task.problems("test", options.problems, options.seed)
@@ -109,9 +103,7 @@ def _demo(options) -> int:
     print(f"Pictures: {folder / 'answer.html'}, {folder / 'answer.png'}; table: {folder / 'table.md'}")
     note(f"{time.perf_counter() - began:.0f} s in all")
     failed = sum(row["failed"] for row in rows)
-    if failed:
-        print(f"kljudge demo: a model returned NaN or +inf in {failed} answers", file=sys.stderr)
-    return FAILED if failed else OK
+    return status_of(options, failed)
 
 
 def _indented(text: str) -> str:

@@ -4,75 +4,61 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 from pathlib import Path
 
+from kljudge_jax.commands.command import DIR, RULES, Whole, command, flag, option
 from kljudge_jax.commands.options import (
-    FAILED,
-    OK,
-    add_drafting,
-    add_models,
     check_drafter,
-    command,
+    decoding_config,
+    decoding_options,
+    has_draft,
     load_pair,
-    split_rules,
+    model_options,
+    status_of,
 )
 from kljudge_jax.commands.progress import Bar
-from kljudge_jax.errors import InputError
 from kljudge_jax.results_folder import results_folder
+from kljudge_jax.spec import split_specs
 
 
-def add(commands) -> None:
-    parser = command(
-        commands,
-        "evaluate",
-        _evaluate,
-        "Run tasks of lm-evaluation-harness under several rules (needs the extra `harness`).",
-        "  kljudge evaluate --target big.gguf --draft small.gguf --rules none,exact,kl:0.4 --harness-tasks gsm8k "
-        "--limit 50\n"
-        "  kljudge evaluate --target embedded --harness-tasks my_task --include-path my_tasks",
-        "every task that a rule has finished is in {out}: repeat the command to go on",
-    )
-    add_models(parser)
-    parser.add_argument("--harness-tasks", required=True, metavar="NAMES", help="tasks of the harness, with commas")
-    parser.add_argument("--include-path", metavar="DIR", help="a folder of your own tasks (YAML)")
-    parser.add_argument(
-        "--rules",
-        metavar="RULES",
-        default="none,exact,kl:0.4",
-        help="rules by their words, with commas; the others are compared with the first. A task that compares "
-        "log-likelihoods is scored by the target alone, whatever the rule",
-    )
-    add_drafting(parser)
-    parser.add_argument("--limit", metavar="INT", type=int, help="the first documents of each task only")
-    parser.add_argument(
-        "--num-fewshot", metavar="INT", type=int, help="examples before each question, if not the task's"
-    )
-    parser.add_argument("--chat", action="store_true", help="ask through the chat template")
-    parser.add_argument("--batch", metavar="INT", type=int, default=8, help="requests answered side by side")
-    parser.add_argument(
-        "--max-new-tokens", metavar="INT", type=int, default=256, help="of an answer, where a task does not say"
-    )
-    parser.add_argument("--seed", metavar="INT", type=int, default=0, help="of the draws of tasks that sample")
-    parser.add_argument("--out", metavar="DIR", default="results/evaluate", help="where harness.json and harness.md go")
-
-
-def _evaluate(options) -> int:
-    from kljudge_jax.drafters.words import parse_draft_length, parse_drafter
+@command(
+    "Run tasks of lm-evaluation-harness under several rules (needs the extra `harness`).",
+    [
+        *model_options(),
+        option("--harness-tasks", "tasks of the harness, with commas", metavar="NAMES", required=True),
+        option("--include-path", "a folder of your own tasks (YAML)", type=DIR),
+        option(
+            "--rules",
+            "rules by their words, with commas; the others are compared with the first. A task that compares "
+            "log-likelihoods is scored by the target alone, whatever the rule",
+            type=RULES,
+            default="none,exact,kl:0.4",
+        ),
+        option("--limit", "the first documents of each task only", type=Whole()),
+        option("--num-fewshot", "examples before each question, if not the task's", type=int),
+        flag("--chat", "ask through the chat template"),
+        # A task says the rest: its temperature, its truncation, what ends an answer, and often how long one may be.
+        *decoding_options("draft_length", "drafter", "batch", "max_new_tokens", "seed", call="evaluate"),
+        option("--out", "where harness.json and harness.md go", type=DIR, default="results/evaluate"),
+    ],
+    "  kljudge evaluate --target big.gguf --draft small.gguf --rules none,exact,kl:0.4 --harness-tasks gsm8k "
+    "--limit 50\n"
+    "  kljudge evaluate --target embedded --harness-tasks my_task --include-path my_tasks",
+    "every task that a rule has finished is in {out}: repeat the command to go on",
+)
+def evaluate(options) -> int:
     from kljudge_jax.evaluation.finished import Finished
     from kljudge_jax.evaluation.harness import KLJudgeLM, harness_runs
     from kljudge_jax.evaluation.harness_table import compare_with_first, harness_markdown, harness_rows
     from kljudge_jax.evaluation.step import Step
     from kljudge_jax.verification import parse_verifier
 
-    rules = split_rules(options.rules)
+    rules = split_specs(options.rules)
     for rule in rules:
         parse_verifier(rule, True)
-    if options.batch < 1 or options.max_new_tokens < 1 or (options.limit is not None and options.limit < 1):
-        raise InputError("--batch, --max-new-tokens and --limit start at 1")
-    drafter, length = parse_drafter(options.drafter), parse_draft_length(options.draft_length)
+    config = decoding_config(options)
     if any(rule != "none" for rule in rules):
-        check_drafter(options, drafter)
+        check_drafter(config, has_draft(options))
     runs = harness_runs([name.strip() for name in options.harness_tasks.split(",")], options.include_path)
     folder = results_folder(options.out)
     pair = load_pair(options)
@@ -84,7 +70,7 @@ def _evaluate(options) -> int:
         for done, (rule, name) in enumerate(every):
             bar.keep(Step(f"{name}, {rule}", done, len(every), before))
             if (rule, name) not in finished:
-                lm = KLJudgeLM(pair, rule, length, drafter, options.batch, options.max_new_tokens, seed=options.seed)
+                lm = KLJudgeLM(pair, rule, config=config)
                 found = runs[name](
                     lm, limit=options.limit, num_fewshot=options.num_fewshot, apply_chat_template=options.chat
                 )
@@ -97,9 +83,7 @@ def _evaluate(options) -> int:
     (folder / "harness.json").write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
     (folder / "harness.md").write_text(table, encoding="utf-8")
     print(table, end="")
-    if failed:
-        print(f"kljudge evaluate: a model returned NaN or +inf in {failed} answers", file=sys.stderr)
-    return FAILED if failed else OK
+    return status_of(options, failed)
 
 
 def _asked(options, pair) -> dict:

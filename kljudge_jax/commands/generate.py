@@ -4,68 +4,57 @@ from __future__ import annotations
 
 import json
 import sys
-from pathlib import Path
 from typing import Any
 
-from kljudge_jax.commands.color import add_color, is_coloured, painted
+from kljudge_jax.commands.color import COLOR, is_coloured, painted
+from kljudge_jax.commands.command import FAILED, FILE, OK, RULE, argument, command, flag, option
 from kljudge_jax.commands.options import (
-    FAILED,
-    OK,
-    add_drafting,
-    add_models,
-    add_sampling,
+    SAMPLING,
     check_drafter,
-    check_sampling,
-    command,
+    decoding_config,
+    decoding_options,
+    has_draft,
     load_pair,
+    model_options,
     note,
+    read_text,
 )
 from kljudge_jax.commands.progress import Bar
 from kljudge_jax.errors import InputError
 
 
-def add(commands) -> None:
-    parser = command(
-        commands,
-        "generate",
-        _generate,
-        "Answer one prompt, streamed, each token coloured by where it came from.",
-        "  kljudge generate --target Qwen/Qwen2.5-1.5B-Instruct --draft Qwen/Qwen2.5-0.5B-Instruct "
-        '"Why is the sky blue?"\n'
-        "  kljudge generate --target big.gguf --draft small.gguf --verifier exact --draft-length 4 --file prompt.txt\n"
-        '  echo "2 + 2 =" | kljudge generate --target big.gguf --verifier none --raw --json',
-    )
-    parser.add_argument("prompt", nargs="?", metavar="PROMPT", help="the prompt; - or nothing reads standard input")
-    parser.add_argument("--file", metavar="FILE", help="read the prompt from a file")
-    parser.add_argument("--system", metavar="TEXT", help="a system message before the prompt (chat models)")
-    parser.add_argument("--raw", action="store_true", help="complete the prompt as it is, without the chat template")
-    add_models(parser)
-    add_sampling(parser)
-    parser.add_argument(
-        "--verifier",
-        metavar="RULE",
-        default="kl:0.4",
-        help="the verification rule: exact, kl:0.4, none (no draft), ...; `kljudge rules` lists them",
-    )
-    add_drafting(parser)
-    parser.add_argument("--stop", metavar="TEXT", action="append", default=[], help="ends the answer; may be repeated")
-    add_color(parser)
-    parser.add_argument("--json", action="store_true", help="print one JSON object at the end instead of text")
-
-
-def _generate(options) -> int:
-    from kljudge_jax.drafters.words import parse_draft_length, parse_drafter
+@command(
+    "Answer one prompt, streamed, each token coloured by where it came from.",
+    [
+        argument("prompt", "the prompt; - or nothing reads standard input", required=False),
+        option("--file", "read the prompt from a file", type=FILE),
+        option("--system", "a system message before the prompt (chat models)"),
+        flag("--raw", "complete the prompt as it is, without the chat template"),
+        option(
+            "--verifier",
+            "the verification rule: exact, kl:0.4, none (no draft), ...; `kljudge rules` lists them",
+            type=RULE,
+            default="kl:0.4",
+        ),
+        COLOR,
+        flag("--json", "print one JSON object at the end instead of text"),
+        *model_options(),
+        *decoding_options(*SAMPLING, "draft_length", "drafter", "stop"),
+    ],
+    "  kljudge generate --target Qwen/Qwen2.5-1.5B-Instruct --draft Qwen/Qwen2.5-0.5B-Instruct "
+    '"Why is the sky blue?"\n'
+    "  kljudge generate --target big.gguf --draft small.gguf --verifier exact --draft-length 4 --file prompt.txt\n"
+    '  echo "2 + 2 =" | kljudge generate --target big.gguf --verifier none --raw --json',
+)
+def generate(options) -> int:
     from kljudge_jax.verification import parse_verifier
 
     prompt: Any = _read_prompt(options)
     # Bad words are refused before minutes go into loading a model.
-    rule = parse_verifier(options.verifier, options.temperature == 0)
-    drafter, length = parse_drafter(options.drafter), parse_draft_length(options.draft_length)
+    config = decoding_config(options)
+    rule = parse_verifier(options.verifier, config.greedy)
     if rule is not None:
-        check_drafter(options, drafter)
-    check_sampling(options)
-    if not all(options.stop):
-        raise InputError("--stop needs at least one character")
+        check_drafter(config, has_draft(options))
     pair = load_pair(options)
     if not options.raw and getattr(pair.tokenizer, "chat_template", None):
         system = [{"role": "system", "content": options.system}] if options.system else []
@@ -73,7 +62,7 @@ def _generate(options) -> int:
     elif options.system:
         raise InputError("--system needs a chat model, without --raw")
 
-    result = _stream(options, pair, prompt, verifier=rule, drafter=drafter, draft_length=length)
+    result = _stream(options, pair, prompt, rule, config)
     if options.json:
         print(json.dumps(_as_json(options, pair, result)))
     else:
@@ -90,11 +79,7 @@ def _read_prompt(options) -> str:
     if options.prompt not in (None, "-") and options.file:
         raise InputError("give the prompt as an argument or with --file, not both")
     if options.file:
-        try:
-            prompt = Path(options.file).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-            raise InputError(f"cannot read {options.file}: {reason}") from error
+        prompt = read_text(options.file)
     elif options.prompt in (None, "-"):
         if sys.stdin is None:
             raise InputError("there is no standard input: give the prompt as an argument or with --file")
@@ -108,24 +93,13 @@ def _read_prompt(options) -> str:
     return prompt
 
 
-def _stream(options, pair, prompt, **drafting):
+def _stream(options, pair, prompt, rule, config):
     import jax
 
     from kljudge_jax import stream
 
     coloured = is_coloured(options)
-    events = stream(
-        pair,
-        prompt,
-        **drafting,
-        max_new_tokens=options.max_new_tokens,
-        temperature=options.temperature,
-        top_k=options.top_k,
-        top_p=options.top_p,
-        min_p=options.min_p,
-        stop=options.stop,
-        key=jax.random.key(options.seed),
-    )
+    events = stream(pair, prompt, verifier=rule, **config.arguments(), key=jax.random.key(config.seed))
     with Bar() as bar:
         for event in events:
             bar.stop()

@@ -3,82 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import click
+
+from kljudge_jax.commands.command import DIR, FILE, OK, Option, Whole, command, option
 from kljudge_jax.commands.options import (
-    OK,
-    add_models,
-    add_run_code,
+    RUN_CODE,
+    SPLITS,
     as_model_reads,
-    command,
     has_draft,
     load_checked_task,
     load_pair,
+    model_options,
 )
 from kljudge_jax.commands.progress import Bar
 from kljudge_jax.errors import InputError
 
 if TYPE_CHECKING:
     from kljudge_jax.judges.dataset import Dataset
-
-
-def add(commands) -> None:
-    parser = command(
-        commands,
-        "mine",
-        _mine,
-        "Find which of the draft's mismatches change the target's final answer: data for a learned judge.",
-        "  kljudge mine --target embedded --task arithmetic --n 500 --out mined/arithmetic\n"
-        "  kljudge mine --target big.gguf --draft small.gguf --task gsm8k:train.jsonl --n 2000 --out mined/gsm8k\n"
-        "  kljudge mine --target embedded --labels likelihood --task arithmetic --out mined/selfjudge\n"
-        "  kljudge mine --target big.gguf --draft small.gguf --labels marked --answers marked.jsonl --out mined/marked",
-        "every question that is finished is in {out}: repeat the command to go on",
-    )
-    add_models(parser)
-    parser.add_argument("--task", metavar="TASK", help="arithmetic, conversion, gsm8k:FILE, ...")
-    parser.add_argument(
-        "--labels",
-        choices=("semi-greedy", "likelihood", "rollouts", "marked"),
-        default="semi-greedy",
-        help="what says which mismatch matters: AutoJudge's search; SelfJudge's loss of likelihood; Pivot-aware "
-        "decoding's sampled rollouts; or marks in answers (Judge Decoding)",
-    )
-    parser.add_argument(
-        "--answers",
-        metavar="FILE",
-        help="for marked, in place of a task: JSON lines with prompt, answer and wrong_from, the character at which "
-        "the first wrong token stands, or null",
-    )
-    add_run_code(parser)
-    which = parser.add_argument_group("which problems, and how (not with marked)")
-    which.add_argument("--split", choices=("train", "validation", "test", "all"), help="of the task (train)")
-    which.add_argument("--n", metavar="INT", type=int, help="problems (1000)")
-    which.add_argument("--seed", metavar="INT", type=int, help="of the problems (7)")
-    which.add_argument("--max-new-tokens", metavar="INT", type=int, help="the most tokens of an answer (256)")
-    which.add_argument(
-        "--reference",
-        choices=("target", "gold"),
-        help="semi-greedy, rollouts: whose final answer has to stay the same (target)",
-    )
-    which.add_argument(
-        "--shortcut",
-        metavar="FLOAT",
-        type=float,
-        help="semi-greedy: a token that the target gives less probability than this is important without a rollout; "
-        "AutoJudge's is 0.01, 0 is none (0)",
-    )
-    which.add_argument("--batch", metavar="INT", type=int, help="semi-greedy: questions in flight (32)")
-    which.add_argument(
-        "--threshold",
-        metavar="FLOAT",
-        type=float,
-        help="likelihood: nats that an important token costs (1); rollouts: the share of them it loses (0.5)",
-    )
-    which.add_argument("--window", metavar="INT", type=int, help="likelihood: how many later tokens count (20)")
-    which.add_argument("--rollouts", metavar="INT", type=int, help="rollouts: how many (8)")
-    which.add_argument("--temperature", metavar="FLOAT", type=float, help="rollouts: theirs (0.7)")
-    parser.add_argument("--out", metavar="DIR", required=True, help="the dataset; repeat the command to go on with it")
-
 
 # What each kind of labels reads, in the words of the command line and of the functions that make them.
 _READS = {
@@ -89,7 +32,63 @@ _READS = {
 }
 
 
-def _mine(options) -> int:
+def _which(name: str, help: str, **settings: Any) -> Option:
+    """An option of the kinds of labels that read it. Its default is that of the function that makes them."""
+    return option(name, help, group="Which problems, and how (not with marked)", **settings)
+
+
+@command(
+    "Find which of the draft's mismatches change the target's final answer: data for a learned judge.",
+    [
+        *model_options(),
+        option("--task", "arithmetic, conversion, gsm8k:FILE, ..."),
+        option(
+            "--labels",
+            "what says which mismatch matters: AutoJudge's search; SelfJudge's loss of likelihood; Pivot-aware "
+            "decoding's sampled rollouts; or marks in answers (Judge Decoding)",
+            type=click.Choice(("semi-greedy", "likelihood", "rollouts", "marked")),
+            default="semi-greedy",
+        ),
+        option(
+            "--answers",
+            "for marked, in place of a task: JSON lines with prompt, answer and wrong_from, the character at which the "
+            "first wrong token stands, or null",
+            type=FILE,
+        ),
+        RUN_CODE,
+        _which("--split", "of the task (train)", type=click.Choice(SPLITS)),
+        _which("--n", "problems (1000)", type=Whole()),
+        _which("--seed", "of the problems (7)", type=int),
+        _which("--max-new-tokens", "the most tokens of an answer (256)", type=int),
+        _which(
+            "--reference",
+            "semi-greedy, rollouts: whose final answer has to stay the same (target)",
+            type=click.Choice(("target", "gold")),
+        ),
+        _which(
+            "--shortcut",
+            "semi-greedy: a token that the target gives less probability than this is important without a rollout; "
+            "AutoJudge's is 0.01, 0 is none (0)",
+            type=float,
+        ),
+        _which("--batch", "semi-greedy: questions in flight (32)", type=int),
+        _which(
+            "--threshold",
+            "likelihood: nats that an important token costs (1); rollouts: the share of them it loses (0.5)",
+            type=float,
+        ),
+        _which("--window", "likelihood: how many later tokens count (20)", type=Whole(0)),
+        _which("--rollouts", "rollouts: how many (8)", type=Whole()),
+        _which("--temperature", "rollouts: theirs (0.7)", type=float),
+        option("--out", "the dataset; repeat the command to go on with it", type=DIR, required=True),
+    ],
+    "  kljudge mine --target embedded --task arithmetic --n 500 --out mined/arithmetic\n"
+    "  kljudge mine --target big.gguf --draft small.gguf --task gsm8k:train.jsonl --n 2000 --out mined/gsm8k\n"
+    "  kljudge mine --target embedded --labels likelihood --task arithmetic --out mined/selfjudge\n"
+    "  kljudge mine --target big.gguf --draft small.gguf --labels marked --answers marked.jsonl --out mined/marked",
+    "every question that is finished is in {out}: repeat the command to go on",
+)
+def mine(options) -> int:
     from kljudge_jax.evaluation.step import Step
     from kljudge_jax.judges.mining import mine
     from kljudge_jax.judges.semi_greedy import Options
@@ -105,8 +104,6 @@ def _mine(options) -> int:
     unread = [name for name in given if name not in _READS[options.labels]]
     if unread:
         raise InputError(f"--labels {options.labels} does not read --{unread[0].replace('_', '-')}: leave it out")
-    if given.get("n", 1) < 1 or given.get("rollouts", 1) < 1 or given.get("window", 0) < 0:
-        raise InputError("--n and --rollouts start at 1, --window at 0")
     problems = {name: given.pop(name) for name in ("split", "n", "seed") if name in given}
     settings = Options(**given) if options.labels == "semi-greedy" else None
     task = None if marked else load_checked_task(options.task, options.run_code)

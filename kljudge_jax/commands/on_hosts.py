@@ -9,7 +9,7 @@ import threading
 import time
 import traceback
 
-from kljudge_jax.commands.options import BAD_INPUT, FAILED
+from kljudge_jax.commands.command import BAD_INPUT, FAILED
 from kljudge_jax.errors import InputError
 
 # Those with one result, which every host works out.
@@ -22,7 +22,7 @@ _LIFELINE = "KLJUDGE_LIFELINE"
 _GRACE = 1.0
 
 
-def run_on_hosts(options) -> int:
+def run_on_hosts(run, options) -> int:
     """Runs a command as one of several hosts, of which the first writes and prints; returns the exit status.
 
     A host that is lost ends the others with status 1. JAX ends a process that has lost another by aborting it, within
@@ -36,7 +36,7 @@ def run_on_hosts(options) -> int:
         raise InputError("--patience starts at 1 second")
     hosts = None if options.hosts == "auto" else _count(options.hosts)
     if _LIFELINE in os.environ:
-        return _work(options, hosts)
+        return _work(run, options, hosts)
     status = _watched(options.words)
     if status < 0:
         print(
@@ -66,7 +66,7 @@ def _watched(words: list[str]) -> int:
         os.close(theirs)
 
 
-def _work(options, hosts: int | None) -> int:
+def _work(run, options, hosts: int | None) -> int:
     # Only now, since this starts JAX.
     import jax
 
@@ -86,7 +86,7 @@ def _work(options, hosts: int | None) -> int:
             parallel.introduce(mesh_from_spec(options.mesh))
         if hasattr(options, "out"):
             options.out = str(parallel.common_folder(options.out))
-        status = options.run(options)
+        status = run(options)
         sys.stdout.flush()
         return status
     except Exception as error:

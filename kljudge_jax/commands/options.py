@@ -1,158 +1,112 @@
-"""What the sub-commands share: the parser, option groups, exit statuses, notes to the person who waits."""
+"""What the sub-commands share: options of several, the pair they load, notes to the person who waits."""
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-import difflib
-import re
+import dataclasses
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import Any
 
+import click
+
+from kljudge_jax.commands.command import EMBEDDED, FAILED, MODEL, OK, Option, Text, Whole, flag, option
 from kljudge_jax.commands.progress import Bar
 from kljudge_jax.errors import InputError
+from kljudge_jax.generation.config import DEFAULTS, DecodingConfig
 
-OK, FAILED, BAD_INPUT = 0, 1, 2
+SPLITS = ("train", "validation", "test", "all")
 
-# The word for the pair that comes with the package, in place of two models.
-EMBEDDED = "embedded"
-
-
-class Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose errors are one line that says what to do, a misspelt word first."""
-
-    def __init__(self, **settings):
-        super().__init__(**settings, allow_abbrev=False)
-
-    def parse_args(self, args=None, namespace=None):
-        words = list(sys.argv[1:] if args is None else args)
-        command = self._refuse_unknown(words)
-        options, left = self.parse_known_args(words, namespace)
-        if left:
-            command.error(f"too many arguments: {' '.join(left)}")
-        return options
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(BAD_INPUT, f"{self.prog}: {message}; see {self.prog} --help\n")
-
-    def _refuse_unknown(self, words: list[str]) -> Parser:
-        """Ends the program at the first word that is no command or option; else returns the command's own parser."""
-        commands = next((a.choices for a in self._actions if isinstance(a, argparse._SubParsersAction)), {})
-        for i, word in enumerate(words):
-            if word == "--":
-                break
-            if commands and not word.startswith("-"):
-                if word not in commands:
-                    self._unknown("command", repr(word), difflib.get_close_matches(word, commands, 1))
-                return commands[word]._refuse_unknown(words[i + 1 :])
-            option, known = word.partition("=")[0], self._option_string_actions
-            # What argparse takes for a value: a lone dash, a negative number, and what holds a space.
-            value = " " in option or not re.match("-[^0-9.]", option)
-            if not value and option not in known:  # not an abbreviation either, which a new option may take away
-                self._unknown("option", option, difflib.get_close_matches(option, known, 1))
-        return self
-
-    def _unknown(self, kind: str, word: str, near: list[str]) -> NoReturn:
-        advice = f": did you mean {near[0]}? See" if near else "; see"
-        self.exit(BAD_INPUT, f"{self.prog}: no {kind} {word}{advice} {self.prog} --help\n")
-
-
-class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Shows the default of every option that has one, and keeps the line breaks of examples."""
-
-    def _get_help_string(self, action):
-        silent = action.default is None or action.default is False or action.default == []
-        return action.help if silent else super()._get_help_string(action)
-
-
-def command(
-    commands,
-    name: str,
-    run: Callable,
-    summary: str,
-    examples: str,
-    stopped: str = "nothing is kept: repeat the command",
-) -> argparse.ArgumentParser:
-    """A sub-command; `stopped` says after Ctrl-C what is kept and how to go on, its options in braces."""
-    parser = commands.add_parser(
-        name, help=summary, description=summary, epilog=f"examples:\n{examples}", formatter_class=Help
-    )
-    parser.set_defaults(run=run, stopped=stopped)
-    return parser
-
-
-def add_models(parser: argparse.ArgumentParser, required: bool = True) -> None:
-    group = parser.add_argument_group(
-        "models",
-        "a hub id, a local folder (safetensors or Orbax) or a .gguf file; `embedded` is the pair of the package",
-    )
-    group.add_argument("--target", metavar="MODEL", required=required, help="the large model, whose answers are wanted")
-    group.add_argument("--draft", metavar="MODEL", help="the small model that proposes; not needed for `none`")
-    group.add_argument("--revision", metavar="REV", help="branch, tag or commit of the target on the hub")
-    group.add_argument("--draft-revision", metavar="REV", help="the same for the draft")
-    group.add_argument("--tokenizer", metavar="MODEL", help="where to find the tokenizer, if not with the target")
-    group.add_argument(
-        "--dtype",
-        default="auto",
-        choices=("auto", "float32", "bfloat16", "float16"),
-        help="of the weights; auto is bfloat16; on a CPU without a C++ compiler the faster of bfloat16 and float32",
-    )
-    add_bits(group)
-    group.add_argument("--mesh", metavar="SPEC", help="devices to spread the models over, such as data=2,tensor=4")
-    group.add_argument(
+# Where models lie.
+MESH = (
+    option("--mesh", "devices to spread the models over, such as data=2,tensor=4", group="Models", metavar="SPEC"),
+    option(
         "--axes",
+        "what of the target lies on which axis of the mesh, where not as usual: vocab=none,batch=data+fsdp",
+        group="Models",
         metavar="AXES",
-        help="what of the target lies on which axis of the mesh, where not as usual: vocab=none,batch=data+fsdp",
+    ),
+    option("--draft-axes", "the same of the draft, such as replicated (as --axes)", group="Models", metavar="AXES"),
+)
+
+_BITS = click.Choice((8, 4, "file"))
+BITS = (
+    option(
+        "--bits",
+        "round the target's matrices to so many bits as they are loaded, or leave them in those of a .gguf file",
+        group="Models",
+        type=_BITS,
+    ),
+    option("--draft-bits", "the same for the draft", group="Models", type=_BITS),
+)
+
+REVISION = option("--revision", "branch, tag or commit of the target on the hub", group="Models", metavar="REV")
+RUN_CODE = flag("--run-code", "run the code that the models write, confined, to check humaneval and mbpp")
+
+
+def dtype_option(default: str = "auto", help: str = "of the weights") -> Option:
+    """`--dtype`."""
+    if default == "auto":
+        help += "; auto is bfloat16; on a CPU without a C++ compiler the faster of bfloat16 and float32"
+    choices = ("auto", "float32", "bfloat16", "float16")
+    return option("--dtype", help, group="Models", type=click.Choice(choices), default=default)
+
+
+def model_options(required: bool = True) -> tuple[Option, ...]:
+    """Which models, in what precision, and where: what `load_pair` reads."""
+    group = "Models"
+    return (
+        option(
+            "--target",
+            "the large model, whose answers are wanted: a hub id, a local folder (safetensors or Orbax) or a .gguf "
+            "file; `embedded` is the pair of the package",
+            group=group,
+            type=MODEL,
+            required=required,
+        ),
+        option("--draft", "the small model that proposes; not needed for `none`", group=group, type=MODEL),
+        REVISION,
+        option("--draft-revision", "the same for the draft", group=group, metavar="REV"),
+        option("--tokenizer", "where to find the tokenizer, if not with the target", group=group, type=MODEL),
+        dtype_option(),
+        *BITS,
+        *MESH,
+        option(
+            "--hosts",
+            "run on several hosts, each with this command: auto where the cluster says which (TPU pod, Slurm, "
+            "Kubernetes), or how many, with --coordinator and --host; name a --mesh of all their devices",
+            group=group,
+        ),
+        option("--coordinator", "of the first host", group=group, metavar="ADDRESS:PORT"),
+        option("--host", "which host this is, from 0", group=group, type=int),
+        option("--patience", "seconds after which a silent host ends the run", group=group, default=60),
     )
-    group.add_argument("--draft-axes", metavar="AXES", help="the same of the draft, such as replicated (as --axes)")
-    group.add_argument(
-        "--hosts",
-        metavar="HOSTS",
-        help="run on several hosts, each with this command: auto where the cluster says which (TPU pod, Slurm, "
-        "Kubernetes), or how many, with --coordinator and --host; name a --mesh of all their devices",
-    )
-    group.add_argument("--coordinator", metavar="ADDRESS:PORT", help="of the first host")
-    group.add_argument("--host", metavar="INDEX", type=int, help="which host this is, from 0")
-    group.add_argument(
-        "--patience", metavar="SECONDS", type=int, default=60, help="after which a silent host ends the run"
-    )
 
 
-def add_sampling(parser: argparse.ArgumentParser, max_new_tokens: int = 256) -> None:
-    group = parser.add_argument_group("decoding")
-    group.add_argument(
-        "--max-new-tokens", metavar="INT", type=int, default=max_new_tokens, help="the most tokens of an answer"
-    )
-    group.add_argument("--temperature", metavar="FLOAT", type=float, default=0.0, help="0 is greedy")
-    group.add_argument("--top-k", metavar="INT", type=int, default=0, help="keep the k likeliest tokens; 0 is all")
-    group.add_argument("--top-p", metavar="FLOAT", type=float, default=1.0, help="keep this much probability mass")
-    group.add_argument(
-        "--min-p", metavar="FLOAT", type=float, default=0.0, help="drop tokens below this share of the likeliest one's"
-    )
-    group.add_argument("--seed", metavar="INT", type=int, default=0, help="of the draws when sampling")
+_CONFIG = {field.name: field for field in dataclasses.fields(DecodingConfig)}
+_TYPES = {"draft_length": Text("LENGTH"), "drafter": Text("DRAFTER", ("model", "lookup", "self")), "stop": Text("TEXT")}
+SAMPLING = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "seed")
 
 
-def add_batch(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--batch",
-        metavar="INT",
-        type=int,
-        default=8,
-        help="answers decoded side by side: a problem that waits takes the slot of an answer that ended",
-    )
+def decoding_options(*names: str, call: str = "") -> tuple[Option, ...]:
+    """The options of some fields of `DecodingConfig`, with the defaults of a call."""
+    made = []
+    for field in (_CONFIG[name] for name in names):
+        kind: click.ParamType | None = _TYPES.get(field.name)
+        if "least" in field.metadata:
+            kind = Whole(field.metadata["least"], field.metadata.get("most"))
+        settings = {"type": kind, "multiple": True} if field.name == "stop" else {"type": kind}
+        settings["default"] = DEFAULTS.get(call, {}).get(field.name, field.default)
+        name = f"--{field.name.replace('_', '-')}"
+        made.append(option(name, field.metadata["help"], group="Decoding", **settings))
+    return tuple(made)
 
 
-def check_sampling(options) -> None:
-    from kljudge_jax.core.sampling import Sampling
-
-    Sampling.create(options.temperature, options.top_k, options.top_p, options.min_p)
-    if options.max_new_tokens < 1:
-        raise InputError(f"--max-new-tokens starts at 1, got {options.max_new_tokens}")
-    if not 0 <= options.seed < 2**63:
-        raise InputError(f"--seed is a number from 0 to 2**63 - 1, got {options.seed}")
+def decoding_config(options, **changes: Any) -> DecodingConfig:
+    """The configuration that a command's options make, with `changes`."""
+    given = {name: getattr(options, name) for name in _CONFIG if hasattr(options, name)}
+    return DecodingConfig(**(given | changes))
 
 
 def placement_of(options):
@@ -165,16 +119,11 @@ def placement_of(options):
 def load_pair(options):
     from kljudge_jax import ModelPair
 
-    placed = {"mesh": options.mesh, "axes": options.axes, "draft_axes": options.draft_axes}
+    loaded = {name: getattr(options, name) for name in ("mesh", "axes", "draft_axes", "bits", "draft_bits")}
     if options.target == EMBEDDED:
         if options.draft not in (None, EMBEDDED) or options.tokenizer or options.revision or options.draft_revision:
             raise InputError("--target embedded brings its own draft and tokenizer: name nothing else")
-        return ModelPair.embedded(
-            dtype="float32" if options.dtype == "auto" else options.dtype,
-            bits=options.bits,
-            draft_bits=options.draft_bits,
-            **placed,
-        )
+        return ModelPair.embedded(dtype="float32" if options.dtype == "auto" else options.dtype, **loaded)
     began = time.perf_counter()
     loading = f"loading {options.target}" + (f" and {options.draft}" if options.draft else "")
     with contextlib.ExitStack() as stack:
@@ -186,13 +135,11 @@ def load_pair(options):
             options.target,
             options.draft,
             dtype=options.dtype,
-            bits=options.bits,
-            draft_bits=options.draft_bits,
-            **placed,
-            check=lambda *models: _check_memory(options, *models),
             revision=options.revision,
             draft_revision=options.draft_revision,
             tokenizer=options.tokenizer,
+            check=lambda *models: _check_memory(options, *models),
+            **loaded,
         )
     note(f"loaded in {time.perf_counter() - began:.0f} s: {_describe(pair)}")
     return pair
@@ -231,19 +178,14 @@ def least_workload(options, drafts: bool):
     from kljudge_jax.drafters.words import parse_draft_length
     from kljudge_jax.generation.memory_plan import Workload
 
-    def numbers(name: str) -> list[int]:
-        given = getattr(options, name, None)
-        return [] if given is None else [given] if isinstance(given, int) else whole_numbers(f"--{name}", given)
-
-    lengths = numbers("draft_lengths")
-    if (word := getattr(options, "draft_length", None)) is not None:
-        length = word if isinstance(word, int) else parse_draft_length(word)
-        lengths.append(length if isinstance(length, int) else length.maximum)
+    batch = getattr(options, "batch", None) or 1
+    asked = getattr(options, "draft_lengths", None) or [getattr(options, "draft_length", 1)]
+    lengths = [parse_draft_length(str(length)) for length in asked]
     return Workload(
-        batch=max(numbers("batch"), default=1),
+        batch=batch if isinstance(batch, int) else max(batch),
         prompt_tokens=1,
         max_new_tokens=getattr(options, "max_new_tokens", None) or 1,
-        draft_length=max(lengths, default=1) if drafts else 0,
+        draft_length=max(one if isinstance(one, int) else one.maximum for one in lengths) if drafts else 0,
         sampling=bool(getattr(options, "temperature", 0)),
     )
 
@@ -253,14 +195,6 @@ def as_model_reads(task, spec: str, pair, run_code: bool = False):
     from kljudge_jax.tasks import load_task
 
     return task if getattr(pair.tokenizer, "chat_template", None) else load_task(spec, chat=False, run_code=run_code)
-
-
-def add_run_code(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--run-code",
-        action="store_true",
-        help="run the code that the models write, confined, to check humaneval and mbpp",
-    )
 
 
 def load_checked_task(spec: str, run_code: bool):
@@ -273,45 +207,11 @@ def load_checked_task(spec: str, run_code: bool):
     return task
 
 
-def add_bits(parser: argparse._ActionsContainer) -> None:
-    """`--bits` and `--draft-bits`: a number, or the word for those of the file."""
-
-    def bits(word: str) -> int | str:
-        return int(word) if word.isdecimal() else word
-
-    parser.add_argument(
-        "--bits",
-        type=bits,
-        choices=(8, 4, "file"),
-        help="round the target's matrices to so many bits as they are loaded, or leave them in those of a .gguf file",
-    )
-    parser.add_argument("--draft-bits", type=bits, choices=(8, 4, "file"), help="the same for the draft")
-
-
-def add_drafting(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--draft-length",
-        metavar="LENGTH",
-        default="8",
-        help="draft tokens a cycle: a number, or adaptive:maximum=8 (as many as pay, by the time that "
-        "cycles take), or adaptive:maximum=8,cost=size (by the sizes of the models)",
-    )
-    add_drafter(parser)
-
-
-def add_drafter(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--drafter",
-        metavar="DRAFTER",
-        default="model",
-        help="what proposes: model (--draft), lookup:3 (n-grams of the text), self:2 (the target's first layers)",
-    )
-
-
-def check_drafter(options, drafter) -> None:
+def check_drafter(config: DecodingConfig, has_draft: bool, name: str = "a --draft") -> None:
     """Raises `InputError` where the drafter needs a draft model and none is named."""
-    if drafter.uses_draft_model and not has_draft(options):
-        raise InputError("name a --draft, or draft without one: --drafter lookup, --drafter self:2")
+    assert not isinstance(config.drafter, str)  # it has been read
+    if getattr(config.drafter, "uses_draft_model", True) and not has_draft:
+        raise InputError(f"name {name}, or draft without one: --drafter lookup, --drafter self:2")
 
 
 def has_draft(options) -> bool:
@@ -319,26 +219,20 @@ def has_draft(options) -> bool:
     return options.draft is not None or options.target == EMBEDDED
 
 
-def split_rules(text: str) -> list[str]:
-    """Rules from their words. A comma before a word parts two rules; one before `name=` or a number does not.
-
-    `kl:0.1/0.4` stands for `kl:0.1` and `kl:0.4`.
-    """
-    rules: list[str] = []
-    for rule in re.split(r",(?=\s*[a-z_]+\s*(?:[:,]|$))", text):
-        name, _, rest = rule.strip().partition(":")
-        settings = rest.split("/")
-        several = len(settings) > 1 and all(re.fullmatch(r"\s*[-+.\de]+\s*", each) for each in settings)
-        rules += [f"{name}:{each.strip()}" for each in settings] if several else [rule.strip()]
-    return rules
-
-
-def whole_numbers(option: str, text: str) -> list[int]:
-    """The numbers of `8,24`; raises `InputError` where there are none."""
+def read_text(path: str) -> str:
+    """The text of a file. Raises `InputError` where there is none."""
     try:
-        return [int(number) for number in text.split(",")]
-    except ValueError:
-        raise InputError(f"{option} takes whole numbers with commas, got {text!r}") from None
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise InputError(f"cannot read {path}: {reason}") from error
+
+
+def status_of(options, failed: int) -> int:
+    """The exit status of a command in so many of whose answers a model failed, which is told."""
+    if failed:
+        print(f"kljudge {options.command}: a model returned NaN or +inf in {failed} answers", file=sys.stderr)
+    return FAILED if failed else OK
 
 
 def note(line: str) -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
-from kljudge_jax.commands.options import OK, command, note
+from kljudge_jax.commands.command import DIR, EMBEDDED, FILE, MODEL, OK, Whole, command, option
+from kljudge_jax.commands.options import MESH, REVISION, dtype_option, note, read_text
 from kljudge_jax.commands.progress import Bar
 from kljudge_jax.errors import InputError
 from kljudge_jax.results_folder import results_folder
@@ -14,42 +14,30 @@ _BITS: dict[str, int | str] = {"int8": 8, "int4": 4, "file": "file"}
 _PRECISIONS = ("float32", "bfloat16", "float16", *_BITS)
 
 
-def add(commands) -> None:
-    parser = command(
-        commands,
-        "perplexity",
-        _perplexity,
-        "Say what a model loses in fewer bits: the perplexity of a text, in each of several precisions.",
-        "  kljudge perplexity --target big.gguf --text book.txt\n"
-        "  kljudge perplexity --target embedded --text problems.txt --precisions float32,int8,int4",
-    )
-    parser.add_argument("--target", metavar="MODEL", required=True, help="as for generate; `embedded` is its target")
-    parser.add_argument("--revision", metavar="REV", help="branch, tag or commit on the hub")
-    parser.add_argument("--text", metavar="FILE", required=True, help="UTF-8 text, such as models were not trained on")
-    parser.add_argument(
-        "--precisions",
-        metavar="NAMES",
-        default="float32,bfloat16,int8,int4",
-        help=f"of {', '.join(_PRECISIONS)}, where file is the integers of a .gguf file as they are; the others stand "
-        "beside the first",
-    )
-    parser.add_argument(
-        "--dtype",
-        default="auto",
-        choices=("auto", "float32", "bfloat16", "float16"),
-        help="of what int8, int4 and file leave whole",
-    )
-    parser.add_argument("--mesh", metavar="SPEC", help="devices to spread the model over, such as data=2,tensor=4")
-    parser.add_argument(
-        "--axes", metavar="AXES", help="what lies on which axis of the mesh, where not as usual: vocab=none"
-    )
-    parser.add_argument("--tokens", metavar="INT", type=int, default=20_000, help="the most of the text that is read")
-    parser.add_argument("--window", metavar="INT", type=int, default=512, help="tokens that the model reads at a time")
-    parser.add_argument("--batch", metavar="INT", type=int, default=4, help="windows of a pass")
-    parser.add_argument("--out", metavar="DIR", default="results/perplexity", help="where perplexity.json and .md go")
-
-
-def _perplexity(options) -> int:
+@command(
+    "Say what a model loses in fewer bits: the perplexity of a text, in each of several precisions.",
+    [
+        option("--target", "as for generate; `embedded` is its target", type=MODEL, required=True),
+        REVISION,
+        option("--text", "UTF-8 text, such as models were not trained on", type=FILE, required=True),
+        option(
+            "--precisions",
+            f"of {', '.join(_PRECISIONS)}, where file is the integers of a .gguf file as they are; the others stand "
+            "beside the first",
+            metavar="NAMES",
+            default="float32,bfloat16,int8,int4",
+        ),
+        dtype_option(help="of what int8, int4 and file leave whole"),
+        *MESH[:2],
+        option("--tokens", "the most of the text that is read", type=Whole(), default=20_000),
+        option("--window", "tokens that the model reads at a time", type=Whole(), default=512),
+        option("--batch", "windows of a pass", type=Whole(), default=4),
+        option("--out", "where perplexity.json and .md go", type=DIR, default="results/perplexity"),
+    ],
+    "  kljudge perplexity --target big.gguf --text book.txt\n"
+    "  kljudge perplexity --target embedded --text problems.txt --precisions float32,int8,int4",
+)
+def perplexity(options) -> int:
     from kljudge_jax.evaluation.perplexity import perplexity, perplexity_table
     from kljudge_jax.evaluation.step import Step
     from kljudge_jax.evaluation.text_table import aligned, markdown
@@ -59,13 +47,7 @@ def _perplexity(options) -> int:
     wrong = [name for name in names if name not in _PRECISIONS]
     if wrong:
         raise InputError(f"--precisions are of {', '.join(_PRECISIONS)}, not {wrong[0]!r}")
-    if min(options.tokens, options.window, options.batch) < 1:
-        raise InputError("--tokens, --window and --batch start at 1")
-    try:
-        text = Path(options.text).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise InputError(f"cannot read {options.text}: {reason}") from error
+    text = read_text(options.text)
     folder = results_folder(options.out)
     found = []
     with Bar() as bar:
@@ -106,7 +88,6 @@ def _perplexity(options) -> int:
 
 def _load(options, name: str):
     from kljudge_jax import ModelPair
-    from kljudge_jax.commands.options import EMBEDDED
 
     dtype, bits = (options.dtype, _BITS[name]) if name in _BITS else (name, None)
     placed = {"mesh": options.mesh, "axes": options.axes}

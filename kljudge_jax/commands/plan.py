@@ -4,40 +4,33 @@ from __future__ import annotations
 
 import dataclasses
 
-from kljudge_jax.commands.options import FAILED, OK, add_bits, command
+from kljudge_jax.commands.command import FAILED, OK, Whole, command, flag, option
+from kljudge_jax.commands.options import BITS, MESH, decoding_options, dtype_option
 from kljudge_jax.errors import InputError
 
 
-def add(commands) -> None:
-    parser = command(
-        commands,
-        "plan",
-        _plan,
-        "Say what a pair will take of each device's memory and which batch fits, before anything is loaded.",
-        "  kljudge plan --shape llama-3.1-70b --draft-shape llama-3.1-8b --mesh tensor=8 --device h100 --batch 32\n"
-        "  kljudge plan --shape llama-3.1-8b --mesh data=4,tensor=4 --memory 16\n"
-        "  kljudge plan --table",
-    )
-    parser.add_argument("--shape", metavar="SHAPE", help="of the target: a published one such as llama-3.1-8b")
-    parser.add_argument("--draft-shape", metavar="SHAPE", help="of the draft; none is plain decoding")
-    parser.add_argument("--mesh", metavar="SPEC", help="devices, which need not be here, such as data=2,tensor=4")
-    parser.add_argument("--axes", metavar="AXES", help="what of the target lies on which axis of the mesh")
-    parser.add_argument("--draft-axes", metavar="AXES", help="the same of the draft, such as replicated")
-    parser.add_argument(
-        "--dtype", default="bfloat16", choices=("float32", "bfloat16", "float16"), help="of weights and caches"
-    )
-    add_bits(parser)
-    parser.add_argument("--device", metavar="DEVICE", help="v5e, v5p, v6e, h100 or h200, for its memory")
-    parser.add_argument("--memory", metavar="GB", type=float, help="of one device, in place of --device")
-    parser.add_argument("--batch", metavar="INT", type=int, default=8, help="answers decoded side by side")
-    parser.add_argument("--prompt-tokens", metavar="INT", type=int, default=512, help="of the longest prompt")
-    parser.add_argument("--max-new-tokens", metavar="INT", type=int, default=256, help="the most tokens of an answer")
-    parser.add_argument("--draft-length", metavar="INT", type=int, default=8, help="draft tokens a cycle")
-    parser.add_argument("--sampling", action="store_true", help="decode with a temperature above 0")
-    parser.add_argument("--table", action="store_true", help="print the table of published pairs and machines instead")
-
-
-def _plan(options) -> int:
+@command(
+    "Say what a pair will take of each device's memory and which batch fits, before anything is loaded.",
+    [
+        option("--shape", "of the target: a published one such as llama-3.1-8b"),
+        option("--draft-shape", "of the draft; none is plain decoding", metavar="SHAPE"),
+        *MESH,
+        dtype_option("bfloat16", "of weights and caches"),
+        *BITS,
+        option("--device", "v5e, v5p, v6e, h100 or h200, for its memory"),
+        option("--memory", "GB of one device, in place of --device", type=float),
+        option("--batch", "answers decoded side by side", type=Whole(), default=8),
+        option("--prompt-tokens", "of the longest prompt", type=Whole(), default=512),
+        *decoding_options("max_new_tokens"),
+        option("--draft-length", "draft tokens a cycle", type=Whole(), default=8),
+        flag("--sampling", "decode with a temperature above 0"),
+        flag("--table", "print the table of published pairs and machines instead"),
+    ],
+    "  kljudge plan --shape llama-3.1-70b --draft-shape llama-3.1-8b --mesh tensor=8 --device h100 --batch 32\n"
+    "  kljudge plan --shape llama-3.1-8b --mesh data=4,tensor=4 --memory 16\n"
+    "  kljudge plan --table",
+)
+def plan(options) -> int:
     from kljudge_jax.evaluation.memory_table import memory_table, planned
     from kljudge_jax.generation.memory_plan import (
         DEVICES,
@@ -49,8 +42,6 @@ def _plan(options) -> int:
     from kljudge_jax.parallel.free_memory import USABLE
 
     counts = ("batch", "prompt_tokens", "max_new_tokens", "draft_length")
-    if min(getattr(options, name) for name in counts) < 1:
-        raise InputError("--batch, --prompt-tokens, --max-new-tokens and --draft-length start at 1")
     workload = Workload(sampling=options.sampling, **{name: getattr(options, name) for name in counts})
     if options.table:
         print(memory_table(workload), end="")

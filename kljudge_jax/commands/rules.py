@@ -6,7 +6,7 @@ import json
 import shutil
 import textwrap
 
-from kljudge_jax.commands.options import OK, command
+from kljudge_jax.commands.command import OK, command, flag
 
 _KEY = (
     "p and q are the target's and the draft's distributions, d is the draft token, and the strict rule is greedy "
@@ -15,14 +15,12 @@ _KEY = (
 )
 
 
-def add(commands) -> None:
-    parser = command(
-        commands, "rules", _rules, "List the verification rules.", "  kljudge rules\n  kljudge rules --json"
-    )
-    parser.add_argument("--json", action="store_true", help="print them as JSON")
-
-
-def _rules(options) -> int:
+@command(
+    "List the verification rules.",
+    [flag("--json", "print them as JSON")],
+    "  kljudge rules\n  kljudge rules --json",
+)
+def rules(options) -> int:
     from kljudge_jax.verification import describe_rules
 
     rows = describe_rules()

@@ -6,73 +6,60 @@ import shlex
 import sys
 from collections import defaultdict
 
+import click
+
+from kljudge_jax.commands.command import DIR, FAILED, OK, RULES, Lengths, Whole, Wholes, command, option
 from kljudge_jax.commands.options import (
-    FAILED,
-    OK,
-    add_batch,
-    add_drafter,
-    add_models,
-    add_run_code,
-    add_sampling,
+    RUN_CODE,
+    SAMPLING,
+    SPLITS,
     as_model_reads,
     check_drafter,
-    check_sampling,
-    command,
+    decoding_config,
+    decoding_options,
     has_draft,
     load_checked_task,
     load_pair,
+    model_options,
     note,
-    split_rules,
-    whole_numbers,
 )
 from kljudge_jax.commands.progress import Bar
-from kljudge_jax.errors import InputError
+from kljudge_jax.spec import split_specs
 
 # So many problems are named of each rule that failed.
 _MOST_NAMED = 20
 
 
-def add(commands) -> None:
-    parser = command(
-        commands,
-        "sweep",
-        _sweep,
-        "Answer the problems of a task under several rules, and compare accuracy, acceptance and speed.",
-        "  kljudge sweep --target embedded --task arithmetic,conversion --rules none,exact,kl:0.02/0.1/0.4 --n 200\n"
-        "  kljudge sweep --target big.gguf --draft small.gguf --task gsm8k:test.jsonl --rules none,exact,kl:0.3 "
-        "--draft-lengths 8,24 --n 30 --out results/gsm8k\n"
-        "  kljudge sweep --target embedded --task arithmetic --rules none,exact,draft,lookup:3,hf,hf:assisted "
-        "--batch 1",
-        "every batch that was answered is in {out}: repeat the command to go on",
-    )
-    add_models(parser)
-    parser.add_argument(
-        "--task", required=True, metavar="TASKS", help="arithmetic, conversion, gsm8k:FILE, ...; several with commas"
-    )
-    parser.add_argument(
-        "--rules",
-        metavar="RULES",
-        default="none,exact,kl:0.4",
-        help="rules by their words, with commas; kl:0.1/0.4 stands for kl:0.1,kl:0.4. And baselines: draft (the draft "
-        "alone), lookup:3 (exact, with drafts looked up), hf, hf:assisted, hf:lookup:3 (Transformers on the same "
-        "weights, which needs torch)",
-    )
-    parser.add_argument("--draft-lengths", metavar="INTS", default="8", help="draft lengths, with commas")
-    add_drafter(parser)
-    add_run_code(parser)
-    parser.add_argument("--n", metavar="INT", type=int, default=100, help="problems")
-    parser.add_argument("--split", default="test", choices=("train", "validation", "test", "all"), help="of the task")
-    parser.add_argument("--seeds", metavar="INTS", help="several seeds, with commas, in place of --seed")
-    add_batch(parser)
-    parser.add_argument(
-        "--examples", metavar="INT", type=int, default=1, help="answers of each task to show token by token"
-    )
-    parser.add_argument("--out", metavar="DIR", default="results/sweep", help="where answers and the report go")
-    add_sampling(parser)
-
-
-def _sweep(options) -> int:
-    from kljudge_jax.drafters.words import parse_drafter
+@command(
+    "Answer the problems of a task under several rules, and compare accuracy, acceptance and speed.",
+    [
+        *model_options(),
+        option("--task", "arithmetic, conversion, gsm8k:FILE, ...; with commas", metavar="TASKS", required=True),
+        option(
+            "--rules",
+            "rules by their words, with commas; kl:0.1/0.4 stands for kl:0.1,kl:0.4. And baselines: draft (the draft "
+            "alone), lookup:3 (exact, with drafts looked up), hf, hf:assisted, hf:lookup:3 (Transformers on the same "
+            "weights, which needs torch)",
+            type=RULES,
+            default="none,exact,kl:0.4",
+        ),
+        option("--draft-lengths", "draft lengths, with commas", type=Lengths(), default="8"),
+        RUN_CODE,
+        option("--n", "problems", type=Whole(), default=100),
+        option("--split", "of the task", type=click.Choice(SPLITS), default="test"),
+        option("--seeds", "several seeds, with commas, in place of --seed", type=Wholes(0)),
+        option("--examples", "answers of each task to show token by token", type=Whole(0), default=1),
+        option("--out", "where answers and the report go", type=DIR, default="results/sweep"),
+        *decoding_options(*SAMPLING, "drafter", "batch", call="sweep"),
+    ],
+    "  kljudge sweep --target embedded --task arithmetic,conversion --rules none,exact,kl:0.02/0.1/0.4 --n 200\n"
+    "  kljudge sweep --target big.gguf --draft small.gguf --task gsm8k:test.jsonl --rules none,exact,kl:0.3 "
+    "--draft-lengths 8,24 --n 30 --out results/gsm8k\n"
+    "  kljudge sweep --target embedded --task arithmetic --rules none,exact,draft,lookup:3,hf,hf:assisted "
+    "--batch 1",
+    "every batch that was answered is in {out}: repeat the command to go on",
+)
+def sweep(options) -> int:
     from kljudge_jax.evaluation import sweep
     from kljudge_jax.evaluation.baselines import check_baselines, parse_baseline
     from kljudge_jax.evaluation.examples import examples
@@ -82,49 +69,31 @@ def _sweep(options) -> int:
     from kljudge_jax.tasks import load_task
     from kljudge_jax.verification import parse_verifier
 
-    check_sampling(options)
-    words = split_rules(options.rules)
+    config = decoding_config(options)
+    words = split_specs(options.rules)
     rules = [word for word in words if parse_baseline(word) is None]
     for rule in rules:
-        parse_verifier(rule, options.temperature == 0)
-    lengths = whole_numbers("--draft-lengths", options.draft_lengths)
-    if min(lengths) < 1 or options.n < 1 or options.batch < 1:
-        raise InputError("--draft-lengths, --n and --batch start at 1")
-    if options.examples < 0:
-        raise InputError("--examples starts at 0")
-    seeds = whole_numbers("--seeds", options.seeds) if options.seeds else [options.seed]
-    drafter = parse_drafter(options.drafter)
+        parse_verifier(rule, config.greedy)
+    seeds = options.seeds or [options.seed]
     if any(rule != "none" for rule in rules):
-        check_drafter(options, drafter)
+        check_drafter(config, has_draft(options))
     check_baselines(words, has_draft(options))
     specs = [spec.strip() for spec in options.task.split(",")]
     for spec in specs:
         load_checked_task(spec, options.run_code)
-    plan = sweep.Plan(
-        cells=sweep.grid(words, lengths),
-        n=options.n,
-        split=options.split,
-        seed=seeds[0],
-        batch=options.batch,
-        max_new_tokens=options.max_new_tokens,
-        temperature=options.temperature,
-        top_k=options.top_k,
-        top_p=options.top_p,
-        min_p=options.min_p,
-        drafter=options.drafter,
-    )
+    plan = sweep.Plan(sweep.grid(words, options.draft_lengths), options.n, options.split, config)
     pair = load_pair(options)
     tasks = [as_model_reads(load_task(spec, run_code=options.run_code), spec, pair, options.run_code) for spec in specs]
     parts = sweep.parts(tasks, seeds, plan, options.out)
     answered, shown = defaultdict(list), defaultdict(list)
     for part in parts:
-        note(f"{part.task.name}, seed {part.plan.seed}")
+        note(f"{part.task.name}, seed {part.plan.config.seed}")
         with Bar() as bar:
             records = sweep.run_sweep(pair, part.task, part.plan, part.folder, bar.show)
         answered[part.task.name].append((part.plan, records))
     with Bar("answers to show token by token"):
         for part in parts:
-            if part.plan.seed == seeds[0]:
+            if part.plan.config.seed == seeds[0]:
                 shown[part.task.name] = examples(pair, part, options.examples)
     results = [TaskResult(name, summarise(sweep.pooled(records)), shown[name]) for name, records in answered.items()]
     setting = read_setting([part.folder for part in parts], shlex.join(["kljudge", *options.words]))

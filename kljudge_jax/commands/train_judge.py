@@ -4,28 +4,26 @@ from __future__ import annotations
 
 import itertools
 
-from kljudge_jax.commands.options import OK, command
+import click
+
+from kljudge_jax.commands.command import DIR, OK, argument, command, option
 from kljudge_jax.commands.progress import Bar
 
 
-def add(commands) -> None:
-    parser = command(
-        commands,
-        "train-judge",
-        _train_judge,
-        "Train a judge on what `kljudge mine` found, and print its threshold table.",
-        "  kljudge train-judge mined/arithmetic judges/arithmetic\n"
-        "  kljudge generate --target embedded --verifier judge:judges/arithmetic,threshold=0.5 --raw 'Tom has 3 pens.'",
-    )
-    parser.add_argument("data", metavar="DATA", help="a folder that `kljudge mine` wrote")
-    parser.add_argument("folder", metavar="DIR", help="a new folder for the judge")
-    parser.add_argument("--setup", metavar="NAME", default="DD-DT", help="what it reads, such as DT or DD-DT")
-    parser.add_argument("--model", choices=("linear", "mlp"), default="linear", help="the head")
-    parser.add_argument("--class-weight", choices=("none", "balanced"), default="none", help="of the two labels")
-    parser.add_argument("--seed", metavar="INT", type=int, default=0, help="of the split by question")
-
-
-def _train_judge(options) -> int:
+@command(
+    "Train a judge on what `kljudge mine` found, and print its threshold table.",
+    [
+        argument("data", "a folder that `kljudge mine` wrote", type=DIR),
+        argument("folder", "a new folder for the judge", type=DIR),
+        option("--setup", "what it reads, such as DT or DD-DT", default="DD-DT"),
+        option("--model", "the head", type=click.Choice(("linear", "mlp")), default="linear"),
+        option("--class-weight", "of the two labels", type=click.Choice(("none", "balanced")), default="none"),
+        option("--seed", "of the split by question", default=0),
+    ],
+    "  kljudge train-judge mined/arithmetic judges/arithmetic\n"
+    "  kljudge generate --target embedded --verifier judge:judges/arithmetic,threshold=0.5 --raw 'Tom has 3 pens.'",
+)
+def train_judge(options) -> int:
     from kljudge_jax.evaluation.step import Step
     from kljudge_jax.judges.jobs import train_judge
     from kljudge_jax.judges.training import Options

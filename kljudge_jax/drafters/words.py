@@ -10,6 +10,7 @@ from kljudge_jax.drafters.model_draft import ModelDraft
 from kljudge_jax.drafters.prompt_lookup import PromptLookup
 from kljudge_jax.drafters.self_draft import SelfDraft
 from kljudge_jax.errors import InputError
+from kljudge_jax.spec import assigned, read_spec
 
 _DRAFTERS = {"model": ModelDraft, "lookup": PromptLookup, "self": SelfDraft}
 
@@ -20,10 +21,10 @@ def parse_drafter(word: str) -> Drafter:
     Raises:
       InputError: no such drafter, or a parameter that is unknown, missing or out of its range.
     """
-    name, values = _split(word)
+    name, _ = read_spec(word)
     if name not in _DRAFTERS:
         raise InputError(f"choose a drafter of {', '.join(_DRAFTERS)}, not {name!r}")
-    return _make(_DRAFTERS[name], name, values)
+    return _make(_DRAFTERS[name], word, [field.name for field in dataclasses.fields(_DRAFTERS[name])])
 
 
 def parse_draft_length(word: str) -> int | Adaptive:
@@ -33,32 +34,36 @@ def parse_draft_length(word: str) -> int | Adaptive:
     Raises:
       InputError: neither, or a parameter that is unknown or out of its range.
     """
-    name, values = _split(word)
+    name, items = read_spec(word)
     if name == "adaptive":
+        names = [field.name for field in dataclasses.fields(Adaptive)]
         # Alone, a number is the most that is drafted.
-        return _make(Adaptive, name, [f"maximum={values[0]}"] if len(values) == 1 and "=" not in values[0] else values)
-    if values or not name.isdecimal() or int(name) < 1:
+        return _make(Adaptive, word, ["maximum"] if len(items) == 1 and items[0].key is None else names)
+    if items or not name.isdecimal() or int(name) < 1:
         raise InputError(
             f"a draft length is a whole number from 1 on, or adaptive, as in adaptive:maximum=8, not {word!r}"
         )
     return int(name)
 
 
-def _split(word: str) -> tuple[str, list[str]]:
-    name, colon, rest = (part.strip() for part in word.partition(":"))
-    return name, [value.strip() for value in rest.split(",")] if colon else []
+def spec_of(made: Drafter | Adaptive | int | str) -> str | int:
+    """The spec string of a drafter or an adaptive length, as results name them; a number as it is.
+
+    A drafter of one's own has none, and is named by its `repr`.
+    """
+    if isinstance(made, int | str):
+        return made
+    if isinstance(made, Adaptive):
+        return "adaptive:" + ",".join(f"{name}={value}" for name, value in vars(made).items() if value is not None)
+    name = next((name for name, kind in _DRAFTERS.items() if type(made) is kind), None)
+    return repr(made) if name is None else ":".join([name, *map(str, vars(made).values())])
 
 
-def _make(made: type, name: str, values: list[str]):
-    """`made` of values in order, then of `name=value`."""
-    fields = {field.name: field for field in dataclasses.fields(made)}
+def _make(made: type, word: str, names: list[str]):
+    """`made` of the values of a spec string, which are numbers, but for the words of a cost."""
+    name, _ = read_spec(word)
     given: dict[str, int | float | str] = {}
-    for position, item in enumerate(values):
-        key, equals, text = (part.strip() for part in item.partition("="))
-        if not equals and position < len(fields):
-            key, text = list(fields)[position], key
-        if key not in fields or key in given:
-            raise InputError(f"write {_usage(made, name)!r}, for {item!r} is no parameter of {name!r}, or given twice")
+    for key, text in assigned(word, names, _usage(made, name)).items():
         if made is Adaptive and key == "cost" and text in (MEASURED, SIZE):
             given[key] = text
             continue
@@ -66,7 +71,8 @@ def _make(made: type, name: str, values: list[str]):
             given[key] = int(text) if text.lstrip("-").isdecimal() else float(text)
         except ValueError:
             raise InputError(f"give {name!r} a number as its {key}, not {text!r}") from None
-    if any(field.default is dataclasses.MISSING and key not in given for key, field in fields.items()):
+    needed = [field.name for field in dataclasses.fields(made) if field.default is dataclasses.MISSING]
+    if not given.keys() >= set(needed):
         raise InputError(f"give {name!r} its numbers, as in {_usage(made, name)!r}")
     return made(**given)
 

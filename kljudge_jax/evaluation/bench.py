@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -63,7 +62,7 @@ def run_bench(
     return {
         "models": {name: describe_model(model, getattr(pair, f"{name}_name")) for name, model in models.items()},
         "dtype": pair.precision,
-        "plan": dataclasses.asdict(plan),
+        "plan": plan.to_json(),
         "limits": {
             "read": {
                 name: {"bytes": limits.weight_bytes(model), "bytes_per_second": reached[name].bytes_per_second}

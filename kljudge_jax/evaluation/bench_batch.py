@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Any
 
 import jax
 import numpy as np
 
+from kljudge_jax.core.controller import Adaptive
 from kljudge_jax.core.sampling import Sampling
 from kljudge_jax.core.scorers import DraftScorer
-from kljudge_jax.drafters.words import parse_drafter
+from kljudge_jax.errors import InputError
 from kljudge_jax.evaluation import parts
 from kljudge_jax.evaluation.timing import Probe
+from kljudge_jax.generation.config import DecodingConfig, configured
 from kljudge_jax.generation.run import Run
 from kljudge_jax.generation.stats import Cycle
 from kljudge_jax.models.pair import ModelPair
+from kljudge_jax.verification import Verifier
 
 PLAIN = "none"
 _ALL_CYCLES = np.iinfo(np.int32).max
@@ -29,26 +32,38 @@ class Plan:
     """What a bench measures.
 
     Attributes:
-      rules: their words; plain decoding ("none"), which the others are compared with, is one of them.
-      batches: answers decoded side by side, one size after another.
-      draft_length: K.
-      drafter: its word, as `decoding.words` reads it.
-      max_new_tokens, temperature, top_k, top_p, min_p: as `generate` takes them.
+      rules: their names; plain decoding ("none"), which the others are compared with, is one of them.
+      batches: answers decoded side by side, one size after another, in place of `config.batch`.
+      config: how they are decoded.
       rounds: how many samples of everything count.
-      seed: of the draws.
+      verifiers: the rules themselves, by name, where they are not those of their spec strings.
+
+    Raises:
+      InputError: a number out of its range, or no room for a whole draft.
     """
 
     rules: tuple[str, ...]
     batches: tuple[int, ...] = (1,)
-    draft_length: int = 8
-    drafter: str = "model"
-    max_new_tokens: int = 64
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
+    config: DecodingConfig = dataclasses.field(default_factory=lambda: configured("bench", None, {}))
     rounds: int = 7
-    seed: int = 0
+    verifiers: Mapping[str, Verifier] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.batches or min(*self.batches, self.rounds) < 1:
+            raise InputError("batches and rounds start at 1")
+        if self.config.max_new_tokens <= self.config.longest + 1:
+            raise InputError(
+                f"max_new_tokens leaves no room for a whole draft: give at least {self.config.longest + 2}"
+            )
+
+    def verifier(self, rule: str) -> Verifier | str | None:
+        """A rule as `generate` takes it."""
+        return None if rule == PLAIN else self.verifiers.get(rule, rule)
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything that another bench has to have the same to be compared with."""
+        own = {"rules": self.rules, "batches": self.batches, "rounds": self.rounds}
+        return own | {name: value for name, value in self.config.to_json().items() if name != "batch"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +121,8 @@ class Batch:
         wanted = max(size, len(prompts) // size * size)
         asked = [prompts[i % len(prompts)] for i in range(wanted)]
         self.groups = [asked[i : i + size] for i in range(0, wanted, size)]
-        self.runs = {rule: self._start(rule, self.groups[0], 0) for rule in plan.rules}
+        # Parts are timed at one length: the most that an adaptive one drafts.
+        self.runs = {rule: self._start(rule, self.groups[0], 0, plan.config.longest) for rule in plan.rules}
         self.draft = next((run.draft for run in self.runs.values() if run.draft is not None), None)
         self.answers: dict[str, list[Answers]] = {rule: [] for rule in plan.rules}
         usual = [r for r, run in self.runs.items() if r != PLAIN and run.shape.scorer == DraftScorer()]
@@ -145,18 +161,18 @@ class Batch:
         same = settings.scorer == self.runs[self.common].shape.scorer
         return pass_over(settings.draft_length + 1) if same else f"{rule}, target pass"
 
-    def _start(self, rule: str, prompts: Sequence[Any], draw: int) -> Run:
-        plan = self.plan
+    def _start(self, rule: str, prompts: Sequence[Any], draw: int, length: int | Adaptive) -> Run:
+        config = self.plan.config
         return Run(
             self.pair,
             list(prompts),
-            None if rule == PLAIN else rule,
-            plan.draft_length,
-            parse_drafter(plan.drafter),
-            plan.max_new_tokens,
-            Sampling.create(plan.temperature, plan.top_k, plan.top_p, plan.min_p),
-            (),
-            jax.random.key(plan.seed + draw),
+            self.plan.verifier(rule),
+            length,
+            config.drafter,
+            config.max_new_tokens,
+            Sampling.create(config.temperature, config.top_k, config.top_p, config.min_p),
+            config.stop,
+            jax.random.key(config.seed + draw),
             False,
         )
 
@@ -164,7 +180,8 @@ class Batch:
         done = []
         for i, group in enumerate(self.groups):
             # Other draws every time: a rule that tosses coins is then timed over many of them.
-            run = self._start(rule, group, 1 + i + len(self.answers[rule]) * len(self.groups))
+            draw = 1 + i + len(self.answers[rule]) * len(self.groups)
+            run = self._start(rule, group, draw, self.plan.config.length)
             while run.unfinished:
                 run.advance(_ALL_CYCLES)
             done.append(run)

@@ -6,16 +6,19 @@ import dataclasses
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from kljudge_jax.errors import InputError
 from kljudge_jax.evaluation import bench as benches
 from kljudge_jax.evaluation.bench_models import near_prompts
 from kljudge_jax.evaluation.bench_table import bench_markdown
+from kljudge_jax.generation.config import DecodingConfig, DecodingFields, configured
 from kljudge_jax.machine import describe_machine
 from kljudge_jax.models.pair import ModelPair
 from kljudge_jax.results_folder import results_folder
 from kljudge_jax.tasks.base import Task
+from kljudge_jax.verification import Verifier
+from kljudge_jax.verification.words import spec_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,43 +53,44 @@ class Bench:
 def bench(
     pair: ModelPair,
     task: Task,
-    rules: Sequence[str] = ("exact", "kl:0.4"),
+    rules: Sequence[str | Verifier | None] = ("exact", "kl:0.4"),
     *,
     batches: Sequence[int] = (1,),
-    draft_length: int = 8,
+    split: str = "test",
     prompts: int = 4,
-    max_new_tokens: int = 64,
     rounds: int = 7,
     report: Callable[[str], None] = lambda line: None,
+    config: DecodingConfig | None = None,
+    **decoding: Unpack[DecodingFields],
 ) -> Bench:
     """Measures speed alone: the parts of a cycle, tokens per second, bandwidth, and the draft length that pays.
 
     Args:
       pair: the models.
       task: whose prompts are answered.
-      rules: by their words; plain decoding always runs.
+      rules: by their spec strings, or rules themselves; plain decoding always runs.
       batches: answers decoded side by side, one size after another.
-      draft_length: K.
-      prompts: how many of the task's test split, at least one batch of them.
-      max_new_tokens: as `generate` takes it.
+      split: of the task.
+      prompts: how many, at least one batch of them.
       rounds: samples of everything.
       report: told of every compilation and every round.
+      config: how they are answered; None is `DecodingConfig(max_new_tokens=64)`. `batches` stand for its batch.
+      **decoding: fields of the configuration, such as `draft_length=4`, in place of those of `config`.
 
     Raises:
       InputError: a rule or a size that cannot be.
     """
-    if not batches or min(*batches, draft_length, prompts, rounds) < 1:
-        raise InputError("batches, draft_length, prompts and rounds start at 1")
-    if max_new_tokens <= draft_length + 1:
-        raise InputError(f"max_new_tokens leaves no room for a whole draft: give at least {draft_length + 2}")
+    if prompts < 1:
+        raise InputError("prompts start at 1")
+    named = {spec_of(rule): rule for rule in rules}
     plan = benches.Plan(
-        rules=tuple(dict.fromkeys([benches.PLAIN, *rules])),
+        rules=tuple(dict.fromkeys([benches.PLAIN, *named])),
         batches=tuple(batches),
-        draft_length=draft_length,
-        max_new_tokens=max_new_tokens,
+        config=configured("bench", config, decoding),
         rounds=rounds,
+        verifiers={name: rule for name, rule in named.items() if rule is not None and not isinstance(rule, str)},
     )
-    asked = near_prompts(task, "test", max(prompts, *batches))
+    asked = near_prompts(task, split, max(prompts, *batches))
     return Bench(measured(pair, asked, plan, task.name, "kljudge_jax.bench", report))
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from kljudge_jax.drafters.model_draft import ModelDraft
+from kljudge_jax.drafters.words import spec_of
 from kljudge_jax.evaluation import limits
 from kljudge_jax.evaluation.bench_batch import PLAIN, Batch, Plan, pass_over
 from kljudge_jax.evaluation.cost_model import CostModel, acceptance_rate, advice, expected_tokens, nondecreasing
@@ -55,7 +56,7 @@ def _draft(batch, timings, reached) -> dict[str, Any] | None:
     """A draft of K tokens, and one step of it."""
     if batch.named("draft") not in timings:
         return None
-    draft, length = timings[batch.named("draft")], batch.plan.draft_length
+    draft, length = timings[batch.named("draft")], batch.plan.config.longest
     step = Timing(tuple(s / length for s in draft.samples), draft.repetitions, draft.compile_seconds)
     plain = timings[batch.named(pass_over(1))]
     work = _draft_work(batch, batch.common)
@@ -94,7 +95,7 @@ def _rule(batch, rule, timings, reached, busy) -> dict[str, Any]:
     speed = spread([a / b for a, b in zip(speeds, plain, strict=True)], "ratio") if compared else None
     return {
         "rule": rule,
-        "draft_length": length,
+        "draft_length": spec_of(batch.plan.config.length) if length else 0,
         **spread(speeds, "tokens_per_second"),
         "speed": speed,
         "decoding": spread(decoding, "tokens_per_second"),
@@ -121,10 +122,10 @@ def _speeds(batch, rule, timings) -> list[float]:
 
 def _model(batch, rule, timings, occupancy, decoding, speed, busy) -> dict[str, Any] | None:
     """What the cost model says of a rule beside what was measured; None where no draft token was tested, or where
-    nothing can be compared: answers failed."""
+    nothing can be compared: answers failed, or their draft length adapted."""
     length = batch.runs[rule].shape.draft_length
     answers = batch.answers[rule][-batch.plan.rounds :]
-    if any(a.failed for a in answers) or (length and speed is None):
+    if any(a.failed for a in answers) or (length and (speed is None or length != batch.plan.config.length)):
         return None
     rate = 0.0 if rule == PLAIN else known_rate(rule, batch.plan)
     if rate is None:
@@ -259,5 +260,6 @@ def _achieved(timing: Timing, work: Work, reached: Reached) -> dict[str, float]:
 
 def known_rate(rule: str, plan: Plan) -> float | None:
     """The acceptance rate of a rule that accepts by a coin alone; None of any other."""
-    verifier = parse_verifier(rule, plan.temperature == 0)
+    verifier = plan.verifier(rule)
+    verifier = parse_verifier(verifier, plan.config.greedy) if isinstance(verifier, str) else verifier
     return float(verifier.rate) if isinstance(verifier, SyntheticAcceptance) else None

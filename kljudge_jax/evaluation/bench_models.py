@@ -54,7 +54,7 @@ def random_pair(
     shapes = {
         role: Model(config, kept[role].layout, wanted, caches, kept[role].bits) for role, config in configs.items()
     }
-    decoded = Workload(states, prompt_tokens, plan.max_new_tokens, plan.draft_length if draft else 0)
+    decoded = Workload(states, prompt_tokens, plan.config.max_new_tokens, plan.config.longest if draft else 0)
     held = plan_memory(shapes["target"], shapes.get("draft"), decoded)
     check_memory(held.target_weights + held.draft_weights, held.caches, placement)
     models = {role: random_model(config, kept[role], seed) for seed, (role, config) in enumerate(configs.items())}

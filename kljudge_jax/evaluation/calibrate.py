@@ -166,7 +166,7 @@ def summary(
         "command": list(command),
         "machine": describe_machine(),
         "target": pair_name,
-        "plan": json.loads(json.dumps(dataclasses.asdict(plan))),
+        "plan": plan.to_json(),
         "smallest_n": plan.smallest_n,
         "tested": [dataclasses.asdict(one) | {"loss": one.outcome.loss} for one in tested],
         "threshold": None if best is None else float(re.split("[:,=]", best.rule)[-1]),

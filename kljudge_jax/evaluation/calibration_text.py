@@ -89,5 +89,5 @@ def _why_not(plan: Plan, failed: Tested) -> str:
     )
 
 
-def _length(plan: Plan) -> int:
+def _length(plan: Plan) -> int | str:
     return plan.thresholds[0].draft_length

@@ -15,6 +15,7 @@ from kljudge_jax.evaluation.step import Step
 from kljudge_jax.evaluation.summary import summarise
 from kljudge_jax.evaluation.text_table import markdown
 from kljudge_jax.evaluation.token_page import Answer, answer_of
+from kljudge_jax.generation.config import DecodingConfig
 from kljudge_jax.generation.generate import generate
 from kljudge_jax.generation.results import Generation
 from kljudge_jax.generation.stream import Event, stream
@@ -81,8 +82,7 @@ class Demo:
         plan = sweep.Plan(
             cells=sweep.grid(self.rules, [self.draft_length]),
             n=len(self.problems),
-            batch=len(self.problems),
-            max_new_tokens=MAX_NEW_TOKENS,
+            config=DecodingConfig(MAX_NEW_TOKENS, batch=len(self.problems)),
         )
         for done, cell in enumerate(plan.cells):
             report(Step(f"{len(self.problems)} problems, {title(cell.rule)}", done, len(plan.cells)))

@@ -27,7 +27,7 @@ def examples(pair: ModelPair, part: Part, count: int) -> Examples:
         if len(found) == count:
             return found
     plan = part.plan
-    problems = part.task.problems(split=plan.split, n=plan.n, seed=plan.seed)[:count]
+    problems = part.task.problems(split=plan.split, n=plan.n, seed=plan.config.seed)[:count]
     found = [(_as_text(problem.prompt), []) for problem in problems]
     rules = [cell for cell in plan.cells if parse_baseline(cell.rule) is None]
     for cell in rules if problems else ():

@@ -1,4 +1,4 @@
-"""The generation settings of a harness task, as `generate` takes them."""
+"""The generation settings of a harness task as a decoding configuration."""
 
 from __future__ import annotations
 
@@ -7,41 +7,18 @@ from collections.abc import Mapping
 from typing import Any
 
 from kljudge_jax.errors import InputError
+from kljudge_jax.generation.config import DecodingConfig
 
 # The harness knows one setting by the names of several libraries; the first one given counts.
 _MOST_TOKENS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
-_TRUNCATION = {"top_k": 0, "top_p": 1.0, "min_p": 0.0}
+_TRUNCATION: dict[str, Any] = {"top_k": 0, "top_p": 1.0, "min_p": 0.0}
 # Settings that no answer of ours follows, with the values at which they ask for nothing.
 _OFF = {"num_beams": 1, "num_return_sequences": 1, "repetition_penalty": 1, "use_cache": True}
 
 
-@dataclasses.dataclass(frozen=True)
-class GenerationSettings:
-    """How the answers of a task are decoded.
-
-    Attributes:
-      max_new_tokens: the most tokens of an answer.
-      stop: strings that end it.
-      ends: special tokens that end it, as ids.
-      temperature: 0 is greedy.
-      top_k, top_p, min_p: truncation when sampling.
-    """
-
-    max_new_tokens: int
-    stop: tuple[str, ...] = ()
-    ends: tuple[int, ...] = ()
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-
-    @property
-    def sampling(self) -> dict[str, Any]:
-        """What `generate` takes by these names."""
-        return {"temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p, "min_p": self.min_p}
-
-
-def read_generation_kwargs(kwargs: Mapping[str, Any], tokenizer, max_new_tokens: int) -> GenerationSettings:
+def read_generation_kwargs(
+    kwargs: Mapping[str, Any], tokenizer, config: DecodingConfig
+) -> tuple[DecodingConfig, tuple[int, ...]]:
     """Reads the `generation_kwargs` of a task: `until`, `do_sample`, `temperature`, `max_gen_toks` and so on.
 
     `do_sample: false`, or no temperature without `do_sample: true`, is greedy; then truncation is left aside.
@@ -49,7 +26,10 @@ def read_generation_kwargs(kwargs: Mapping[str, Any], tokenizer, max_new_tokens:
     Args:
       kwargs: as the harness hands them over.
       tokenizer: knows which strings of `until` are special tokens, which no text holds.
-      max_new_tokens: where the task names no number of tokens.
+      config: of all tasks; a task says how it samples, what ends an answer and, where it does, how long one may be.
+
+    Returns:
+      the configuration of the task, and the ids of special tokens that end an answer as well.
 
     Raises:
       InputError: a setting that `generate` cannot follow, by its name.
@@ -68,7 +48,8 @@ def read_generation_kwargs(kwargs: Mapping[str, Any], tokenizer, max_new_tokens:
     # Transformers writes no truncation as 0 or as -1.
     if truncation.get("top_k", 0) < 0:
         truncation["top_k"] = 0
-    return GenerationSettings(int(most[0]) if most else max_new_tokens, stop, ends, temperature, **truncation)
+    changes = _TRUNCATION | truncation | ({"max_new_tokens": int(most[0])} if most else {})
+    return dataclasses.replace(config, stop=stop, temperature=temperature, **changes), ends
 
 
 def _ends(until, tokenizer) -> tuple[tuple[str, ...], tuple[int, ...]]:

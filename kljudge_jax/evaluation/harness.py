@@ -10,23 +10,21 @@ import functools
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Unpack
 
 import jax
 import jinja2
 import numpy as np
 
-from kljudge_jax.core.controller import Adaptive
-from kljudge_jax.core.protocols import Drafter
-from kljudge_jax.drafters.model_draft import ModelDraft
-from kljudge_jax.drafters.words import parse_drafter
 from kljudge_jax.errors import InputError
-from kljudge_jax.evaluation.generation_kwargs import GenerationSettings, read_generation_kwargs
+from kljudge_jax.evaluation.generation_kwargs import read_generation_kwargs
 from kljudge_jax.evaluation.loglikelihood import Continuation, log_likelihoods, windows
 from kljudge_jax.generation import stats
+from kljudge_jax.generation.config import DecodingConfig, DecodingFields, configured
 from kljudge_jax.generation.generate import generate
 from kljudge_jax.models.pair import ModelPair
 from kljudge_jax.verification import Verifier
+from kljudge_jax.verification.words import spec_of
 
 try:
     from lm_eval import simple_evaluate
@@ -72,12 +70,14 @@ class KLJudgeLM(TemplateLM):
 
     Args:
       pair: target, draft and tokenizer.
-      verifier, draft_length, drafter: as `generate` takes them; no verifier is plain decoding.
-      batch_size: requests of a pass, or answers decoded side by side.
-      max_new_tokens: the most tokens of an answer, where a task names no number.
+      verifier: as `generate` takes it; none is plain decoding.
       max_length: the most tokens of context and answer; by default what the models were made for. Longer contexts lose
         their beginning.
-      seed: of the draws when sampling. A request draws by its place among the requests, whatever the batch.
+      batch_size: the harness's word for `batch`: requests of a pass, or answers decoded side by side.
+      config: how tasks that generate are decoded; None is `DecodingConfig(batch=8)`. A task says itself how it samples,
+        what ends an answer and mostly how long one may be. A request draws by its place among the requests, whatever
+        the batch.
+      **decoding: fields of the configuration, such as `draft_length=4`, in place of those of `config`.
 
     Raises:
       InputError: the pair has no tokenizer, or a number is out of its range.
@@ -87,30 +87,28 @@ class KLJudgeLM(TemplateLM):
         self,
         pair: ModelPair,
         verifier: Verifier | str | None = None,
-        draft_length: int | Adaptive = 8,
-        drafter: Drafter | str = ModelDraft(),  # noqa: B008 - frozen and empty
-        batch_size: int = 8,
-        max_new_tokens: int = 256,
+        *,
         max_length: int | None = None,
-        seed: int = 0,
+        batch_size: int | None = None,
+        config: DecodingConfig | None = None,
+        **decoding: Unpack[DecodingFields],
     ):
         super().__init__()
         if pair.tokenizer is None:
             raise InputError("harness tasks are text, and the pair has no tokenizer: add one")
-        for name, number in {"batch_size": batch_size, "max_new_tokens": max_new_tokens}.items():
-            if not isinstance(number, int) or number < 1:
-                raise InputError(f"{name} must be a whole number from 1 on, got {number!r}")
-        drafter = parse_drafter(drafter) if isinstance(drafter, str) else drafter
-        drafts = verifier not in (None, "none") and getattr(drafter, "uses_draft_model", False)
+        if batch_size is not None:
+            decoding["batch"] = batch_size
+        config = configured("evaluate", config, decoding)
+        drafts = verifier not in (None, "none") and getattr(config.drafter, "uses_draft_model", False)
         models = [model for model in (pair.target, pair.draft if drafts else None) if model is not None]
         most = min(model.config.max_position for model in models)
         if max_length is not None and not 1 < max_length <= most:
             raise InputError(f"max_length must be from 2 to {most}, which the models take, got {max_length}")
         self.pair = pair
         self.tokenizer = pair.tokenizer
-        self.batch_size, self.max_new_tokens, self.max_length = batch_size, max_new_tokens, max_length or most
-        self._decoding: dict[str, Any] = {"verifier": verifier, "draft_length": draft_length, "drafter": drafter}
-        self._key = jax.random.key(seed)
+        self.verifier, self.config, self.max_length = verifier, config, max_length or most
+        self.batch_size = config.batch or 8  # the harness wants a number
+        self._key = jax.random.key(config.seed)
         self._answers: list[stats.Stats] = []
         self._seconds = np.zeros(3)  # in all, of prompts, of compilation
 
@@ -127,7 +125,7 @@ class KLJudgeLM(TemplateLM):
             raise InputError("model_args must name the target, as in target=big.gguf,draft=small.gguf,verifier=kl:0.4")
         target, draft = given.pop("target"), given.pop("draft", None)
         loaded = {name: given.pop(name) for name in _LOADED_WITH if name in given}
-        known = {"verifier", "draft_length", "drafter", "batch_size", "max_new_tokens", "max_length", "seed"}
+        known = {"verifier", "max_length", "batch_size", *DecodingFields.__annotations__}
         unknown = sorted(given.keys() - known)
         if unknown:
             raise InputError(f"{unknown[0]!r} is no argument of this model: choose of {', '.join(sorted(known))}")
@@ -160,7 +158,8 @@ class KLJudgeLM(TemplateLM):
             "target": self.pair.target_name,
             "draft": self.pair.draft_name,
             "model_dtype": self.pair.precision,
-            **{name: str(value) for name, value in self._decoding.items()},
+            "verifier": spec_of(self.verifier),
+            **{name: str(value) for name, value in self.config.to_json().items()},
         }
 
     @property
@@ -231,10 +230,10 @@ class KLJudgeLM(TemplateLM):
 
     def generate_until(self, requests, disable_tqdm: bool = False) -> list[str]:
         asked = [request.args for request in requests]
-        groups: dict[GenerationSettings, list[int]] = defaultdict(list)
+        groups: dict[tuple[DecodingConfig, tuple[int, ...]], list[int]] = defaultdict(list)
         for i, (_, kwargs) in enumerate(asked):
-            groups[read_generation_kwargs(kwargs, self.tokenizer, self.max_new_tokens)].append(i)
-        for settings in groups:
+            groups[read_generation_kwargs(kwargs, self.tokenizer, self.config)].append(i)
+        for settings, _ in groups:
             if settings.max_new_tokens >= self.max_length:
                 raise InputError(
                     f"a task asks for {settings.max_new_tokens} new tokens, and the models take {self.max_length} with "
@@ -242,14 +241,14 @@ class KLJudgeLM(TemplateLM):
                 )
         answers = [""] * len(asked)
         with tqdm(total=len(asked), desc="Answers", disable=disable_tqdm) as bar:
-            for settings, members in groups.items():
+            for (settings, ends), members in groups.items():
                 room = self.max_length - settings.max_new_tokens
                 prompts = {i: np.asarray(self._prompt(asked[i][0])[-room:], np.int32) for i in members}
                 # Neighbours of one length waste the least padding, and a batch too large fails at once.
                 members = sorted(members, key=lambda i: -len(prompts[i]))
                 for begin in range(0, len(members), self.batch_size):
                     batch = members[begin : begin + self.batch_size]
-                    texts = self._decode([prompts[i] for i in batch], batch, settings)
+                    texts = self._decode([prompts[i] for i in batch], batch, settings, ends)
                     for i, text in zip(batch, texts, strict=True):
                         answers[i] = text
                         self.cache_hook.add_partial("generate_until", asked[i], text)
@@ -259,15 +258,19 @@ class KLJudgeLM(TemplateLM):
     def _prompt(self, text: str) -> list[int]:
         return self.tok_encode(text) or [self.prefix_token_id]
 
-    def _decode(self, prompts: Sequence[np.ndarray], places: Sequence[int], settings: GenerationSettings) -> list[str]:
-        pair = dataclasses.replace(self.pair, eos=tuple(dict.fromkeys((*self.pair.eos, *settings.ends))))
+    def _decode(
+        self,
+        prompts: Sequence[np.ndarray],
+        places: Sequence[int],
+        settings: DecodingConfig,
+        ends: tuple[int, ...],
+    ) -> list[str]:
+        pair = dataclasses.replace(self.pair, eos=tuple(dict.fromkeys((*self.pair.eos, *ends))))
         out = generate(
             pair,
             prompts,
-            **self._decoding,
-            max_new_tokens=settings.max_new_tokens,
-            **settings.sampling,
-            stop=settings.stop,
+            verifier=self.verifier,
+            **settings.arguments(),
             key=jax.vmap(jax.random.fold_in, (None, 0))(self._key, np.asarray(places)),
         )
         self._answers += out.stats.rows

@@ -9,6 +9,8 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from kljudge_jax.spec import read_spec
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -34,15 +36,13 @@ def setting(rule: str) -> str:
 
 
 def _line_and_numbers(rule: str) -> tuple[str, str]:
-    name, _, rest = rule.partition(":")
+    name, items = read_spec(rule)
     kept, numbers = [], []
-    for item in rest.split(",") if rest else ():
-        key, equals, value = (part.strip() for part in item.partition("="))
-        number = value if equals else key
-        if key == "confidence" or not _is_number(number):
-            kept.append(re.split(r"[/\\]", item.strip().rstrip("/\\"))[-1])
+    for key, value, text in items:
+        if key == "confidence" or not _is_number(value):
+            kept.append(re.split(r"[/\\]", text.rstrip("/\\"))[-1])
         else:
-            numbers.append(number)
+            numbers.append(value)
     return name + (":" + ",".join(kept) if kept else ""), ",".join(numbers)
 
 

@@ -158,7 +158,7 @@ def _name(row: dict, rows: Sequence[dict]) -> str:
 def _about(setting: Setting) -> list[str]:
     plan = setting.plan
     seeds = ("seed " if len(plan["seeds"]) == 1 else "seeds ") + ", ".join(map(str, plan["seeds"]))
-    lengths = sorted({cell["draft_length"] for cell in plan["cells"]} - {0})
+    lengths = dict.fromkeys(cell["draft_length"] for cell in plan["cells"] if cell["draft_length"])
     drafted = f"draft length {' and '.join(map(str, lengths))}, " if lengths else ""
     how = "greedy" if setting.greedy else f"temperature {plan['temperature']:g}"
     return [

@@ -8,13 +8,16 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any, Self
 
 import jax
 
-from kljudge_jax.drafters.words import parse_drafter
+from kljudge_jax.core.controller import Adaptive
+from kljudge_jax.drafters.words import spec_of
 from kljudge_jax.errors import InputError
 from kljudge_jax.evaluation.baselines import Answer, Request, answers_of, check_baselines, parse_baseline
 from kljudge_jax.evaluation.step import Step
+from kljudge_jax.generation.config import DecodingConfig, configured
 from kljudge_jax.generation.generate import generate
 from kljudge_jax.generation.results import Generation
 from kljudge_jax.machine import describe_machine
@@ -24,6 +27,8 @@ from kljudge_jax.parallel.axes import LOGICAL
 from kljudge_jax.parallel.mesh import mesh_sizes
 from kljudge_jax.results_folder import results_folder
 from kljudge_jax.tasks.base import Problem, Task
+from kljudge_jax.verification import Verifier
+from kljudge_jax.verification.words import spec_of as rule_name
 
 SCHEMA = 1
 KIND = "sweep"
@@ -35,10 +40,17 @@ _PROBLEMS_A_SLOT = 4
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """One combination that a sweep runs: the word of a rule or baseline, and a draft length (0 if none is needed)."""
+    """One combination that a sweep runs.
+
+    Attributes:
+      rule: the spec string of a rule or baseline, or the name of a rule that has none.
+      draft_length: a number (0 if none is needed), or the spec string of an adaptive length.
+      verifier: the rule itself, where one was given.
+    """
 
     rule: str
-    draft_length: int
+    draft_length: int | str
+    verifier: Verifier | None = dataclasses.field(default=None, compare=False, repr=False)
 
     @property
     def name(self) -> str:
@@ -51,39 +63,55 @@ class Plan:
 
     Attributes:
       cells: the combinations.
-      n, split, seed: which problems of the task.
-      batch: slots, that is answers decoded side by side; tokens per second are those of so many.
-      drafter: its word, as `decoding.words` reads it.
-      max_new_tokens, temperature, top_k, top_p, min_p: as `generate` takes them; `seed` makes its key too.
+      n, split: which problems of the task; `config.seed` chooses them.
+      config: how each is answered, but for the draft length. Tokens per second are those of `config.batch` side by
+        side.
     """
 
     cells: tuple[Cell, ...]
     n: int = 100
     split: str = "test"
-    seed: int = 7
-    batch: int = 8
-    max_new_tokens: int = 256
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    drafter: str = "model"
+    config: DecodingConfig = dataclasses.field(default_factory=lambda: configured("sweep", None, {}))
 
     @property
     def turn(self) -> int:
         """How many problems a cell answers before it is another's turn."""
-        return 1 if self.batch == 1 else _PROBLEMS_A_SLOT * self.batch
+        batch = self.config.batch or self.n
+        return 1 if batch == 1 else _PROBLEMS_A_SLOT * batch
+
+    def seeded(self, seed: int) -> Self:
+        """The plan under another seed."""
+        return dataclasses.replace(self, config=dataclasses.replace(self.config, seed=seed))
+
+    def of(self, cell: Cell) -> DecodingConfig:
+        """How a cell's problems are answered."""
+        return dataclasses.replace(self.config, draft_length=cell.draft_length) if cell.draft_length else self.config
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything that a run that goes on has to have the same."""
+        own = {one.name: getattr(self, one.name) for one in dataclasses.fields(self) if one.name != "config"}
+        own["cells"] = [{"rule": cell.rule, "draft_length": cell.draft_length} for cell in self.cells]
+        return own | {name: value for name, value in self.config.to_json().items() if name != "draft_length"}
 
 
-def grid(rules: Sequence[str], draft_lengths: Sequence[int]) -> tuple[Cell, ...]:
-    """Every rule at every draft length; plain decoding ("none") once, and so every baseline that drafts nothing."""
-    cells = [Cell(rule, 0) for rule in rules if not drafts(rule)]
-    cells += [Cell(rule, length) for length in draft_lengths for rule in rules if drafts(rule)]
+def grid(rules: Sequence[str | Verifier | None], draft_lengths: Sequence[int | Adaptive | str]) -> tuple[Cell, ...]:
+    """Every rule at every draft length; plain decoding ("none") once, and so every baseline that drafts nothing.
+
+    Raises:
+      InputError: what is no rule or no length, or an adaptive one for a baseline that drafts by Transformers.
+    """
+    lengths = [spec_of(DecodingConfig(draft_length=length).draft_length) for length in draft_lengths]
+    named = [(rule_name(rule), rule if callable(rule) else None) for rule in rules]
+    cells = [Cell(name, 0, rule) for name, rule in named if not drafts(name)]
+    cells += [Cell(name, length, rule) for length in lengths for name, rule in named if drafts(name)]
+    for cell in cells:
+        if isinstance(cell.draft_length, str) and cell.rule.startswith("hf"):
+            raise InputError(f"{cell.rule!r} drafts by one length: leave it out of a sweep of adaptive ones")
     return tuple(dict.fromkeys(cells))
 
 
 def drafts(rule: str) -> bool:
-    """Whether the draft length matters to a rule or baseline of that word."""
+    """Whether the draft length matters to a rule or baseline of that name."""
     baseline = parse_baseline(rule)
     return rule != "none" if baseline is None else baseline.drafts
 
@@ -107,7 +135,7 @@ def parts(tasks: Sequence[Task], seeds: Sequence[int], plan: Plan, folder: str |
     if len(set(names)) < len(names):
         raise InputError(f"the tasks {', '.join(names)} would share a folder: sweep them one at a time")
     found = [
-        Part(task, dataclasses.replace(plan, seed=seed), Path(folder) / f"{task.name}-seed{seed}")
+        Part(task, plan.seeded(seed), Path(folder) / f"{task.name}-seed{seed}")
         for task in tasks
         for seed in dict.fromkeys(seeds)
     ]
@@ -123,10 +151,10 @@ def pooled(records_of_seeds: Sequence[tuple[Plan, Sequence[dict]]]) -> list[dict
     found: dict[tuple, dict] = {}
     for plan, records in records_of_seeds:
         for record in records:
-            problem = record["problem"] if plan.temperature == 0 else f"{record['problem']}#{plan.seed}"
+            problem = record["problem"] if plan.config.greedy else f"{record['problem']}#{plan.config.seed}"
             key = (record["rule"], record["draft_length"], problem)
             # Batches and turns are numbered from 0 under every seed.
-            numbered = {name: (plan.seed, record[name]) for name in ("batch", "turn") if name in record}
+            numbered = {name: (plan.config.seed, record[name]) for name in ("batch", "turn") if name in record}
             found.setdefault(key, record | {"problem": problem} | numbered)
     return list(found.values())
 
@@ -154,8 +182,11 @@ def run_sweep(
       InputError: the folder holds the answers of another plan, pair or task or to other problems, it is damaged, or a
         baseline cannot run here.
     """
-    check_baselines([cell.rule for cell in plan.cells], pair.draft is not None)
-    problems = task.problems(split=plan.split, n=plan.n, seed=plan.seed)
+    names = [cell.rule for cell in plan.cells]
+    check_baselines(names, pair.draft is not None)
+    if plan.config.stop and any(name.startswith("hf") for name in names):
+        raise InputError("Transformers' decoding ends at no stop string here: leave out stop, or the cells hf")
+    problems = task.problems(split=plan.split, n=plan.n, seed=plan.config.seed)
     folder = results_folder(folder)
     _claim(folder / "plan.json", pair, task, plan, problems)
     path = folder / "answers.jsonl"
@@ -210,17 +241,11 @@ def decode(
     return generate(
         pair,
         [problem.prompt for problem in problems],
-        verifier=cell.rule,
-        draft_length=cell.draft_length,
-        drafter=parse_drafter(plan.drafter),
-        max_new_tokens=plan.max_new_tokens,
-        temperature=plan.temperature,
-        top_k=plan.top_k,
-        top_p=plan.top_p,
-        min_p=plan.min_p,
-        key=_row_keys(plan.seed, places),
+        verifier=cell.rule if cell.verifier is None else cell.verifier,
+        **plan.of(cell).arguments(),
+        key=_row_keys(plan.config.seed, places),
         trace=trace,
-        batch_size=plan.batch,
+        batch_size=plan.config.batch,
         answered=answered,
     )
 
@@ -263,9 +288,7 @@ def answer(
     if baseline is None:
         decode(pair, plan, cell, problems, places, answered=lambda i, out: answered(i, answers_of(out)[0]))
     else:
-        options = {name: getattr(plan, name) for name in ("max_new_tokens", "temperature", "top_k", "top_p", "min_p")}
-        key = _row_keys(plan.seed, places)
-        request = Request(cell.draft_length, **options, key=key, batch_size=plan.batch, answered=answered)
+        request = Request(plan.of(cell), _row_keys(plan.config.seed, places), answered)
         baseline.answer(pair, [problem.prompt for problem in problems], request)
     return records
 
@@ -301,7 +324,7 @@ def _claim(path: Path, pair: ModelPair, task: Task, plan: Plan, problems: Sequen
         "task": task.name,
         "weights": fingerprints(pair),
         "problems": problems_digest(problems),
-        "plan": json.loads(json.dumps(dataclasses.asdict(plan))),
+        "plan": plan.to_json(),
     }
     if not path.exists():
         whole = path.with_suffix(".partial")

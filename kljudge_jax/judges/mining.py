@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from kljudge_jax.errors import InputError
+from kljudge_jax.generation.config import DecodingConfig
 from kljudge_jax.judges.dataset import Dataset, DatasetWriter, gap_ids, read_dataset
 from kljudge_jax.judges.semi_greedy import Options, Search
 from kljudge_jax.models.fingerprint import fingerprints
@@ -53,6 +54,7 @@ def mine(
     n: int = 1000,
     seed: int = 7,
     options: Options = Options(),  # noqa: B008 - frozen
+    config: DecodingConfig | None = None,
     progress: Callable[[Progress], None] = lambda progress: None,
 ) -> Dataset:
     """Labels the draft's mismatches on `n` problems, into a dataset that a killed run goes on with.
@@ -65,6 +67,7 @@ def mine(
       n: problems.
       seed: of the choice of problems.
       options: how.
+      config: its `max_new_tokens`, `batch` and `seed` stand for those above. Mining is greedy, and drafts one token.
       progress: called now and then.
 
     Returns:
@@ -75,6 +78,11 @@ def mine(
       InputError: the pair has no draft or tokenizer, a prompt does not fit, the task checks nothing, or the folder
         holds something else.
     """
+    if config is not None:
+        if not config.greedy or config.stop:
+            raise InputError("mining is greedy and reads whole answers: leave temperature and stop out of its config")
+        seed, batch = config.seed, config.batch or options.batch
+        options = dataclasses.replace(options, max_new_tokens=config.max_new_tokens, batch=batch)
     identity = PairIdentity.of(pair)
     if pair.tokenizer is None:
         raise InputError("mining reads answers as text, and the pair has no tokenizer: load one with it")

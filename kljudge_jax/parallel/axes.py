@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from kljudge_jax.errors import InputError
+from kljudge_jax.spec import read_items
 
 BATCH, HEADS, KV_HEADS, MLP, VOCAB, EMBED = LOGICAL = ("batch", "heads", "kv_heads", "mlp", "vocab", "embed")
 
@@ -66,9 +67,8 @@ def parse_axes(word: str | None, name: str = "axes") -> dict[str, tuple[str, ...
       InputError: an unknown axis, one named twice, or two that meet in one array and share an axis of the mesh.
     """
     rules, named = dict(RULES), set()
-    for i, part in enumerate((word or "").split(",") if word else ()):
-        logical, equals, text = (piece.strip() for piece in part.partition("="))
-        if i == 0 and logical == REPLICATED and not equals:
+    for i, (logical, text, _) in enumerate(read_items(word) if word else ()):
+        if i == 0 and logical is None and text == REPLICATED:
             rules = {axis: RULES[axis] if axis == BATCH else () for axis in LOGICAL}
             continue
         mesh_axes = () if text == "none" else tuple(re.split(r"\s*\+\s*", text))

@@ -12,6 +12,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from kljudge_jax.errors import InputError
 from kljudge_jax.parallel.axes import MESH_AXES
+from kljudge_jax.spec import read_items
 
 
 def parse_mesh(spec: str) -> dict[str, int]:
@@ -21,8 +22,7 @@ def parse_mesh(spec: str) -> dict[str, int]:
       InputError: an unknown or repeated axis, or a size below 1.
     """
     sizes: dict[str, int] = {}
-    for part in spec.split(","):
-        name, _, size = (piece.strip() for piece in part.partition("="))
+    for name, size, _ in read_items(spec):
         if name not in MESH_AXES or not re.fullmatch(r"[1-9]\d*", size):
             raise InputError(f"mesh {spec!r}: write axes as name=size, with names of {', '.join(MESH_AXES)}")
         if name in sizes:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import inspect
 import itertools
-import re
 from collections.abc import Sequence
 from typing import Any
 
+import jax
+import numpy as np
+
 from kljudge_jax.errors import InputError
+from kljudge_jax.spec import assigned, read_spec
 from kljudge_jax.verification.parameters import Parameter, parameters_of
 from kljudge_jax.verification.rule import RULES, Rule
 
@@ -37,6 +41,31 @@ def parse_verifier(word: str, greedy: bool) -> Rule | None:
     if missing:
         raise InputError(f"give {name!r} its {' and '.join(missing)}, as in {_usage(rule)!r}")
     return rule(**values)
+
+
+def spec_of(rule: Any) -> str:
+    """What results name a rule by: its spec string, `none` for no rule, and a spec string as it is.
+
+    A rule that no spec string makes, for it is not registered or holds arrays, is named by its class and what it holds.
+
+    Raises:
+      InputError: this is neither a rule nor the spec string of one.
+    """
+    if rule is None or isinstance(rule, str):
+        return rule or _PLAIN
+    if not callable(rule) or isinstance(rule, type):
+        raise InputError(f"a rule is a spec string such as 'kl:0.4' or a rule such as KLJudge(0.4), not {rule!r}")
+    leaves, structure = jax.tree.flatten(rule)
+    if type(rule) in RULES and all(np.ndim(leaf) == 0 for leaf in leaves):
+        parameters = parameters_of(type(rule))
+        if all(type(parameter) is Parameter for parameter, _ in parameters.values()):
+            values = [getattr(rule, key) for key in parameters]
+            defaults = [default for _, default in parameters.values()]
+            while values and values[-1] == defaults[len(values) - 1]:
+                values.pop()  # what the word says without it
+            return ":".join([rule.word, *([",".join(map(str, values))] if values else [])])
+    held = b"".join(np.asarray(leaf).tobytes() for leaf in leaves) + str(structure).encode()
+    return f"{type(rule).__name__}-{hashlib.sha256(held).hexdigest()[:8]}"
 
 
 def threshold_words(word: str, values: Sequence[str], greedy: bool) -> list[str]:
@@ -114,24 +143,11 @@ def describe_rules() -> list[dict[str, Any]]:
 
 def _read(word: str, greedy: bool) -> tuple[type[Rule], dict[str, object]]:
     """The rule of a word, and the parameters that the word gives."""
-    name, colon, rest = (part.strip() for part in word.partition(":"))
+    name, _ = read_spec(word)
     rule = _find(name, greedy)
     parameters = parameters_of(rule)
-    values: dict[str, object] = {}
-    named = False
-    # A comma between double quotes is a part of some text.
-    items = re.split(r',(?=(?:[^"]*"[^"]*")*[^"]*$)', rest) if colon else ()
-    for position, item in enumerate(items):
-        key, equals, text = (part.strip() for part in item.partition("="))
-        named = named or bool(equals)
-        if not equals and not named and position < len(parameters):
-            key, text = list(parameters)[position], key
-        elif not equals or key not in parameters:
-            raise InputError(f"write {_usage(rule)!r}, for {item!r} is no parameter of {name!r}")
-        if key in values:
-            raise InputError(f"give {name!r} its {key} once, not twice as in {word!r}")
-        values[key] = parameters[key][0].parse(repr(name), key, text)
-    return rule, values
+    texts = assigned(word, parameters, _usage(rule))
+    return rule, {key: parameters[key][0].parse(repr(name), key, text) for key, text in texts.items()}
 
 
 def _find(name: str, greedy: bool) -> type[Rule]:

@@ -1,9 +1,9 @@
 """What `kljudge evaluate` takes for the same work."""
 
 import pytest
+from command_lines import parsed
 from tiny_pairs import tiny_pair
 
-from kljudge_jax import cli
 from kljudge_jax.commands.evaluate import _asked
 
 WORDS = ["evaluate", "--target", "big", "--draft", "small", "--harness-tasks", "sums", "--mesh", "data=2,tensor=2"]
@@ -12,13 +12,13 @@ WORDS = ["evaluate", "--target", "big", "--draft", "small", "--harness-tasks", "
 @pytest.mark.parametrize("other", [["--axes", "vocab=none"], ["--draft-axes", "replicated"], ["--mesh", "data=4"]])
 def test_models_that_lie_otherwise_are_other_work(other):
     pair = tiny_pair()
-    one, again, placed = (_asked(cli._parser().parse_args(words), pair) for words in (WORDS, WORDS, WORDS + other))
+    one, again, placed = (_asked(parsed(words), pair) for words in (WORDS, WORDS, WORDS + other))
     assert one == again != placed
 
 
 def test_other_weights_of_one_name_and_other_files_of_tasks_are_other_work(tmp_path):
     (tmp_path / "task.yaml").write_text("task: a")
-    options = cli._parser().parse_args([*WORDS, "--include-path", str(tmp_path)])
+    options = parsed([*WORDS, "--include-path", str(tmp_path)])
     one = _asked(options, tiny_pair())
     assert _asked(options, tiny_pair()) == one != _asked(options, tiny_pair(1))
     (tmp_path / "task.yaml").write_text("task: b")

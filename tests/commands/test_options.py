@@ -1,8 +1,8 @@
 """What options of several commands are read as."""
 
 import pytest
+from command_lines import parsed
 
-from kljudge_jax import cli
 from kljudge_jax.commands.options import least_workload
 
 MODELS = ["--target", "big", "--draft", "small"]
@@ -20,6 +20,6 @@ MODELS = ["--target", "big", "--draft", "small"]
     ids=lambda words: words[0] if isinstance(words, list) else None,
 )
 def test_a_pair_is_checked_for_the_largest_of_what_it_will_decode(words, batch, draft_length, max_new_tokens):
-    workload = least_workload(cli._parser().parse_args(words), drafts=True)
+    workload = least_workload(parsed(words), drafts=True)
     assert (workload.batch, workload.draft_length, workload.max_new_tokens) == (batch, draft_length, max_new_tokens)
-    assert least_workload(cli._parser().parse_args(words), drafts=False).draft_length == 0
+    assert least_workload(parsed(words), drafts=False).draft_length == 0

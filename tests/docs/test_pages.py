@@ -8,6 +8,7 @@ import sys
 import warnings
 
 import pytest
+from command_lines import parsed
 from documentation import (
     FILES,
     ONLY_PARSED,
@@ -28,9 +29,9 @@ from documentation import (
 
 import kljudge_jax as kj
 from kljudge_jax import _public, cli
-from kljudge_jax.commands.options import split_rules
 from kljudge_jax.evaluation import limits
 from kljudge_jax.evaluation.baselines import parse_baseline
+from kljudge_jax.spec import split_specs
 from kljudge_jax.verification.rule import RULES
 
 COMMANDS = [(page, words) for page in PAGES for block in code(page, "bash") for words in commands(block)]
@@ -132,10 +133,10 @@ def test_the_python_of_a_page_is_python(page):
     "words", [words for _, words in COMMANDS], ids=[f"{page} {words[0]}" for page, words in COMMANDS]
 )
 def test_a_command_is_one_that_the_parser_knows(words):
-    options = cli._parser().parse_args(words)
+    options = parsed(words)
     greedy = getattr(options, "temperature", 0) == 0
     rules = getattr(options, "rules", None)
-    for rule in [*(split_rules(rules) if rules else ()), *filter(None, [getattr(options, "verifier", None)])]:
+    for rule in [*(split_specs(rules) if rules else ()), *filter(None, [getattr(options, "verifier", None)])]:
         if parse_baseline(rule) is None and not rule.startswith(("judge:judges/", "pivot:judges/")):
             kj.parse_verifier(rule, greedy)
 

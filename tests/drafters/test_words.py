@@ -44,7 +44,7 @@ def test_a_word_is_a_draft_length(word, length):
         ("self:0", "from 1 on as its layers"),
         ("lookup:two", "a number as its ngram"),
         ("lookup:2,3", "write 'lookup:ngram=3'"),
-        ("lookup:2,ngram=3", "given twice"),
+        ("lookup:2,ngram=3", "its ngram once, not twice"),
     ],
 )
 def test_drafters_that_cannot_be_meant_are_refused_in_one_sentence(word, says):

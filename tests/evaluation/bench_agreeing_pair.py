@@ -20,7 +20,7 @@ import jax
 import numpy as np
 from make_agreeing_pair import agreeing
 
-from kljudge_jax import ModelPair, generate
+from kljudge_jax import DecodingConfig, ModelPair, generate
 from kljudge_jax.evaluation.baselines.base import Request
 from kljudge_jax.evaluation.baselines.hugging_face import HFAssisted, HFGenerate
 from kljudge_jax.evaluation.statistics import speed_ratio_interval
@@ -44,7 +44,9 @@ def cell(word, pair, new):
 
     def theirs(prompts, key):
         baseline, length = (HFGenerate(), 8) if name == "hf" else (HFAssisted(), sizes[0])
-        answers = baseline.answer(pair, prompts, Request(length, new, 0.0, 0, 1.0, jax.random.split(key, 1)))
+        answers = baseline.answer(
+            pair, prompts, Request(DecodingConfig(new, draft_length=length), jax.random.split(key, 1))
+        )
         return [answer.tokens for answer in answers], sum(answer.stats.cycles for answer in answers)
 
     return (sizes[-1], ours) if name in ("plain", "exact") else (1, theirs)

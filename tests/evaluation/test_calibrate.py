@@ -6,11 +6,13 @@ import json
 import pytest
 from tiny_pairs import text_pair
 
+import kljudge_jax as kj
 from kljudge_jax.errors import InputError
 from kljudge_jax.evaluation import calibrate as module
 from kljudge_jax.evaluation import calibration_text
 from kljudge_jax.evaluation.calibrate import PLAIN, Check, Plan, calibrate, check, chosen, summary, write
 from kljudge_jax.evaluation.sweep import Cell, read_records
+from kljudge_jax.generation.config import DecodingConfig
 from kljudge_jax.judges.calibration import Outcome, p_value, upper_bound
 from kljudge_jax.tasks import Problem
 
@@ -45,8 +47,7 @@ PLAN = Plan(
     (PLAIN, *(Cell(rule, 4) for rule in RULES)),
     n=8,
     split="validation",
-    batch=2,  # turns of 8
-    max_new_tokens=24,
+    config=DecodingConfig(24, batch=2),  # turns of 8
     budget=0.4,
     without_answers=True,
 )
@@ -175,3 +176,23 @@ def test_a_check_is_told_with_its_interval():
     outcome = Outcome(1000, 3, 5)
     text = calibration_text.told(Check("kl:0.02", outcome, 952, 950, 5.0, (4.9, 5.1), 0, "test", (-0.008, 0.004)))
     assert "gains 0.20 points (-0.40 to 0.80, 95 %; 3 lost, 5 won; 952 right, plain 950)" in text
+
+
+def test_the_public_call_is_the_same(pair):
+    config = dataclasses.replace(PLAN.config, draft_length=4)
+    asked = {"budget": 40, "without_answers": True, "n": 8, "config": config}
+    found = kj.calibrate(pair, Bare(), "kl:confidence=1.0", [-1.0, 50.0, 60.0], **asked, seed=3)
+    assert (found.plan.budget, found.plan.config) == (0.4, dataclasses.replace(config, seed=3))
+    assert found.tested[0].rule == "kl:confidence=1.0,threshold=-1.0" and not found.failed
+    assert str(found).startswith(calibration_text.table(found.plan, found.tested)) and found.verifier in str(found)
+    few = kj.calibrate(pair, Bare(), thresholds=[0.1], n=8)
+    assert few.verifier == "exact" and not few.tested and "8 prompts are too few" in str(few)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"budget": 0}, {"delta": 1}, {"n": 0}, {"check_n": 3, "split": "all"}, {"batch": 0}, {"rule": "exact"}],
+)
+def test_the_public_call_refuses_what_cannot_be(pair, wrong):
+    with pytest.raises(InputError):
+        kj.calibrate(pair, Bare(), **wrong)

@@ -10,8 +10,9 @@ from tiny_pairs import text_pair
 from kljudge_jax.evaluation import examples as module
 from kljudge_jax.evaluation.examples import examples
 from kljudge_jax.evaluation.sweep import Part, Plan, grid, run_sweep
+from kljudge_jax.generation.config import DecodingConfig
 
-PLAN = Plan(grid(["none", "exact", "kl:4.0"], [4]), n=8, batch=4, max_new_tokens=24)
+PLAN = Plan(grid(["none", "exact", "kl:4.0"], [4]), n=8, config=DecodingConfig(24, seed=7, batch=4))
 
 
 def test_examples_are_the_sweeps_own_answers_and_are_kept(tmp_path, monkeypatch):

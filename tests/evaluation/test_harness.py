@@ -190,7 +190,7 @@ def test_the_harness_makes_it_by_name(tiny_folders):
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"batch_size": 0}, "batch_size"), ({"max_length": 1}, "max_length"), ({"max_new_tokens": 0}, "max_new_tokens")],
+    [({"batch_size": 0}, "batch"), ({"max_length": 1}, "max_length"), ({"max_new_tokens": 0}, "max_new_tokens")],
 )
 def test_numbers_out_of_range_are_refused(pair, options, message):
     with pytest.raises(InputError, match=message):

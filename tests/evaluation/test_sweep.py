@@ -11,9 +11,11 @@ from kljudge_jax.errors import InputError
 from kljudge_jax.evaluation import sweep
 from kljudge_jax.evaluation.summary import summarise
 from kljudge_jax.evaluation.sweep import Cell, Plan, grid, parts, pooled, read_records, run_sweep
+from kljudge_jax.generation.config import DecodingConfig
 from kljudge_jax.generation.generate import generate
 
-PLAN = Plan(grid(["none", "exact", "kl:4.0"], [4]), n=10, batch=2, max_new_tokens=24)  # turns of 8 and of 2
+CONFIG = DecodingConfig(24, batch=2)
+PLAN = Plan(grid(["none", "exact", "kl:4.0"], [4]), n=10, config=CONFIG)  # turns of 8 and of 2
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +153,11 @@ def test_the_seconds_of_records_add_up_to_those_of_their_turn(finished, pair):
 
 @pytest.mark.parametrize(
     ("change", "named"),
-    [({"seed": 8}, "plan"), ({"max_new_tokens": 25}, "plan"), ({"cells": PLAN.cells[:2]}, "plan")],
+    [
+        ({"config": dataclasses.replace(CONFIG, seed=8)}, "plan"),
+        ({"config": dataclasses.replace(CONFIG, max_new_tokens=25)}, "plan"),
+        ({"cells": PLAN.cells[:2]}, "plan"),
+    ],
 )
 def test_another_plan_is_refused(finished, pair, change, named):
     with pytest.raises(InputError, match=f"holds another sweep .its {named} differs.: name a new folder"):
@@ -251,20 +257,21 @@ def test_several_tasks_and_seeds_have_a_folder_each(tmp_path):
     words.name = "words"
     found = parts([Letters(), words], [7, 8, 7], PLAN, tmp_path)
     assert [part.folder.name for part in found] == ["letters-seed7", "letters-seed8", "words-seed7", "words-seed8"]
-    assert [part.plan.seed for part in found] == [7, 8, 7, 8]
+    assert [part.plan.config.seed for part in found] == [7, 8, 7, 8]
     (alone,) = parts([Letters()], [9], PLAN, tmp_path)
-    assert alone.folder == tmp_path and alone.plan.seed == 9
+    assert alone.folder == tmp_path and alone.plan.config.seed == 9
     with pytest.raises(InputError, match="share a folder"):
         parts([Letters(), Letters()], [7], PLAN, tmp_path)
 
 
 def test_a_problem_of_two_seeds_counts_once_when_greedy_and_twice_when_sampled(finished):
     plan, records = PLAN, finished[1]
-    other = dataclasses.replace(plan, seed=8)
+    other = plan.seeded(8)
     fresh = [record | {"problem": record["problem"] + "/other"} for record in records]
     assert summarise(pooled([(plan, records), (other, records)]))[0]["n"] == 10
     pool = pooled([(plan, records), (other, fresh)])
     assert summarise(pool)[0]["n"] == 20
     assert len({record["turn"] for record in pool}) == 4  # two of each seed, which share their numbers
-    sampled = [(dataclasses.replace(p, temperature=1.0), records) for p in (plan, other)]
+    hot = dataclasses.replace(plan, config=dataclasses.replace(plan.config, temperature=1.0))
+    sampled = [(one, records) for one in (hot, hot.seeded(8))]
     assert summarise(pooled(sampled))[1]["n"] == 20

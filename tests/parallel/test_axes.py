@@ -52,8 +52,7 @@ def test_every_word_of_the_documentation_is_one(capsys):
     root = Path(kljudge_jax.__file__).parent
     with pytest.raises(InputError) as refused:
         parse_axes("?")
-    with pytest.raises(SystemExit):
-        main(["sweep", "--help"])
+    assert main(["sweep", "--help"]) == 0
     texts = [capsys.readouterr().out, axes.parse_axes.__doc__, ModelPair.from_pretrained.__doc__]
     texts += [path.read_text(encoding="utf-8") for path in (root.parent / "docs" / "pages").glob("*.md")]
     text = " ".join(" ".join(texts).split())

@@ -2,6 +2,7 @@
 
 import json
 
+import jax
 import pytest
 from random_cases import never_shorter
 
@@ -19,7 +20,7 @@ from kljudge_jax.verification import (
     parse_verifier,
 )
 from kljudge_jax.verification.rule import RULES
-from kljudge_jax.verification.words import threshold_words
+from kljudge_jax.verification.words import spec_of, threshold_words
 
 
 @pytest.mark.parametrize(
@@ -40,6 +41,31 @@ from kljudge_jax.verification.words import threshold_words
 )
 def test_a_word_is_a_rule(word, rule):
     assert parse_verifier(word, greedy=False) == rule
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        GreedyExact(),
+        KLJudge(0.4),
+        KLJudge(0.25, 1.0),
+        KLJudge(jax.numpy.float32(0.4)),
+        TypicalAcceptance(alpha=0.1),
+        DivergenceThreshold("js", 0.3),
+        EntropyThreshold(1.0, "draft"),
+        TopKAcceptance(3),
+    ],
+)
+def test_a_rule_has_the_word_that_makes_it(rule):
+    assert parse_verifier(spec_of(rule), greedy=True) == rule
+
+
+def test_the_word_of_a_rule_is_short_and_a_word_is_its_own():
+    assert spec_of(KLJudge(0.4)) == "kl:0.4" and spec_of(KLJudge(0.4, 1.0)) == "kl:0.4,1.0"
+    assert (spec_of(None), spec_of("kl:threshold=1")) == ("none", "kl:threshold=1")
+    for wrong in (0.4, KLJudge, ["exact"]):
+        with pytest.raises(InputError, match="or a rule such as KLJudge"):
+            spec_of(wrong)
 
 
 def test_exact_follows_the_temperature_and_none_is_plain():

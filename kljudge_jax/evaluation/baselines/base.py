@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Protocol
 import jax
 import numpy as np
 
+from kljudge_jax.generation.config import DecodingConfig
 from kljudge_jax.generation.results import Generation
 from kljudge_jax.generation.stats import Stats
 from kljudge_jax.models.pair import ModelPair
@@ -19,21 +20,13 @@ class Request:
     """How prompts are to be decoded.
 
     Attributes:
-      draft_length: K; unused by a baseline that drafts nothing.
-      max_new_tokens, temperature, top_k, top_p, min_p: as `generate` takes them.
-      key: one PRNG key a prompt `[B]`.
-      batch_size: the most prompts that are decoded side by side; None is all.
+      config: as rules are decoded; a baseline that drafts nothing has no draft length, and none takes its drafter.
+      key: one PRNG key a prompt `[B]`, in place of `config.seed`.
       answered: called with the index of a prompt and its answer, soon after it ends.
     """
 
-    draft_length: int
-    max_new_tokens: int
-    temperature: float
-    top_k: int
-    top_p: float
+    config: DecodingConfig
     key: jax.Array
-    min_p: float = 0.0
-    batch_size: int | None = None
     answered: Callable[[int, Answer], None] | None = None
 
 

@@ -56,14 +56,14 @@ class _HuggingFace:
         vocab = pair.target.config.vocab_size
         where = ["the prompt"] if len(prompts) == 1 else [f"prompt {i}" for i in range(len(prompts))]
         ids = [tokenize(prompt, pair.tokenizer, vocab, name) for prompt, name in zip(prompts, where, strict=True)]
-        budget = arguments.budget(request.max_new_tokens, len(ids))
+        budget = arguments.budget(request.config.max_new_tokens, len(ids))
         arguments.check_fit(pair.target, pair.draft if self.needs_draft else None, ids, budget, where)
-        side_by_side = self.rows(min(len(ids), request.batch_size or len(ids)))
+        side_by_side = self.rows(min(len(ids), request.config.batch or len(ids)))
         seen = _warm.setdefault(pair.target, set())
         if self not in seen:
-            few = dataclasses.replace(
-                request, max_new_tokens=min(request.max_new_tokens, 2 * (request.draft_length + 1))
-            )
+            config = request.config
+            most = min(config.max_new_tokens, 2 * (config.longest + 1))
+            few = dataclasses.replace(request, config=dataclasses.replace(config, max_new_tokens=most))
             self.decode(pair, ids[:side_by_side], few)
             seen.add(self)
         answers = []
@@ -168,7 +168,7 @@ class HFAssisted(_HuggingFace):
         assert pair.draft is not None
         draft = torch_model(pair.draft, "draft")
         # Transformers reads these off the draft. At its default threshold a draft would end where it is unsure.
-        draft.generation_config.num_assistant_tokens = request.draft_length
+        draft.generation_config.num_assistant_tokens = request.config.longest
         draft.generation_config.num_assistant_tokens_schedule = "constant"
         draft.generation_config.assistant_confidence_threshold = 0.0
         with Passes(draft) as drafted:
@@ -192,7 +192,7 @@ class HFLookup(_HuggingFace):
 
     def decode(self, pair: ModelPair, ids: Sequence[np.ndarray], request: Request) -> list[Answer]:
         done = self._generate(
-            pair, ids, request, prompt_lookup_num_tokens=request.draft_length, max_matching_ngram_size=self.ngram
+            pair, ids, request, prompt_lookup_num_tokens=request.config.longest, max_matching_ngram_size=self.ngram
         )
         return _assisted(self, pair, ids, request, done)
 
@@ -201,20 +201,21 @@ def _assisted(baseline, pair, ids, request, done, **notes) -> list[Answer]:
     (tokens,) = done.tokens
     inputs = [row[0].tolist() for row in done.passes.inputs]
     cycles = cycles_of(inputs, len(ids[0]), tokens.tolist())
-    return [baseline._answer(pair, tokens, cycles, request.draft_length, done, 1, **notes)]
+    return [baseline._answer(pair, tokens, cycles, request.config.longest, done, 1, **notes)]
 
 
 def _generation_config(pair: ModelPair, request: Request, **options) -> GenerationConfig:
     from transformers import GenerationConfig
 
-    sampling = {"temperature": request.temperature, "top_k": request.top_k, "top_p": request.top_p}
-    sampling |= {"min_p": request.min_p} if request.min_p else {}
+    config = request.config
+    sampling = {"temperature": config.temperature, "top_k": config.top_k, "top_p": config.top_p}
+    sampling |= {"min_p": config.min_p} if config.min_p else {}
     return GenerationConfig(
-        max_new_tokens=request.max_new_tokens,
+        max_new_tokens=config.max_new_tokens,
         eos_token_id=list(pair.eos) or None,
         pad_token_id=0,  # what stands behind an answer that has ended, and is cut off
-        do_sample=request.temperature > 0,
-        **(sampling if request.temperature > 0 else {}),
+        do_sample=not config.greedy,
+        **({} if config.greedy else sampling),
         **options,
     )
 

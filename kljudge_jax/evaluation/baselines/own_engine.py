@@ -46,26 +46,15 @@ class Lookup:
 
     def answer(self, pair: ModelPair, prompts: Sequence[Any], request: Request) -> list[Answer]:
         """See `Baseline`."""
-        out = generate(
-            pair,
-            prompts,
-            verifier="exact",
-            drafter=PromptLookup(self.ngram),
-            draft_length=request.draft_length,
-            **_options(request),
-        )
+        options = _options(request) | {"drafter": PromptLookup(self.ngram)}
+        out = generate(pair, prompts, verifier="exact", **options)
         return answers_of(out)
 
 
 def _options(request: Request) -> dict[str, Any]:
     told = request.answered
-    return {
-        "max_new_tokens": request.max_new_tokens,
-        "temperature": request.temperature,
-        "top_k": request.top_k,
-        "top_p": request.top_p,
-        "min_p": request.min_p,
+    return request.config.arguments() | {
         "key": request.key,
-        "batch_size": request.batch_size,
+        "batch_size": request.config.batch,
         "answered": None if told is None else lambda i, out: told(i, answers_of(out)[0]),
     }

@@ -10,6 +10,7 @@ from kljudge_jax.errors import InputError
 from kljudge_jax.evaluation.baselines.base import Baseline
 from kljudge_jax.evaluation.baselines.hugging_face import HFAssisted, HFGenerate, HFLookup
 from kljudge_jax.evaluation.baselines.own_engine import DraftAlone, Lookup
+from kljudge_jax.spec import read_spec
 
 _HF = "hf"
 
@@ -30,21 +31,22 @@ def parse_baseline(word: str) -> Baseline | None:
     Raises:
       InputError: the word begins as a baseline's and is none.
     """
-    name, colon, rest = (part.strip() for part in word.partition(":"))
+    name, items = read_spec(word)
     if name == "draft":
-        if colon:
-            raise InputError(f"write 'draft' alone: the draft by itself takes no parameters, not {rest!r}")
+        if items:
+            raise InputError(f"write 'draft' alone: the draft by itself takes no parameters, not {word!r}")
         return DraftAlone()
     if name == "lookup":
         return Lookup(_ngram(word))
     if name != _HF:
         return None
-    if not colon:
+    if not items:
         return HFGenerate()
-    if rest == "assisted":
+    inner = word.partition(":")[2].strip()
+    if inner == "assisted":
         return HFAssisted()
-    if rest.partition(":")[0].strip() == "lookup":
-        return HFLookup(_ngram(rest))
+    if read_spec(inner)[0] == "lookup":
+        return HFLookup(_ngram(inner))
     raise InputError(f"write 'hf', 'hf:assisted' or 'hf:lookup:3' for Transformers' own decoding, not {word!r}")
 
 

@@ -14,6 +14,7 @@ from kljudge_jax.errors import InputError
 from kljudge_jax.evaluation.baselines import hugging_face, torch_model
 from kljudge_jax.evaluation.baselines.base import Request
 from kljudge_jax.evaluation.baselines.hugging_face import HFAssisted, HFGenerate, HFLookup
+from kljudge_jax.generation.config import DecodingConfig
 from kljudge_jax.models.pair import ModelPair
 
 K, NEW = 4, 20
@@ -23,8 +24,8 @@ PROMPTS = [RANDOM.integers(2, 64, length).astype(np.int32) for length in (3, 12,
 
 def request(prompts=PROMPTS, **changes):
     keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), np.arange(len(prompts)))
-    given = {"draft_length": K, "max_new_tokens": NEW, "temperature": 0.0, "top_k": 0, "top_p": 1.0, "key": keys}
-    return Request(**(given | changes))
+    key = changes.pop("key", keys)
+    return Request(DecodingConfig(**({"draft_length": K, "max_new_tokens": NEW} | changes)), key)
 
 
 def plain(pair, prompts=PROMPTS, **options):

@@ -8,6 +8,7 @@ from tiny_pairs import DRAFT_LENGTH, PROMPTS, answer, tiny_pair, tokens_of
 import kljudge_jax as kj
 from kljudge_jax.evaluation.baselines.base import Request
 from kljudge_jax.evaluation.baselines.own_engine import DraftAlone, Lookup
+from kljudge_jax.generation.config import DecodingConfig
 
 
 @pytest.fixture(scope="module")
@@ -17,7 +18,7 @@ def pair():
 
 def request():
     keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), np.arange(len(PROMPTS)))
-    return Request(DRAFT_LENGTH, max_new_tokens=24, temperature=0.0, top_k=0, top_p=1.0, key=keys)
+    return Request(DecodingConfig(24, draft_length=DRAFT_LENGTH), keys)
 
 
 def test_the_draft_alone_is_the_draft_in_the_place_of_the_target(pair):
