@@ -71,6 +71,12 @@ def model_options(required: bool = True) -> tuple[Option, ...]:
         option("--tokenizer", "where to find the tokenizer, if not with the target", group=group, type=MODEL),
         dtype_option(),
         *BITS,
+        option(
+            "--cache-bits",
+            "keep keys and values in 8 bits, with a scale a head and position: half the bytes of bfloat16",
+            group=group,
+            type=click.Choice([8]),
+        ),
         *MESH,
         option(
             "--hosts",
@@ -119,7 +125,7 @@ def placement_of(options):
 def load_pair(options):
     from kljudge_jax import ModelPair
 
-    loaded = {name: getattr(options, name) for name in ("mesh", "axes", "draft_axes", "bits", "draft_bits")}
+    loaded = {name: getattr(options, name) for name in ("mesh", "axes", "draft_axes", "bits", "draft_bits", "cache_bits")}
     if options.target == EMBEDDED:
         if options.draft not in (None, EMBEDDED) or options.tokenizer or options.revision or options.draft_revision:
             raise InputError("--target embedded brings its own draft and tokenizer: name nothing else")
@@ -165,8 +171,8 @@ def _check_memory(options, placement, target, draft, dtype) -> None:
 
     caches = jnp.float32 if jax.default_backend() == "cpu" else dtype  # as `KVCache.create` has it
     check_fits(
-        Model(target, placement.target(target), dtype, caches, options.bits),
-        None if draft is None else Model(draft, placement.draft(draft), dtype, caches, options.draft_bits),
+        Model(target, placement.target(target), dtype, caches, options.bits, options.cache_bits),
+        None if draft is None else Model(draft, placement.draft(draft), dtype, caches, options.draft_bits, options.cache_bits),
         least_workload(options, draft is not None),
         usable_memory(placement.mesh),
         at_least=True,

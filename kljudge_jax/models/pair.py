@@ -74,7 +74,7 @@ class ModelPair:
         target: str | Path,
         draft: str | Path | None = None,
         *,
-        dtype: str = "float32",
+        dtype: str = "auto",
         mesh: str | None = None,
         axes: str | None = None,
         draft_axes: str | None = None,

@@ -127,7 +127,7 @@ def train_pair(
         right[name] = examine(model, tokenizer, test_problems)
         if not orbax.is_ours(folder / name):
             orbax.save(folder / name, model, tokenizer, eos=(tokenizer.eos_token_id,))
-    pair = ModelPair.from_pretrained(folder / "target", folder / "draft")
+    pair = ModelPair.from_pretrained(folder / "target", folder / "draft", dtype="float32")
     agreement = {
         task.name: measure_agreement(pair, task.problems("test", min(test_problems, _AGREEMENT_PROBLEMS)))
         for task in (Arithmetic(), Conversion())

@@ -77,3 +77,11 @@ def test_mining_says_the_defaults_of_what_it_calls():
     for name, found in said.items():
         assert found[1] == (f"{python[name]:g}" if isinstance(python[name], float) else str(python[name])), name
     assert defaults_of(label_by_likelihood)["threshold"] == 1 and defaults_of(label_by_rollouts)["threshold"] == 0.5
+
+
+def test_loading_has_the_defaults_of_from_pretrained():
+    options, python = given("generate"), defaults_of(kj.ModelPair.from_pretrained)
+    shared = [name for name in python if name in options]
+    assert {"dtype", "bits", "draft_bits", "cache_bits", "mesh", "revision", "tokenizer"} <= set(shared)
+    for name in shared:
+        assert options[name] == python[name], name

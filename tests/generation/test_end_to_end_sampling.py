@@ -25,7 +25,7 @@ def hf_target(tmp_path_factory):
     model = make_hf_model("llama2", vocab_size=VOCAB)
     model.save_pretrained(folder)
     make_tokenizer(words=VOCAB).save_pretrained(folder)
-    return model, dataclasses.replace(kj.ModelPair.from_pretrained(folder), eos=(NEVER,)).target
+    return model, dataclasses.replace(kj.ModelPair.from_pretrained(folder, dtype="float32"), eos=(NEVER,)).target
 
 
 def pair_of(target, draft=None):

@@ -24,7 +24,7 @@ def load(path, mesh):
 
     jax.block_until_ready(jax.numpy.zeros(1))
     before = resident("VmRSS")
-    pair = kj.ModelPair.from_pretrained(path, mesh=mesh)
+    pair = kj.ModelPair.from_pretrained(path, dtype="float32", mesh=mesh)
     sizes = [x.nbytes for x in parameters(pair.target).values()]
     print(resident("VmHWM") - before, sum(sizes), max(sizes))
 

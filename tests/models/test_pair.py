@@ -31,7 +31,7 @@ def folders(tmp_path):
 
 def test_padded_vocabularies_are_cut_to_the_common_part(folders, tmp_path):
     target, draft = folders
-    pair = ModelPair.from_pretrained(target, draft)
+    pair = ModelPair.from_pretrained(target, draft, dtype="float32")
     assert pair.target.config.vocab_size == pair.draft.config.vocab_size == 66
     tokens = np.arange(7, dtype=np.int32)[None]
     features, _ = jax.jit(lambda m, t: m(t))(pair.target, tokens)
@@ -49,19 +49,19 @@ def test_a_target_alone_keeps_its_vocabulary(folders):
 def test_different_tokenizers_are_refused(folders):
     make_tokenizer(specials=("<s>", "</s>", "x")).save_pretrained(folders[1])
     with pytest.raises(InputError, match=r"different tokenizers.*id 2 is 'w2' and 'x'"):
-        ModelPair.from_pretrained(*folders)
+        ModelPair.from_pretrained(*folders, dtype="float32")
 
 
 def test_one_tokenizer_alone_cannot_be_compared(folders):
     for file in folders[1].glob("tokenizer*"):
         file.unlink()
     with pytest.raises(InputError, match=r"draft has no tokenizer to compare"):
-        ModelPair.from_pretrained(*folders)
+        ModelPair.from_pretrained(*folders, dtype="float32")
     given = make_tokenizer()
     assert ModelPair.from_pretrained(*folders, tokenizer=given).tokenizer is given
     for file in folders[0].glob("tokenizer*"):
         file.unlink()
-    bare = ModelPair.from_pretrained(*folders)
+    bare = ModelPair.from_pretrained(*folders, dtype="float32")
     assert bare.tokenizer is None and bare.eos == (1,)
     with pytest.raises(InputError, match="target has 70 tokens, but its tokenizer has token 70"):
         ModelPair.from_pretrained(*folders, tokenizer=make_tokenizer(words=90))
@@ -77,7 +77,7 @@ def test_a_tokenizer_too_large_for_its_model_is_refused(folders):
     make_tokenizer(words=68).save_pretrained(folders[0])
     make_tokenizer(words=68).save_pretrained(folders[1])
     with pytest.raises(InputError, match="draft has 66 tokens, but its tokenizer has token 66"):
-        ModelPair.from_pretrained(*folders)
+        ModelPair.from_pretrained(*folders, dtype="float32")
 
 
 def test_end_of_text_ids(folders):
@@ -111,7 +111,7 @@ def test_revisions_go_to_the_hub(folders, monkeypatch):
 
 
 def test_a_pair_is_a_pytree_of_its_parameters(folders):
-    pair = ModelPair.from_pretrained(*folders)
+    pair = ModelPair.from_pretrained(*folders, dtype="float32")
     count = len(parameters(pair.target)) + len(parameters(pair.draft))
     leaves, structure = jax.tree.flatten(pair)
     assert len(leaves) == count and all(isinstance(leaf, jax.Array) for leaf in leaves)
@@ -141,10 +141,10 @@ def test_the_constructor_refuses_what_was_not_aligned(folders):
 
 
 def test_a_mesh_spreads_the_parameters(folders):
-    pair = ModelPair.from_pretrained(*folders, mesh="data=2,tensor=4")
+    pair = ModelPair.from_pretrained(*folders, dtype="float32", mesh="data=2,tensor=4")
     weight = parameters(pair.target)["layers.0.mlp.up.weight"]
     assert len(weight.devices()) == 8 and weight.addressable_shards[0].data.shape == (12, 32)
-    alone = ModelPair.from_pretrained(*folders)
+    alone = ModelPair.from_pretrained(*folders, dtype="float32")
     for one, other in zip(jax.tree.leaves(pair), jax.tree.leaves(alone), strict=True):
         np.testing.assert_array_equal(one, other)
 
@@ -174,12 +174,16 @@ def test_the_embedded_pair(folders, tmp_path, monkeypatch):
 
 def test_a_pair_says_what_it_is_kept_as(folders):
     def precision(**options):
-        return ModelPair.from_pretrained(*folders, **options).precision
+        return ModelPair.from_pretrained(*folders, **({"dtype": "float32"} | options)).precision
 
     assert precision() == "float32" and precision(bits=8, draft_bits=8) == "int8 (float32)"
     assert precision(dtype="bfloat16", draft_bits=4) == "bfloat16, draft int4 (bfloat16)"
     with pytest.raises(InputError, match="draft_bits is 8, 4, 'file' or None, not 3"):
         precision(draft_bits=3)
+
+
+def test_the_dtype_is_chosen_for_the_device_unless_it_is_given(folders):
+    assert ModelPair.from_pretrained(*folders).target.dtype == resolve_dtype("auto")
 
 
 def test_a_pair_that_does_not_fit_is_refused_before_it_is_read(tiny_folders, monkeypatch):

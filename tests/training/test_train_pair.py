@@ -48,7 +48,7 @@ def trained(tmp_path_factory, one_width, in_short):
 
 def test_leaves_a_pair_that_loads(trained):
     folder, card = trained
-    pair = ModelPair.from_pretrained(folder / "target", folder / "draft")
+    pair = ModelPair.from_pretrained(folder / "target", folder / "draft", dtype="float32")
     for name, model in (("target", pair.target), ("draft", pair.draft)):
         assert model.config == SMALL[name].config
         assert sum(np.size(array) for array in parameters(model).values()) == card.parameters[name]
