@@ -125,7 +125,9 @@ def placement_of(options):
 def load_pair(options):
     from kljudge_jax import ModelPair
 
-    loaded = {name: getattr(options, name) for name in ("mesh", "axes", "draft_axes", "bits", "draft_bits", "cache_bits")}
+    loaded = {
+        name: getattr(options, name) for name in ("mesh", "axes", "draft_axes", "bits", "draft_bits", "cache_bits")
+    }
     if options.target == EMBEDDED:
         if options.draft not in (None, EMBEDDED) or options.tokenizer or options.revision or options.draft_revision:
             raise InputError("--target embedded brings its own draft and tokenizer: name nothing else")
@@ -172,7 +174,9 @@ def _check_memory(options, placement, target, draft, dtype) -> None:
     caches = jnp.float32 if jax.default_backend() == "cpu" else dtype  # as `KVCache.create` has it
     check_fits(
         Model(target, placement.target(target), dtype, caches, options.bits, options.cache_bits),
-        None if draft is None else Model(draft, placement.draft(draft), dtype, caches, options.draft_bits, options.cache_bits),
+        None
+        if draft is None
+        else Model(draft, placement.draft(draft), dtype, caches, options.draft_bits, options.cache_bits),
         least_workload(options, draft is not None),
         usable_memory(placement.mesh),
         at_least=True,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -15,6 +17,7 @@ from kljudge_jax.core.sampling import Sampling
 from kljudge_jax.core.scorers import DraftScorer, ReflectionScorer, Scorer
 from kljudge_jax.drafters.words import parse_drafter
 from kljudge_jax.errors import InputError
+from kljudge_jax.generation.config import DecodingConfig
 from kljudge_jax.generation.costs import estimate
 from kljudge_jax.verification import GreedyExact, SpeculativeSampling, Verifier, parse_verifier
 
@@ -39,6 +42,23 @@ class Plan(NamedTuple):
     adaptive: Adaptive | None
     cost: float
     scorer: Scorer
+
+
+def under(call: Callable, config: DecodingConfig, given: dict[str, Any]) -> dict[str, Any]:
+    """What a call was given, with the configuration's fields in place of those that are the call's defaults."""
+    defaults = {one.name: one.default for one in inspect.signature(call).parameters.values()}
+    ours = config.arguments()
+    return {
+        name: ours[name] if value is defaults[name] or value == defaults[name] else value
+        for name, value in given.items()
+    }
+
+
+def sampled(given: dict[str, Any]) -> dict[str, Any]:
+    """The same with the four numbers of sampling as one `Sampling`. InputError for one that cannot be."""
+    numbers = {name: given[name] for name in ("temperature", "top_k", "top_p", "min_p")}
+    rest = {name: value for name, value in given.items() if name not in numbers}
+    return rest | {"sampling": Sampling.create(**numbers)}
 
 
 def plan(pair, verifier, drafter, draft_length, sampling: Sampling) -> Plan:

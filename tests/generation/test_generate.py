@@ -285,3 +285,15 @@ def test_a_stop_string_in_one_row_compiles_nothing(text_pair):
     assert not compiled
     finishes = [row.finish for row in out.stats.rows]
     assert finishes[2] == "stop" and "length" in finishes
+
+
+def test_a_configuration_stands_for_its_fields(pair):
+    config = kj.DecodingConfig(max_new_tokens=9, draft_length=3, temperature=0.9, top_k=5, seed=4, batch=2)
+    options = {"max_new_tokens": 9, "draft_length": 3, "temperature": 0.9, "top_k": 5, "key": jax.random.key(4)}
+    want = kj.generate(pair, PROMPTS, verifier="exact", batch_size=2, **options)
+    assert tokens_of(kj.generate(pair, PROMPTS, verifier="exact", config=config)) == tokens_of(want)
+    short = kj.generate(pair, PROMPTS, verifier="exact", config=config, max_new_tokens=3)
+    assert [len(row) for row in short.tokens] == [3] * len(PROMPTS)
+    *_, last = kj.stream(pair, PROMPTS[0], verifier="exact", config=config)
+    alone = kj.generate(pair, PROMPTS[0], verifier="exact", **options)
+    assert tokens_of(last.result) == tokens_of(alone)
