@@ -69,7 +69,7 @@ def _limits(found) -> str:
 
 
 def _parts(batch) -> list[list[str]]:
-    head = ["part", "ms", "x plain pass", "GB/s", "share", "GFLOP/s", "share"]
+    head = ["part", "ms", "times a plain pass", "GB/s", "share", "GFLOP/s", "share"]
     plain = batch["target_pass"]["1"]["seconds"]
     cells = [head]
 
@@ -101,8 +101,8 @@ def _rules(batches) -> list[list[str]]:
         "batch",
         "rule",
         "tokens/s",
-        "x plain",
-        "tokens per pass",
+        "speedup",
+        "mean acceptance length",
         "verdicts + commit, ms",
         "cycle, ms",
         "/ sum of parts",

@@ -65,7 +65,7 @@ class Compared:
       rule: its word.
       outcome: what it did to the answers.
       right, plain_right: right answers of the rule and of plain decoding, or those that agree with the latter.
-      mean_acceptance_length, mean_acceptance_length_interval: tokens per pass.
+      mean_acceptance_length, mean_acceptance_length_interval: tokens committed in a cycle.
       failed: answers of the rule in which a model returned NaN or +inf.
     """
 

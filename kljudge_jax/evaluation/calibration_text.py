@@ -12,9 +12,9 @@ def table(plan: Plan, tested: Sequence[Tested]) -> str:
     """A line a threshold, for a terminal."""
     most = f"loss at most ({100 * (1 - plan.delta):g} %)"
     if plan.without_answers:
-        head = ["rule", "same answer", "other", most, "p", "promised", "tokens per pass"]
+        head = ["rule", "same answer", "other", most, "p", "promised", "mean acceptance length"]
     else:
-        head = ["rule", "right", "plain right", "lost", "won", most, "p", "promised", "tokens per pass"]
+        head = ["rule", "right", "plain right", "lost", "won", most, "p", "promised", "mean acceptance length"]
     rows = [head]
     for one in tested:
         counts = [f"{one.right} of {one.outcome.n}"]
@@ -72,7 +72,7 @@ def told(check: Check) -> str:
     return (
         f"Checked on {outcome.n} fresh prompts ({check.split}): {check.rule} {says} {100 * points:.2f} points "
         f"({100 * low:.2f} to {100 * high:.2f}, 95 %; {counts}; {check.right} right, plain {check.plain_right}) at "
-        f"{check.mean_acceptance_length:.2f} ({short:.2f} to {long:.2f}) tokens per pass."
+        f"a mean acceptance length of {check.mean_acceptance_length:.2f} ({short:.2f} to {long:.2f})."
     )
 
 

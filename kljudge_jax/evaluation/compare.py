@@ -182,8 +182,8 @@ def _of_bench(path: Path, found: dict[str, Any]) -> Result:
                     "batch": str(batch["batch"]),
                     "rule": _rule_name(rule),
                     "tokens/s": ranged(rule, "tokens_per_second", ".1f"),
-                    "x plain": ranged(speed, "ratio", ".2f") if speed else "",
-                    "tokens per pass": f"{rule['mean_acceptance_length']:.2f}",
+                    "speedup": ranged(speed, "ratio", ".2f") if speed else "",
+                    "mean acceptance length": f"{rule['mean_acceptance_length']:.2f}",
                     "cycle, ms": milliseconds(rule["cycle"]),
                     "draft step, ms": "" if plain or not batch["draft"] else milliseconds(batch["draft"]["step"]),
                     "pass over 1, ms": milliseconds(passes["1"]),
@@ -214,9 +214,9 @@ def _of_sweep(path: Path, found: dict[str, Any]) -> Result:
                 "rule": _rule_name(cell),
                 "right": f"{cell['right']} of {cell['n']}",
                 "95 %": f"{100 * low:.0f} to {100 * high:.0f}",
-                "tokens per pass": f"{cell['mean_acceptance_length']:.2f}",
+                "mean acceptance length": f"{cell['mean_acceptance_length']:.2f}",
                 "tokens/s": f"{cell['tokens_per_second']:.1f}",
-                "x plain": "" if cell["speed"] is None else f"{cell['speed']:.2f}",
+                "speedup": "" if cell["speed"] is None else f"{cell['speed']:.2f}",
             }
         )
         name = _rule_name(cell) if len(asked["tasks"]) == 1 else f"{cell['task']}: {_rule_name(cell)}"

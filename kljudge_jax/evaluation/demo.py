@@ -117,10 +117,10 @@ def table(rows: Sequence[dict], speeds: dict[str, SpeedRatio]) -> list[list[str]
         "rule",
         "right",
         "95 %",
-        "tokens per pass",
+        "mean acceptance length",
         "passes per answer",
         "tokens/s, one by one",
-        "x plain",
+        "speedup",
     ]
     cells = [head]
     for row in rows:

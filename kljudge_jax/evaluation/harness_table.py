@@ -67,7 +67,7 @@ def compare_with_first(rows: Sequence[dict]) -> None:
 def harness_markdown(rows: Sequence[dict]) -> str:
     """The rows as a table."""
     lines = [
-        "| task | metric | rule | n | value | stderr | difference | 95 % | p | tokens per pass |",
+        "| task | metric | rule | n | value | stderr | difference | 95 % | p | mean acceptance length |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in sorted(rows, key=lambda row: (row["task"], row["metric"], row["filter"])):  # rules stay in their order

@@ -47,7 +47,7 @@ def _line_and_numbers(rule: str) -> tuple[str, str]:
 
 
 def draw_tradeoff(tasks: Sequence[tuple[str, Sequence[dict]]]) -> Figure:
-    """Accuracy against tokens per pass, and against speed, one line a rule, with 95 % intervals.
+    """Accuracy against mean acceptance length, and against speed, one line a rule, with 95 % intervals.
 
     Args:
       tasks: the name of each and its rows, as `summarise` makes them; one line of panels a task.
@@ -60,7 +60,7 @@ def draw_tradeoff(tasks: Sequence[tuple[str, Sequence[dict]]]) -> Figure:
     for (name, rows), (by_length, by_speed) in zip(tasks, panels, strict=True):
         timed = all(row["speed"] is not None for row in rows)
         _tradeoff(by_length, rows, looks, "mean_acceptance_length")
-        by_length.set(xlabel="tokens per pass", ylabel=f"{name}: right, %")
+        by_length.set(xlabel="mean acceptance length", ylabel=f"{name}: right, %")
         _tradeoff(by_speed, rows, looks, "speed" if timed else "tokens_per_second")
         by_speed.set_xlabel("tokens/s, times those of plain decoding" if timed else "tokens/s")
     _legend(figure, looks, Patch(color="#eeeeee", label="plain decoding, 95 %"))

@@ -45,7 +45,7 @@ class TaskResult:
     greedy: bool = True
 
     def tradeoff(self) -> Figure:
-        """Accuracy against tokens per pass, and against speed."""
+        """Accuracy against mean acceptance length, and against speed."""
         return draw_tradeoff([(self.name, self.rows)])
 
     def _repr_html_(self) -> str:
@@ -123,7 +123,7 @@ def findings(rows: Sequence[dict], greedy: bool = True) -> list[str]:
         best = max(held, key=lambda row: row["mean_acceptance_length"])
         low = 100 * best["difference_interval"][0]
         lines.append(
-            f"Most tokens per pass without a loss that {best['n']} problems can show: {_name(best, rows)}, "
+            f"Longest mean acceptance length without a loss that {best['n']} problems can show: {_name(best, rows)}, "
             f"{best['mean_acceptance_length']:.2f}; a loss of up to {max(0.0, -low):.1f} points may hide in the noise."
         )
         timed = [row for row in held if row["speed"] is not None]

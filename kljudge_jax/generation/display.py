@@ -97,7 +97,7 @@ def stats_html(stats: Stats) -> str:
         "answers": str(max(len(stats.rows), 1)),
         "tokens": str(stats.tokens),
         "target passes": str(stats.cycles),
-        "tokens per pass": f"{stats.mean_acceptance_length:.2f}",
+        "mean acceptance length": f"{stats.mean_acceptance_length:.2f}",
         "draft tokens kept": f"{stats.accepted} of {stats.drafted}",
         "of them relaxed": str(stats.relaxed),
         "tokens/s": f"{stats.tokens_per_second:.1f}",

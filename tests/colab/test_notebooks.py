@@ -18,7 +18,7 @@ MOST_LINES = 15
 
 # What the outputs of each hold: the colours of tokens, a picture, a table, a message.
 SHOWS = {
-    "quickstart": ['class="relaxed"', "<svg", "random:0.8", "tokens per pass", "right answer: True"],
+    "quickstart": ['class="relaxed"', "<svg", "random:0.8", "mean acceptance length", "right answer: True"],
     "write_your_own_rule": ['class="relaxed"', "overlap:0.7", "Overlap 2", "Forgetful.passes returns bool[]"],
     "train_a_judge": ["mismatches", "(advised)", "AUC for the label", "image/png", "judge:judge/head,threshold=0.2"],
     "tpu_and_gpu": ["P(('tensor.0'", 'class="draft"', "target pass, 9 positions", "AMD EPYC", "<svg"],

@@ -114,8 +114,8 @@ def row_of(samples, name):
     return {
         "rounds": len(own),
         "tokens/s": f"{tokens / seconds:.1f}",
-        "tokens per pass": f"{tokens / sum(s['cycles'] for s in own):.2f}",
-        "x plain (95 %)": f"{ratio:.2f} ({low:.2f} to {high:.2f})",
+        "mean acceptance length": f"{tokens / sum(s['cycles'] for s in own):.2f}",
+        "speedup (95 %)": f"{ratio:.2f} ({low:.2f} to {high:.2f})",
         "same text as the first cell of its batch": sum(s["same_as_first"] for s in own),
     }
 

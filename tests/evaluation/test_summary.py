@@ -47,7 +47,7 @@ def test_speeds_beside_a_plain_decoding_that_wrote_nothing_are_none():
     plain = [record("none", 0, i, False, tokens=0, cycles=1, finish="failed", failed=1) for i in range(2)]
     rows = summarise([*plain, *answers("kl:0.4", [True, True])])
     assert [row["speed"] for row in rows] == [row["speed_interval"] for row in rows] == [None, None]
-    assert table(rows)[2][table(rows)[0].index("x plain")] == ""
+    assert table(rows)[2][table(rows)[0].index("speedup")] == ""
     assert all("faster" not in line and "Fastest" not in line for line in findings(rows))
 
 
@@ -99,7 +99,7 @@ def test_a_draft_length_has_a_column_where_there_are_several():
 
 def test_what_is_gained_and_lost_comes_first_and_fits_a_terminal():
     rows = summarise([*answers("none", [True] * 40), *answers("kl:0.4", [i > 6 for i in range(40)])])
-    head = ["rule", "right", "tokens per pass", "x plain", "points from plain (95 %)", "verdict", "same text", "p"]
+    head = ["rule", "right", "mean acceptance length", "speedup", "points from plain (95 %)", "verdict", "same text", "p"]
     assert short_table(rows)[0] == head == table(rows)[0][: len(head)]
     assert max(map(len, aligned(short_table(rows)).splitlines())) <= 120
 

@@ -32,7 +32,7 @@ def test_it_compares_the_rules(kept):
 
 def test_a_notebook_shows_table_picture_and_answers(kept):
     shown = kept[1]._repr_html_()
-    assert "<svg" in shown and "tokens per pass" in shown
+    assert "<svg" in shown and "mean acceptance length" in shown
     assert "<td>kl:4.0</td>" in shown
     assert shown.count("<details") == 3 and 'class="draft"' in shown
 
