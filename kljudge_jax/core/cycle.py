@@ -109,7 +109,7 @@ def propose(
         wanted = jnp.clip(state.left, 0, length if bound is None else bound)
         last = repeated(_last_token(state), drafts)
         if drafter is None:
-            nothing = Draft(jnp.zeros((last.shape[0], length), jnp.int32), 0 * last)
+            nothing = Draft(jnp.broadcast_to(0 * last[:, None], (last.shape[0], length)), 0 * last)
             return Proposal(nothing, 0 * last, last, wanted, verify_keys), state.cache, state.drafter
         if drafts > 1:
             several = jax.vmap(lambda key: jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(drafts)))

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from kljudge_jax.core.protocols import Drafter, Models, Window, layers_of
-from kljudge_jax.core.rows import holds_caches_alone, map_state, put
+from kljudge_jax.core.rows import holds_caches_alone, map_state, put, varying_as
 from kljudge_jax.core.state import Prefill
 from kljudge_jax.core.target import consume
 
@@ -88,7 +88,7 @@ def enter_row(
         known = map_state(lambda x, _: x.take(source, width).at_length(first[None]), lambda _, new: new, state, fresh)
     else:
         known = state
-    part = cache.take(source, width), known
+    part = varying_as((cache.take(source, width), known), jnp.asarray(length))
     end = jnp.asarray(length) - 1
     chunk = min(width, plan.chunk)
     taken, known = _consume(models, drafter, *part, prompt[None], end[None] + 1, first, end, chunk)

@@ -41,10 +41,12 @@ class Odds(NamedTuple):
     @classmethod
     def of(cls, inputs: VerifyInputs) -> Odds:
         count = inputs.draft_tokens.shape[0]
+        if count == 0:
+            return cls(jnp.zeros((0,)), jnp.zeros((0,)))
 
         def greedy():
             match = is_argmax(inputs.target_logits[:count], inputs.draft_tokens)
-            return cls(jnp.where(match, 0.0, -jnp.inf), jnp.zeros((count,)))
+            return cls(jnp.where(match, 0.0, -jnp.inf), jnp.zeros_like(match, jnp.float32))
 
         def sampled():
             return cls(
@@ -150,6 +152,8 @@ class TokenRule(Rule):
         raise NotImplementedError
 
     def _acceptance(self, inputs: VerifyInputs, odds: Odds) -> jax.Array:
+        if inputs.draft_tokens.shape[0] == 0:
+            return odds.strict()
         return _checked(self, "acceptance", self.acceptance(inputs, odds), inputs, jnp.float32)
 
     def law(self, inputs: VerifyInputs) -> jax.Array:
