@@ -267,7 +267,11 @@ def register(rule: type) -> type:
         return tuple(zip(map(jax.tree_util.GetAttrKey, data), children, strict=True)), choices
 
     def unflatten(choices, children):
-        return rule(**dict(zip(static, choices, strict=True)), **dict(zip(data, children, strict=True)))
+        # Not by its constructor, which refuses some of what JAX puts in place of numbers, such as None in `shard_map`.
+        instance = object.__new__(rule)
+        for name, value in zip(static + data, (*choices, *children), strict=True):
+            object.__setattr__(instance, name, value)
+        return instance
 
     # Not jax.tree_util.register_dataclass: in jaxlib 0.10.2 the structures of two such classes with as many fields
     # compare equal, and when their hashes collide, one time in thirty, jit runs one rule's program for the other.
