@@ -12,11 +12,13 @@ from jax.typing import ArrayLike
 
 from kljudge_jax.core.controller import Pace
 from kljudge_jax.core.cycle import cycle, sections
+from kljudge_jax.core.drafting import check_drafter
 from kljudge_jax.core.prefill import enter_row, prefill
 from kljudge_jax.core.protocols import Drafter, Models
 from kljudge_jax.core.rows import repeated, varying_as
 from kljudge_jax.core.state import DONE, MAX_CYCLES, SLOTS, LoopState, Numbers, Shape
 from kljudge_jax.core.target import check_rollback, new_cache
+from kljudge_jax.core.verify import check_row_numbers
 from kljudge_jax.errors import InputError
 from kljudge_jax.verification.base import Verifier
 
@@ -74,6 +76,17 @@ def init(
     """
     models = Models(*models)
     _check(drafter, rule, shape)
+    check_row_numbers(rule, len(prompts))
+    given = prompts, lengths, keys, numbers, shape, slots, shared
+    if not all(map(_is_ours, (*models, drafter, rule))):
+        # What others' parts do wrong in a cycle is said here, before anything compiles.
+        jax.eval_shape(
+            lambda: cycle(models, drafter, rule, _begin(models, drafter, rule, *given), numbers, shape=shape)
+        )
+    return _begin(models, drafter, rule, *given)
+
+
+def _begin(models, drafter, rule, prompts, lengths, keys, numbers, shape, slots, shared) -> LoopState:
     prompts, lengths = jnp.asarray(prompts, jnp.int32), jnp.asarray(lengths, jnp.int32)
     batch, width = prompts.shape
     capacity = shape.slots(width)
@@ -246,12 +259,7 @@ def constrain(models: Models, state: LoopState) -> LoopState:
 
 def _check(drafter: Any, rule: Any, shape: Shape) -> None:
     if drafter is not None:
-        for method in ("init", "observe", "propose"):
-            if not callable(getattr(drafter, method, None)):
-                raise InputError(
-                    f"{type(drafter).__name__} has no method {method!r}: see kljudge_jax.Drafter; one without a state "
-                    "returns () from init and from observe"
-                )
+        check_drafter(drafter)
         if shape.draft_length < 1:
             raise InputError("a drafter needs a Shape.draft_length from 1 on; plain decoding has the drafter None")
     elif shape.draft_length:
@@ -262,6 +270,10 @@ def _check(drafter: Any, rule: Any, shape: Shape) -> None:
         raise InputError(
             f"{type(rule).__name__} is no pytree: write it as a frozen dataclass of numbers under @kljudge_jax.register"
         )
+
+
+def _is_ours(plug: Any) -> bool:
+    return plug is None or type(plug).__module__.startswith(__name__.partition(".")[0] + ".")
 
 
 def _new_carry(rule: Any, rows: jax.Array) -> Any:

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from kljudge_jax.core.drafting import observe
 from kljudge_jax.core.protocols import Drafter, Models, Window, layers_of
 from kljudge_jax.core.rows import holds_caches_alone, map_state, put, varying_as
 from kljudge_jax.core.state import Prefill
@@ -110,7 +111,8 @@ def _consume(models, drafter, cache, state, prompts, lengths, first, end, chunk)
         features, cache = consume(models.target, tokens, cache.at_length(start), layers)
         if drafter is not None:
             valid = jnp.clip(lengths - 1 - start, 0, chunk)
-            state = drafter.observe(models, state, Window(start, tokens, next_tokens, features, valid, prompt=True))
+            window = Window(start, tokens, next_tokens, features, valid, prompt=True)
+            state = observe(drafter, models, state, window)
         return cache, state
 
     cache, state = jax.lax.fori_loop(first // chunk, (end + chunk - 1) // chunk, body, (cache, state))
