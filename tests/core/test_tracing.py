@@ -1,7 +1,8 @@
-"""`kj.core.init` and `kj.core.decode` inside a caller's own jit, scan and shard_map; what is data traces nothing anew."""
+"""`kj.core.init` and `kj.core.decode` inside a caller's own jit, scan and shard_map; data trace nothing anew."""
 
 import dataclasses
 import functools
+import itertools
 
 import chex
 import jax
@@ -14,6 +15,8 @@ from jax.sharding import Mesh, PartitionSpec
 from tiny_pairs import NEVER, forced, tiny_pair, tokens_of
 
 import kljudge_jax as kj
+from kljudge_jax.core.verify import verdicts
+from kljudge_jax.verification.rule import NEEDS
 
 PROMPTS = [[3, 1, 4], [1], [5, 9, 2, 6, 5, 3, 5, 8, 9], [2, 7]]
 NEW, LENGTH = 16, 3
@@ -24,6 +27,7 @@ SHAPE = kj.core.Shape(LENGTH, NEW, prefill=kj.core.Prefill(8))
 TRACED = dataclasses.replace(SHAPE, trace=True)
 REPLICATED, DATA = PartitionSpec(), PartitionSpec("data")
 SPLIT = kj.core.Numbers(REPLICATED, DATA, REPLICATED, REPLICATED, REPLICATED)
+slow = pytest.mark.slow
 RULES = {"exact": kj.SpeculativeSampling(), "kl": kj.KLJudge(1.0)}
 
 
@@ -43,8 +47,10 @@ def whole(models, rule, prompts, lengths, keys, numbers, shape=SHAPE):
     return kj.core.decode(models, DRAFTER, rule, state, numbers, shape=shape)
 
 
-@pytest.mark.parametrize("temperature", [0.0, 0.8])
-@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize(
+    ("name", "temperature"),
+    [("exact", 0.0), ("kl", 0.8), *(pytest.param(*case, marks=slow) for case in (("exact", 0.8), ("kl", 0.0)))],
+)
 def test_the_loop_runs_inside_jit_scan_and_shard_map_as_in_generate(name, temperature):
     rule, given = RULES[name], (*padded(PROMPTS, 12), keys(4), numbers(temperature))
     wanted = generated(name, temperature)
@@ -106,7 +112,12 @@ TRACES = {
         {"temperature": 0.7},
     ),
     "a second view": (DRAFTER, kj.Reflective(0.5), {"scorer": kj.core.scorers.ReflectionScorer((1, 2))}, {}),
-    "one prompt at a time": (DRAFTER, kj.BlockVerification(), {"prefill": kj.core.Prefill(4, True)}, {"temperature": 1}),
+    "one prompt at a time": (
+        DRAFTER,
+        kj.BlockVerification(),
+        {"prefill": kj.core.Prefill(4, True)},
+        {"temperature": 1},
+    ),
     "truncation and a trace": (DRAFTER, kj.SpeculativeSampling(), {"trace": True}, {"temperature": 1, "top_p": 0.9}),
     "sections": (DRAFTER, kj.KLJudge(0.5), {}, {"section_ids": (3, 4)}),
     "plain decoding": (None, kj.GreedyExact(), {"draft_length": 0}, {}),
@@ -135,21 +146,42 @@ def test_every_way_of_decoding_traces_inside_shard_map(name):
     assert tokens.shape == (4, NEW)
 
 
-@pytest.mark.parametrize("greedy", [True, False])
-@pytest.mark.parametrize("rule", [kj.KLJudge(0.4), kj.BlockVerification(), kj.Lenience(0.5), kj.Cactus(0.5), kj.FLy()])
-def test_rules_trace_inside_shard_map_with_and_without_a_draft(rule, greedy):
+def example(kind):
+    """A rule with some numbers, or None for one that needs a trained head."""
+    given = {}
+    for field in dataclasses.fields(kind):
+        parameter = field.metadata.get("parameter")
+        if field.default is dataclasses.MISSING:
+            given[field.name] = parameter.choices[0] if parameter.choices else 1 if parameter.integer else 0.5
+    try:
+        return kind(**given)
+    except kj.InputError:
+        return None
+
+
+OURS = [kind for kind in kj.verification.RULES if kind.__module__.startswith("kljudge_jax.")]
+EXAMPLES = [rule for rule in map(example, OURS) if rule is not None]
+
+
+@pytest.mark.parametrize("rule", EXAMPLES, ids=lambda rule: type(rule).__name__)
+def test_rules_trace_inside_shard_map_with_and_without_a_draft(rule):
     mesh = Mesh(np.asarray(jax.devices()[:2]), ("data",))
-    for drafter, length in ((DRAFTER, LENGTH), (None, 0)):
-        shape = dataclasses.replace(SHAPE, draft_length=length)
+    for length, greedy in itertools.product((0, LENGTH), {True, rule.greedy_only}):
 
-        @functools.partial(
-            jax.shard_map, mesh=mesh, in_specs=(REPLICATED, DATA, DATA, DATA, SPLIT), out_specs=DATA, check_vma=True
-        )
-        def run(models, prompts, lengths, keys, numbers, drafter=drafter, shape=shape):
-            state = kj.core.init(models, drafter, rule, prompts, lengths, keys, numbers, shape=shape)
-            return kj.core.decode(models, drafter, rule, state, numbers, shape=shape).count
+        @functools.partial(jax.shard_map, mesh=mesh, in_specs=(REPLICATED, DATA, DATA), out_specs=DATA, check_vma=True)
+        def run(rule, keys, logits, length=length, greedy=greedy):
+            drafted = jnp.argmax(logits[:, :length], axis=-1).astype(jnp.int32)
+            count = jnp.full_like(drafted, length, shape=drafted.shape[:1])
+            hidden = {name: logits[:, :length] if name in rule.needs else None for name in NEEDS}
+            progress = {"position": count, "remaining": count}
+            inputs = kj.VerifyInputs(
+                drafted, count, logits[:, :length], logits, logits[:, :length], logits,
+                **hidden, **progress, greedy=jnp.asarray(greedy),
+            )  # fmt: skip
+            return verdicts(rule, keys, inputs)
 
-        jax.eval_shape(run, MODELS, *padded(PROMPTS, 12), keys(4), numbers(0.0 if greedy else 0.9))
+        verdict = jax.eval_shape(run, rule, keys(4), jnp.zeros((4, length + 1, 11)))
+        assert verdict.next_token.shape == (4,)
 
 
 def test_other_numbers_trace_nothing_anew():
@@ -174,15 +206,18 @@ def test_other_numbers_trace_nothing_anew():
     run(kj.core.Models(other.target, other.draft), rule, prompts, lengths, keys(4), data)
 
 
-@pytest.mark.parametrize("temperature", [0.0, 0.8])
+@pytest.mark.parametrize("temperature", [pytest.param(0.0, marks=slow), 0.8])
 def test_a_threshold_a_row_decodes_each_row_as_it_would_alone(temperature):
     thresholds = [0.05, 0.4, 1.0, 3.0]
+    # One prompt and one key, so that the threshold alone tells the rows apart.
     given = (*padded(PROMPTS[2:3] * 4, 12), jnp.broadcast_to(keys(1), (4,)), numbers(temperature))
     run = jax.jit(lambda *arguments: kj.core.result(whole(*arguments)))
     together = run(MODELS, kj.KLJudge(threshold=jnp.asarray(thresholds)), *given)
     alone = [run(MODELS, kj.KLJudge(threshold=jnp.float32(tau)), *given) for tau in thresholds]
     for row, one in enumerate(alone):
-        chex.assert_trees_all_equal(*(jax.tree.map(lambda x, row=row: x[row], (r.tokens, r.origin)) for r in (together, one)))
+        chex.assert_trees_all_equal(
+            *(jax.tree.map(lambda x, row=row: x[row], (r.tokens, r.origin)) for r in (together, one))
+        )
     assert len({tuple(row) for row in rows_of(together)}) > 1
 
     # On a mesh a shard has the thresholds of its own rows.
