@@ -224,6 +224,24 @@ def check_row_numbers(rule: Any, batch: int) -> None:
             )
 
 
+def check_on_policy(rule: Any, off_policy: bool = False) -> None:
+    """Refuses a rule whose answers are no samples of the target, whose log-probabilities a learner would take for theirs.
+
+    Args:
+      rule: the verification rule of rollouts.
+      off_policy: the learner knows that they are not the target's, and corrects for it or need not.
+
+    Raises:
+      InputError: the rule is relaxed, and `off_policy` is False.
+    """
+    if not getattr(rule, "lossless", False) and not off_policy:
+        raise InputError(
+            f"{type(rule).__name__} keeps tokens that the target would not have drawn, so that the target's "
+            "log-probabilities are not those of the answers: use a lossless rule such as SpeculativeSampling(), or say "
+            "off_policy=True"
+        )
+
+
 def row_axes(rule: Any) -> list[int | None]:
     """Of each leaf of a rule, 0 if it is a number, that is a field annotated as one, that is one a row: `[B]`."""
     axes: list[int | None] = []
