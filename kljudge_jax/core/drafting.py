@@ -25,8 +25,8 @@ def check_drafter(drafter: Any) -> None:
         hash(drafter)
     except TypeError as error:
         raise InputError(
-            f"{name} is not hashable ({error}): write a drafter as a frozen dataclass, and keep its arrays in the draft "
-            "of the models, not in itself"
+            f"{name} is not hashable ({error}): write a drafter as a frozen dataclass, and keep its arrays in "
+            "Models.draft, not in itself"
         ) from None
 
 
@@ -58,9 +58,8 @@ def propose(
     for field, wanted in (("tokens", (batch, length)), ("count", (batch,))):
         found = getattr(draft, field)
         if jnp.shape(found) != wanted or jnp.result_type(found) != jnp.int32:
-            raise InputError(
-                f"{name}.propose returns {field} {spelled(found)}: return {spelled(jax.ShapeDtypeStruct(wanted, 'int32'))}"
-            )
+            right = spelled(jax.ShapeDtypeStruct(wanted, jnp.int32))
+            raise InputError(f"{name}.propose returns {field} {spelled(found)}: return {right}")
     for field in ("logits", "raw_logits"):
         found = getattr(draft, field)
         if found is not None and (found.ndim != 3 or found.shape[:2] != (batch, length)):

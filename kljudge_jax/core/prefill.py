@@ -89,10 +89,10 @@ def enter_row(
         known = map_state(lambda x, _: x.take(source, width).at_length(first[None]), lambda _, new: new, state, fresh)
     else:
         known = state
-    part = varying_as((cache.take(source, width), known), jnp.asarray(length))
+    own, known = varying_as((cache.take(source, width), known), jnp.asarray(length))
     end = jnp.asarray(length) - 1
     chunk = min(width, plan.chunk)
-    taken, known = _consume(models, drafter, *part, prompt[None], end[None] + 1, first, end, chunk)
+    taken, known = _consume(models, drafter, own, known, prompt[None], end[None] + 1, first, end, chunk)
     for row in rows:
         cache, state = cache.put(row, taken), put(state, row, known)
     return cache, state

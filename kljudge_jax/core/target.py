@@ -32,7 +32,8 @@ def alike(a: Any, b: Any) -> bool:
     def kinds(tree):
         return [(jnp.shape(x), jnp.result_type(x)) for x in jax.tree.leaves(tree)]
 
-    return jax.tree.structure(a) == jax.tree.structure(b) and kinds(a) == kinds(b)
+    structures: list[Any] = [jax.tree.structure(tree) for tree in (a, b)]
+    return structures[0] == structures[1] and kinds(a) == kinds(b)
 
 
 def spelled(x: Any) -> str:

@@ -225,7 +225,7 @@ def check_row_numbers(rule: Any, batch: int) -> None:
 
 
 def check_on_policy(rule: Any, off_policy: bool = False) -> None:
-    """Refuses a rule whose answers are no samples of the target, whose log-probabilities a learner would take for theirs.
+    """Refuses a rule whose answers are no samples of the target: its log-probabilities are then not the behaviour's.
 
     Args:
       rule: the verification rule of rollouts.
