@@ -57,6 +57,13 @@ def prefill(
     return _consume(models, drafter, cache, state, prompts, lengths, first, jnp.max(lengths) - 1, chunk)
 
 
+def in_chunks(given: Any, plan: Prefill) -> jax.Array:
+    """Prompts int32 `[B, P]` padded to a multiple of the chunk, where they are longer than one."""
+    prompts = jnp.asarray(given, jnp.int32)
+    width = prompts.shape[1]
+    return prompts if width <= plan.chunk else jnp.pad(prompts, ((0, 0), (0, -width % plan.chunk)))
+
+
 def enter_row(
     models: Models,
     drafter: Drafter | None,

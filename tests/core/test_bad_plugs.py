@@ -117,6 +117,8 @@ BAD = {
     "states of another shape": (model(**changed("__call__", turned)), HEAD, EXACT, "Model.__call__"),
     "states alone": (model(**changed("__call__", lambda x: x[0].hidden)), HEAD, EXACT, "Model.__call__"),
     "no layers": (model(**changed("__call__", without_layers)), HEAD, EXACT, "0 layers of the 2 .* Model.__call__"),
+    "layers that are none": (TARGET, Head((1, 3)), EXACT, r"Head.layers are \(1, 3\), and .* Model.num_layers is 2"),
+    "a target without layers": (model(num_layers=0), HEAD, EXACT, "Head.layers .* Model.num_layers is 0"),
     "a cache of another size": (model(**changed("__call__", longer)), HEAD, EXACT, "Model.__call__"),
     "a function as a model": (lambda tokens: tokens, HEAD, EXACT, "target is a function.*'init_cache'.*adapt"),
     "a drafter without a state": (TARGET, NO_STATE, EXACT, "Stateless has no method 'init'"),
@@ -177,6 +179,18 @@ def test_a_length_that_does_not_go_with_the_drafter_is_refused():
         kj.core.init(MODELS, HEAD, EXACT, *given, shape=dataclasses.replace(SHAPE, draft_length=0))
     with pytest.raises(kj.InputError, match="draft_length of 0"):
         kj.core.init(MODELS, None, EXACT, *given, shape=SHAPE)
+
+
+def test_rows_that_hold_no_prompt_are_refused():
+    prompts, lengths = padded(PROMPTS, 12)
+    given = lengths, keys(2), kj.core.numbers([8, 8])
+    for options in ({"slots": 8}, {"shape": dataclasses.replace(SHAPE, capacity=11)}):
+        with pytest.raises(kj.InputError, match="prompts take 12 slots, and a row has"):
+            kj.core.init(MODELS, HEAD, EXACT, prompts, *given, **{"shape": SHAPE} | options)
+    state = kj.core.init(MODELS, HEAD, EXACT, prompts[:, :4], *given, shape=SHAPE)
+    entries = kj.core.Entries(jnp.zeros((2, 64), jnp.int32), *given[:2], jnp.full((2,), 8), jnp.arange(2))
+    with pytest.raises(kj.InputError, match="prompts take 64 slots, and a row has 16"):
+        kj.core.admit(MODELS, HEAD, EXACT, state, entries, given[-1], shape=SHAPE)
 
 
 def test_generate_refuses_them_too():

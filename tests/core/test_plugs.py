@@ -103,6 +103,21 @@ def test_a_head_writes_the_targets_own_tokens_and_sees_what_the_target_computes(
         assert before.cycles[row] == state.cycles[row]
 
 
+def test_prompts_of_any_width_and_budgets_of_any_size_fit():
+    """A width that is no multiple of the chunk is padded; a budget larger than the room is cut to it."""
+    static = {"drafter": Diary(HEAD), "shape": shape()}
+    numbers = kj.core.numbers([NEW + 7] * 4)
+    state = begin(MODELS, EXACT, *padded(PROMPTS, 9), keys(4), numbers, **static)
+    check_diary(state, PROMPTS)
+    entries = kj.core.Entries(*padded(WAITING * 2, 6), keys(4), jnp.full((4,), NEW + 7), jnp.arange(4))
+    state = enter(MODELS, EXACT, state, entries, numbers, 1, **static)
+    now = [WAITING[0], *PROMPTS[1:]]
+    check_diary(state, now)
+    state = go_on(MODELS, EXACT, state, numbers, **static)
+    check_diary(state, now)
+    assert rows_of(kj.core.result(state)) == own_answers(now)
+
+
 def test_a_row_that_ends_at_its_end_of_text_is_told_of_what_is_in_it():
     end = own_answer(tuple(PROMPTS[0]))[5]
     static = {"drafter": Diary(HEAD), "shape": shape()}

@@ -5,16 +5,19 @@ import functools
 import itertools
 
 import chex
+import hypothesis
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.special
 from foreign import Scalar, begin, enter, go_on, keys, padded, rows_of
+from hypothesis import strategies as st
 from jax.sharding import Mesh, PartitionSpec
 from tiny_pairs import NEVER, forced, tiny_pair, tokens_of
 
 import kljudge_jax as kj
+from kljudge_jax.core.cycle import sections
 from kljudge_jax.core.verify import verdicts
 from kljudge_jax.verification.rule import NEEDS
 
@@ -52,14 +55,16 @@ def whole(models, rule, prompts, lengths, keys, numbers, shape=SHAPE):
     [("exact", 0.0), ("kl", 0.8), *(pytest.param(*case, marks=slow) for case in (("exact", 0.8), ("kl", 0.0)))],
 )
 def test_the_loop_runs_inside_jit_scan_and_shard_map_as_in_generate(name, temperature):
-    rule, given = RULES[name], (*padded(PROMPTS, 12), keys(4), numbers(temperature))
+    rule, arguments = RULES[name], (*padded(PROMPTS, 12), keys(4), numbers(temperature))
     wanted = generated(name, temperature)
 
     @jax.jit
     def inside_jit(*arguments):
         return kj.core.result(whole(*arguments))
 
-    assert rows_of(inside_jit(MODELS, rule, *given)) == wanted
+    assert rows_of(inside_jit(MODELS, rule, *arguments)) == wanted
+    over_nothing = jax.vmap(inside_jit, in_axes=None, axis_size=1)(MODELS, rule, *arguments)
+    assert rows_of(jax.tree.map(lambda x: x[0], over_nothing)) == wanted
 
     @jax.jit
     def inside_scan(models, rule, prompts, lengths, keys, numbers):
@@ -72,7 +77,7 @@ def test_the_loop_runs_inside_jit_scan_and_shard_map_as_in_generate(name, temper
         state, (count, finish) = jax.lax.scan(step, state, length=NEW)
         return kj.core.result(state), count, finish
 
-    result, count, finish = inside_scan(MODELS, rule, *given)
+    result, count, finish = inside_scan(MODELS, rule, *arguments)
     assert rows_of(result) == wanted
     # One cycle a step: at least one token of every row, until all are there.
     grown = np.diff(np.asarray(count), axis=0, prepend=0)
@@ -91,7 +96,7 @@ def test_the_loop_runs_inside_jit_scan_and_shard_map_as_in_generate(name, temper
         result = kj.core.result(whole(*arguments))
         return result.tokens, result.count
 
-    tokens, count = inside_shard_map(MODELS, rule, *given)
+    tokens, count = inside_shard_map(MODELS, rule, *arguments)
     assert [row[:n].tolist() for row, n in zip(np.asarray(tokens), count, strict=True)] == wanted
 
 
@@ -263,9 +268,22 @@ class Counting:
         return kj.Verdict(accepted, token, relaxed, carry)
 
 
-def sections_by_hand(tokens, opens, closes):
+@hypothesis.given(
+    st.lists(st.lists(st.sampled_from([0, 7, 8, 9]), min_size=6, max_size=6), min_size=3, max_size=3),
+    st.lists(st.integers(0, 1), min_size=3, max_size=3),
+)
+@hypothesis.settings(max_examples=50)
+def test_sections_are_those_counted_by_hand(tokens, before):
+    found = _sections(jnp.asarray(before, jnp.int32), jnp.asarray(tokens, jnp.int32), jnp.asarray([7, 8], jnp.int32))
+    assert found.tolist() == [sections_by_hand(row, 7, 8, inside) for row, inside in zip(tokens, before, strict=True)]
+
+
+_sections = jax.jit(sections)
+
+
+def sections_by_hand(tokens, opens, closes, inside=0):
     """Whether each token, and the one after the last, stands inside a block."""
-    inside, found = 0, []
+    found = []
     for token in tokens:
         found.append(inside)
         if token == opens:
