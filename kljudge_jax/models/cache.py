@@ -52,9 +52,7 @@ class Layer(NamedTuple):
         length, layout = query.shape[1], self.layout
         start = positions[:, 0]
         if is_native(layout is None, self.keys):
-            found = cached_attention(
-                query, key, value, start, self.keys, self.values, window=window, softcap=softcap
-            )
+            found = cached_attention(query, key, value, start, self.keys, self.values, window=window, softcap=softcap)
             # Inside shard_map what a foreign call returns is taken to be the same everywhere.
             mixed, all_keys, all_values = varying_as(found, query)
             return mixed, Layer(all_keys, all_values, layout)
