@@ -1,6 +1,9 @@
 """Everything that `import kljudge_jax` offers, imported at once when the first of it is asked for."""
 
 from kljudge_jax.core.controller import Adaptive as Adaptive
+from kljudge_jax.core.protocols import Cache as Cache
+from kljudge_jax.core.protocols import Drafter as Drafter
+from kljudge_jax.core.protocols import Model as Model
 from kljudge_jax.drafters.model_draft import ModelDraft as ModelDraft
 from kljudge_jax.drafters.prompt_lookup import PromptLookup as PromptLookup
 from kljudge_jax.drafters.self_draft import SelfDraft as SelfDraft

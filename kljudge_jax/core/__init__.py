@@ -21,3 +21,4 @@ from kljudge_jax.core.state import Result as Result
 from kljudge_jax.core.state import Shape as Shape
 from kljudge_jax.core.state import numbers as numbers
 from kljudge_jax.core.state import result as result
+from kljudge_jax.core.verify import check_on_policy as check_on_policy

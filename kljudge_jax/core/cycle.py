@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from kljudge_jax.core import drafting
 from kljudge_jax.core.protocols import Context, Draft, Drafter, Models, Request, Window, layers_of
 from kljudge_jax.core.rows import follow, repeated
 from kljudge_jax.core.run_if import run_if
@@ -109,7 +110,7 @@ def propose(
         wanted = jnp.clip(state.left, 0, length if bound is None else bound)
         last = repeated(_last_token(state), drafts)
         if drafter is None:
-            nothing = Draft(jnp.zeros((last.shape[0], length), jnp.int32), 0 * last)
+            nothing = Draft(jnp.broadcast_to(0 * last[:, None], (last.shape[0], length)), 0 * last)
             return Proposal(nothing, 0 * last, last, wanted, verify_keys), state.cache, state.drafter
         if drafts > 1:
             several = jax.vmap(lambda key: jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(drafts)))
@@ -124,7 +125,7 @@ def propose(
             skips=controller is not None and not controller.minimum,
         )
         context = Context(sequence, consumed, each, draft_keys, numbers.sampling)
-        draft, cache, remembered = drafter.propose(models, state.cache, state.drafter, context, request)
+        draft, cache, remembered = drafting.propose(drafter, models, state.cache, state.drafter, context, request)
         count = jnp.minimum(jnp.minimum(draft.count, _through_first(_is_any(draft.tokens, numbers.end_ids))), each)
         return Proposal(draft, count, last, wanted, verify_keys), cache, remembered
 
@@ -260,7 +261,7 @@ def _told(models, drafter, state, proposal, scores, outcome, committed, shape):
     if drafter is not None:
         next_tokens = repeated(outcome.emitted[:, : width + 1], drafts)
         window = Window(start, tokens, next_tokens, until(features, width + 1), kept)
-        remembered = drafter.observe(models, remembered, window)
+        remembered = drafting.observe(drafter, models, remembered, window)
     return cache.at_length(start + kept), remembered
 
 

@@ -12,11 +12,13 @@ from jax.typing import ArrayLike
 
 from kljudge_jax.core.controller import Pace
 from kljudge_jax.core.cycle import cycle, sections
-from kljudge_jax.core.prefill import enter_row, prefill
-from kljudge_jax.core.protocols import Drafter, Models
+from kljudge_jax.core.drafting import check_drafter
+from kljudge_jax.core.prefill import enter_row, in_chunks, prefill
+from kljudge_jax.core.protocols import Drafter, Models, layers_of
 from kljudge_jax.core.rows import repeated, varying_as
 from kljudge_jax.core.state import DONE, MAX_CYCLES, SLOTS, LoopState, Numbers, Shape
-from kljudge_jax.core.target import check_rollback, new_cache
+from kljudge_jax.core.target import check_methods, check_rollback, new_cache
+from kljudge_jax.core.verify import check_row_numbers
 from kljudge_jax.errors import InputError
 from kljudge_jax.verification.base import Verifier
 
@@ -64,7 +66,7 @@ def init(
       prompts: int32 `[B, P]`, padded on the right.
       lengths: int32 `[B]`, at least 1.
       keys: PRNG keys, `[B]`.
-      numbers: the data half of the run.
+      numbers: the data half of the run. A budget of more than the room of `shape` is cut to that.
       shape: the static half.
       slots: of each cache to begin with, at least P; None is all that a row may need.
       shared: int32 `[]`, how many tokens all prompts begin with alike, a multiple of the chunk of `shape.prefill`.
@@ -73,10 +75,23 @@ def init(
       InputError: a model, a cache, a drafter or a rule does not keep to its protocol; the message names the method.
     """
     models = Models(*models)
-    _check(drafter, rule, shape)
-    prompts, lengths = jnp.asarray(prompts, jnp.int32), jnp.asarray(lengths, jnp.int32)
+    _check(models, drafter, rule, shape)
+    check_row_numbers(rule, len(prompts))
+    given = prompts, lengths, keys, numbers, shape, slots, shared
+    if not all(map(_is_ours, (*models, drafter, rule))):
+        # What others' parts do wrong in a cycle is said here, before anything compiles.
+        jax.eval_shape(
+            lambda: cycle(models, drafter, rule, _begin(models, drafter, rule, *given), numbers, shape=shape)
+        )
+    return _begin(models, drafter, rule, *given)
+
+
+def _begin(models, drafter, rule, prompts, lengths, keys, numbers, shape, slots, shared) -> LoopState:
+    prompts, lengths = in_chunks(prompts, shape.prefill), jnp.asarray(lengths, jnp.int32)
     batch, width = prompts.shape
     capacity = shape.slots(width)
+    if min(slots or capacity, capacity) < width:
+        raise InputError(f"prompts take {width} slots, and a row has {min(slots or capacity, capacity)}: give it more")
     drafts = shape.scorer.drafts
     none = 0 * lengths  # buffers derive from what is given, so that they vary over devices as it does
 
@@ -93,7 +108,7 @@ def init(
         after = sections(none, prompts, numbers.section_ids)
         section = jnp.take_along_axis(after, lengths[:, None], axis=1)[:, 0]
     spare, cycles = shape.room + shape.draft_length + 1, shape.room + 1
-    budget = none + numbers.budget if jnp.ndim(numbers.budget) else none + jnp.asarray(numbers.budget)[None]
+    budget = jnp.minimum(jnp.broadcast_to(numbers.budget, none.shape), shape.room) + none
     state = LoopState(
         sequence=jnp.pad(prompts, ((0, 0), (0, capacity - width))),
         length=lengths,
@@ -190,10 +205,15 @@ def admit(
     """
     models = Models(*models)
     drafts = shape.scorer.drafts
-    entries = Entries(*entries)
+    entries = jax.tree.map(jnp.asarray, Entries(*entries))
+    entries = entries._replace(prompts=in_chunks(entries.prompts, shape.prefill))
+    width = entries.prompts.shape[1]
+    if state.cache.slots < width:
+        raise InputError(f"prompts take {width} slots, and a row has {state.cache.slots}: give it more")
 
     def enter(i, state):
         prompt, length, key, budget, row = jax.tree.map(lambda x: x[i], entries)
+        budget = jnp.minimum(budget, shape.room)
         rows = tuple(row * drafts + d for d in range(drafts))
         cache, remembered = enter_row(
             models, drafter, state.cache, state.drafter, prompt, length, rows[0], rows, shared, plan=shape.prefill
@@ -229,7 +249,6 @@ def admit(
         )
         return constrain(models, state)
 
-    entries = jax.tree.map(jnp.asarray, entries)
     return jax.lax.fori_loop(0, len(entries.prompts) if count is None else count, enter, state)
 
 
@@ -244,14 +263,16 @@ def constrain(models: Models, state: LoopState) -> LoopState:
     return LoopState(drafter=drafter, **ours(fields))
 
 
-def _check(drafter: Any, rule: Any, shape: Shape) -> None:
+def _check(models: Models, drafter: Any, rule: Any, shape: Shape) -> None:
+    check_methods(models.target, "target")
     if drafter is not None:
-        for method in ("init", "observe", "propose"):
-            if not callable(getattr(drafter, method, None)):
-                raise InputError(
-                    f"{type(drafter).__name__} has no method {method!r}: see kljudge_jax.Drafter; one without a state "
-                    "returns () from init and from observe"
-                )
+        check_drafter(drafter)
+        most, wanted = getattr(models.target, "num_layers", 0), layers_of(drafter)
+        if wanted and not 0 <= min(wanted) <= max(wanted) <= most:
+            raise InputError(
+                f"{type(drafter).__name__}.layers are {wanted}, and the target's Model.num_layers is {most}: "
+                + (f"ask for some from 0 to {most}" if most else "it can be asked for none")
+            )
         if shape.draft_length < 1:
             raise InputError("a drafter needs a Shape.draft_length from 1 on; plain decoding has the drafter None")
     elif shape.draft_length:
@@ -262,6 +283,10 @@ def _check(drafter: Any, rule: Any, shape: Shape) -> None:
         raise InputError(
             f"{type(rule).__name__} is no pytree: write it as a frozen dataclass of numbers under @kljudge_jax.register"
         )
+
+
+def _is_ours(plug: Any) -> bool:
+    return plug is None or type(plug).__module__.startswith(__name__.partition(".")[0] + ".")
 
 
 def _new_carry(rule: Any, rows: jax.Array) -> Any:

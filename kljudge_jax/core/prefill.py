@@ -7,8 +7,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from kljudge_jax.core.drafting import observe
 from kljudge_jax.core.protocols import Drafter, Models, Window, layers_of
-from kljudge_jax.core.rows import holds_caches_alone, map_state, put
+from kljudge_jax.core.rows import holds_caches_alone, map_state, put, varying_as
 from kljudge_jax.core.state import Prefill
 from kljudge_jax.core.target import consume
 
@@ -56,6 +57,13 @@ def prefill(
     return _consume(models, drafter, cache, state, prompts, lengths, first, jnp.max(lengths) - 1, chunk)
 
 
+def in_chunks(given: Any, plan: Prefill) -> jax.Array:
+    """Prompts int32 `[B, P]` padded to a multiple of the chunk, where they are longer than one."""
+    prompts = jnp.asarray(given, jnp.int32)
+    width = prompts.shape[1]
+    return prompts if width <= plan.chunk else jnp.pad(prompts, ((0, 0), (0, -width % plan.chunk)))
+
+
 def enter_row(
     models: Models,
     drafter: Drafter | None,
@@ -88,10 +96,10 @@ def enter_row(
         known = map_state(lambda x, _: x.take(source, width).at_length(first[None]), lambda _, new: new, state, fresh)
     else:
         known = state
-    part = cache.take(source, width), known
+    own, known = varying_as((cache.take(source, width), known), jnp.asarray(length))
     end = jnp.asarray(length) - 1
     chunk = min(width, plan.chunk)
-    taken, known = _consume(models, drafter, *part, prompt[None], end[None] + 1, first, end, chunk)
+    taken, known = _consume(models, drafter, own, known, prompt[None], end[None] + 1, first, end, chunk)
     for row in rows:
         cache, state = cache.put(row, taken), put(state, row, known)
     return cache, state
@@ -110,7 +118,8 @@ def _consume(models, drafter, cache, state, prompts, lengths, first, end, chunk)
         features, cache = consume(models.target, tokens, cache.at_length(start), layers)
         if drafter is not None:
             valid = jnp.clip(lengths - 1 - start, 0, chunk)
-            state = drafter.observe(models, state, Window(start, tokens, next_tokens, features, valid, prompt=True))
+            window = Window(start, tokens, next_tokens, features, valid, prompt=True)
+            state = observe(drafter, models, state, window)
         return cache, state
 
     cache, state = jax.lax.fori_loop(first // chunk, (end + chunk - 1) // chunk, body, (cache, state))

@@ -10,8 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from kljudge_jax.core.verify import row_axes
 from kljudge_jax.errors import InputError
 from kljudge_jax.verification.base import Verdict, Verifier, VerifyInputs
+from kljudge_jax.verification.rule import NEEDS
 
 _ASKED_FOR_A_VALUE = (
     jax.errors.ConcretizationTypeError,
@@ -36,7 +38,9 @@ def check_rule(verifier: Verifier, *, draft_length: int, vocab_size: int, draft_
     if type(verifier).__module__.startswith(__name__.partition(".")[0] + "."):
         return  # their tests hold them to it, and a trace that is watched for leaks takes a second
     leaves, structure = jax.tree.flatten(verifier)
-    numbers = tuple((leaf.shape, leaf.dtype) for leaf in leaves)
+    # A rule sees its own row's number of those that are one a row.
+    axes = row_axes(verifier)
+    numbers = tuple((leaf.shape[axis == 0 :], leaf.dtype) for leaf, axis in zip(leaves, axes, strict=True))
     _check(type(verifier), structure, numbers, draft_length, vocab_size, draft_state, target_state)
 
 
@@ -45,6 +49,10 @@ def _check(rule: type, structure, numbers, length: int, vocab: int, draft_state,
     def array(dtype, *shape):
         return jax.ShapeDtypeStruct(shape, dtype)
 
+    def first_carry(leaves):
+        return jax.tree.map(jnp.asarray, jax.tree.unflatten(structure, leaves).init_carry())
+
+    leaves = [array(dtype, *shape) for shape, dtype in numbers]
     inputs = VerifyInputs(
         draft_tokens=array(jnp.int32, length),
         draft_count=array(jnp.int32),
@@ -55,9 +63,11 @@ def _check(rule: type, structure, numbers, length: int, vocab: int, draft_state,
         draft_hidden=None if draft_state is None else array(draft_state[1], length, draft_state[0]),
         target_hidden=None if target_state is None else array(target_state[1], length, target_state[0]),
         greedy=array(jnp.bool_),
+        position=array(jnp.int32),
+        remaining=array(jnp.int32),
+        carry=jax.eval_shape(first_carry, leaves) if hasattr(rule, "init_carry") else None,
     )
     key = jax.eval_shape(lambda: jax.random.key(0))
-    leaves = [array(dtype, *shape) for shape, dtype in numbers]
     first, answer = _traced(rule, structure, leaves, key, inputs)
     _check_verdict(rule.__name__, answer, length)
     again, _ = _traced(rule, structure, leaves, key, inputs)
@@ -121,11 +131,14 @@ def _spelled(shape: tuple[int, ...], dtype) -> str:
 
 def _inputs_of(inputs: VerifyInputs) -> str:
     """The inputs as a rule's author has to know them."""
+
+    def spelled(name, value):
+        if value is None:
+            return "None (name it in `needs`)" if name in NEEDS else "None"
+        return _spelled(value.shape, value.dtype) if hasattr(value, "shape") else "as init_carry() has it"
+
     given = {field.name: getattr(inputs, field.name) for field in dataclasses.fields(inputs)}
-    return ", ".join(
-        f"{name} " + ("None (name it in `needs`)" if value is None else _spelled(value.shape, value.dtype))
-        for name, value in given.items()
-    )
+    return ", ".join(f"{name} {spelled(name, value)}" for name, value in given.items())
 
 
 def _equal(a, b) -> bool:

@@ -19,6 +19,6 @@ def run_if(wanted: jax.Array, function: Callable[[Carry], Carry], carry: Carry) 
     """
 
     def turn(state):
-        return jnp.asarray(False), function(state[1])
+        return jnp.zeros_like(wanted), function(state[1])
 
     return jax.lax.while_loop(lambda state: state[0], turn, (wanted, carry))[1]

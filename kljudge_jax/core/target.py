@@ -10,17 +10,42 @@ import jax.numpy as jnp
 from kljudge_jax.core.protocols import Cache, Features
 from kljudge_jax.errors import InputError
 
+# What a cache has, as `Cache` says it.
+_CACHE = ("length", "slots", "rollback", "at_length", "resized", "take", "put", "follow")
+
+
+def check_methods(model: Any, whose: str) -> None:
+    """Refuses what lacks a method or an attribute of a model that messages call `whose`."""
+    for name in ("init_cache", "logits", "__call__", "vocab_size"):
+        found = None if isinstance(model, type) else getattr(model, name, None)
+        if found is None or not (callable(found) or name == "vocab_size"):
+            kind = "attribute" if name == "vocab_size" else "method"
+            raise InputError(
+                f"the {whose} is a {type(model).__name__}, which has no {kind} {name!r}: give a kljudge_jax.Model, "
+                "or wrap a model of your own with kljudge_jax.adapt"
+            )
+
+
+def alike(a: Any, b: Any) -> bool:
+    """Whether two trees have one structure, and arrays of the same shapes and dtypes."""
+
+    def kinds(tree):
+        return [(jnp.shape(x), jnp.result_type(x)) for x in jax.tree.leaves(tree)]
+
+    structures: list[Any] = [jax.tree.structure(tree) for tree in (a, b)]
+    return structures[0] == structures[1] and kinds(a) == kinds(b)
+
+
+def spelled(x: Any) -> str:
+    """An array's dtype and shape, as messages have them."""
+    return f"{jnp.result_type(x).name}[{','.join(map(str, jnp.shape(x)))}]"
+
 
 def new_cache(model: Any, batch: int, slots: int, whose: str) -> Any:
     """An empty cache of the model that messages call `whose`."""
-    for method in ("init_cache", "logits", "__call__"):
-        if not callable(getattr(model, method, None)):
-            raise InputError(
-                f"the {whose} is a {type(model).__name__}, which has no method {method!r}: give a kljudge_jax.Model, "
-                "or wrap a model of your own with kljudge_jax.adapt"
-            )
+    check_methods(model, whose)
     cache = model.init_cache(batch, slots)
-    lacking = [name for name in ("length", "slots", "rollback", "at_length", "take", "put") if not hasattr(cache, name)]
+    lacking = [name for name in _CACHE if not hasattr(cache, name)]
     if lacking:
         raise InputError(
             f"the {whose}'s init_cache returns a {type(cache).__name__} without {lacking[0]!r}: see kljudge_jax.Cache"
@@ -45,9 +70,14 @@ def consume(
     answer = model(tokens, cache, **asked)
     if not isinstance(answer, tuple) or len(answer) != 2 or not isinstance(answer[0], Features):
         raise InputError(f"the {whose}'s call returns no (Features, cache): see Model.__call__ in kljudge_jax.Model")
-    features, cache = answer
-    if not isinstance(cache, Cache):
-        raise InputError(f"the {whose}'s call returns a {type(cache).__name__} that is no kljudge_jax.Cache")
+    features, written = answer
+    if not isinstance(written, Cache):
+        raise InputError(f"the {whose}'s call returns a {type(written).__name__} that is no kljudge_jax.Cache")
+    if not alike(cache, written):
+        raise InputError(
+            f"the {whose}'s call returns a cache of other shapes, dtypes or structure than the one that it takes "
+            "(Model.__call__)"
+        )
     batch, length = tokens.shape
     for name, state in (("hidden", features.hidden), ("logits", features.logits)):
         if state is not None and (state.ndim != 3 or state.shape[:2] != (batch, length)):
@@ -62,12 +92,16 @@ def consume(
             f"the {whose}'s call returns {len(features.layers)} layers of the {len(layers)} asked for: see "
             "`layers` of Model.__call__"
         )
-    return features, cache
+    return features, written
 
 
 def logits_of(model: Any, features: Features, whose: str = "target") -> jax.Array:
     """Raw logits f32 `[..., V]` of what the model computed."""
     raw = model.logits(features.hidden) if features.logits is None else features.logits
+    if features.hidden is not None and raw.shape[:-1] != features.hidden.shape[:-1]:
+        raise InputError(
+            f"the {whose}'s logits are {spelled(raw)} for states {spelled(features.hidden)}: see Model.logits"
+        )
     if raw.shape[-1] != model.vocab_size:
         raise InputError(
             f"the {whose}'s logits have {raw.shape[-1]} tokens, and its vocab_size is {model.vocab_size}: "

@@ -12,6 +12,7 @@ from kljudge_jax.core.protocols import Draft
 from kljudge_jax.core.sampling import Sampling, process_logits
 from kljudge_jax.core.scorers import Scores
 from kljudge_jax.core.state import Shape
+from kljudge_jax.core.target import alike
 from kljudge_jax.errors import InputError
 from kljudge_jax.verification.base import Verdict, Verifier, VerifyInputs
 from kljudge_jax.verification.distributions import is_distribution, kl_divergence
@@ -137,6 +138,14 @@ def judge_drafts(
         one = dataclasses.replace(rows, **ours._asdict())
         verdict, branch = _over_rows(lambda rule, key, row: rule.choose(key, row), verifier, keys, one)
 
+    if not isinstance(verdict, Verdict):
+        raise InputError(f"{type(verifier).__name__} returns a {type(verdict).__name__}: return a kljudge_jax.Verdict")
+    if not alike(progress.carry, verdict.carry):
+        raise InputError(
+            f"{type(verifier).__name__} returns a Verdict.carry of other shapes, dtypes or structure than its "
+            "init_carry() has"
+        )
+
     def followed(x):  # [B D, ...] to [B, ...]
         if drafts == 1:
             return x
@@ -199,14 +208,41 @@ def _over_rows(function, verifier, keys, inputs):
     def of_row(leaves, key, row):
         return function(jax.tree.unflatten(structure, leaves), key, row)
 
-    return jax.vmap(of_row, in_axes=(_row_axes(verifier), 0, axes))(leaves, keys, inputs)
+    return jax.vmap(of_row, in_axes=(row_axes(verifier), 0, axes))(leaves, keys, inputs)
 
 
 # How a field of a rule is annotated that is a number.
 _NUMBERS: tuple[Any, ...] = ("float", "int", float, int)
 
 
-def _row_axes(rule: Any) -> list[int | None]:
+def check_row_numbers(rule: Any, batch: int) -> None:
+    """Refuses numbers of a rule that are one a row of another batch."""
+    for axis, leaf in zip(row_axes(rule), jax.tree.leaves(rule), strict=True):
+        if axis == 0 and jnp.shape(leaf) != (batch,):
+            raise InputError(
+                f"{type(rule).__name__} has {jnp.size(leaf)} numbers for {batch} rows: give it one, or one a row"
+            )
+
+
+def check_on_policy(rule: Any, off_policy: bool = False) -> None:
+    """Refuses a rule whose answers are no samples of the target: its log-probabilities are then not the behaviour's.
+
+    Args:
+      rule: the verification rule of rollouts.
+      off_policy: the learner knows that they are not the target's, and corrects for it or need not.
+
+    Raises:
+      InputError: the rule is relaxed, and `off_policy` is False.
+    """
+    if not getattr(rule, "lossless", False) and not off_policy:
+        raise InputError(
+            f"{type(rule).__name__} keeps tokens that the target would not have drawn, so that the target's "
+            "log-probabilities are not those of the answers: use a lossless rule such as SpeculativeSampling(), or say "
+            "off_policy=True"
+        )
+
+
+def row_axes(rule: Any) -> list[int | None]:
     """Of each leaf of a rule, 0 if it is a number, that is a field annotated as one, that is one a row: `[B]`."""
     axes: list[int | None] = []
     for path, leaf in jax.tree_util.tree_flatten_with_path(rule)[0]:

@@ -17,6 +17,7 @@ from kljudge_jax.core.loop import UNBOUNDED, Entries
 from kljudge_jax.core.protocols import Drafter
 from kljudge_jax.core.sampling import Sampling
 from kljudge_jax.core.state import LoopState, Numbers, Shape
+from kljudge_jax.core.verify import check_row_numbers
 from kljudge_jax.generation import arguments, programs, prompts, stats
 from kljudge_jax.generation.buckets import cache_buckets
 from kljudge_jax.generation.compile_clock import compile_seconds
@@ -74,6 +75,7 @@ class Run:
         texts = prompts.split(given)
         self.batch = len(texts)
         slots = arguments.slots(batch_size, self.batch)
+        check_row_numbers(self.verifier, self.batch)
         if layout is not None:
             say_undivided_rows(layout, slots)
         names = ["the prompt"] if self.batch == 1 else [f"prompt {i}" for i in range(self.batch)]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import jax
 
+from kljudge_jax.core.target import check_methods
 from kljudge_jax.errors import InputError
 from kljudge_jax.models.compiled import keep_compiled
 from kljudge_jax.models.config import TransformerConfig
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-@jax.tree_util.register_dataclass
+@jax.tree_util.register_pytree_with_keys_class
 @dataclasses.dataclass(frozen=True)
 class ModelPair:
     """A target model and the draft that proposes for it. A pytree whose leaves are the parameters of both.
@@ -39,28 +41,47 @@ class ModelPair:
       draft_name: for reports.
 
     Raises:
-      InputError: the two vocabularies differ in size.
+      InputError: the target is no model, or the two vocabularies differ in size.
     """
 
     target: Transformer
     draft: Transformer | None = None
-    tokenizer: PreTrainedTokenizerBase | None = dataclasses.field(default=None, metadata={"static": True})
+    tokenizer: PreTrainedTokenizerBase | None = None
     # Typed as what it is once `__post_init__` has run: until then None stands for the tokenizer's.
-    eos: tuple[int, ...] = dataclasses.field(default=cast(tuple[int, ...], None), metadata={"static": True})
-    target_name: str = dataclasses.field(default="target", metadata={"static": True})
-    draft_name: str = dataclasses.field(default="draft", metadata={"static": True})
+    eos: tuple[int, ...] = cast(tuple[int, ...], None)
+    target_name: str = "target"
+    draft_name: str = "draft"
 
     def __post_init__(self):
         if self.eos is None:
             object.__setattr__(self, "eos", tokenizer_eos(self.tokenizer))
-        # Unflattening may put anything in place of the models.
-        if isinstance(self.target, Transformer) and isinstance(self.draft, Transformer):
-            ours, theirs = self.target.config.vocab_size, self.draft.config.vocab_size
-            if ours != theirs:
-                raise InputError(
-                    f"the target has {ours} tokens and the draft {theirs}: load them with ModelPair.from_pretrained, "
-                    "which aligns the two"
-                )
+        check_methods(self.target, "target")
+        if inspect.isroutine(self.draft) or inspect.isclass(self.draft) or isinstance(self.draft, str):
+            raise InputError(
+                f"the draft is a {type(self.draft).__name__}: give a kljudge_jax.Model, or the arrays that a drafter "
+                "of your own keeps"
+            )
+        ours, theirs = self.target.vocab_size, getattr(self.draft, "vocab_size", None)
+        if theirs is not None and ours != theirs:
+            raise InputError(
+                f"the target has {ours} tokens and the draft {theirs}: load them with ModelPair.from_pretrained, "
+                "which aligns the two"
+            )
+
+    # By hand, since to unflatten may put anything in place of the models, which the constructor refuses.
+    def tree_flatten_with_keys(self):
+        children, static = self.tree_flatten()
+        return tuple(zip(map(jax.tree_util.GetAttrKey, ("target", "draft")), children, strict=True)), static
+
+    def tree_flatten(self):
+        return (self.target, self.draft), (self.tokenizer, self.eos, self.target_name, self.draft_name)
+
+    @classmethod
+    def tree_unflatten(cls, static, children):
+        pair = object.__new__(cls)
+        for field, value in zip(dataclasses.fields(cls), (*children, *static), strict=True):
+            object.__setattr__(pair, field.name, value)
+        return pair
 
     @property
     def precision(self) -> str:

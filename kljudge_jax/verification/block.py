@@ -62,7 +62,7 @@ def _prefix_weights(odds: Odds) -> jax.Array:
 
     ratio = odds.ratio()
     # Unrolled, it is one small fused kernel; a loop on the device would cost more than its arithmetic.
-    _, weights = jax.lax.scan(step, jnp.float32(1.0), ratio, unroll=max(1, ratio.shape[0]))
+    _, weights = jax.lax.scan(step, jnp.ones_like(ratio, shape=()), ratio, unroll=max(1, ratio.shape[0]))
     return jnp.append(1.0, weights)
 
 

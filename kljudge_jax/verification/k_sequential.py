@@ -86,7 +86,8 @@ class KSequential(TokenRule):
             alive = jnp.where(going, alive & (inputs.draft_tokens[:, i] == token), alive)
             return (alive, accepted + going.astype(jnp.int32), going), None
 
-        ends = (jnp.ones((drafts,), bool), jnp.int32(0), jnp.asarray(True))
+        alive = jnp.ones_like(inputs.draft_count, bool)
+        ends = (alive, jnp.zeros_like(inputs.draft_count, shape=()), jnp.ones_like(alive, shape=()))
         if length:
             ends, _ = jax.lax.scan(step, ends, jnp.arange(length))
         alive, accepted, _ = ends
@@ -180,7 +181,7 @@ def k_sequential_step(p: jax.Array, q: jax.Array, tokens: jax.Array, alive: jax.
         return jnp.where(enough, low, middle), jnp.where(enough, middle, high)
 
     # The upper end is always one that is large enough for the weights to be none below 0.
-    _, high = jax.lax.fori_loop(0, _HALVINGS, halve, (jnp.float32(1.0), count.astype(jnp.float32)))
+    _, high = jax.lax.fori_loop(0, _HALVINGS, halve, (jnp.ones_like(p, shape=()), count.astype(jnp.float32)))
     rho = jnp.where(overlap(1.0)[1] <= 1.0, 1.0, high)
     kept, factor = overlap(rho)
     wanted, drawn = jnp.take(p, tokens, mode="clip"), jnp.take(q, tokens, mode="clip")

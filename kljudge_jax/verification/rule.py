@@ -41,10 +41,12 @@ class Odds(NamedTuple):
     @classmethod
     def of(cls, inputs: VerifyInputs) -> Odds:
         count = inputs.draft_tokens.shape[0]
+        if count == 0:
+            return cls(jnp.zeros((0,)), jnp.zeros((0,)))
 
         def greedy():
             match = is_argmax(inputs.target_logits[:count], inputs.draft_tokens)
-            return cls(jnp.where(match, 0.0, -jnp.inf), jnp.zeros((count,)))
+            return cls(jnp.where(match, 0.0, -jnp.inf), jnp.zeros_like(match, jnp.float32))
 
         def sampled():
             return cls(
@@ -150,6 +152,8 @@ class TokenRule(Rule):
         raise NotImplementedError
 
     def _acceptance(self, inputs: VerifyInputs, odds: Odds) -> jax.Array:
+        if inputs.draft_tokens.shape[0] == 0:
+            return odds.strict()
         return _checked(self, "acceptance", self.acceptance(inputs, odds), inputs, jnp.float32)
 
     def law(self, inputs: VerifyInputs) -> jax.Array:
@@ -263,7 +267,11 @@ def register(rule: type) -> type:
         return tuple(zip(map(jax.tree_util.GetAttrKey, data), children, strict=True)), choices
 
     def unflatten(choices, children):
-        return rule(**dict(zip(static, choices, strict=True)), **dict(zip(data, children, strict=True)))
+        # Not by its constructor, which refuses some of what JAX puts in place of numbers, such as None in `shard_map`.
+        instance = object.__new__(rule)
+        for name, value in zip(static + data, (*choices, *children), strict=True):
+            object.__setattr__(instance, name, value)
+        return instance
 
     # Not jax.tree_util.register_dataclass: in jaxlib 0.10.2 the structures of two such classes with as many fields
     # compare equal, and when their hashes collide, one time in thirty, jit runs one rule's program for the other.
