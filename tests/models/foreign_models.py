@@ -1,0 +1,212 @@
+"""Small models in the manner of three libraries: none knows of this package, and all write one position of a cache.
+
+Each has greedy decoding of its own, over one row and one token a step.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+VOCAB = 61
+WIDTH, HEADS, DIM, LAYERS = 16, 2, 8, 2
+PROMPTS = [np.array([3, 1, 4]), np.array([5, 9, 2, 6, 5, 3, 5, 8, 9])]
+
+
+def _attention(query, keys, values, mask):
+    """query `[B, T, N, D]`, keys and values `[B, S, N, D]`, mask `[B, T, S]`."""
+    scores = jnp.einsum("btnd,bsnd->bnts", query, keys) / np.float32(DIM**0.5)
+    weights = jax.nn.softmax(jnp.where(mask[:, None], scores, np.float32(-1e30)), axis=-1)
+    return jnp.einsum("bnts,bsnd->btnd", weights, values)
+
+
+def _rotated(x, positions):
+    """x `[B, T, N, D]` at positions `[B, T]`."""
+    angles = positions.astype(jnp.float32)[..., None, None] * np.float32([[[[1.0, 0.3, 0.1, 0.03]]]])
+    first, second = jnp.split(x, 2, axis=-1)
+    sin, cos = jnp.sin(angles), jnp.cos(angles)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+
+
+def _heads(x):
+    return x.reshape(*x.shape[:2], HEADS, DIM)
+
+
+# In the manner of Tunix: an nnx module; a cache of dicts, whose `end_index` is one number a row, of which the first
+# says where all rows write.
+
+
+class TunixLike(nnx.Module):
+    def __init__(self, rngs, window=None, prefill_bug=False):
+        linear = lambda size_in, size_out: nnx.Linear(size_in, size_out, use_bias=False, rngs=rngs)  # noqa: E731
+        self.embedding = nnx.Embed(VOCAB, WIDTH, rngs=rngs)
+        self.qkv = nnx.List([linear(WIDTH, 3 * HEADS * DIM) for _ in range(LAYERS)])
+        self.out = nnx.List([linear(HEADS * DIM, WIDTH) for _ in range(LAYERS)])
+        self.head = linear(WIDTH, VOCAB)
+        self.window = window
+        self.prefill_bug = prefill_bug
+
+    def init_cache(self, batch_size, cache_size):
+        def layer():
+            keys = jnp.zeros((batch_size, cache_size, HEADS, DIM))
+            return {"k": keys, "v": keys, "end_index": jnp.zeros((batch_size,), jnp.int32)}
+
+        return {f"layer_{i}": layer() for i in range(LAYERS)}
+
+    def __call__(self, tokens, positions, cache, attention_mask):
+        x = self.embedding(tokens)
+        written = {}
+        for i in range(LAYERS):
+            layer = cache[f"layer_{i}"]
+            query, key, value = map(_heads, jnp.split(self.qkv[i](x), 3, axis=-1))
+            query, key = _rotated(query, positions), _rotated(key, positions)
+            end, length = layer["end_index"], tokens.shape[1]
+            keys = jax.lax.dynamic_update_slice(layer["k"], key, (0, end[0], 0, 0))
+            values = jax.lax.dynamic_update_slice(layer["v"], value, (0, end[0], 0, 0))
+            mask = attention_mask
+            if self.window is not None:
+                mask = mask & (jnp.arange(keys.shape[1])[None, None] > positions[..., None] - self.window)
+            if self.prefill_bug and length > 1:  # several tokens see each other alone, as in an empty cache
+                mask = mask & (jnp.arange(keys.shape[1]) >= end[0])[None, None]
+            x = x + self.out[i](_attention(query, keys, values, mask).reshape(*x.shape[:2], -1))
+            written[f"layer_{i}"] = {"k": keys, "v": values, "end_index": end + length}
+        return self.head(x) * np.float32(3), written
+
+
+def tunix_like(seed=0, **options):
+    return TunixLike(nnx.Rngs(seed), **options)
+
+
+def tunix_greedy(model, prompt, steps):
+    """The model's own greedy answer: int `[steps]`."""
+    return _greedy(
+        lambda tokens, at, cache, mask: model(tokens, at, cache, mask), model.init_cache(1, 64), prompt, steps
+    )
+
+
+# In the manner of google-deepmind/gemma: a linen module whose parameters and cache are passed to `apply`.
+
+
+class GemmaLike(nn.Module):
+    def init_cache(self, *, batch_size, dtype, cache_length):
+        shape = (batch_size, cache_length, HEADS, DIM)
+        return {
+            f"layer_{i}": {
+                "v": jnp.zeros(shape, dtype),
+                "k": jnp.zeros(shape, dtype),
+                "end_index": jnp.zeros((batch_size,), jnp.int32),
+                "positions": jnp.zeros((batch_size, cache_length), jnp.int32),
+            }
+            for i in range(LAYERS)
+        }
+
+    @nn.compact
+    def __call__(self, tokens, *, cache=None, positions=None, attention_mask=None):
+        table = self.param("embedding", nn.initializers.normal(1.0), (VOCAB, WIDTH))
+        x, written = table[tokens], {}
+        for i in range(LAYERS):
+            layer = cache[f"layer_{i}"]
+            projected = nn.Dense(3 * HEADS * DIM, use_bias=False, name=f"qkv_{i}")(x)
+            query, key, value = map(_heads, jnp.split(projected, 3, axis=-1))
+            query, key = _rotated(query, positions), _rotated(key, positions)
+            at = layer["end_index"][0]
+            keys = jax.lax.dynamic_update_slice(layer["k"], key, (0, at, 0, 0))
+            values = jax.lax.dynamic_update_slice(layer["v"], value, (0, at, 0, 0))
+            noted = jax.lax.dynamic_update_slice(layer["positions"], positions, (0, at))
+            mixed = _attention(query, keys, values, attention_mask).reshape(*x.shape[:2], -1)
+            x = x + nn.Dense(WIDTH, use_bias=False, name=f"out_{i}")(mixed)
+            end = layer["end_index"] + tokens.shape[1]
+            written[f"layer_{i}"] = {"v": values, "k": keys, "end_index": end, "positions": noted}
+        return x, written
+
+    def decode(self, states):
+        """Logits, by the table of embeddings."""
+        return states @ self.get_variable("params", "embedding").T
+
+
+def gemma_like(seed=0):
+    """The module and its parameters."""
+    module = GemmaLike()
+    cache = module.init_cache(batch_size=1, dtype=jnp.float32, cache_length=4)
+    one = jnp.zeros((1, 1), jnp.int32)
+    mask = jnp.ones((1, 1, 4), bool)
+    made = module.init(jax.random.key(seed), one, cache=cache, positions=one, attention_mask=mask)
+    return module, made["params"]
+
+
+def gemma_greedy(module, params, prompt, steps):
+    def call(tokens, positions, cache, mask):
+        states, cache = module.apply(
+            {"params": params}, tokens=tokens, cache=cache, positions=positions, attention_mask=mask
+        )
+        return module.apply({"params": params}, states, method="decode"), cache
+
+    return _greedy(call, module.init_cache(batch_size=1, dtype=jnp.float32, cache_length=64), prompt, steps)
+
+
+# In the manner of bonsai: an nnx module that is given a cache of nnx variables, writes into it in place, and keeps one
+# number for where all rows stand.
+
+
+class BonsaiCache(nnx.Module):
+    def __init__(self, batch, size):
+        self.keys = nnx.Cache(jnp.zeros((batch, size, HEADS, DIM)))
+        self.values = nnx.Cache(jnp.zeros((batch, size, HEADS, DIM)))
+        self.size = size
+        self.now = nnx.Cache(jnp.zeros((), jnp.int32))
+
+
+class BonsaiLike(nnx.Module):
+    def __init__(self, rngs):
+        linear = lambda size_in, size_out: nnx.Linear(size_in, size_out, use_bias=False, rngs=rngs)  # noqa: E731
+        self.embedding = nnx.Embed(VOCAB, WIDTH, rngs=rngs)
+        self.qkv = nnx.List([linear(WIDTH, 3 * HEADS * DIM) for _ in range(LAYERS)])
+        self.out = nnx.List([linear(HEADS * DIM, WIDTH) for _ in range(LAYERS)])
+        self.head = linear(WIDTH, VOCAB)
+
+    def init_cache(self, batch, size):
+        return nnx.List([BonsaiCache(batch, size) for _ in range(LAYERS)])
+
+    def __call__(self, tokens, cache):
+        x, length = self.embedding(tokens), tokens.shape[1]
+        for i in range(LAYERS):
+            layer = cache[i]
+            now = layer.now[...]
+            positions = jnp.broadcast_to(now + jnp.arange(length)[None], tokens.shape)
+            query, key, value = map(_heads, jnp.split(self.qkv[i](x), 3, axis=-1))
+            query, key = _rotated(query, positions), _rotated(key, positions)
+            layer.keys[...] = jax.lax.dynamic_update_slice(layer.keys[...], key, (0, now, 0, 0))
+            layer.values[...] = jax.lax.dynamic_update_slice(layer.values[...], value, (0, now, 0, 0))
+            mask = jnp.arange(layer.size)[None, None] <= positions[..., None]
+            mixed = _attention(query, layer.keys[...], layer.values[...], mask)
+            x = x + self.out[i](mixed.reshape(*x.shape[:2], -1))
+            layer.now[...] = now + length
+        return self.head(x) * np.float32(3)
+
+
+def bonsai_like(seed=0):
+    return BonsaiLike(nnx.Rngs(seed))
+
+
+def bonsai_greedy(model, prompt, steps):
+    cache, answer = model.init_cache(1, 64), []
+    for token in prompt[:-1]:
+        model(jnp.asarray([[token]], jnp.int32), cache)
+    token = prompt[-1]
+    for _ in range(steps):
+        token = int(jnp.argmax(model(jnp.asarray([[token]], jnp.int32), cache)[0, 0]))
+        answer.append(token)
+    return answer
+
+
+def _greedy(call, cache, prompt, steps):
+    size, answer, queue = 64, [], [int(token) for token in prompt]
+    for at in range(len(prompt) + steps - 1):
+        positions = jnp.asarray([[at]], jnp.int32)
+        mask = jnp.arange(size)[None, None] <= positions[..., None]
+        logits, cache = call(jnp.asarray([[queue[at]]], jnp.int32), positions, cache, mask)
+        if at >= len(prompt) - 1:
+            answer.append(int(jnp.argmax(logits[0, 0])))
+            queue.append(answer[-1])
+    return answer
