@@ -54,13 +54,12 @@ class ModelPair:
         if self.eos is None:
             object.__setattr__(self, "eos", tokenizer_eos(self.tokenizer))
         # Unflattening may put anything in place of the models.
-        if isinstance(self.target, Transformer) and isinstance(self.draft, Transformer):
-            ours, theirs = self.target.config.vocab_size, self.draft.config.vocab_size
-            if ours != theirs:
-                raise InputError(
-                    f"the target has {ours} tokens and the draft {theirs}: load them with ModelPair.from_pretrained, "
-                    "which aligns the two"
-                )
+        ours, theirs = (getattr(model, "vocab_size", None) for model in (self.target, self.draft))
+        if isinstance(ours, int) and isinstance(theirs, int) and ours != theirs:
+            raise InputError(
+                f"the target has {ours} tokens and the draft {theirs}: load them with ModelPair.from_pretrained, "
+                "which aligns the two"
+            )
 
     @property
     def precision(self) -> str:
