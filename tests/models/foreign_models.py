@@ -3,15 +3,35 @@
 Each has greedy decoding of its own, over one row and one token a step.
 """
 
+import dataclasses
+import functools
+import pathlib
+import re
+import types
+from typing import Any
+
+import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+PAGE = pathlib.Path(__file__).parents[2] / "docs" / "pages" / "own_model.md"
 VOCAB = 61
 WIDTH, HEADS, DIM, LAYERS = 16, 2, 8, 2
+SIZE = 64  # of their own caches
 PROMPTS = [np.array([3, 1, 4]), np.array([5, 9, 2, 6, 5, 3, 5, 8, 9])]
+
+
+@functools.cache
+def recipes():
+    """The functions that the page of adapters has, by name."""
+    names: dict[str, Any] = {}
+    for block in re.findall(r"^```python\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE):
+        if "def from_" in block:
+            exec(compile(block, PAGE.name, "exec"), names)
+    return types.SimpleNamespace(**{name: x for name, x in names.items() if name.startswith("from_")})
 
 
 def _attention(query, keys, values, mask):
@@ -44,6 +64,9 @@ class TunixLike(nnx.Module):
         self.qkv = nnx.List([linear(WIDTH, 3 * HEADS * DIM) for _ in range(LAYERS)])
         self.out = nnx.List([linear(HEADS * DIM, WIDTH) for _ in range(LAYERS)])
         self.head = linear(WIDTH, VOCAB)
+        self.config = types.SimpleNamespace(
+            num_layers=LAYERS, num_kv_heads=HEADS, head_dim=DIM, param_dtype=jnp.float32
+        )
         self.window = window
         self.prefill_bug = prefill_bug
 
@@ -81,14 +104,17 @@ def tunix_like(seed=0, **options):
 def tunix_greedy(model, prompt, steps):
     """The model's own greedy answer: int `[steps]`."""
     return _greedy(
-        lambda tokens, at, cache, mask: model(tokens, at, cache, mask), model.init_cache(1, 64), prompt, steps
+        lambda tokens, at, cache, mask: model(tokens, at, cache, mask), model.init_cache(1, SIZE), prompt, steps
     )
 
 
 # In the manner of google-deepmind/gemma: a linen module whose parameters and cache are passed to `apply`.
 
 
-class GemmaLike(nn.Module):
+@dataclasses.dataclass(frozen=True)
+class GemmaConfig:
+    final_logit_softcap: float | None = None
+
     def init_cache(self, *, batch_size, dtype, cache_length):
         shape = (batch_size, cache_length, HEADS, DIM)
         return {
@@ -101,48 +127,72 @@ class GemmaLike(nn.Module):
             for i in range(LAYERS)
         }
 
-    @nn.compact
-    def __call__(self, tokens, *, cache=None, positions=None, attention_mask=None):
-        table = self.param("embedding", nn.initializers.normal(1.0), (VOCAB, WIDTH))
-        x, written = table[tokens], {}
+
+class Embedder(nn.Module):
+    def setup(self):
+        self.table = self.param("table", nn.initializers.normal(1.0), (VOCAB, WIDTH))
+
+    def encode(self, tokens):
+        return self.table[tokens]
+
+    def decode(self, states):
+        return states @ self.table.T
+
+
+@flax.struct.dataclass
+class Output:
+    logits: jax.Array
+    cache: Any
+    hidden_states: jax.Array | None
+
+
+class GemmaLike(nn.Module):
+    config: GemmaConfig = GemmaConfig()
+
+    def setup(self):
+        self.embedder = Embedder()
+        self.qkv = [nn.Dense(3 * HEADS * DIM, use_bias=False) for _ in range(LAYERS)]
+        self.out = [nn.Dense(WIDTH, use_bias=False) for _ in range(LAYERS)]
+
+    def __call__(self, tokens, *, positions=None, cache=None, attention_mask=None, return_hidden_states=None):
+        x, written = self.embedder.encode(tokens), {}
         for i in range(LAYERS):
             layer = cache[f"layer_{i}"]
-            projected = nn.Dense(3 * HEADS * DIM, use_bias=False, name=f"qkv_{i}")(x)
-            query, key, value = map(_heads, jnp.split(projected, 3, axis=-1))
+            query, key, value = map(_heads, jnp.split(self.qkv[i](x), 3, axis=-1))
             query, key = _rotated(query, positions), _rotated(key, positions)
             at = layer["end_index"][0]
             keys = jax.lax.dynamic_update_slice(layer["k"], key, (0, at, 0, 0))
             values = jax.lax.dynamic_update_slice(layer["v"], value, (0, at, 0, 0))
             noted = jax.lax.dynamic_update_slice(layer["positions"], positions, (0, at))
-            mixed = _attention(query, keys, values, attention_mask).reshape(*x.shape[:2], -1)
-            x = x + nn.Dense(WIDTH, use_bias=False, name=f"out_{i}")(mixed)
+            x = x + self.out[i](_attention(query, keys, values, attention_mask).reshape(*x.shape[:2], -1))
             end = layer["end_index"] + tokens.shape[1]
             written[f"layer_{i}"] = {"v": values, "k": keys, "end_index": end, "positions": noted}
-        return x, written
-
-    def decode(self, states):
-        """Logits, by the table of embeddings."""
-        return states @ self.get_variable("params", "embedding").T
+        logits = self.embedder.decode(x)
+        cap = self.config.final_logit_softcap
+        logits = logits if cap is None else jnp.tanh(logits / np.float32(cap)) * np.float32(cap)
+        return Output(logits, written, x if return_hidden_states else None)
 
 
 def gemma_like(seed=0):
     """The module and its parameters."""
-    module = GemmaLike()
-    cache = module.init_cache(batch_size=1, dtype=jnp.float32, cache_length=4)
-    one = jnp.zeros((1, 1), jnp.int32)
-    mask = jnp.ones((1, 1, 4), bool)
+    module = GemmaLike(GemmaConfig(final_logit_softcap=20.0))
+    cache = module.config.init_cache(batch_size=1, dtype=jnp.float32, cache_length=4)
+    one, mask = jnp.zeros((1, 1), jnp.int32), jnp.ones((1, 1, 4), bool)
     made = module.init(jax.random.key(seed), one, cache=cache, positions=one, attention_mask=mask)
     return module, made["params"]
 
 
 def gemma_greedy(module, params, prompt, steps):
+    """The model's own greedy answer."""
+
     def call(tokens, positions, cache, mask):
-        states, cache = module.apply(
+        out = module.apply(
             {"params": params}, tokens=tokens, cache=cache, positions=positions, attention_mask=mask
         )
-        return module.apply({"params": params}, states, method="decode"), cache
+        return out.logits, out.cache
 
-    return _greedy(call, module.init_cache(batch_size=1, dtype=jnp.float32, cache_length=64), prompt, steps)
+    cache = module.config.init_cache(batch_size=1, dtype=jnp.float32, cache_length=SIZE)
+    return _greedy(call, cache, prompt, steps)
 
 
 # In the manner of bonsai: an nnx module that is given a cache of nnx variables, writes into it in place, and keeps one
@@ -165,9 +215,6 @@ class BonsaiLike(nnx.Module):
         self.out = nnx.List([linear(HEADS * DIM, WIDTH) for _ in range(LAYERS)])
         self.head = linear(WIDTH, VOCAB)
 
-    def init_cache(self, batch, size):
-        return nnx.List([BonsaiCache(batch, size) for _ in range(LAYERS)])
-
     def __call__(self, tokens, cache):
         x, length = self.embedding(tokens), tokens.shape[1]
         for i in range(LAYERS):
@@ -189,8 +236,16 @@ def bonsai_like(seed=0):
     return BonsaiLike(nnx.Rngs(seed))
 
 
+def run_bonsai(model, tokens, cache):
+    return model(tokens, cache)
+
+
+def new_bonsai_cache(slots):
+    return nnx.List([BonsaiCache(1, slots) for _ in range(LAYERS)])
+
+
 def bonsai_greedy(model, prompt, steps):
-    cache, answer = model.init_cache(1, 64), []
+    cache, answer = new_bonsai_cache(SIZE), []
     for token in prompt[:-1]:
         model(jnp.asarray([[token]], jnp.int32), cache)
     token = prompt[-1]
@@ -201,12 +256,54 @@ def bonsai_greedy(model, prompt, steps):
 
 
 def _greedy(call, cache, prompt, steps):
-    size, answer, queue = 64, [], [int(token) for token in prompt]
+    answer, queue = [], [int(token) for token in prompt]
     for at in range(len(prompt) + steps - 1):
         positions = jnp.asarray([[at]], jnp.int32)
-        mask = jnp.arange(size)[None, None] <= positions[..., None]
+        mask = jnp.arange(SIZE)[None, None] <= positions[..., None]
         logits, cache = call(jnp.asarray([[queue[at]]], jnp.int32), positions, cache, mask)
         if at >= len(prompt) - 1:
             answer.append(int(jnp.argmax(logits[0, 0])))
             queue.append(answer[-1])
     return answer
+
+
+# A ring: so many slots, of which a note says whose position each holds. It can take back as many tokens as it has slots
+# more than its window.
+
+
+class RingLike(nnx.Module):
+    def __init__(self, rngs, window=8, spare=6):
+        linear = lambda size_in, size_out: nnx.Linear(size_in, size_out, use_bias=False, rngs=rngs)  # noqa: E731
+        self.embedding = nnx.Embed(VOCAB, WIDTH, rngs=rngs)
+        self.qkv, self.out = linear(WIDTH, 3 * HEADS * DIM), linear(HEADS * DIM, WIDTH)
+        self.head = linear(WIDTH, VOCAB)
+        self.window, self.ring = window, window + spare
+
+    def init_cache(self, slots):
+        size = min(slots, self.ring)
+        stored = jnp.zeros((1, size, HEADS, DIM))
+        return {"k": stored, "v": stored, "holds": jnp.full((1, size), -1), "end": jnp.zeros((), jnp.int32)}
+
+    @staticmethod
+    def rewind(cache, n):
+        return cache | {"holds": jnp.where(cache["holds"] < n, cache["holds"], -1), "end": n}
+
+    def __call__(self, tokens, positions, cache, mask):
+        x = self.embedding(tokens)
+        query, key, value = map(_heads, jnp.split(self.qkv(x), 3, axis=-1))
+        query, key = _rotated(query, positions), _rotated(key, positions)
+        places = positions[0] % cache["k"].shape[1]
+        keys, values = cache["k"].at[0, places].set(key[0]), cache["v"].at[0, places].set(value[0])
+        holds = cache["holds"].at[0, places].set(positions[0])
+        at, held = positions[..., None], holds[:, None]
+        seen = (held >= 0) & (held <= at) & (held > at - self.window)
+        x = x + self.out(_attention(query, keys, values, seen).reshape(*x.shape[:2], -1))
+        return self.head(x) * np.float32(3), {"k": keys, "v": values, "holds": holds, "end": positions[0, -1] + 1}
+
+
+def ring_like(seed=0, **options):
+    return RingLike(nnx.Rngs(seed), **options)
+
+
+def ring_greedy(model, prompt, steps):
+    return _greedy(model, model.init_cache(SIZE), prompt, steps)
