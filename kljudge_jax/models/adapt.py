@@ -308,9 +308,9 @@ def adapt(
     """A `kljudge_jax.Model` made of a call that writes its cache at one position.
 
     All functions are pure and see one row, with its batch axis of 1. Rows are mapped by `jax.vmap`, so that each has a
-    position of its own; one row alone is not mapped. Give the same functions, or the same function over an equal
-    closure, to a second model of that architecture and nothing is compiled again. Hold the result to its protocol with
-    `kljudge_jax.check_model`.
+    position of its own; one row alone is not mapped. Nothing is compiled again for `dataclasses.replace(model,
+    params=...)`, nor for a second model of the same functions, or of such that close over what is equal and has a hash.
+    Hold the result to its protocol with `kljudge_jax.check_model`.
 
     Args:
       call: `(params, tokens int32 [1, T], positions int32 [1, T], cache, mask bool [1, T, S]) -> (out, cache)`, for any

@@ -87,11 +87,11 @@ class _Checker:
 
     def __init__(self, model: Any, width: int, rows: int, tolerance: float | None, seed: int):
         self.model, self.width, self.rows, self.seed = model, width, rows, seed
-        leaves = jax.tree.leaves(model)
-        narrow = any(jnp.issubdtype(x.dtype, jnp.floating) and x.dtype.itemsize < 4 for x in leaves)
+        kinds = {x.dtype for x in jax.tree.leaves(model) if hasattr(x, "dtype")}
+        narrow = any(jnp.issubdtype(kind, jnp.floating) and kind.itemsize < 4 for kind in kinds)
         exact = not narrow and jax.default_backend() == "cpu"
         self.tolerance = (1e-3 if exact else 5e-2) if tolerance is None else tolerance
-        self.worst = 0.0
+        self.worst, self.ring = 0.0, False
 
     def protocol(self) -> int | None:
         """What can be seen without running it; returns the slots of a ring, if a cache has one."""
@@ -117,6 +117,7 @@ class _Checker:
         wrong = [x.shape for x in jax.tree.leaves(cache) if not x.ndim or x.shape[0] != self.rows]
         if wrong:
             raise InputError(f"Model.init_cache makes an array {list(wrong[0])} for {self.rows} rows: rows come first")
+        self.ring = cache.rollback is not None
         if cache.rollback is not None:
             if cache.rollback < 1:
                 raise InputError(
@@ -135,7 +136,8 @@ class _Checker:
                 f"Model.logits are {list(logits.shape)} for tokens {list(tokens.shape)}: "
                 f"return {[*tokens.shape, model.vocab_size]}, one logit a token of Model.vocab_size"
             )
-        if jax.tree.structure(after) != jax.tree.structure(made) or _sizes(after) != _sizes(made):
+        same = jax.tree.structure(after) == jax.tree.structure(made)
+        if not same or _sizes(after) != _sizes(made):
             raise InputError("Model.__call__ returns a cache of other shapes, dtypes or structure than it was given")
         few, many, more = (jax.tree.leaves(x) for x in (cache, made, self._shapes(self.rows, _MORE)))
         rings = [
@@ -164,27 +166,37 @@ class _Checker:
 
     def passes(self, start: int, batch: int, past: bool) -> None:
         """A pass from `start` on, row b from `start + b` on, and one after a draft that was taken back."""
-        place = "past the window" if past else "on a warm cache" if start else "on an empty cache"
-        of = "" if batch == 1 else f", in {batch} rows of different lengths"
         starts = start + np.arange(batch)
-        cache = self._filled(starts)
-        self._compare(
-            self._logits(self.tokens, starts, cache)[0],
-            starts,
-            f"Model.__call__ is wrong for {self.width} tokens {place}{of}",
-            "it may be right for one token at a time: then adapt it with one_by_one=True"
-            if batch == 1
-            else "it may write all rows at one position, or see other rows",
-        )
+        place = "past the window" if past else "on a warm cache" if start else "on an empty cache"
+        self._clean(starts, place)
         # A draft of which not even the first token is kept.
         drafted = np.where(np.arange(self.tokens.shape[1])[None] > starts[:, None], *self._rows(batch))
-        _, cache = self._logits(drafted, starts, cache)
+        _, cache = self._logits(drafted, starts, self._filled(starts))
+        found, _ = self._logits(self.tokens, starts + 1, cache.at_length(jnp.asarray(starts + 1, jnp.int32)))
+        try:
+            self._compare(
+                found,
+                starts + 1,
+                f"Cache.at_length does not take back {self.width - 1} rejected tokens {place}{_of(batch)}",
+                "a ring needs as many slots more than its window; say how many in Cache.rollback, and set every "
+                "position that the cache holds",
+            )
+        except InputError:
+            # Unless nothing was to be taken back.
+            self._clean(starts + 1, "past the window" if past else "on a warm cache")
+            raise
+
+    def _clean(self, starts: np.ndarray, place: str) -> None:
+        """A pass of rows that have consumed single steps alone."""
         self._compare(
-            self._logits(self.tokens, starts + 1, cache.at_length(jnp.asarray(starts + 1, jnp.int32)))[0],
-            starts + 1,
-            f"Cache.at_length does not take back {self.width - 1} rejected tokens {place}{of}",
-            "a ring needs as many slots more than its window; say how many in Cache.rollback, and set every position "
-            "that the cache holds",
+            self._logits(self.tokens, starts, self._filled(starts))[0],
+            starts,
+            f"Model.__call__ is wrong for {self.width} tokens {place}{_of(len(starts))}",
+            f"its ring needs {self.width - 1} slots more than its window, as Cache.rollback says"
+            if self.ring
+            else "it may be right for one token at a time: then adapt it with one_by_one=True"
+            if len(starts) == 1
+            else "it may write all rows at one position, or see other rows",
         )
 
     def larger(self, start: int) -> None:
@@ -260,6 +272,10 @@ class _Checker:
                     f"single steps{'; ' + advice if advice else ''}"
                 )
             self.worst = max(self.worst, worst)
+
+
+def _of(batch: int) -> str:
+    return "" if batch == 1 else f", in {batch} rows of different lengths"
 
 
 def _logits(model: Any, features: Features) -> jax.Array:

@@ -57,18 +57,29 @@ def _heads(x):
 # says where all rows write.
 
 
+@dataclasses.dataclass(frozen=True)
+class TunixConfig:
+    num_layers: int = LAYERS
+    num_kv_heads: int = HEADS
+    head_dim: int = DIM
+
+
 class TunixLike(nnx.Module):
-    def __init__(self, rngs, window=None, prefill_bug=False):
+    """With a window, all layers are local; `several` says how a call of more than one token makes their mask.
+
+    "right" is by positions; "from zero" is that of a prompt, as if the first token stood at position 0; "alone" has
+    several tokens see each other and nothing before.
+    """
+
+    def __init__(self, rngs, window=None, several="right"):
         linear = lambda size_in, size_out: nnx.Linear(size_in, size_out, use_bias=False, rngs=rngs)  # noqa: E731
         self.embedding = nnx.Embed(VOCAB, WIDTH, rngs=rngs)
         self.qkv = nnx.List([linear(WIDTH, 3 * HEADS * DIM) for _ in range(LAYERS)])
         self.out = nnx.List([linear(HEADS * DIM, WIDTH) for _ in range(LAYERS)])
         self.head = linear(WIDTH, VOCAB)
-        self.config = types.SimpleNamespace(
-            num_layers=LAYERS, num_kv_heads=HEADS, head_dim=DIM, param_dtype=jnp.float32
-        )
+        self.config = TunixConfig()
         self.window = window
-        self.prefill_bug = prefill_bug
+        self.several = several
 
     def init_cache(self, batch_size, cache_size):
         def layer():
@@ -87,11 +98,13 @@ class TunixLike(nnx.Module):
             end, length = layer["end_index"], tokens.shape[1]
             keys = jax.lax.dynamic_update_slice(layer["k"], key, (0, end[0], 0, 0))
             values = jax.lax.dynamic_update_slice(layer["v"], value, (0, end[0], 0, 0))
-            mask = attention_mask
+            mask, slots = attention_mask, jnp.arange(keys.shape[1])[None, None]
             if self.window is not None:
-                mask = mask & (jnp.arange(keys.shape[1])[None, None] > positions[..., None] - self.window)
-            if self.prefill_bug and length > 1:  # several tokens see each other alone, as in an empty cache
-                mask = mask & (jnp.arange(keys.shape[1]) >= end[0])[None, None]
+                from_zero = self.several == "from zero" and length > 1
+                first = jnp.arange(length)[None, :, None] if from_zero else positions[..., None]
+                mask = mask & (slots > first - self.window) & (slots < first + self.window)
+            if self.several == "alone" and length > 1:
+                mask = mask & (slots >= end[0])
             x = x + self.out[i](_attention(query, keys, values, mask).reshape(*x.shape[:2], -1))
             written[f"layer_{i}"] = {"k": keys, "v": values, "end_index": end + length}
         return self.head(x) * np.float32(3), written
@@ -131,12 +144,13 @@ class GemmaConfig:
 class Embedder(nn.Module):
     def setup(self):
         self.table = self.param("table", nn.initializers.normal(1.0), (VOCAB, WIDTH))
+        self.sign = self.param("sign", nn.initializers.ones, ())
 
     def encode(self, tokens):
         return self.table[tokens]
 
     def decode(self, states):
-        return states @ self.table.T
+        return states @ self.table.T * self.sign
 
 
 @flax.struct.dataclass
@@ -186,9 +200,7 @@ def gemma_greedy(module, params, prompt, steps):
     """The model's own greedy answer."""
 
     def call(tokens, positions, cache, mask):
-        out = module.apply(
-            {"params": params}, tokens=tokens, cache=cache, positions=positions, attention_mask=mask
-        )
+        out = module.apply({"params": params}, tokens=tokens, cache=cache, positions=positions, attention_mask=mask)
         return out.logits, out.cache
 
     cache = module.config.init_cache(batch_size=1, dtype=jnp.float32, cache_length=SIZE)
