@@ -363,20 +363,20 @@ def adapt(
     return model
 
 
-def _tried(model: AdaptedModel) -> Any:
+def _tried(model: AdaptedModel) -> None:
     """One pass of a few tokens, for its shapes."""
     cache = model.init_cache(1, _SLOTS)
     if not jax.tree.leaves(cache.stacked):
         raise InputError("the init_cache given to kljudge_jax.adapt returns no arrays: a cache is a pytree of them")
     features, _ = model(jnp.zeros((1, _TOKENS), jnp.int32), cache)
-    if model.calls.head is not None:
-        logits = model.logits(features.hidden)
-        if logits.shape[-1] != model.vocab_size or logits.ndim != 3:
-            raise InputError(
-                f"the head given to kljudge_jax.adapt returns {list(logits.shape)} for states "
-                f"{list(features.hidden.shape)}: return [..., {model.vocab_size}], one logit a token of vocab_size"
-            )
-    return features
+    if features.hidden is None:
+        return
+    logits = model.logits(features.hidden)
+    if logits.shape[-1] != model.vocab_size or logits.ndim != 3:
+        raise InputError(
+            f"the head given to kljudge_jax.adapt returns {list(logits.shape)} for states "
+            f"{list(features.hidden.shape)}: return [..., {model.vocab_size}], one logit a token of vocab_size"
+        )
 
 
 def _row(calls: Calls, slots: int, params: Any, tokens: jax.Array, start: jax.Array, cache: Any) -> tuple[Any, Any]:
@@ -417,7 +417,8 @@ def _check_out(out: Any, length: int, calls: Calls) -> None:
 
 def _as_given(new: Any, old: Any, whose: str) -> Any:
     """A cache that a function of the user's returned, held to the one that it was given."""
-    theirs, ours = jax.tree.structure(new), jax.tree.structure(old)
+    theirs: Any = jax.tree.structure(new)
+    ours = jax.tree.structure(old)
     if theirs != ours:
         raise InputError(
             f"the {whose} given to kljudge_jax.adapt returns a cache of another structure than init_cache: "

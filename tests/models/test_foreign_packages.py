@@ -125,6 +125,22 @@ def test_gemma_3_of_tunix_one_token_at_a_time():
     check(adapted, own)
 
 
+def test_gemma_4_of_tunix_one_token_at_a_time_without_its_ring():
+    package = pytest.importorskip("tunix.models.gemma4.model")
+    config = package.ModelConfig(
+        num_embed=foreign.VOCAB, sliding_window_size=8, use_sliding_window_kv_cache=False, dtype=jnp.float32,
+        param_dtype=jnp.float32, **SIZES,
+    )  # fmt: skip
+    model = with_random_weights(package.Gemma4(config, rngs=nnx.Rngs(0)))
+    own = [whole(tunix_whole(model), prompt) for prompt in foreign.PROMPTS]
+    options = {"new_cache": lambda slots: model.init_cache(1, slots, jnp.float32)}
+    with pytest.raises(InputError, match=r"Model\.__call__ is wrong for 5 tokens on a warm cache.*one_by_one=True"):
+        kj.check_model(foreign.recipes().from_tunix(model, foreign.VOCAB, **options), window=8)
+    adapted = foreign.recipes().from_tunix(model, foreign.VOCAB, one_by_one=True, **options)
+    kj.check_model(adapted, window=8)
+    check(adapted, own)
+
+
 def test_gemma():
     pytest.importorskip("gemma")
     from gemma.gm.nn import _config, _modules, _transformer
