@@ -156,6 +156,24 @@ def test_caches_grow_and_rows_follow():
     assert all(len(row) == STEPS for row in out.tokens)
 
 
+def test_caches_grow_while_they_are_decoded_with():
+    """Answers longer than the caches begin with: every token is the one that a whole pass finds likeliest."""
+    model = bonsai()
+    out = answer(model, model, max_new_tokens=300)
+    for prompt, row in zip(foreign.PROMPTS, out.tokens, strict=True):
+        logits, _ = kj.score(model, np.concatenate([prompt, row])[None].astype(np.int32))
+        np.testing.assert_array_equal(np.argmax(np.asarray(logits)[0], axis=-1)[len(prompt) - 1 : -1], row)
+
+
+def test_other_drafters_and_lengths():
+    adaptive = kj.Adaptive(maximum=4, cost="size")
+    assert tiny_pairs.tokens_of(answer(tunix(), tunix(change=negated), draft_length=adaptive)) == own_greedy("tunix")
+    looked_up = answer(ring(), None, drafter="lookup:2", max_new_tokens=40)
+    assert tiny_pairs.tokens_of(looked_up) == own_greedy("ring", 40)
+    with pytest.raises(InputError, match=r"draft's cache can take back 6 tokens .* a cycle takes back up to 19"):
+        answer(tunix(), ring(), draft_length=adaptive)
+
+
 def test_it_keeps_to_the_protocols():
     model = gemma()
     assert isinstance(model, Model) and isinstance(model.init_cache(2, 8), Cache)
@@ -342,6 +360,7 @@ def test_ragged_dot_is_refused_in_several_rows():
     model = plain(call=call, params={"table": jnp.eye(5), "weights": weights})
     with pytest.raises(InputError, match=r"jax\.vmap \(ragged_dot .*batch_size=1"):
         answer(model, model, prompts=[[1], [2, 3]])
+    kj.check_model(model, rows=1)
     out = answer(model, model, prompts=[[1], [2, 3]], batch_size=1)
     assert [len(row) for row in out.tokens] == [STEPS] * 2
 
