@@ -247,26 +247,6 @@ def test_decoding_on_a_mesh_is_decoding():
         assert x.sharding.shard_shape(x.shape)[0] == 1
 
 
-@pytest.mark.parametrize("kind", ["bonsai", "gemma"])
-def test_inside_shard_map(kind):
-    """A model with one position for all rows, each device with rows of its own, all checks on."""
-    mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:2])
-    model = MAKE[kind]()
-    shape = core.Shape(K, STEPS)
-
-    def answers(model, prompts, lengths, keys):
-        models, numbers, rule = core.Models(model, model), core.numbers(STEPS), kj.GreedyExact()
-        state = core.init(models, kj.ModelDraft(), rule, prompts, lengths, keys, numbers, shape=shape)
-        return core.result(core.decode(models, kj.ModelDraft(), rule, state, numbers, shape=shape)).tokens
-
-    width = max(map(len, foreign.PROMPTS))
-    prompts = np.stack([np.pad(prompt, (0, width - len(prompt))) for prompt in foreign.PROMPTS] * 2).astype(np.int32)
-    lengths = np.array([len(prompt) for prompt in foreign.PROMPTS] * 2, np.int32)
-    split = jax.shard_map(answers, mesh=mesh, in_specs=(P(), P("data"), P("data"), P("data")), out_specs=P("data"))
-    tokens = jax.jit(split)(model, prompts, lengths, jax.random.split(jax.random.key(0), 4))
-    assert tokens.tolist() == own_greedy(kind) * 2
-
-
 def test_functions_of_equal_closures_are_equal():
     def made(n, text="a"):
         return lambda x: (x * n, text)
