@@ -31,6 +31,8 @@ from kljudge_jax.judges.jobs import correspond as correspond
 from kljudge_jax.judges.jobs import train_judge as train_judge
 from kljudge_jax.judges.mining import mine as mine
 from kljudge_jax.judges.training import TrainedJudge as TrainedJudge
+from kljudge_jax.models.adapt import adapt as adapt
+from kljudge_jax.models.check_model import check_model as check_model
 from kljudge_jax.models.config import Rope as Rope
 from kljudge_jax.models.config import TransformerConfig as TransformerConfig
 from kljudge_jax.models.pair import ModelPair as ModelPair

@@ -99,7 +99,7 @@ def _begin(models, drafter, rule, prompts, lengths, keys, numbers, shape, slots,
         return jnp.broadcast_to(none[:, None].astype(dtype) + jnp.asarray(fill, dtype), (batch, size))
 
     cache = new_cache(models.target, batch, slots or capacity, "target")
-    check_rollback(cache, shape.written, "target")
+    check_rollback(cache, shape.written - 1, "target")  # of a pass the first token is kept
     remembered = () if drafter is None else drafter.init(models, batch, slots or capacity)
     cache, remembered = varying_as((cache, remembered), lengths)
     cache, remembered = prefill(models, drafter, cache, remembered, prompts, lengths, shared, plan=shape.prefill)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from kljudge_jax.core.drafting import observe
 from kljudge_jax.core.protocols import Drafter, Models, Window, layers_of
-from kljudge_jax.core.rows import holds_caches_alone, map_state, put, varying_as
+from kljudge_jax.core.rows import holds_caches_alone, least_rollback, map_state, put, varying_as
 from kljudge_jax.core.state import Prefill
 from kljudge_jax.core.target import consume
 
@@ -41,7 +41,8 @@ def prefill(
       the cache and the state, `lengths - 1` tokens of each row consumed.
     """
     width = prompts.shape[1]
-    if plan.one_by_one:
+    # Padding is consumed too, more of it in a batch than some caches can take back.
+    if plan.one_by_one or least_rollback((cache, state)) is not None:
         # From what the first row holds: the tokens that all begin with, and stale slots beyond, as those of padding.
         def enter(i, carry):
             first = jnp.where(i == 0, 0, shared)
@@ -89,16 +90,22 @@ def enter_row(
       plan: how.
     """
     width = prompt.shape[0]
-    first = jnp.asarray(first)
-    if drafter is not None:
+    chunk, first = min(width, plan.chunk), jnp.asarray(first)
+    rollback = least_rollback((cache, state))
+    if rollback is not None:
+        # Such a cache, a ring for instance, has lost what all begin with, and takes back no more padding than that.
+        chunk = max(n for n in range(1, min(chunk, rollback + 1) + 1) if width % n == 0)
+        first = first * 0
+        part = models.target.init_cache(1, width), () if drafter is None else drafter.init(models, 1, width)
+    elif drafter is not None:
         first = first if holds_caches_alone(state) else first * 0  # what else it remembers it has to see again
         fresh = drafter.init(models, 1, width)
         known = map_state(lambda x, _: x.take(source, width).at_length(first[None]), lambda _, new: new, state, fresh)
+        part = cache.take(source, width), known
     else:
-        known = state
-    own, known = varying_as((cache.take(source, width), known), jnp.asarray(length))
+        part = cache.take(source, width), state
+    own, known = varying_as(part, jnp.asarray(length))
     end = jnp.asarray(length) - 1
-    chunk = min(width, plan.chunk)
     taken, known = _consume(models, drafter, own, known, prompt[None], end[None] + 1, first, end, chunk)
     for row in rows:
         cache, state = cache.put(row, taken), put(state, row, known)

@@ -29,6 +29,12 @@ def holds_caches_alone(state: Any) -> bool:
     return all(map(is_cache, jax.tree.leaves(state, is_leaf=is_cache)))
 
 
+def least_rollback(state: Any) -> int | None:
+    """How many tokens all caches of a state can take back; None is any number."""
+    caches = filter(is_cache, jax.tree.leaves(state, is_leaf=is_cache))
+    return min((cache.rollback for cache in caches if cache.rollback is not None), default=None)
+
+
 def put(state: Any, row: jax.Array, one: Any) -> Any:
     """A state of one row in place of row int32 `[]`."""
     return map_state(

@@ -54,11 +54,11 @@ def new_cache(model: Any, batch: int, slots: int, whose: str) -> Any:
 
 
 def check_rollback(cache: Any, tokens: int, whose: str) -> None:
-    """Refuses a cache that cannot take back what a cycle writes."""
+    """Refuses a cache that cannot take back as many tokens as a cycle may."""
     if cache.rollback is not None and cache.rollback < tokens:
         raise InputError(
-            f"the {whose}'s cache can take back {cache.rollback} tokens (Cache.rollback) and a cycle writes {tokens}: "
-            "shorten the draft, or give the model a cache without a ring"
+            f"the {whose}'s cache can take back {cache.rollback} tokens (Cache.rollback), and a cycle takes back up to "
+            f"{tokens}: shorten the draft, or give the model a cache without a ring"
         )
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from kljudge_jax.core.protocols import Context, Draft, Features, Models, Request, Window
 from kljudge_jax.core.sampling import Sampling, draw, process_logits
-from kljudge_jax.core.target import at_places, consume, logits_of, new_cache
+from kljudge_jax.core.target import at_places, check_rollback, consume, logits_of, new_cache
 from kljudge_jax.errors import InputError
 from kljudge_jax.verification.distributions import Normaliser
 
@@ -61,6 +61,9 @@ class ModelDraft:
     ) -> tuple[Draft, Any, Any]:
         """See `Drafter`. Its cache may lack the token before the last one, and all those before it that came of cycles
         without a draft."""
+        # A draft of which nothing is kept, and where tokens are caught up with, those of the first piece.
+        again = CATCH_UP - 1 if request.skips else 0
+        check_rollback(state, request.draft_length + request.with_hidden + again, "draft")
         state, cache = _consume_last(models.draft, state, context, request)
         draft, cache = roll_out(models.draft, cache, state, context, request)
         return draft, target_cache, cache

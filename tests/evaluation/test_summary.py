@@ -99,7 +99,16 @@ def test_a_draft_length_has_a_column_where_there_are_several():
 
 def test_what_is_gained_and_lost_comes_first_and_fits_a_terminal():
     rows = summarise([*answers("none", [True] * 40), *answers("kl:0.4", [i > 6 for i in range(40)])])
-    head = ["rule", "right", "mean acceptance length", "speedup", "points from plain (95 %)", "verdict", "same text", "p"]
+    head = [
+        "rule",
+        "right",
+        "mean acceptance length",
+        "speedup",
+        "points from plain (95 %)",
+        "verdict",
+        "same text",
+        "p",
+    ]
     assert short_table(rows)[0] == head == table(rows)[0][: len(head)]
     assert max(map(len, aligned(short_table(rows)).splitlines())) <= 120
 
