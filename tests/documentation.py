@@ -175,7 +175,7 @@ def check_calls(text: str) -> int:
     found = [call for call in found if ast.unparse(call.func).startswith("kj.")]
     for call in found:
         function = eval(ast.unparse(call.func), {"kj": kj})
-        inspect.signature(function).bind(*call.args, **{one.arg: one.value for one in call.keywords})
+        inspect.signature(function).bind(*call.args, **{one.arg: one.value for one in call.keywords if one.arg})
     return len(found)
 
 
