@@ -14,12 +14,13 @@ from kljudge_jax.core.controller import Pace
 from kljudge_jax.core.cycle import cycle, sections
 from kljudge_jax.core.drafting import check_drafter
 from kljudge_jax.core.prefill import enter_row, in_chunks, prefill
-from kljudge_jax.core.protocols import Drafter, Models, layers_of
-from kljudge_jax.core.rows import repeated, varying_as
+from kljudge_jax.core.protocols import Drafter, Models, check_methods, layers_of
+from kljudge_jax.core.rows import repeated
 from kljudge_jax.core.state import DONE, MAX_CYCLES, SLOTS, LoopState, Numbers, Shape
-from kljudge_jax.core.target import check_methods, check_rollback, new_cache
+from kljudge_jax.core.target import check_rollback, new_cache
 from kljudge_jax.core.verify import check_row_numbers
 from kljudge_jax.errors import InputError
+from kljudge_jax.varying import varying_as
 from kljudge_jax.verification.base import Verifier
 
 # More than there are: cycles then run until the last row stops.

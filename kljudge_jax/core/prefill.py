@@ -9,9 +9,10 @@ import jax.numpy as jnp
 
 from kljudge_jax.core.drafting import observe
 from kljudge_jax.core.protocols import Drafter, Models, Window, layers_of
-from kljudge_jax.core.rows import holds_caches_alone, least_rollback, map_state, put, varying_as
+from kljudge_jax.core.rows import holds_caches_alone, least_rollback, map_state, put
 from kljudge_jax.core.state import Prefill
 from kljudge_jax.core.target import consume
+from kljudge_jax.varying import varying_as
 
 
 def prefill(

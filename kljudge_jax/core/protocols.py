@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from kljudge_jax.core.sampling import Sampling
+from kljudge_jax.errors import InputError
 
 State = Any
 """What a drafter remembers: a pytree in which every array leads with rows or lies in a `Cache`."""
@@ -91,6 +92,18 @@ class Model(Protocol):
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Next-token logits of states `[..., H]`: f32 `[..., V]`."""
+
+
+def check_methods(model: Any, whose: str) -> None:
+    """Refuses what lacks a method or an attribute of a model that messages call `whose`."""
+    for name in ("init_cache", "logits", "__call__", "vocab_size"):
+        found = None if isinstance(model, type) else getattr(model, name, None)
+        if found is None or not (callable(found) or name == "vocab_size"):
+            kind = "attribute" if name == "vocab_size" else "method"
+            raise InputError(
+                f"the {whose} is a {type(model).__name__}, which has no {kind} {name!r}: give a kljudge_jax.Model, "
+                "or wrap a model of your own with kljudge_jax.adapt"
+            )
 
 
 class Models(NamedTuple):

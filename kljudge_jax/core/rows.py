@@ -58,21 +58,3 @@ def resized(state: Any, slots: int) -> Any:
 def repeated(tree: Any, times: int) -> Any:
     """`[B, ...]` to `[B times, ...]`, the repetitions of a row side by side."""
     return tree if times == 1 else jax.tree.map(lambda x: jnp.repeat(x, times, axis=0), tree)
-
-
-def varying_as(tree: Any, like: jax.Array) -> Any:
-    """The tree, said to differ from device to device where `like` does: what a loop inside `shard_map` carries."""
-    axes = _varies_over(like)
-
-    def cast(x):
-        missing = tuple(sorted(axes - _varies_over(x)))
-        return jax.lax.pcast(x, missing, to="varying") if missing else x
-
-    return jax.tree.map(cast, tree) if axes else tree
-
-
-def _varies_over(x: jax.Array) -> frozenset[Any]:
-    """The axes of a mesh over which `shard_map` knows an array to vary."""
-    kind: Any = jax.typeof(x)
-    # JAX 0.10.2 has moved it.
-    return frozenset(kind.manual_axis_type.varying if hasattr(kind, "manual_axis_type") else kind.vma)

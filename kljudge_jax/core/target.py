@@ -7,23 +7,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from kljudge_jax.core.protocols import Cache, Features
+from kljudge_jax.core.protocols import Cache, Features, check_methods
 from kljudge_jax.errors import InputError
 
 # What a cache has, as `Cache` says it.
 _CACHE = ("length", "slots", "rollback", "at_length", "resized", "take", "put", "follow")
-
-
-def check_methods(model: Any, whose: str) -> None:
-    """Refuses what lacks a method or an attribute of a model that messages call `whose`."""
-    for name in ("init_cache", "logits", "__call__", "vocab_size"):
-        found = None if isinstance(model, type) else getattr(model, name, None)
-        if found is None or not (callable(found) or name == "vocab_size"):
-            kind = "attribute" if name == "vocab_size" else "method"
-            raise InputError(
-                f"the {whose} is a {type(model).__name__}, which has no {kind} {name!r}: give a kljudge_jax.Model, "
-                "or wrap a model of your own with kljudge_jax.adapt"
-            )
 
 
 def alike(a: Any, b: Any) -> bool:

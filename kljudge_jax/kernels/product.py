@@ -21,6 +21,7 @@ import numpy as np
 
 from kljudge_jax.kernels.cpu_library import library
 from kljudge_jax.kernels.quantize import Integers, to_panels, widen
+from kljudge_jax.varying import varying_as
 
 # From here on a product is bound by arithmetic, and XLA's, which packs the weight first, is as fast or faster.
 _MOST_ROWS = 192
@@ -118,7 +119,8 @@ def _by_xla(rows: jax.Array, weight: jax.Array) -> jax.Array:
 def _call(target: str, rows: jax.Array, weights: Sequence[Weight], **options) -> tuple[jax.Array, ...]:
     results = tuple(jax.ShapeDtypeStruct((rows.shape[0], weight.shape[0]), jnp.float32) for weight in weights)
     operands = jax.tree.leaves(list(weights))
-    return tuple(jax.ffi.ffi_call(target, results, vmap_method="sequential")(rows, *operands, **options))
+    found = jax.ffi.ffi_call(target, results, vmap_method="sequential")(rows, *operands, **options)
+    return tuple(varying_as(found, rows))
 
 
 def forms_attribute(weights: Sequence[Integers]) -> dict[str, np.ndarray]:

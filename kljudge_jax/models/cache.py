@@ -10,7 +10,6 @@ from typing import Any, ClassVar, NamedTuple, Self
 import jax
 import jax.numpy as jnp
 
-from kljudge_jax.core.rows import varying_as
 from kljudge_jax.kernels.attention import cached_attention, is_native
 from kljudge_jax.models.attention import attend
 from kljudge_jax.models.config import TransformerConfig
@@ -52,9 +51,9 @@ class Layer(NamedTuple):
         length, layout = query.shape[1], self.layout
         start = positions[:, 0]
         if is_native(layout is None, self.keys):
-            found = cached_attention(query, key, value, start, self.keys, self.values, window=window, softcap=softcap)
-            # Inside shard_map what a foreign call returns is taken to be the same everywhere.
-            mixed, all_keys, all_values = varying_as(found, query)
+            mixed, all_keys, all_values = cached_attention(
+                query, key, value, start, self.keys, self.values, window=window, softcap=softcap
+            )
             return mixed, Layer(all_keys, all_values, layout)
         key, value = (_placed(x.swapaxes(1, 2), layout) for x in numbers_only(key, value))
         keys = _placed(write_rows(self.keys, key, start), layout)

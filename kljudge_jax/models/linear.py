@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from kljudge_jax.core.rows import varying_as
 from kljudge_jax.kernels.product import arranged, product, products
 from kljudge_jax.kernels.quantize import INT4, INT8, Form, Integers, can_be_int4, round_to, rows_of
 from kljudge_jax.parallel.layout import Layout
@@ -113,8 +112,7 @@ class Linear(nnx.Module):
 def side_by_side(x: jax.Array, *layers: Linear) -> list[jax.Array]:
     """What each of several layers makes of the same x, as one piece of work: f32, not yet rounded to x's dtype."""
     rows = x.reshape(-1, x.shape[-1])
-    # Inside shard_map what a foreign call returns is taken to be the same everywhere.
-    found = varying_as(products(rows, [_matrix(layer, layer.weight) for layer in layers], layers[0].local), rows)
+    found = products(rows, [_matrix(layer, layer.weight) for layer in layers], layers[0].local)
     biased = [
         out if layer.bias is None else out + layer.bias[...].astype(jnp.float32)[None]
         for layer, out in zip(layers, found, strict=True)
@@ -154,8 +152,7 @@ class Embedding(nnx.Module):
     def attend(self, x: jax.Array) -> jax.Array:
         """x `[..., H]` to logits f32 `[..., V]`."""
         rows = x.reshape(-1, x.shape[-1])
-        found = varying_as(product(rows, _matrix(self, self.table), self.local), rows)
-        return found.reshape(*x.shape[:-1], self.shape[0])
+        return product(rows, _matrix(self, self.table), self.local).reshape(*x.shape[:-1], self.shape[0])
 
 
 def _stored(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import jax
 
-from kljudge_jax.core.target import check_methods
+from kljudge_jax.core.protocols import check_methods
 from kljudge_jax.errors import InputError
 from kljudge_jax.models.compiled import keep_compiled
 from kljudge_jax.models.config import TransformerConfig

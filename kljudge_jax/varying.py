@@ -1,0 +1,28 @@
+"""Inside `jax.shard_map`: which arrays are said to differ from device to device."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+
+
+def varying_as(tree: Any, like: jax.Array) -> Any:
+    """The tree, said to differ from device to device where `like` does.
+
+    What a loop carries has to be, and what a foreign call returns, which is taken to be the same everywhere.
+    """
+    axes = _varies_over(like)
+
+    def cast(x):
+        missing = tuple(sorted(axes - _varies_over(x)))
+        return jax.lax.pcast(x, missing, to="varying") if missing else x
+
+    return jax.tree.map(cast, tree) if axes else tree
+
+
+def _varies_over(x: jax.Array) -> frozenset[Any]:
+    """The axes of a mesh over which `shard_map` knows an array to vary."""
+    kind: Any = jax.typeof(x)
+    # JAX 0.10.2 has moved it.
+    return frozenset(kind.manual_axis_type.varying if hasattr(kind, "manual_axis_type") else kind.vma)
