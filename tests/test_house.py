@@ -15,7 +15,7 @@ ROOMS = {
     "kernels": set(),
     "parallel": set(),
     "core": {"verification"},
-    "models": {"core.protocols", "core.rows", "core.target", "kernels", "parallel"},  # its protocols, and their checks
+    "models": {"core.protocols", "kernels", "parallel"},
     "drafters": {"core", "models", "verification"},
     "tasks": set(),
     "generation": {"core", "drafters", "kernels", "models", "parallel", "verification"},
