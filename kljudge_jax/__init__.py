@@ -85,6 +85,7 @@ __all__ = [
     "mine",
     "parse_verifier",
     "register",
+    "register_task",
     "score",
     "shipped_bench",
     "stream",

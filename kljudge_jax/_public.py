@@ -41,4 +41,5 @@ from kljudge_jax.models.transformer import Transformer as Transformer
 from kljudge_jax.tasks import Problem as Problem
 from kljudge_jax.tasks import Task as Task
 from kljudge_jax.tasks import load_task as load_task
+from kljudge_jax.tasks import register_task as register_task
 from kljudge_jax.verification import *  # noqa: F403

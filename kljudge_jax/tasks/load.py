@@ -14,9 +14,31 @@ from kljudge_jax.tasks.math500 import Math500
 from kljudge_jax.tasks.mbpp import MBPP
 from kljudge_jax.tasks.prompts import Prompts
 
-_OURS = {task.name: task for task in (Arithmetic, Conversion, MixedConversion, HardConversion)}
-_FROM_FILES = {task.name: task for task in (GSM8K, HumanEval, Math500, MBPP, Prompts)}
+_OURS: dict[str, Any] = {task.name: task for task in (Arithmetic, Conversion, MixedConversion, HardConversion)}
+_FROM_FILES: dict[str, Any] = {task.name: task for task in (GSM8K, HumanEval, Math500, MBPP, Prompts)}
 _RUN_CODE = (HumanEval, MBPP)
+
+
+def register_task(task: type) -> type:
+    """Makes a task of your own known by its `name`, to `load_task` and to every command of this process.
+
+    It is made without arguments; or, where the class has `from_file = True`, of the path after the colon. A class that
+    is defined again takes the place of the old one.
+
+    Raises:
+      InputError: the class lacks what a `Task` has, or has the name of a task of this package.
+    """
+    lacking = [each for each in ("name", "problems", "check") if not hasattr(task, each)]
+    if lacking:
+        raise InputError(f"{task.__name__} lacks {lacking[0]!r}: see kljudge_jax.Task")
+    kind = _FROM_FILES if getattr(task, "from_file", False) else _OURS
+    for tasks in (_OURS, _FROM_FILES):
+        old = tasks.get(task.name)
+        if old is not None and old.__module__.startswith(f"{__name__.partition('.')[0]}."):
+            raise InputError(f"{task.__name__} has the name of a task of this package, {task.name!r}: choose another")
+        tasks.pop(task.name, None)
+    kind[task.name] = task
+    return task
 
 
 def load_task(spec: str, *, chat: bool | None = None, run_code: bool = False) -> Task:
