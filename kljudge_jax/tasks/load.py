@@ -19,7 +19,7 @@ _FROM_FILES: dict[str, Any] = {task.name: task for task in (GSM8K, HumanEval, Ma
 _RUN_CODE = (HumanEval, MBPP)
 
 
-def register_task(task: type) -> type:
+def register_task(task: Any) -> Any:
     """Makes a task of your own known by its `name`, to `load_task` and to every command of this process.
 
     It is made without arguments; or, where the class has `from_file = True`, of the path after the colon. A class that

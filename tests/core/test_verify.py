@@ -97,7 +97,11 @@ def test_a_lookup_finds_something_and_not_everywhere():
     assert shown(kj.PromptLookup()).draft_count.tolist() == [LENGTH, 0, 0, LENGTH]
 
 
-@pytest.mark.parametrize("adaptive", [None, kj.Adaptive(maximum=LENGTH, cost=0.1)], ids=["fixed", "adaptive"])
+@pytest.mark.parametrize(
+    "adaptive",
+    [None, pytest.param(kj.Adaptive(maximum=LENGTH, cost=0.1), marks=pytest.mark.slow)],
+    ids=["fixed", "adaptive"],
+)
 @pytest.mark.parametrize("drafter", DRAFTERS, ids=lambda drafter: type(drafter).__name__)
 @pytest.mark.parametrize(
     ("rule", "scorer"),

@@ -2,7 +2,6 @@
 
 import importlib.util
 import re
-import shutil
 import subprocess
 import sys
 import warnings
@@ -67,23 +66,28 @@ def reader(tmp_path, monkeypatch):
     del RULES[known:]
 
 
+# These need one another's results: `test_judge_commands` runs them daily, and the slow run those of the pages.
+_CHAIN = ("mine", "train-judge", "correspond")
+
+
 def test_a_command_of_every_kind_does_what_a_page_says(reader, capsys):
     """One after another in one folder and one process: most of the time is compilation, and they share programs."""
     for words in daily():
-        if words[0] == "evaluate" and importlib.util.find_spec("lm_eval") is None:
+        if words[0] in _CHAIN or (words[0] == "evaluate" and importlib.util.find_spec("lm_eval") is None):
             continue
         words = smaller(words, smallest=True)
         assert cli.main(words) == 0, words
         check(words, capsys.readouterr().out)
-        if words[0] == "mine":  # what a second one would find in other problems, for `correspond`
-            shutil.copytree("mined/train", "mined/test")
 
 
 def test_every_command_of_a_page_has_one_of_its_kind_that_is_run_daily():
     assert {words[0] for _, words in COMMANDS} - {"demo"} == {words[0] for words in daily()}
 
 
-@pytest.mark.parametrize("page", [page for page in PYTHON if page in PRINTS])
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(page, marks=pytest.mark.slow) if page == "index" else page for page in PYTHON if page in PRINTS],
+)
 def test_the_python_of_a_page_runs(page, reader, capsys):
     names = {}
     for block in code(page, "python"):

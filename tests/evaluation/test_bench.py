@@ -5,7 +5,7 @@ import json
 import jax
 import numpy as np
 import pytest
-from tiny_pairs import DRAFT_LENGTH, VOCAB_SIZE, tiny_pair
+from tiny_pairs import DRAFT_LENGTH, VOCAB_SIZE, tiny_model, tiny_pair
 
 from kljudge_jax.cli import main
 from kljudge_jax.errors import InputError
@@ -142,6 +142,7 @@ def test_a_target_alone_is_timed_plain_at_every_batch_size(capsys, alone, tmp_pa
     assert "What the cost model recommends" not in table
 
 
+@pytest.mark.slow
 def test_a_draft_that_no_model_writes_has_no_bandwidth(capsys, alone, tmp_path):
     status, _, err = run(capsys, *alone, "--prompts", "1", "--rules", "exact", "--drafter", "lookup")
     assert status == 0, err
@@ -186,7 +187,7 @@ def test_models_that_do_not_fit_are_refused_with_the_numbers(capsys, tmp_path, m
 
 def test_what_a_device_holds_of_random_models_is_counted_by_its_share(monkeypatch):
     made = []
-    monkeypatch.setattr(bench_models, "random_model", lambda config, *_: made.append(config))
+    monkeypatch.setattr(bench_models, "random_model", lambda config, *_: made.append(config) or tiny_model())
     plan = Plan(("none", "exact"), batches=(1, 8, 32))
     pair = "llama-3.1-70b", "llama-3.1-8b", "bfloat16", Placement.parse("tensor=8"), plan, 128
     monkeypatch.setattr(bench_models, "usable_memory", lambda mesh: 80_000_000_000)

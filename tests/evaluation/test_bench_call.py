@@ -25,6 +25,7 @@ def measured(pair):
         return kj.bench(pair, Letters(), ["exact"], **SIZES)
 
 
+@pytest.mark.slow
 def test_it_measures_plain_decoding_too(measured):
     assert [rule["rule"] for rule in measured.figures["batches"][0]["rules"]] == ["none", "exact"]
     assert "target pass, 5 positions" in measured._repr_markdown_()
@@ -46,6 +47,7 @@ def test_random_weights_have_no_bits_of_a_file(capsys):
     assert "random weights come from no file whose bits could be kept" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_rule_itself_an_adaptive_length_and_truncated_sampling_are_timed(pair, monkeypatch):
     monkeypatch.setattr(limits, "matmul_size", lambda: 32)
     config = kj.DecodingConfig(24, temperature=0.8, top_k=5, draft_length=kj.Adaptive(maximum=4, cost=0.1))

@@ -15,6 +15,7 @@ from kljudge_jax.generation.config import DecodingConfig
 PLAN = Plan(grid(["none", "exact", "kl:4.0"], [4]), n=8, config=DecodingConfig(24, seed=7, batch=4))
 
 
+@pytest.mark.slow
 def test_examples_are_the_sweeps_own_answers_and_are_kept(tmp_path, monkeypatch):
     pair, part = text_pair(), Part(Letters(), PLAN, tmp_path)
     records = run_sweep(pair, part.task, part.plan, tmp_path)

@@ -76,6 +76,7 @@ def test_rules_of_ones_own_that_hold_arrays_are_told_apart(pair):
     assert names[1:] == [spec_of(Stubborn(jax.numpy.full(4, number, float))) for number in (1, 0)]
 
 
+@pytest.mark.slow
 def test_lengths_that_adapt_stand_beside_fixed_ones(pair, tmp_path):
     sizes = SIZES | {"draft_lengths": [4, kj.Adaptive(maximum=4, cost=0.1), "adaptive:maximum=2,cost=0.1"]}
     found = kj.sweep(pair, Letters(), ["none", "exact"], folder=tmp_path, **sizes)

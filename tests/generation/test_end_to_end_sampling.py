@@ -112,6 +112,7 @@ def test_every_way_to_draft_draws_from_the_target(hf_target, verifier, options, 
     assert rate[0] <= stats.draft_acceptance_rate <= rate[1]
 
 
+@pytest.mark.slow
 def test_temperature_alone_draws_from_the_target(hf_target):
     hf, target = hf_target
     tokens, stats = sample(pair_of(target, noisy(target, 1, 0.5)), "exact", temperature=1.3)

@@ -108,7 +108,9 @@ def test_greedy_decoding_is_the_models_own(kind):
     assert dataclasses.replace(target, params=opposed.params).calls is target.calls
 
 
-@pytest.mark.parametrize("kind", MAKE)
+@pytest.mark.parametrize(
+    "kind", [kind if kind == "tunix" else pytest.param(kind, marks=pytest.mark.slow) for kind in MAKE]
+)
 def test_a_judge_and_sampling_run(kind):
     target, draft = MAKE[kind](), MAKE[kind](change=lambda path, x: x * np.float32(0.9))
     judged = answer(target, draft, "kl:0.4", trace=True)
@@ -120,6 +122,7 @@ def test_a_judge_and_sampling_run(kind):
     assert alone.tokens[0].tolist() == sampled.tokens[0].tolist()
 
 
+@pytest.mark.slow
 def test_one_token_at_a_time():
     """A call that is wrong for several tokens, given one by one."""
     make = functools.partial(foreign.TunixLike, window=4, several="from zero")
@@ -130,6 +133,7 @@ def test_one_token_at_a_time():
     assert tiny_pairs.tokens_of(answer(at_once, at_once)) != own
 
 
+@pytest.mark.slow
 def test_a_ring_that_goes_round():
     own = own_greedy("ring", 40)
     prompts, want = [*foreign.PROMPTS, foreign.PROMPTS[0]], [*own, own[0]]
@@ -142,6 +146,7 @@ def test_a_ring_that_goes_round():
     assert tiny_pairs.tokens_of(answer(ring(), ring(), prompts=[*long, long[0]], batch_size=2)) == [*greedy, greedy[0]]
 
 
+@pytest.mark.slow
 def test_caches_grow_and_rows_follow():
     """Several drafts a row, of which all go on from one; in caches whose slots are one axis, and in those of a ring."""
     for target in (tunix(), ring()):
@@ -165,6 +170,7 @@ def test_caches_grow_while_they_are_decoded_with():
         np.testing.assert_array_equal(np.argmax(np.asarray(logits)[0], axis=-1)[len(prompt) - 1 : -1], row)
 
 
+@pytest.mark.slow
 def test_other_drafters_and_lengths():
     adaptive = kj.Adaptive(maximum=4, cost="size")
     assert tiny_pairs.tokens_of(answer(tunix(), tunix(change=negated), draft_length=adaptive)) == own_greedy("tunix")
@@ -227,6 +233,7 @@ def test_the_batch_stays_split_over_a_mesh():
     assert rows_a_device(None) == 4
 
 
+@pytest.mark.slow
 def test_decoding_on_a_mesh_is_decoding():
     mesh = jax.make_mesh((2, 2), ("data", "tensor"), axis_types=(AxisType.Auto,) * 2, devices=jax.devices()[:4])
     target = mesh_model(mesh, "data")
@@ -315,6 +322,7 @@ def test_what_a_function_returns_wrongly_is_said_at_once(message):
     assert "\n" not in raised.value.args[0] and not found
 
 
+@pytest.mark.slow
 def test_a_ring_too_short_for_a_draft_is_refused():
     short = ring(spare=2, rollback=2)
     with pytest.raises(InputError, match=r"target's cache can take back 2 tokens .* a cycle takes back up to 3"):

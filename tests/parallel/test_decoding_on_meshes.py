@@ -130,6 +130,7 @@ def test_a_new_prompt_sends_no_other_rows_cache(family, mesh):
     assert found and all(each.largest <= a_prompts for each in found), found
 
 
+@pytest.mark.slow
 def test_sampling_over_a_split_vocabulary_draws_the_same():
     pair, truncation = family_pair("llama"), {"temperature": 0.8, "top_k": 40, "top_p": 0.9, "key": jax.random.key(3)}
     alone = kj.generate(pair, PROMPTS, verifier="exact", **DECODING, **truncation)
