@@ -14,6 +14,12 @@ from kljudge_jax.core.protocols import Model as Model
 from kljudge_jax.core.protocols import Models as Models
 from kljudge_jax.core.protocols import Request as Request
 from kljudge_jax.core.protocols import Window as Window
+from kljudge_jax.core.scorers import DraftScorer as DraftScorer
+from kljudge_jax.core.scorers import ReflectionScorer as ReflectionScorer
+from kljudge_jax.core.state import DONE as DONE
+from kljudge_jax.core.state import MAX_CYCLES as MAX_CYCLES
+from kljudge_jax.core.state import ORIGINS as ORIGINS
+from kljudge_jax.core.state import SLOTS as SLOTS
 from kljudge_jax.core.state import LoopState as LoopState
 from kljudge_jax.core.state import Numbers as Numbers
 from kljudge_jax.core.state import Prefill as Prefill

@@ -140,14 +140,16 @@ class Adaptive:
           left: int32 `[B]`, how many draft tokens each row could use; negative where it has stopped.
         """
         lengths = jnp.arange(self.maximum + 1)
-        costs = 1 + SCORING_COST * lengths.astype(jnp.float32) if costs is None else costs
+        if costs is None:
+            token = float(self.cost) if isinstance(self.cost, int | float) else SCORING_COST
+            costs = 1 + token * lengths.astype(jnp.float32)
         rate = pace.accepted / pace.tested
         powers = jax.vmap(lambda one: jax.lax.pow(jnp.full(lengths.shape, one), lengths))(rate)
         expected = jnp.cumsum(jnp.where(lengths[None] <= left[:, None], powers, 0.0), axis=1)
         speed = expected / costs[None]
         # A batch ends with its slowest row: none is slowed below plain decoding for what the others gain.
-        fair = jnp.all((speed >= _LEAST_SPEED) | (left < 0)[:, None] | (lengths == 0)[None], axis=0)
-        total = jnp.where(fair if not self.minimum else lengths >= self.minimum, jnp.sum(speed, axis=0), 0.0)
+        fair = jnp.all((speed >= _LEAST_SPEED) | (left <= 0)[:, None] | (lengths == 0)[None], axis=0)
+        total = jnp.where(fair if not self.minimum else lengths >= self.minimum, jnp.sum(speed, axis=0), -1.0)
         best = jnp.argmax(total).astype(jnp.int32)
         if not self.minimum:
             # Not even a draft that is kept whole makes up for one that costs more than its tokens.

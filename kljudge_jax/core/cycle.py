@@ -74,15 +74,12 @@ def _plain(models, drafter, rule, state: LoopState, numbers: Numbers, shape: Sha
     """A cycle that drafts nothing: the rule draws one token a row."""
     # A rule may read a draft of no tokens: one of the right kind, of which no more than the shapes is computed.
     kind = jax.eval_shape(lambda state: propose(models, drafter, rule, state, numbers, shape=shape)[0], state)
-    empty = jax.tree.map(lambda x: jnp.zeros((x.shape[0], 0, *x.shape[2:]), x.dtype), _dated(kind.draft))
+    per_token = dataclasses.replace(kind.draft, count=None)
+    empty = jax.tree.map(lambda x: jnp.zeros((x.shape[0], 0, *x.shape[2:]), x.dtype), per_token)
     _, keys = _keys(state)
     last = repeated(_last_token(state), shape.scorer.drafts)
     proposal = Proposal(dataclasses.replace(empty, count=0 * last), 0 * last, last, 0 * state.count, keys)
     return judge(models, drafter, rule, state, proposal, numbers, shape=shape, width=0)
-
-
-def _dated(draft: Draft) -> Draft:
-    return dataclasses.replace(draft, count=draft.tokens)
 
 
 def propose(
@@ -127,7 +124,9 @@ def propose(
         context = Context(sequence, consumed, each, draft_keys, numbers.sampling)
         draft, cache, remembered = drafting.propose(drafter, models, state.cache, state.drafter, context, request)
         count = jnp.minimum(jnp.minimum(draft.count, _through_first(_is_any(draft.tokens, numbers.end_ids))), each)
-        return Proposal(draft, count, last, wanted, verify_keys), cache, remembered
+        # What comes after is scored too, and may be no token.
+        tokens = jnp.where(jnp.arange(length)[None] < draft.count[:, None], draft.tokens, last[:, None])
+        return Proposal(dataclasses.replace(draft, tokens=tokens), count, last, wanted, verify_keys), cache, remembered
 
 
 def judge(
@@ -170,10 +169,9 @@ def verify(
     """A verdict a row."""
     with jax.named_scope("verify"):
         section = None
-        if state.section is not None and numbers.section_ids is not None:
-            # Of several drafts of one row each would have its own; rules that choose among drafts read no section.
-            tokens = proposal.draft.tokens.reshape(state.count.shape[0], -1)[:, : shape.draft_length]
-            section = sections(state.section, tokens, numbers.section_ids)
+        # Of several drafts of one row each would have its own: rules that choose among drafts read none.
+        if state.section is not None and numbers.section_ids is not None and shape.scorer.drafts == 1:
+            section = sections(state.section, proposal.draft.tokens, numbers.section_ids)
         progress = Progress(state.count, state.budget - state.count, section, state.carry)
         return judge_drafts(
             rule, sampling, proposal.draft, proposal.counts, proposal.keys, scores, progress, shape=shape

@@ -18,7 +18,7 @@ from kljudge_jax.core.protocols import Drafter, Models, check_methods, layers_of
 from kljudge_jax.core.rows import repeated
 from kljudge_jax.core.state import DONE, MAX_CYCLES, SLOTS, LoopState, Numbers, Shape
 from kljudge_jax.core.target import check_rollback, new_cache
-from kljudge_jax.core.verify import check_row_numbers
+from kljudge_jax.core.verify import check_row_numbers, row_axes
 from kljudge_jax.errors import InputError
 from kljudge_jax.varying import varying_as
 from kljudge_jax.verification.base import Verifier
@@ -70,7 +70,8 @@ def init(
       numbers: the data half of the run. A budget of more than the room of `shape` is cut to that.
       shape: the static half.
       slots: of each cache to begin with, at least P; None is all that a row may need.
-      shared: int32 `[]`, how many tokens all prompts begin with alike, a multiple of the chunk of `shape.prefill`.
+      shared: int32 `[]`, how many tokens all prompts begin with alike, a multiple of the chunk of `shape.prefill`; they
+        have one more in common, which a drafter is told of with the last of these.
 
     Raises:
       InputError: a model, a cache, a drafter or a rule does not keep to its protocol; the message names the method.
@@ -114,7 +115,7 @@ def _begin(models, drafter, rule, prompts, lengths, keys, numbers, shape, slots,
         sequence=jnp.pad(prompts, ((0, 0), (0, capacity - width))),
         length=lengths,
         origin=buffer(jnp.int8, spare),
-        count=none,
+        count=none + 0,  # arrays of their own, for one who calls this outside of a trace may donate them
         cache=repeated(cache, drafts),
         drafter=repeated(remembered, drafts),
         carry=_new_carry(rule, none),
@@ -125,10 +126,10 @@ def _begin(models, drafter, rule, prompts, lengths, keys, numbers, shape, slots,
         keys=keys,
         budget=budget,
         pace=None if shape.controller is None else Pace.start(none),
-        cycles=none,
+        cycles=none + 0,
         cycle_drafted=buffer(jnp.int32, cycles),
         cycle_committed=buffer(jnp.int32, cycles),
-        finish=jnp.max(none) + MAX_CYCLES,
+        finish=none + MAX_CYCLES,
         kl=buffer(jnp.float32, spare) if shape.trace else None,
         logprobs=buffer(jnp.float32, spare) if shape.trace else None,
         sampled_logprobs=buffer(jnp.float32, spare) if shape.trace and not numbers.sampling.greedy else None,
@@ -164,7 +165,7 @@ def decode(
 
     def fits(state):
         longest = jnp.max(jnp.where(state.running, state.length, 0))
-        return longest + shape.written <= state.cache.slots
+        return longest + shape.written <= min(state.cache.slots, state.sequence.shape[1])
 
     def unfinished(carry):
         i, state = carry
@@ -178,7 +179,7 @@ def decode(
     begin = varying_as(jnp.int32(0), state.count)
     _, state = jax.lax.while_loop(unfinished, body, (begin, state))
     unfit = jnp.where(fits(state), MAX_CYCLES, SLOTS)
-    return dataclasses.replace(state, finish=jnp.where(jnp.any(state.running), unfit, DONE).astype(jnp.int32))
+    return dataclasses.replace(state, finish=jnp.where(state.running, unfit, DONE).astype(jnp.int32))
 
 
 def admit(
@@ -209,15 +210,26 @@ def admit(
     entries = jax.tree.map(jnp.asarray, Entries(*entries))
     entries = entries._replace(prompts=in_chunks(entries.prompts, shape.prefill))
     width = entries.prompts.shape[1]
-    if state.cache.slots < width:
-        raise InputError(f"prompts take {width} slots, and a row has {state.cache.slots}: give it more")
+    slots = min(state.cache.slots, state.sequence.shape[1])
+    if slots < width:
+        raise InputError(f"prompts take {width} slots, and a row has {slots}: give it more")
 
     def enter(i, state):
         prompt, length, key, budget, row = jax.tree.map(lambda x: x[i], entries)
         budget = jnp.minimum(budget, shape.room)
         rows = tuple(row * drafts + d for d in range(drafts))
         cache, remembered = enter_row(
-            models, drafter, state.cache, state.drafter, prompt, length, rows[0], rows, shared, plan=shape.prefill
+            models,
+            drafter,
+            state.cache,
+            state.drafter,
+            prompt,
+            length,
+            rows[0],
+            rows,
+            shared,
+            state.failed[row],
+            plan=shape.prefill,
         )
 
         def put(values, value):
@@ -229,7 +241,7 @@ def admit(
             section = put(section, after[0, length])
         carry = state.carry
         if carry is not None:
-            carry = jax.tree.map(put, carry, rule.init_carry())
+            carry = jax.tree.map(lambda x, new: put(x, new[row]), carry, _new_carry(rule, state.count))
         # Buffers of new tokens and of cycles are stale from `count` and `cycles` on, so they stay as they are.
         state = dataclasses.replace(
             state,
@@ -291,12 +303,13 @@ def _is_ours(plug: Any) -> bool:
 
 
 def _new_carry(rule: Any, rows: jax.Array) -> Any:
-    """What a rule remembers of each row before its first token."""
+    """What a rule remembers of each row before its first token, for as many rows as int32 `rows` `[B]` has."""
     if not hasattr(rule, "init_carry"):
         return None
+    leaves, structure = jax.tree.flatten(rule)
 
-    def each(x):
-        x = jnp.asarray(x)
-        return jnp.broadcast_to(rows.reshape(-1, *(1,) * x.ndim).astype(x.dtype) + x[None], (*rows.shape, *x.shape))
+    def of_row(leaves, row):
+        carry = jax.tree.unflatten(structure, leaves).init_carry()
+        return jax.tree.map(lambda x: jnp.asarray(x) + row.astype(jnp.result_type(x)), carry)
 
-    return jax.tree.map(each, rule.init_carry())
+    return jax.vmap(of_row, in_axes=(row_axes(rule), 0))(leaves, 0 * rows)

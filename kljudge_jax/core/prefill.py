@@ -76,6 +76,7 @@ def enter_row(
     source: jax.Array,
     rows: tuple[jax.Array, ...],
     first: jax.Array | int,
+    spoilt: jax.Array | bool = False,
     *,
     plan: Prefill,
 ) -> tuple[Any, Any]:
@@ -88,10 +89,11 @@ def enter_row(
       source: int32 `[]`, the row that holds its first tokens already.
       rows: int32 `[]` each, where it goes.
       first: int32 `[]`, how many tokens `source` holds, a multiple of the chunk.
+      spoilt: bool `[]`, `source` may hold what is no number, of which a model's mask may not rid it: nothing is kept.
       plan: how.
     """
     width = prompt.shape[0]
-    chunk, first = min(width, plan.chunk), jnp.asarray(first)
+    chunk, first = min(width, plan.chunk), jnp.where(spoilt, 0, first)
     rollback = least_rollback((cache, state))
     if rollback is not None:
         # Such a cache, a ring for instance, has lost what all begin with, and takes back no more padding than that.
@@ -105,6 +107,9 @@ def enter_row(
         part = cache.take(source, width), known
     else:
         part = cache.take(source, width), state
+    if rollback is None and spoilt is not False:
+        empty = models.target.init_cache(1, width), () if drafter is None else drafter.init(models, 1, width)
+        part = jax.tree.map(lambda new, old: jnp.where(spoilt, new, old), empty, part)
     own, known = varying_as(part, jnp.asarray(length))
     end = jnp.asarray(length) - 1
     taken, known = _consume(models, drafter, own, known, prompt[None], end[None] + 1, first, end, chunk)

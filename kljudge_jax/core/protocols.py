@@ -233,4 +233,6 @@ class Drafter(Protocol):
 def layers_of(drafter: Drafter | None) -> tuple[int, ...]:
     """The target's layers that a drafter wants to see. A number by that name is a drafter's own, as in `SelfDraft`."""
     layers = getattr(drafter, "layers", ())
+    if not isinstance(layers, tuple | int):
+        raise InputError(f"{type(drafter).__name__}.layers are {layers!r}: give a tuple of whole numbers")
     return layers if isinstance(layers, tuple) else ()

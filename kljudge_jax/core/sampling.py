@@ -41,7 +41,15 @@ class Sampling:
 
     @classmethod
     def create(cls, temperature: float = 0.0, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0) -> Sampling:
-        """Raises InputError for a temperature or a top_k below 0, a top_p outside (0, 1], or a min_p outside [0, 1]."""
+        """Raises InputError for a temperature or a top_k below 0, a top_p outside (0, 1], or a min_p outside [0, 1].
+
+        Numbers that are traced are not checked. A temperature that is traced samples: greedy is another program.
+        """
+        traced = [isinstance(x, jax.core.Tracer) for x in (temperature, top_k, top_p, min_p)]
+        if any(traced):
+            greedy = not traced[0] and temperature == 0
+            given = jnp.float32(temperature), jnp.int32(top_k), jnp.float32(top_p), jnp.float32(min_p)
+            return cls(*given, greedy, not greedy and (any(traced[1:3]) or top_k > 0 or top_p < 1))
         if not _is_number(temperature) or not (temperature == 0 or _LOWEST_TEMPERATURE <= temperature < math.inf):
             raise InputError(f"temperature must be 0 (greedy) or at least {_LOWEST_TEMPERATURE}, got {temperature}")
         if not _is_number(top_k) or not 0 <= top_k < 2**31 or top_k != int(top_k):

@@ -95,7 +95,7 @@ class Numbers:
       end_ids: int32 `[E]`, every id that ends an answer.
       section_ids: int32 `[2]`, the ids that open and close a thinking block; None where there are none.
       costs: f32 `[K + 1]`, what a cycle with n draft tokens takes, in plain cycles, for a draft length that adapts;
-        infinity rules a length out. None is 5 % of a cycle for each.
+        infinity rules a length out. None is what `Adaptive.cost` says, or 5 % of a cycle for each.
     """
 
     sampling: Sampling
@@ -163,7 +163,8 @@ class LoopState:
       pace: what an adaptive draft length remembers, or None.
       cycles: int32 `[B]`.
       cycle_drafted, cycle_committed: int32 `[B, N + 1]`, per cycle.
-      finish: int32 `[]`, why the last `decode` ended: `DONE`, `MAX_CYCLES` or `SLOTS`.
+      finish: int32 `[B]`, `DONE` where a row has stopped; else why the last `decode` ended before it did: `SLOTS` where
+        a cycle of a row would not have fitted, `MAX_CYCLES` where no more cycles were asked for.
       kl: f32 `[B, N + K + 1]` or None, KL(target || draft) where a token was drafted, nats at T = 1; else NaN.
       logprobs: f32, same shape or None, log-probability under the target at T = 1.
       sampled_logprobs: f32, same shape or None, the same under what tokens are drawn from; None when greedy.
@@ -208,7 +209,7 @@ class Result:
       count: int32 `[B]`.
       origin: int8 `[B, N]`, indices into `ORIGINS`.
       running, failed, alone: bool `[B]`, as in `LoopState`.
-      finish: int32 `[]`, the same.
+      finish: int32 `[B]`, the same.
       kl, logprobs, sampled_logprobs: f32 `[B, N]`, NaN from `count` on; None without `Shape.trace`. When greedy the
         tokens are drawn from a point mass: `sampled_logprobs` are 0.
     """

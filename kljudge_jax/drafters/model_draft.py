@@ -77,9 +77,10 @@ def _consume_last(model: Any, cache: Any, context: Context, request: Request):
 
     # After cycles without a draft it lacks those tokens too, which are taken in pieces.
     def catch_up(cache):
-        start = jnp.clip(cache.length, 0, jnp.maximum(context.consumed + 1 - CATCH_UP, 0))
-        _, cache = consume(model, taken(start, CATCH_UP), cache.at_length(start), whose="draft")
-        return cache.at_length(jnp.minimum(start + CATCH_UP, context.consumed + 1))
+        width = min(CATCH_UP, cache.slots)
+        start = jnp.clip(cache.length, 0, jnp.maximum(context.consumed + 1 - width, 0))
+        _, cache = consume(model, taken(start, width), cache.at_length(start), whose="draft")
+        return cache.at_length(jnp.minimum(start + width, context.consumed + 1))
 
     if request.skips:
         cache = jax.lax.while_loop(lambda cache: jnp.max(context.consumed - cache.length) > 1, catch_up, cache)

@@ -59,6 +59,7 @@ class SelfDraft:
 
     def init(self, models: Models, batch: int, slots: int) -> Any:
         """See `Drafter`: it works in the target's cache, and remembers nothing of its own."""
+        self.check(models)
         return ()
 
     def observe(self, models: Models, state: Any, window: Window) -> Any:

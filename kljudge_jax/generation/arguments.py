@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -11,13 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from kljudge_jax.core.controller import Adaptive
+from kljudge_jax.core.drafting import check_drafter
 from kljudge_jax.core.protocols import Drafter
 from kljudge_jax.core.rule_check import check_rule
 from kljudge_jax.core.sampling import Sampling
 from kljudge_jax.core.scorers import DraftScorer, ReflectionScorer, Scorer
 from kljudge_jax.drafters.words import parse_drafter
 from kljudge_jax.errors import InputError
-from kljudge_jax.generation.config import DecodingConfig
 from kljudge_jax.generation.costs import estimate
 from kljudge_jax.verification import GreedyExact, SpeculativeSampling, Verifier, parse_verifier
 
@@ -44,23 +42,6 @@ class Plan(NamedTuple):
     scorer: Scorer
 
 
-def under(call: Callable, config: DecodingConfig, given: dict[str, Any]) -> dict[str, Any]:
-    """What a call was given, with the configuration's fields in place of those that are the call's defaults."""
-    defaults = {one.name: one.default for one in inspect.signature(call).parameters.values()}
-    ours = config.arguments()
-    return {
-        name: ours[name] if value is defaults[name] or value == defaults[name] else value
-        for name, value in given.items()
-    }
-
-
-def sampled(given: dict[str, Any]) -> dict[str, Any]:
-    """The same with the four numbers of sampling as one `Sampling`. InputError for one that cannot be."""
-    numbers = {name: given[name] for name in ("temperature", "top_k", "top_p", "min_p")}
-    rest = {name: value for name, value in given.items() if name not in numbers}
-    return rest | {"sampling": Sampling.create(**numbers)}
-
-
 def plan(pair, verifier, drafter, draft_length, sampling: Sampling) -> Plan:
     """The rule, the drafter and the length; plain decoding is the strict rule over no draft at all."""
     if isinstance(verifier, str):
@@ -77,6 +58,7 @@ def plan(pair, verifier, drafter, draft_length, sampling: Sampling) -> Plan:
         drafter = parse_drafter(drafter)
     if isinstance(drafter, type) or not hasattr(drafter, "propose"):
         raise InputError(f"a drafter is one such as ModelDraft(), got {drafter!r}; plain decoding is verifier=None")
+    check_drafter(drafter)
     if hasattr(drafter, "check"):
         drafter.check(pair)
     if "draft_hidden" in getattr(verifier, "needs", frozenset()) and not getattr(drafter, "has_hidden", False):
@@ -110,11 +92,14 @@ def plan(pair, verifier, drafter, draft_length, sampling: Sampling) -> Plan:
     draft = pair.draft if getattr(drafter, "uses_draft_model", True) else None
     verifier = jax.tree.map(as_data, verifier)
     needs: frozenset[str] = getattr(verifier, "needs", frozenset())
+    states = draft if draft is not None else pair.target
+    if "draft_hidden" in needs and not hasattr(states, "init_cache"):
+        return Plan(verifier, draft, drafter, int(draft_length), adaptive, cost, scorer)  # known once it drafts
     check_rule(
         verifier,
         draft_length=int(draft_length),
         vocab_size=pair.target.vocab_size,
-        draft_state=_state_of(draft or pair.target) if "draft_hidden" in needs else None,
+        draft_state=_state_of(states) if "draft_hidden" in needs else None,
         target_state=_state_of(pair.target) if "target_hidden" in needs else None,
     )
     return Plan(verifier, draft, drafter, int(draft_length), adaptive, cost, scorer)

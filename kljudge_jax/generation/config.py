@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import inspect
 import numbers
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import field
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, cast
 
 from kljudge_jax.errors import InputError
 
@@ -150,6 +152,25 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 def configured(call: str, config: DecodingConfig | None, fields: DecodingFields) -> DecodingConfig:
     """A call's configuration: what it was given, or else its default one, with some fields changed."""
     return dataclasses.replace(DecodingConfig(**DEFAULTS.get(call, {})) if config is None else config, **fields)
+
+
+Call = TypeVar("Call", bound=Callable[..., Any])
+
+
+def takes_config(call: Call) -> Call:
+    """A call that is also given a `config`: its fields stand for the keywords that are not given."""
+    accepted = inspect.signature(call).parameters
+
+    @functools.wraps(call)
+    def called(*positional: Any, config: DecodingConfig | None = None, **given: Any) -> Any:
+        if config is not None:
+            import jax
+
+            fields = config.arguments() | {"key": jax.random.key(config.seed), "batch_size": config.batch}
+            given = {name: value for name, value in fields.items() if name in accepted} | given
+        return call(*positional, **given)
+
+    return cast(Call, called)
 
 
 def _check_bounds(one: dataclasses.Field, value: Any) -> None:

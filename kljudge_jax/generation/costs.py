@@ -60,7 +60,7 @@ class CycleCosts:
         base, longest = self.adaptive.minimum, self.adaptive.maximum
         if self.open and not self.warm:
             return base, 1
-        plan = [base, max(self.adaptive.probe, base)] * _ROUNDS + [longest] * (
+        plan = [base, min(max(self.adaptive.probe, base + 1), longest)] * _ROUNDS + [longest] * (
             self.paid and longest not in self.seconds
         )
         for i, length in enumerate(plan):

@@ -10,9 +10,10 @@ import numpy as np
 
 from kljudge_jax.core.controller import Adaptive
 from kljudge_jax.core.protocols import Drafter
+from kljudge_jax.core.sampling import Sampling
 from kljudge_jax.drafters.model_draft import ModelDraft
 from kljudge_jax.generation import arguments
-from kljudge_jax.generation.config import DecodingConfig
+from kljudge_jax.generation.config import takes_config
 from kljudge_jax.generation.results import Generation, Progress
 from kljudge_jax.generation.run import Run
 from kljudge_jax.models.pair import ModelPair
@@ -26,6 +27,7 @@ _STOP_CYCLES = 4
 _ALL_CYCLES = np.iinfo(np.int32).max
 
 
+@takes_config
 def generate(
     pair: ModelPair,
     prompts: Any,
@@ -45,7 +47,6 @@ def generate(
     progress: Callable[[Progress], None] | None = None,
     batch_size: int | None = None,
     answered: Callable[[int, Generation], None] | None = None,
-    config: DecodingConfig | None = None,
 ) -> Generation:
     """Answers prompts by speculative decoding under a verification rule.
 
@@ -72,8 +73,8 @@ def generate(
         slot has room for the longest prompt with its new tokens, so prompts of like length go best together.
       answered: called with the index of a prompt and its answer alone, a `Generation`, soon after it ends; in the order
         in which they end. What it does takes no time of `stats`.
-      config: all of these from `draft_length` to `stop` at once, the key by its seed, and `batch_size`; arguments that
-        are given beside it, and are not what they are by default, win.
+      config: a `DecodingConfig`, which is taken by every keyword: what it says of all of these, of the key by its seed
+        and of `batch_size`, where they are not given themselves.
 
     Returns:
       A `Generation`. An answer whose model returned NaN or +inf ends before it; `stats.failed` counts those. Where it
@@ -83,21 +84,8 @@ def generate(
       InputError: what was asked for cannot be done; the message says why.
     """
     arguments.check_penalty(repetition_penalty)
-    given = {
-        "draft_length": draft_length,
-        "drafter": drafter,
-        "max_new_tokens": max_new_tokens,
-        "temperature": temperature,
-        "top_k": top_k,
-        "top_p": top_p,
-        "min_p": min_p,
-        "stop": stop,
-    }
-    if config is not None:
-        given = arguments.under(generate, config, given)
-        key = jax.random.key(config.seed) if key is None else key
-        batch_size = config.batch if batch_size is None else batch_size
-    run = Run(pair, prompts, verifier, key=key, trace=trace, batch_size=batch_size, **arguments.sampled(given))
+    sampling = Sampling.create(temperature, top_k, top_p, min_p)
+    run = Run(pair, prompts, verifier, draft_length, drafter, max_new_tokens, sampling, stop, key, trace, batch_size)
     watched = bool(run.stop) or progress is not None
     while run.unfinished:
         block = _STOP_CYCLES if run.stop and run.queue.waiting else _WATCH_CYCLES if watched else _ALL_CYCLES

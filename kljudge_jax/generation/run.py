@@ -17,7 +17,8 @@ from kljudge_jax.core.loop import UNBOUNDED, Entries
 from kljudge_jax.core.protocols import Drafter
 from kljudge_jax.core.sampling import Sampling
 from kljudge_jax.core.state import LoopState, Numbers, Shape
-from kljudge_jax.core.verify import check_row_numbers
+from kljudge_jax.core.verify import check_row_numbers, row_axes
+from kljudge_jax.errors import InputError
 from kljudge_jax.generation import arguments, programs, prompts, stats
 from kljudge_jax.generation.buckets import cache_buckets
 from kljudge_jax.generation.compile_clock import compile_seconds
@@ -76,6 +77,11 @@ class Run:
         self.batch = len(texts)
         slots = arguments.slots(batch_size, self.batch)
         check_row_numbers(self.verifier, self.batch)
+        if slots < self.batch and 0 in row_axes(self.verifier):
+            raise InputError(
+                f"{type(self.verifier).__name__} has numbers one a prompt, which take no other prompt's slot: leave "
+                "out batch_size"
+            )
         if layout is not None:
             say_undivided_rows(layout, slots)
         names = ["the prompt"] if self.batch == 1 else [f"prompt {i}" for i in range(self.batch)]
@@ -120,7 +126,9 @@ class Run:
         self.queue = Queue(self.batch, slots)
         self.costs: CycleCosts | None = None
         if plan.adaptive is not None:
-            models = tuple(model and model.structure for model in self.models)
+            models = tuple(
+                model and (model.structure, sum(leaf.nbytes for leaf in model.leaves)) for model in self.models
+            )
             # What costs are is much the same whatever room the prompts and the answers have.
             alike = dataclasses.replace(self.shape, capacity=0, room=0)
             # Where attention reads all of a cache, the caches' sizes decide too.

@@ -27,8 +27,9 @@ def prefill_plan(model: Any) -> Prefill:
 
 def count_shared_chunks(prompts: np.ndarray, lengths: np.ndarray) -> int:
     """How many whole chunks of `PREFILL_CHUNK` all prompts int32 `[B, P]` of `lengths` `[B]` begin with alike."""
-    alike = np.all(prompts == prompts[:1], axis=0)[: int(lengths.min()) - 1]
-    return int(np.argmin(np.append(alike, False))) // PREFILL_CHUNK
+    # And the token after them, which a drafter may be told of with the last one.
+    alike = np.all(prompts == prompts[:1], axis=0)[: int(lengths.min())]
+    return max(int(np.argmin(np.append(alike, False))) - 1, 0) // PREFILL_CHUNK
 
 
 def score(model: Any, tokens: jax.Array | np.ndarray) -> tuple[jax.Array, jax.Array]:

@@ -71,6 +71,11 @@ class Stats:
     rows: tuple[Stats, ...] = ()
 
     @property
+    def finish_reason(self) -> str:
+        """`finish`, by the name that other libraries give it."""
+        return self.finish
+
+    @property
     def mean_acceptance_length(self) -> float:
         """Tokens committed per target pass, correction or bonus included."""
         return self.tokens / self.cycles if self.cycles else 0.0

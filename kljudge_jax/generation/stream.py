@@ -11,10 +11,11 @@ import numpy as np
 
 from kljudge_jax.core.controller import Adaptive
 from kljudge_jax.core.protocols import Drafter
+from kljudge_jax.core.sampling import Sampling
 from kljudge_jax.drafters.model_draft import ModelDraft
 from kljudge_jax.errors import InputError
 from kljudge_jax.generation import arguments
-from kljudge_jax.generation.config import DecodingConfig
+from kljudge_jax.generation.config import takes_config
 from kljudge_jax.generation.detokenize import Detokenizer, find_stop
 from kljudge_jax.generation.results import Generation
 from kljudge_jax.generation.run import Run
@@ -40,6 +41,7 @@ class Event:
     result: Generation | None = None
 
 
+@takes_config
 def stream(
     pair: ModelPair,
     prompt: Any,
@@ -56,7 +58,6 @@ def stream(
     stop: str | Sequence[str] = (),
     key: jax.Array | None = None,
     trace: bool = False,
-    config: DecodingConfig | None = None,
 ) -> Iterator[Event]:
     """Answers one prompt, yielding its text piece by piece as it is committed.
 
@@ -67,20 +68,8 @@ def stream(
       InputError: as `generate` does, at the call and not at the first piece; also for more than one prompt.
     """
     arguments.check_penalty(repetition_penalty)
-    given = {
-        "draft_length": draft_length,
-        "drafter": drafter,
-        "max_new_tokens": max_new_tokens,
-        "temperature": temperature,
-        "top_k": top_k,
-        "top_p": top_p,
-        "min_p": min_p,
-        "stop": stop,
-    }
-    if config is not None:
-        given = arguments.under(stream, config, given)
-        key = jax.random.key(config.seed) if key is None else key
-    run = Run(pair, prompt, verifier, key=key, trace=trace, **arguments.sampled(given))
+    sampling = Sampling.create(temperature, top_k, top_p, min_p)
+    run = Run(pair, prompt, verifier, draft_length, drafter, max_new_tokens, sampling, stop, key, trace)
     if run.batch != 1:
         raise InputError(f"stream answers one prompt at a time, got {run.batch}: use generate for a batch")
     return _events(run)

@@ -14,6 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from kljudge_jax.core.protocols import Features
 from kljudge_jax.errors import InputError
+from kljudge_jax.varying import varying_as
 
 Tree = TypeVar("Tree")
 
@@ -54,9 +55,15 @@ def _key(x: Any) -> Any:
     if isinstance(x, types.FunctionType):
         held = tuple(_key(cell.cell_contents) for cell in x.__closure__ or ())
         defaults = tuple(map(_key, x.__defaults__ or ())), _items(x.__kwdefaults__ or {})
-        # Code objects of two files may be equal.
-        return x.__code__.co_filename, x.__code__, id(x.__globals__), held, defaults
+        # Code objects of two files may be equal, and a cell that is run again may name another number.
+        return x.__code__.co_filename, x.__code__, held, defaults, _globals(x.__code__, x.__globals__)
     return type(x), x  # 1, 1.0 and True are equal, and no program is the same with each
+
+
+def _globals(code: types.CodeType, named: dict[str, Any]) -> Any:
+    """What the names stand for that a function takes from its module, those of functions within it too."""
+    inner = tuple(_globals(each, named) for each in code.co_consts if isinstance(each, types.CodeType))
+    return tuple((name, _key(named[name])) for name in code.co_names if name in named), inner
 
 
 def _items(keywords: dict[str, Any]) -> Any:
@@ -167,8 +174,9 @@ class AdaptedCache:
 
     def put(self, row: jax.Array, other: AdaptedCache) -> AdaptedCache:
         """With a cache of one row, of as many slots or fewer, in place of row int32 `[]`."""
-        if self.rollback is not None and other.slots != self.slots:
-            # A ring's slots are any positions' : those of the row before may not stay.
+        if other.slots != self.slots:
+            # What the row before has left may not stay: a ring's slots are any positions', and what a call masks may be
+            # NaN, of which 0 times is NaN.
             leaves, structure = jax.tree.flatten(other.stacked)
             whole = [_fitted(x, self.rows, self.slots, i) for i, x in enumerate(leaves)]
             other = dataclasses.replace(other, stacked=jax.tree.unflatten(structure, whole))
@@ -436,17 +444,9 @@ def _as_given(new: Any, old: Any, whose: str) -> Any:
         if jax.dtypes.issubdtype(dtype, jax.dtypes.extended):
             return given
         given = jax.lax.convert_element_type(given, dtype)  # a number that only Python has typed is none to a loop
-        missing = tuple(sorted(_varies_over(before) - _varies_over(given)))
-        return jax.lax.pcast(given, missing, to="varying") if missing else given
+        return varying_as(given, before)
 
     return jax.tree_util.tree_map_with_path(leaf, new, old)
-
-
-def _varies_over(x: jax.Array) -> frozenset[Any]:
-    """The axes of a mesh over which `shard_map` knows an array to vary."""
-    kind: Any = jax.typeof(x)
-    # JAX 0.10.2 has moved it.
-    return frozenset(kind.manual_axis_type.varying if hasattr(kind, "manual_axis_type") else kind.vma)
 
 
 def _cut(x: jax.Array, shape: Sequence[int]) -> jax.Array:

@@ -20,8 +20,8 @@ class VerifyInputs:
     Attributes:
       draft_tokens: int32 `[K]`.
       draft_count: int32 `[]`, how many of the K are real.
-      draft_logits: f32 `[K, V]`, processed exactly as the token was sampled: temperature, then top-k, then top-p; what
-        was cut off holds -inf. A drafter without probabilities gives 0 at its token and -inf elsewhere.
+      draft_logits: f32 `[K, V]`, processed exactly as the token was sampled: temperature, then top-k, top-p and min-p;
+        what was cut off holds -inf. A drafter without probabilities gives 0 at its token and -inf elsewhere.
       target_logits: f32 `[K + 1, V]`, processed the same way.
       raw_draft_logits: f32 `[K, V]`, before any processing; the same array when greedy.
       raw_target_logits: f32 `[K + 1, V]`, before any processing; the same array when greedy.

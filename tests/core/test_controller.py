@@ -107,6 +107,20 @@ def test_no_draft_is_tried_that_cannot_pay():
         assert bound(adaptive, pace(0, 50, idle=16), linear(adaptive, cost)) == tried
 
 
+def test_a_row_that_goes_on_alone_stops_no_other():
+    assert bound(kj.Adaptive(), pace([9.5] * 16, [10.0] * 16), linear(kj.Adaptive(), 0.1), [0] + [99] * 15) == 8
+
+
+def test_no_cycle_is_shorter_than_the_minimum():
+    costs = np.array([1, np.inf, np.inf], np.float32)
+    assert bound(kj.Adaptive(minimum=1, maximum=2), pace(0, 50), costs) == 1
+
+
+def test_a_cost_that_is_given_holds_without_a_table():
+    for cost, length in ((0.01, 8), (5.0, 0)):
+        assert bound(kj.Adaptive(cost=cost), pace(9.9, 10), None) == length
+
+
 def test_a_new_prompt_is_taken_for_what_the_others_were():
     now = pace([1.0, 5.0], [4.0, 6.0], interval=1024).entered(1)
     np.testing.assert_allclose(now.accepted, [1.0, 1.2])

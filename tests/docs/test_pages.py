@@ -51,6 +51,7 @@ PRINTS_WHOLE = PRINTS | {
     "README": r"####(.*\n)*\d+\.\d+ \d+ \d+\.\d+\n(.*\n)*.*####",
     "cost": r"^2\.16, 3\.70 with a judge\n(.*\n)*\| 1 \| exact @ 8 \|",
     "harness": r"'sums': \{(.*\n?)*\d\.\d+\n$",
+    "own_model": r"^\[24, 24\] \d\.\d+\n(\(2, 24\) \[24 24\]\n){2}$",
 }
 
 

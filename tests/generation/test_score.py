@@ -99,7 +99,8 @@ def test_no_prompt_pays_for_the_length_of_another_where_they_go_one_by_one(share
     [
         (0, CAPACITY, 0),
         (PREFILL_CHUNK - 1, CAPACITY, 0),
-        (PREFILL_CHUNK, CAPACITY, 1),
+        (PREFILL_CHUNK, CAPACITY, 0),  # the token after a chunk is alike too, or a drafter would be told another
+        (PREFILL_CHUNK + 1, CAPACITY, 1),
         (CAPACITY, CAPACITY, 1),  # the last token is left to the first cycle, and its chunk with it
         (CAPACITY, PREFILL_CHUNK, 0),
         (CAPACITY, PREFILL_CHUNK + 1, 1),

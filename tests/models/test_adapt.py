@@ -381,3 +381,53 @@ def test_batch_axes_that_the_mesh_lacks_are_refused():
     mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:2])
     with pytest.raises(InputError, match="has the axes data, and no 'rows'"):
         plain(params=jax.device_put({"table": jnp.eye(5)}, NamedSharding(mesh, P())), batch_axes="rows")
+
+
+def scaled(source, names):
+    """A model whose call reads a number of its module by name, as a notebook's cell would."""
+    exec(source, names)
+    table = jnp.asarray(np.random.default_rng(0).standard_normal((foreign.VOCAB, foreign.VOCAB)), jnp.float32)
+    return kj.adapt(
+        names["call"],
+        lambda slots: {"stored": jnp.zeros((1, slots)), "at": jnp.zeros((), jnp.int32)},
+        table,
+        vocab_size=foreign.VOCAB,
+        rewind=lambda cache, n: cache | {"at": n},
+    )
+
+
+CELL = """
+def call(params, tokens, positions, cache, mask):
+    fifth = (jnp.arange(params.shape[0]) == 5).astype(jnp.float32)[None, None]
+    return SCALE * params[tokens] + BONUS * fifth, cache | {"at": cache["at"] + tokens.shape[1]}
+"""
+
+
+def test_a_cell_that_is_run_again_with_another_number_is_another_model():
+    names, answers = {"jnp": jnp}, []
+    for numbers in ({"SCALE": 1.0, "BONUS": 0.0}, {"SCALE": 0.01, "BONUS": 1.0}, {"SCALE": 1.0, "BONUS": 0.0}):
+        names |= numbers
+        pair = kj.ModelPair(scaled(CELL, names), eos=NEVER)
+        answers.append(kj.generate(pair, [[3, 1, 4]], verifier=None, max_new_tokens=4).tokens[0].tolist())
+    assert answers[0] == answers[2] != answers[1] == [5] * 4
+
+
+def test_a_prompt_that_breaks_the_model_spoils_nothing_of_the_next_in_its_slot():
+    def call(params, tokens, positions, cache, mask):
+        x = jnp.where(tokens == 7, jnp.nan, params[tokens][..., 0])
+        stored = jax.lax.dynamic_update_slice(cache["stored"], x, (0, cache["at"]))
+        seen = jnp.sum(jnp.where(mask, 0.1, 0.0) * stored[:, None], axis=-1)  # 0 times NaN is NaN
+        return params[tokens] + seen[..., None], {"stored": stored, "at": cache["at"] + tokens.shape[1]}
+
+    target = kj.adapt(
+        call,
+        lambda slots: {"stored": jnp.zeros((1, slots)), "at": jnp.zeros((), jnp.int32)},
+        jnp.asarray(np.random.default_rng(0).standard_normal((foreign.VOCAB, foreign.VOCAB)), jnp.float32),
+        vocab_size=foreign.VOCAB,
+        rewind=lambda cache, n: cache | {"at": n},
+    )
+    pair = kj.ModelPair(target, eos=NEVER)
+    broken, sound = [1] * 99 + [7], [3, 1, 4]
+    out = kj.generate(pair, [broken, sound], verifier=None, max_new_tokens=STEPS, batch_size=1)
+    alone = kj.generate(pair, [sound], verifier=None, max_new_tokens=STEPS)
+    assert out.stats.failed == 1 and out.tokens[1].tolist() == alone.tokens[0].tolist() and len(out.tokens[1]) == STEPS
