@@ -50,8 +50,7 @@ class RelaxedThinking(ThresholdRule):
 
     When sampling, a rejected token is replaced by one drawn from p. Greedy, k = 1 or a delta of 0 is the strict rule
     (a delta of 0 lets a token through whose probability is the argmax's in float32). The source applies it inside a
-    model's thinking section and decodes strictly after it; a rule sees one cycle and no section, so here it holds
-    throughout.
+    model's thinking section and decodes strictly after it; here it holds throughout.
 
     Maths:
       $$ \text{accept } d \iff |\{v : p(v) > p(d)\}| < k \land p(d) \ge \max_v p(v) - \delta $$
