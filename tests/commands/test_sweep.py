@@ -21,6 +21,7 @@ def swept(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_every_baseline_has_its_line(swept):
     cells = json.loads((swept / "summary.json").read_text())["cells"]
     assert {cell["rule"]: cell["draft_length"] for cell in cells} == {

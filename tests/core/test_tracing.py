@@ -384,6 +384,7 @@ def test_a_result_has_what_is_known_of_every_token(temperature):
     np.testing.assert_array_equal(bare.tokens, result.tokens)
 
 
+@pytest.mark.slow
 def test_decode_says_why_it_ended():
     static = {"drafter": DRAFTER, "shape": SHAPE}
     data = numbers()

@@ -90,6 +90,7 @@ def test_an_eos_in_the_first_cycle_frees_the_slot(pair):
     assert out.stats.rows[4].tokens == 1 and out.stats.rows[4].finish == "eos"
 
 
+@pytest.mark.slow
 def test_stops_cut_waiting_prompts_like_others(text_pair):
     prompts = [np.frombuffer(f"text {i}".encode(), np.uint8).astype(np.int32) for i in range(9)]
     free = answer(text_pair, "kl:4.0", prompts, max_new_tokens=40)

@@ -21,7 +21,11 @@ def tunix_like(several, **options):
     return foreign.recipes().from_tunix(model, foreign.VOCAB, **options)
 
 
-@pytest.mark.parametrize("make", [tunix, gemma, bonsai], ids=["tunix", "gemma", "bonsai"])
+@pytest.mark.parametrize(
+    "make",
+    [tunix, *(pytest.param(make, marks=pytest.mark.slow) for make in (gemma, bonsai))],
+    ids=["tunix", "gemma", "bonsai"],
+)
 def test_models_that_are_right_pass(make):
     found = kj.check_model(make())
     assert found.window == 0 and found.difference < 1e-5
@@ -32,6 +36,7 @@ def test_our_own_model_passes():
     assert found.window == 6 and found.difference < 1e-5
 
 
+@pytest.mark.slow
 def test_a_ring_is_looked_past():
     found = kj.check_model(ring())
     assert found.window == 14 and found.length > 14 and found.difference < 1e-5
@@ -120,6 +125,7 @@ for kind in BROKEN.values():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", BROKEN)
 def test_a_method_of_the_cache_that_is_wrong_is_named(method):
     with pytest.raises(InputError, match=rf"Cache\.{method} "):

@@ -46,7 +46,7 @@ def test_logits_are_near_those_of_a_whole_cache(pair, eight):
     "options",
     [
         {"verifier": "exact"},
-        {"verifier": "exact", "batch_size": 2},
+        pytest.param({"verifier": "exact", "batch_size": 2}, marks=pytest.mark.slow),
         {"verifier": "exact", "drafter": kj.SelfDraft(1)},
         pytest.param({"verifier": "exact", "drafter": kj.PromptLookup(2)}, marks=pytest.mark.slow),
         pytest.param({"verifier": "exact", "draft_length": kj.Adaptive(maximum=2, cost=0.1)}, marks=pytest.mark.slow),

@@ -4,6 +4,8 @@ import json
 import subprocess
 import sys
 
+import pytest
+
 BLOCKED = """
 import sys
 sys.modules["torch"] = sys.modules["accelerate"] = None  # so that they are nowhere to be found
@@ -22,6 +24,7 @@ def call(*words):
     )
 
 
+@pytest.mark.slow
 def test_a_sweep_without_hf_cells_never_imports_torch(tiny_folders, tmp_path):
     (tmp_path / "problems.jsonl").write_text(json.dumps({"prompt": "text", "answer": "a"}))
     words = ["--target", tiny_folders.target, "--draft", tiny_folders.draft, "--max-new-tokens", "24"]
