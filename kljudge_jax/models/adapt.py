@@ -4,214 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import types
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding
 
 from kljudge_jax.core.protocols import Features
 from kljudge_jax.errors import InputError
+from kljudge_jax.models.adapted_cache import AdaptedCache, Rows, register_static
+from kljudge_jax.models.equal_functions import Function
 from kljudge_jax.varying import varying_as
 
 Tree = TypeVar("Tree")
 
 # What a call is tried with, by its shapes alone, when it is adapted.
 _SLOTS, _TOKENS = 64, 2
-
-
-class Function:
-    """A function that equals another of the same code and the same closure, so that both run one compiled program.
-
-    Where the closure holds what has no hash, an array for instance, it equals itself alone.
-    """
-
-    def __init__(self, function: Callable):
-        self.function = function
-        try:
-            self._key: Any = _key(function)
-            self._hash = hash(self._key)
-        except (TypeError, ValueError, RecursionError):  # no hash; a name not bound yet; a function that holds itself
-            self._key = id(function)
-            self._hash = hash(self._key)
-
-    def __call__(self, *arguments: Any) -> Any:
-        return self.function(*arguments)
-
-    def __hash__(self) -> int:
-        return self._hash
-
-    def __eq__(self, other: object) -> bool:
-        return self is other or (isinstance(other, Function) and self._key == other._key)
-
-
-def _key(x: Any) -> Any:
-    if isinstance(x, functools.partial):
-        return "partial", _key(x.func), tuple(map(_key, x.args)), _items(x.keywords)
-    if isinstance(x, types.MethodType):
-        return "method", _key(x.__func__), _key(x.__self__)
-    if isinstance(x, types.FunctionType):
-        held = tuple(_key(cell.cell_contents) for cell in x.__closure__ or ())
-        defaults = tuple(map(_key, x.__defaults__ or ())), _items(x.__kwdefaults__ or {})
-        # Code objects of two files may be equal, and a cell that is run again may name another number.
-        return x.__code__.co_filename, x.__code__, held, defaults, _globals(x.__code__, x.__globals__)
-    return type(x), x  # 1, 1.0 and True are equal, and no program is the same with each
-
-
-def _globals(code: types.CodeType, named: dict[str, Any]) -> Any:
-    """What the names stand for that a function takes from its module, those of functions within it too."""
-    inner = tuple(_globals(each, named) for each in code.co_consts if isinstance(each, types.CodeType))
-    return tuple((name, _key(named[name])) for name in code.co_names if name in named), inner
-
-
-def _items(keywords: dict[str, Any]) -> Any:
-    return tuple((name, _key(value)) for name, value in sorted(keywords.items()))
-
-
-@dataclasses.dataclass(frozen=True)
-class Rows:
-    """How rows are made, and where they lie: what an adapted model and its caches share. Static.
-
-    Attributes:
-      init_cache: `(slots) -> cache` of one row.
-      rollback: how many tokens a cache can take back; None is any number.
-      axes: the mesh axes that rows are split over.
-      mesh: the devices; None where only the call knows of them.
-    """
-
-    init_cache: Function
-    rollback: int | None
-    axes: tuple[str, ...] = ()
-    mesh: Mesh | None = None
-
-    def one(self, slots: int) -> Any:
-        """An empty cache of one row."""
-        return jax.tree.map(jnp.asarray, self.init_cache(slots))
-
-    def shapes(self, slots: int) -> list[jax.ShapeDtypeStruct]:
-        """The shape of every leaf of it."""
-        return jax.tree.leaves(jax.eval_shape(lambda: self.one(slots)))
-
-    def names(self, rows: int) -> tuple[str, ...] | None:
-        """The mesh axes that so many rows are split over, as `jax.vmap` takes them."""
-        # Inside shard_map over them, what a device sees is not split any more.
-        axes = tuple(axis for axis in self.axes if axis not in jax.sharding.get_abstract_mesh().manual_axes)
-        if not axes or axes != self.axes or (self.mesh is not None and rows % _ways(self.mesh, axes)):
-            return None
-        return axes
-
-    def placed(self, x: jax.Array) -> jax.Array:
-        """An array whose first axis is rows, said to lie with them; how its other axes are split is left open."""
-        if self.mesh is None or not x.ndim or self.names(x.shape[0]) is None:
-            return x
-        others = (PartitionSpec.UNCONSTRAINED,) * (x.ndim - 1)
-        return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, PartitionSpec(self.axes, *others)))
-
-
-@dataclasses.dataclass(frozen=True)
-class AdaptedCache:
-    """Caches of one row each, stacked: every leaf `[B, ...]`. See `kljudge_jax.Cache`.
-
-    Slots are found by asking `init_cache` for another number of them: the axes whose size differs are theirs.
-
-    Attributes:
-      stacked: the pytree that `init_cache` returns, with rows before its axes.
-      length: int32 `[B]`. The position that a row's own cache holds is set to it before each pass.
-      slots: of a row.
-      rows: how they are made.
-    """
-
-    stacked: Any
-    length: jax.Array
-    slots: int
-    rows: Rows
-
-    @property
-    def rollback(self) -> int | None:
-        """How many tokens `at_length` can take back; None is any number."""
-        return self.rows.rollback
-
-    def at_length(self, length: jax.Array) -> AdaptedCache:
-        """The same cache with `length` tokens consumed, int32 `[B]`."""
-        return dataclasses.replace(self, length=jnp.asarray(length, jnp.int32))
-
-    def resized(self, slots: int) -> AdaptedCache:
-        """With so many slots a row, new ones as `init_cache` has them.
-
-        Outside of a trace the arrays given are deleted, one after another.
-        """
-        leaves, structure = jax.tree.flatten(self.stacked)
-        moved = []
-        for i, (leaf, shape) in enumerate(zip(leaves, self.rows.shapes(slots), strict=True)):
-            same = leaf.shape[1:] == shape.shape
-            moved.append(leaf if same else _resized(leaf, rows=self.rows, slots=slots, index=i))
-            if not same and not isinstance(leaf, jax.core.Tracer):
-                leaf.delete()
-        return dataclasses.replace(self, stacked=jax.tree.unflatten(structure, moved), slots=slots)
-
-    def take(self, row: jax.Array, slots: int) -> AdaptedCache:
-        """The first slots of row int32 `[]`, as a cache of one row."""
-        leaves, structure = jax.tree.flatten(self.stacked)
-        split = self.rows.names(self.length.shape[0]) is not None
-
-        def taken(x):
-            # Of rows on several devices all but one are masked: a slice at a place that is not known when it is
-            # compiled would gather all of them.
-            if split and not jax.dtypes.issubdtype(x.dtype, jax.dtypes.extended):
-                own = (jnp.arange(x.shape[0]) == row).reshape(-1, *(1,) * (x.ndim - 1))
-                if x.dtype == jnp.bool_:
-                    return jnp.any(own & x, axis=0, keepdims=True)
-                return jnp.sum(jnp.where(own, x, jnp.zeros((), x.dtype)), axis=0, keepdims=True, dtype=x.dtype)
-            return jax.lax.dynamic_slice_in_dim(x, row, 1, axis=0)
-
-        shapes = self.rows.shapes(slots)
-        part = [taken(_cut(x, (x.shape[0], *shape.shape))) for x, shape in zip(leaves, shapes, strict=True)]
-        return dataclasses.replace(
-            self, stacked=jax.tree.unflatten(structure, part), length=taken(self.length), slots=slots
-        )
-
-    def put(self, row: jax.Array, other: AdaptedCache) -> AdaptedCache:
-        """With a cache of one row, of as many slots or fewer, in place of row int32 `[]`."""
-        if other.slots != self.slots:
-            # What the row before has left may not stay: a ring's slots are any positions', and what a call masks may be
-            # NaN, of which 0 times is NaN.
-            leaves, structure = jax.tree.flatten(other.stacked)
-            whole = [_fitted(x, self.rows, self.slots, i) for i, x in enumerate(leaves)]
-            other = dataclasses.replace(other, stacked=jax.tree.unflatten(structure, whole))
-
-        def placed(x, new):
-            return jax.lax.dynamic_update_slice(x, new, (row, *(jnp.zeros((), row.dtype),) * (x.ndim - 1)))
-
-        row = jnp.asarray(row)
-        return dataclasses.replace(
-            self,
-            stacked=jax.tree.map(placed, self.stacked, other.stacked),
-            length=placed(self.length, other.length),
-        )
-
-    def follow(self, source: jax.Array, start: jax.Array, count: int) -> AdaptedCache:
-        """With slots `start[b]` to `start[b] + count` of row `source[b]` in those of row b, int32 `[B]` both.
-
-        A leaf whose slots are no positions is copied whole, a ring for instance.
-        """
-        leaves, structure = jax.tree.flatten(self.stacked)
-        others = self.rows.shapes(self.slots + 1)
-
-        def copied(x, other):
-            axes = [i for i, (a, b) in enumerate(zip(x.shape[1:], other.shape, strict=True)) if a != b]
-            if len(axes) != 1 or x.shape[1 + axes[0]] != self.slots:
-                return jnp.take(x, source, axis=0)
-
-            def written(row, at, of):
-                new = jax.lax.dynamic_slice_in_dim(of, at, count, axis=axes[0])
-                return jax.lax.dynamic_update_slice_in_dim(row, new, at, axis=axes[0])
-
-            return jax.vmap(lambda row, at, of: written(row, at, x[of]))(x, start, source)
-
-        moved = [copied(x, other) for x, other in zip(leaves, others, strict=True)]
-        return dataclasses.replace(self, stacked=jax.tree.unflatten(structure, moved))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -449,24 +258,6 @@ def _as_given(new: Any, old: Any, whose: str) -> Any:
     return jax.tree_util.tree_map_with_path(leaf, new, old)
 
 
-def _cut(x: jax.Array, shape: Sequence[int]) -> jax.Array:
-    """The first of each axis."""
-    return jax.lax.slice(x, (0,) * x.ndim, tuple(map(min, x.shape, shape)))
-
-
-def _fitted(x: jax.Array, rows: Rows, slots: int, index: int) -> jax.Array:
-    """Leaf number `index` `[B, ...]` of caches in the shape that it has with so many slots."""
-    # As it is when it is empty: zero may be a position, and mean a token.
-    empty = jax.tree.leaves(rows.one(slots))[index]
-    fresh = jnp.broadcast_to(empty[None], (x.shape[0], *empty.shape))
-    return jax.lax.dynamic_update_slice(fresh, _cut(x, fresh.shape), (0,) * x.ndim)
-
-
-@functools.partial(jax.jit, static_argnames=("rows", "slots", "index"))
-def _resized(x, *, rows, slots, index):
-    return rows.placed(_fitted(x, rows, slots, index))
-
-
 def _mesh_of(params: Any, axes: tuple[str, ...]) -> Mesh | None:
     """The mesh that parameters lie on, if it has those axes."""
     for leaf in jax.tree.leaves(params):
@@ -482,31 +273,8 @@ def _mesh_of(params: Any, axes: tuple[str, ...]) -> Mesh | None:
     return None
 
 
-def _ways(mesh: Mesh, axes: tuple[str, ...]) -> int:
-    ways = 1
-    for axis in axes:
-        ways *= mesh.shape[axis]
-    return ways
-
-
 def _line(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def _register(kind: type, data: tuple[str, ...], static: tuple[str, ...]) -> None:
-    # Not jax.tree_util.register_dataclass: in jaxlib 0.10.2 the structures of two such classes with as many fields
-    # compare equal.
-    def flatten(x):
-        return tuple(getattr(x, name) for name in data), tuple(getattr(x, name) for name in static)
-
-    def flatten_with_keys(x):
-        children, choices = flatten(x)
-        return tuple(zip(map(jax.tree_util.GetAttrKey, data), children, strict=True)), choices
-
-    jax.tree_util.register_pytree_with_keys(
-        kind, flatten_with_keys, lambda choices, children: kind(*children, *choices), flatten
-    )
-
-
-_register(AdaptedCache, ("stacked", "length"), ("slots", "rows"))
-_register(AdaptedModel, ("params",), ("calls",))
+register_static(AdaptedModel, ("params",), ("calls",))

@@ -18,7 +18,7 @@ import kljudge_jax as kj
 from kljudge_jax import core
 from kljudge_jax.core.protocols import Cache, Model
 from kljudge_jax.errors import InputError
-from kljudge_jax.models.adapt import Function
+from kljudge_jax.models.equal_functions import Function
 
 K, STEPS = 3, 12
 NEVER = (999,)

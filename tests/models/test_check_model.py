@@ -13,7 +13,8 @@ from test_adapt import bonsai, gemma, plain, ring, tunix
 
 import kljudge_jax as kj
 from kljudge_jax.errors import InputError
-from kljudge_jax.models.adapt import AdaptedCache, Function
+from kljudge_jax.models.adapted_cache import AdaptedCache
+from kljudge_jax.models.equal_functions import Function
 
 
 def tunix_like(several, **options):
