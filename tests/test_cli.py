@@ -209,7 +209,7 @@ def test_rules_lists_every_rule(capsys):
     assert status == 0
     assert "kl:threshold=..." in out and "lossless" in out and "2601.04766" in out
     status, out, _ = run(capsys, "rules", "--json")
-    assert {"kl", "exact", "all", "random"} <= {row["word"] for row in json.loads(out)}
+    assert {"kl", "exact", "all", "random"} <= {row["spec"] for row in json.loads(out)}
 
 
 def test_convert_writes_a_folder_that_answers_alike(capsys, answering, tiny_folders, tmp_path):

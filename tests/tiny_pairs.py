@@ -15,10 +15,10 @@ import kljudge_jax as kj
 from kljudge_jax.core.prefill import prefill
 from kljudge_jax.core.protocols import Models
 from kljudge_jax.core.state import Prefill
-from kljudge_jax.kernels.product import arranged
-from kljudge_jax.kernels.quantize import round_to
+from kljudge_jax.kernels.product import tiled_where_native
+from kljudge_jax.kernels.quantize import quantize
 from kljudge_jax.models.config import TransformerConfig
-from kljudge_jax.models.linear import Storage, integer_parts, is_matrix
+from kljudge_jax.models.linear import Storage, is_matrix, quantized_parts
 from kljudge_jax.models.pair import ModelPair
 from kljudge_jax.models.transformer import abstract, assemble, parameters
 
@@ -73,7 +73,9 @@ def rounded(model, bits=8):
     storage, values = dataclasses.replace(model.storage, bits=bits), parameters(model)
     for name, x in list(values.items()):
         if is_matrix(name):
-            values |= integer_parts(name, arranged(round_to(x, storage.form(name, x.shape[-1])), storage.local))
+            values |= quantized_parts(
+                name, tiled_where_native(quantize(x, storage.scheme(name, x.shape[-1])), storage.local)
+            )
     return assemble(model.config, values, storage)
 
 

@@ -62,7 +62,7 @@ _RANDOM = "Random weights"
         ),
         option(
             "--rules",
-            "rules by their words, with commas (models: exact,kl:0.4); plain always runs",
+            "spec strings of rules, with commas (models: exact,kl:0.4); plain always runs",
             type=RULES,
         ),
         option("--batch", "answers decoded side by side, with commas", type=Wholes(), default="1"),
@@ -118,7 +118,7 @@ def _has_draft(options) -> bool:
 
 
 def _rules(options) -> tuple[str, ...]:
-    """Plain decoding, then what was asked for; random weights agree on nothing, so there a coin accepts."""
+    """Plain decoding, then what was asked for; random weights agree on nothing, so there a fixed rate accepts."""
     random = options.shape is not None or options.draft_shape is not None
     rate = options.acceptance
     if rate is None and random and options.rules is None and _has_draft(options):

@@ -26,14 +26,14 @@ from kljudge_jax.commands.progress import Bar
     [
         *model_options(),
         option("--task", "arithmetic, conversion, gsm8k:FILE, prompts:FILE, ...", required=True),
-        option("--rule", "a relaxed rule by its word, less its threshold: kl, fuzzy:js", type=RULE, default="kl"),
+        option("--rule", "a relaxed rule's spec string, less its threshold: kl, fuzzy:js", type=RULE, default="kl"),
         option(
             "--thresholds",
             "from strict to relaxed, with commas; the first that fails ends the search",
             metavar="FLOATS",
             default="0.01,0.02,0.05,0.1,0.2,0.4",
         ),
-        option("--budget", "points that may be lost at the most, in 100", default=1.0),
+        option("--budget", "most points that may be lost, in 100", default=1.0),
         option("--delta", "the risk of losing more", default=0.05),
         flag(
             "--without-answers",

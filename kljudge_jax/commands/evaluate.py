@@ -29,7 +29,7 @@ from kljudge_jax.spec import split_specs
         option("--include-path", "a folder of your own tasks (YAML)", type=DIR),
         option(
             "--rules",
-            "rules by their words, with commas; the others are compared with the first. A task that compares "
+            "spec strings of rules, with commas; the others are compared with the first. A task that compares "
             "log-likelihoods is scored by the target alone, whatever the rule",
             type=RULES,
             default="none,exact,kl:0.4",

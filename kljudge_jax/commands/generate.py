@@ -50,7 +50,7 @@ def generate(options) -> int:
     from kljudge_jax.verification import parse_verifier
 
     prompt: Any = _read_prompt(options)
-    # Bad words are refused before minutes go into loading a model.
+    # Bad spec strings are refused before minutes go into loading a model.
     config = decoding_config(options)
     rule = parse_verifier(options.verifier, config.greedy)
     if rule is not None:

@@ -23,7 +23,7 @@ from kljudge_jax.errors import InputError
 if TYPE_CHECKING:
     from kljudge_jax.judges.dataset import Dataset
 
-# What each kind of labels reads, in the words of the command line and of the functions that make them.
+# What each kind of labels reads, in the names of the command line and of the functions that make them.
 _READS = {
     "semi-greedy": {"split", "n", "seed", "max_new_tokens", "reference", "shortcut", "batch"},
     "likelihood": {"split", "n", "seed", "max_new_tokens", "threshold", "window"},

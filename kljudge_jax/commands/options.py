@@ -185,7 +185,7 @@ def _check_memory(options, placement, target, draft, dtype) -> None:
 
 def least_workload(options, drafts: bool):
     """The largest of what a command will decode at once, with prompts of one token, for they are not known yet."""
-    from kljudge_jax.drafters.words import parse_draft_length
+    from kljudge_jax.drafters.specs import parse_draft_length
     from kljudge_jax.generation.memory_plan import Workload
 
     batch = getattr(options, "batch", None) or 1

@@ -37,7 +37,7 @@ _MOST_NAMED = 20
         option("--task", "arithmetic, conversion, gsm8k:FILE, ...; with commas", metavar="TASKS", required=True),
         option(
             "--rules",
-            "rules by their words, with commas; kl:0.1/0.4 stands for kl:0.1,kl:0.4. And baselines: draft (the draft "
+            "spec strings of rules, with commas; kl:0.1/0.4 stands for kl:0.1,kl:0.4. And baselines: draft (the draft "
             "alone), lookup:3 (exact, with drafts looked up), hf, hf:assisted, hf:lookup:3 (Transformers on the same "
             "weights, which needs torch)",
             type=RULES,
@@ -70,18 +70,18 @@ def sweep(options) -> int:
     from kljudge_jax.verification import parse_verifier
 
     config = decoding_config(options)
-    words = split_specs(options.rules)
-    rules = [word for word in words if parse_baseline(word) is None]
+    specs = split_specs(options.rules)
+    rules = [spec for spec in specs if parse_baseline(spec) is None]
     for rule in rules:
         parse_verifier(rule, config.greedy)
     seeds = options.seeds or [options.seed]
     if any(rule != "none" for rule in rules):
         check_drafter(config, has_draft(options))
-    check_baselines(words, has_draft(options))
+    check_baselines(specs, has_draft(options))
     specs = [spec.strip() for spec in options.task.split(",")]
     for spec in specs:
         load_checked_task(spec, options.run_code)
-    plan = sweep.Plan(sweep.grid(words, options.draft_lengths), options.n, options.split, config)
+    plan = sweep.Plan(sweep.grid(specs, options.draft_lengths), options.n, options.split, config)
     pair = load_pair(options)
     tasks = [as_model_reads(load_task(spec, run_code=options.run_code), spec, pair, options.run_code) for spec in specs]
     parts = sweep.parts(tasks, seeds, plan, options.out)

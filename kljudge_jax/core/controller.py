@@ -30,7 +30,7 @@ _LEAST_SPEED = 0.95
 # measured on a CPU with a good layout; accelerators pay less until they run out of arithmetic.
 SCORING_COST = 0.05
 
-# The words for a cost that is measured once for each program, and for one that the models' sizes say.
+# The names of a cost that is measured once for each program, and for one that the models' sizes say.
 MEASURED, SIZE = "measured", "size"
 
 

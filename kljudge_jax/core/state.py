@@ -65,7 +65,7 @@ class Shape:
 
     @property
     def written(self) -> int:
-        """Slots that a cycle writes, at the most."""
+        """At most how many slots a cycle writes."""
         return self.scorer.slots(self.draft_length)
 
     def slots(self, prompt: int) -> int:

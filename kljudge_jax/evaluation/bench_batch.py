@@ -179,7 +179,7 @@ class Batch:
     def _answer(self, rule: str, *_: Any) -> None:
         done = []
         for i, group in enumerate(self.groups):
-            # Other draws every time: a rule that tosses coins is then timed over many of them.
+            # Other draws every time: a rule that draws is then timed over many of them.
             draw = 1 + i + len(self.answers[rule]) * len(self.groups)
             run = self._start(rule, group, draw, self.plan.config.length)
             while run.unfinished:

@@ -18,7 +18,7 @@ from kljudge_jax.models.pair import ModelPair
 from kljudge_jax.results_folder import results_folder
 from kljudge_jax.tasks.base import Task
 from kljudge_jax.verification import Verifier
-from kljudge_jax.verification.words import spec_of
+from kljudge_jax.verification.specs import spec_of
 
 
 @dataclasses.dataclass(frozen=True)

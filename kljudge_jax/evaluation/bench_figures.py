@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from kljudge_jax.drafters.model_draft import ModelDraft
-from kljudge_jax.drafters.words import spec_of
+from kljudge_jax.drafters.specs import spec_of
 from kljudge_jax.evaluation import limits
 from kljudge_jax.evaluation.bench_batch import PLAIN, Batch, Plan, pass_over
 from kljudge_jax.evaluation.cost_model import CostModel, acceptance_rate, advice, expected_tokens, nondecreasing
@@ -259,7 +259,7 @@ def _achieved(timing: Timing, work: Work, reached: Reached) -> dict[str, float]:
 
 
 def known_rate(rule: str, plan: Plan) -> float | None:
-    """The acceptance rate of a rule that accepts by a coin alone; None of any other."""
+    """The acceptance rate of a rule that accepts at a fixed rate; None of any other."""
     verifier = plan.verifier(rule)
     verifier = parse_verifier(verifier, plan.config.greedy) if isinstance(verifier, str) else verifier
     return float(verifier.rate) if isinstance(verifier, SyntheticAcceptance) else None

@@ -39,7 +39,7 @@ def random_pair(
     """
     _check_bits(bits, draft_bits)
     named = {"target": target} | ({} if draft is None else {"draft": draft})
-    configs = {role: shape_config(word) for role, word in named.items()}
+    configs = {role: shape_config(spec) for role, spec in named.items()}
     vocab = min(config.vocab_size for config in configs.values())
     configs = {role: dataclasses.replace(config, vocab_size=vocab) for role, config in configs.items()}
     wanted = resolve_dtype(dtype)

@@ -62,7 +62,7 @@ class Compared:
     """A threshold beside plain decoding, over the same problems.
 
     Attributes:
-      rule: its word.
+      rule: its spec string.
       outcome: what it did to the answers.
       right, plain_right: right answers of the rule and of plain decoding, or those that agree with the latter.
       mean_acceptance_length, mean_acceptance_length_interval: tokens committed in a cycle.

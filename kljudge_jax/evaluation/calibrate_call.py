@@ -17,7 +17,7 @@ from kljudge_jax.evaluation.sweep import grid
 from kljudge_jax.generation.config import DecodingConfig, DecodingFields, configured
 from kljudge_jax.models.pair import ModelPair
 from kljudge_jax.tasks.base import Task
-from kljudge_jax.verification.words import threshold_words
+from kljudge_jax.verification.specs import threshold_specs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,7 +138,7 @@ def planned(
         raise InputError("n starts at 1, check_n at 0")
     if check_n and split in ("all", check_split):
         raise InputError("check_split has to name another part of the task than split, or it would measure nothing")
-    rules = threshold_words(rule, [str(one) for one in thresholds], config.greedy)
+    rules = threshold_specs(rule, [str(one) for one in thresholds], config.greedy)
     cells = (calibrations.PLAIN, *grid(rules, [config.draft_length]))
     return Plan(cells, n, split, config, budget / 100, delta, without_answers)
 

@@ -33,7 +33,7 @@ class Demo:
     Attributes:
       pair: a pair that can answer the task.
       task: whose problems are asked.
-      rules: words of the rules, "none" (plain decoding, what the others are compared with) first.
+      rules: spec strings, "none" (plain decoding, what the others are compared with) first.
       draft_length: K.
       problems: unseen problems; the first is shown, some are timed one by one, all go into the table.
     """

@@ -24,7 +24,7 @@ from kljudge_jax.generation.config import DecodingConfig, DecodingFields, config
 from kljudge_jax.generation.generate import generate
 from kljudge_jax.models.pair import ModelPair
 from kljudge_jax.verification import Verifier
-from kljudge_jax.verification.words import spec_of
+from kljudge_jax.verification.specs import spec_of
 
 try:
     from lm_eval import simple_evaluate
@@ -73,7 +73,7 @@ class KLJudgeLM(TemplateLM):
       verifier: as `generate` takes it; none is plain decoding.
       max_length: the most tokens of context and answer; by default what the models were made for. Longer contexts lose
         their beginning.
-      batch_size: the harness's word for `batch`: requests of a pass, or answers decoded side by side.
+      batch_size: the harness's name for `batch`: requests of a pass, or answers decoded side by side.
       config: how tasks that generate are decoded; None is `DecodingConfig(batch=8)`. A task says itself how it samples,
         what ends an answer and mostly how long one may be. A request draws by its place among the requests, whatever
         the batch.
@@ -116,8 +116,8 @@ class KLJudgeLM(TemplateLM):
     def create_from_arg_obj(cls, arg_dict: Mapping, additional_config: Mapping | None = None) -> KLJudgeLM:
         """Loads the pair of `model_args`: `target`, `draft`, `dtype` and so on, beside the arguments of this class.
 
-        They are those of `ModelPair.from_pretrained`; `target` may be the word "embedded", `verifier` and `drafter` are
-        words.
+        They are those of `ModelPair.from_pretrained`; `target` may be "embedded", `verifier` and `drafter` are
+        spec strings.
         """
         given = {**arg_dict, **{name: value for name, value in (additional_config or {}).items() if value is not None}}
         given = {name: value for name, value in given.items() if value is not None}

@@ -12,7 +12,7 @@ def harness_rows(rule: str, found: Mapping, cost: Stats | None) -> list[dict]:
     """One row for each task and metric of what `lm_eval.simple_evaluate` returns.
 
     Args:
-      rule: the rule's word.
+      rule: the rule's spec string.
       found: with `samples`.
       cost: of the rule's answers; None where no task has the model write.
 

@@ -104,12 +104,12 @@ def read(model: Transformer, axis: int) -> Probe:
 
 
 def _matrices(model: Transformer) -> list[jax.Array]:
-    return [leaf for leaf in parameters(model).values() if leaf.ndim > 1]  # integers in panels have 4 axes
+    return [leaf for leaf in parameters(model).values() if leaf.ndim > 1]  # tiled weights have 4 axes
 
 
 def _in_words(leaf: jax.Array) -> jax.Array:
-    """The same bytes as float32, whatever that comes to, where they are panels or their scales: XLA takes longer to
-    widen smaller numbers, or to add integers, than to read them. Panels lie in the memory of the host."""
+    """The same bytes as float32, whatever that comes to, where they are tiles or their scales: XLA takes longer to
+    widen smaller numbers, or to add integers, than to read them. Tiles lie in the memory of the host."""
     if leaf.ndim == 2:
         return leaf
     return jnp.asarray(np.asarray(leaf).reshape(len(leaf), -1).view(np.float32))

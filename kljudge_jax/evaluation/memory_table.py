@@ -42,7 +42,7 @@ def planned(
       InputError: no such shape, mesh, dtype or axes.
     """
     placement, wanted = Placement.parse(mesh, axes, draft_axes, devices=False), resolve_dtype(dtype)
-    configs = [shape_config(word) for word in (target, draft) if word is not None]
+    configs = [shape_config(spec) for spec in (target, draft) if spec is not None]
     vocab = min(config.vocab_size for config in configs)
     configs = [dataclasses.replace(config, vocab_size=vocab) for config in configs]
     models = [

@@ -22,7 +22,7 @@ _MARKERS = "osD^v<>PXph*8d"
 
 
 def family(rule: str) -> str:
-    """The line a rule's point lies on: its word and those of its parameters that are not numbers.
+    """The line a rule's point lies on: its spec name and those of its parameters that are not numbers.
 
     `kl:0.1` and `kl:threshold=0.4` lie on one line, `kl:0.4,confidence=1.0` on another: without the mask it is another
     rule.

@@ -15,7 +15,7 @@ from kljudge_jax.core.rows import map_state, repeated
 from kljudge_jax.core.state import LoopState, Shape
 from kljudge_jax.evaluation.timing import Probe
 from kljudge_jax.generation.run import Run
-from kljudge_jax.models.packed import unpack
+from kljudge_jax.models.flat_model import unflatten
 
 
 def draft(run: Run) -> Probe:
@@ -89,7 +89,7 @@ def prompts(run: Run) -> Probe:
 @functools.partial(jax.jit, static_argnames=("drafter", "shape", "kind"), donate_argnames="held")
 def _draft(target, draft, rule, numbers, state, held, repetitions, *, drafter, shape, kind):
     del kind  # as in `generation.programs`
-    models = Models(unpack(target), unpack(draft))
+    models = Models(unflatten(target), unflatten(draft))
 
     def step(held, state):
         proposal, *held = cycle.propose(models, drafter, rule, _whole(state, held), numbers, shape=shape)
@@ -100,7 +100,7 @@ def _draft(target, draft, rule, numbers, state, held, repetitions, *, drafter, s
 
 @functools.partial(jax.jit, static_argnames="scorer", donate_argnames="cache")
 def _target_pass(target, tokens, count, cache, repetitions, *, scorer):
-    target, length = unpack(target), cache.length
+    target, length = unflatten(target), cache.length
 
     def step(cache, given):
         tokens, count = given
@@ -123,7 +123,7 @@ def _verdicts(rule, numbers, state, proposal, scores, repetitions, *, shape, kin
 
 @functools.partial(jax.jit, static_argnames=("drafter", "shape"), donate_argnames="held")
 def _commit(target, draft, numbers, state, held, proposal, scores, outcome, repetitions, *, drafter, shape):
-    models = Models(unpack(target), unpack(draft))
+    models = Models(unflatten(target), unflatten(draft))
 
     def step(held, given):
         state, proposal, scores, outcome = given
@@ -137,7 +137,7 @@ def _commit(target, draft, numbers, state, held, proposal, scores, outcome, repe
 @functools.partial(jax.jit, static_argnames=("drafter", "shape", "kind"), donate_argnames="held")
 def _cycle(target, draft, rule, numbers, state, held, repetitions, *, drafter, shape, kind):
     del kind
-    models = Models(unpack(target), unpack(draft))
+    models = Models(unflatten(target), unflatten(draft))
 
     def step(held, state):
         after = cycle.cycle(models, drafter, rule, _whole(state, held), numbers, shape=shape)

@@ -13,7 +13,7 @@ from typing import Any, Self
 import jax
 
 from kljudge_jax.core.controller import Adaptive
-from kljudge_jax.drafters.words import spec_of
+from kljudge_jax.drafters.specs import spec_of
 from kljudge_jax.errors import InputError
 from kljudge_jax.evaluation.baselines import Answer, Request, answers_of, check_baselines, parse_baseline
 from kljudge_jax.evaluation.step import Step
@@ -28,7 +28,7 @@ from kljudge_jax.parallel.mesh import mesh_sizes
 from kljudge_jax.results_folder import results_folder
 from kljudge_jax.tasks.base import Problem, Task
 from kljudge_jax.verification import Verifier
-from kljudge_jax.verification.words import spec_of as rule_name
+from kljudge_jax.verification.specs import spec_of as rule_name
 
 SCHEMA = 1
 KIND = "sweep"

@@ -14,7 +14,7 @@ from kljudge_jax.core.protocols import Drafter
 from kljudge_jax.core.rule_check import check_rule
 from kljudge_jax.core.sampling import Sampling
 from kljudge_jax.core.scorers import DraftScorer, ReflectionScorer, Scorer
-from kljudge_jax.drafters.words import parse_drafter
+from kljudge_jax.drafters.specs import parse_drafter
 from kljudge_jax.errors import InputError
 from kljudge_jax.generation.costs import estimate
 from kljudge_jax.verification import GreedyExact, SpeculativeSampling, Verifier, parse_verifier
@@ -51,9 +51,9 @@ def plan(pair, verifier, drafter, draft_length, sampling: Sampling) -> Plan:
         return Plan(strict, None, None, 0, None, 0.0, DraftScorer())
     name = type(verifier).__name__
     if not callable(verifier) or isinstance(verifier, type):
-        raise InputError(f"a verifier is a rule such as KLJudge(0.4) or a word such as 'kl:0.4', got {verifier!r}")
+        raise InputError(f"a verifier is a rule such as KLJudge(0.4) or a spec such as 'kl:0.4', got {verifier!r}")
     if getattr(verifier, "greedy_only", False) and not sampling.greedy:
-        raise InputError(f"{name} needs temperature 0: use SpeculativeSampling, or the word 'exact' for either")
+        raise InputError(f"{name} needs temperature 0: use SpeculativeSampling, or the spec 'exact' for either")
     if isinstance(drafter, str):
         drafter = parse_drafter(drafter)
     if isinstance(drafter, type) or not hasattr(drafter, "propose"):

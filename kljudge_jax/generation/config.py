@@ -75,7 +75,7 @@ class DecodingConfig:
 
         from kljudge_jax.core.controller import Adaptive
         from kljudge_jax.core.sampling import Sampling
-        from kljudge_jax.drafters.words import parse_draft_length, parse_drafter
+        from kljudge_jax.drafters.specs import parse_draft_length, parse_drafter
 
         # Traced for its checks alone, which starts no backend: a configuration may be made before hosts join.
         jax.eval_shape(lambda: Sampling.create(self.temperature, self.top_k, self.top_p, self.min_p))
@@ -115,7 +115,7 @@ class DecodingConfig:
 
     def to_json(self) -> dict[str, Any]:
         """The fields as plain JSON, lengths and drafters as spec strings; no stop strings are not mentioned."""
-        from kljudge_jax.drafters.words import spec_of
+        from kljudge_jax.drafters.specs import spec_of
 
         found = {name: getattr(self, name) for name in _FIELDS}
         found |= {"draft_length": spec_of(self.draft_length), "drafter": spec_of(self.drafter), "stop": list(self.stop)}

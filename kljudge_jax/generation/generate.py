@@ -54,9 +54,9 @@ def generate(
       pair: target, draft and tokenizer.
       prompts: a str (completed as it is), a list of str, a chat (a list of {"role", "content"}), a list of chats, or
         token ids: a 1-D array, a list of them, or a 2-D array.
-      verifier: the rule; a word such as "exact" or "kl:0.4" will do. None is plain decoding with the target.
+      verifier: the rule; a spec string such as "exact" or "kl:0.4" will do. None is plain decoding with the target.
       draft_length: draft tokens a cycle, K >= 1, or `Adaptive(...)`. Unused by plain decoding.
-      drafter: what proposes them: `ModelDraft()`, `PromptLookup(ngram)`, `SelfDraft(layers)`, or a word such as
+      drafter: what proposes them: `ModelDraft()`, `PromptLookup(ngram)`, `SelfDraft(layers)`, or a spec such as
         "lookup:3"; the last two need no draft model.
       max_new_tokens: the most tokens of an answer; one number, or one a prompt.
       temperature: 0 is greedy.

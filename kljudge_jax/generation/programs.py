@@ -11,7 +11,7 @@ import numpy as np
 from kljudge_jax.core import loop
 from kljudge_jax.core.protocols import Drafter, Models
 from kljudge_jax.core.state import LoopState, Numbers, Shape
-from kljudge_jax.models.packed import Packed, unpack
+from kljudge_jax.models.flat_model import FlatModel, unflatten
 from kljudge_jax.verification.base import Verifier
 
 # In all of them `kind` is the rule's class: jit keys a program by the structure of its arguments, and jaxlib 0.10.2
@@ -21,8 +21,8 @@ _STATIC = ("drafter", "shape", "kind")
 
 @functools.partial(jax.jit, static_argnames=(*_STATIC, "slots"))
 def start(
-    target: Packed,
-    draft: Packed | None,
+    target: FlatModel,
+    draft: FlatModel | None,
     rule: Verifier,
     prompts: jax.Array,
     lengths: jax.Array,
@@ -37,14 +37,14 @@ def start(
 ) -> LoopState:
     """`core.init`."""
     del kind
-    models = Models(unpack(target), unpack(draft))
+    models = Models(unflatten(target), unflatten(draft))
     return loop.init(models, drafter, rule, prompts, lengths, keys, numbers, shape=shape, slots=slots, shared=shared)
 
 
 @functools.partial(jax.jit, static_argnames=_STATIC, donate_argnames="state")
 def run_cycles(
-    target: Packed,
-    draft: Packed | None,
+    target: FlatModel,
+    draft: FlatModel | None,
     rule: Verifier,
     state: LoopState,
     numbers: Numbers,
@@ -58,15 +58,15 @@ def run_cycles(
 ) -> LoopState:
     """`core.decode`, after the rows `halted` bool `[B]` were stopped. `state` is donated."""
     del kind
-    models = Models(unpack(target), unpack(draft))
+    models = Models(unflatten(target), unflatten(draft))
     state = dataclasses.replace(state, running=state.running & ~halted)
     return loop.decode(models, drafter, rule, state, numbers, shape=shape, max_cycles=max_cycles, enough=enough)
 
 
 @functools.partial(jax.jit, static_argnames=_STATIC, donate_argnames="state")
 def refill(
-    target: Packed,
-    draft: Packed | None,
+    target: FlatModel,
+    draft: FlatModel | None,
     rule: Verifier,
     state: LoopState,
     entries: loop.Entries,
@@ -80,5 +80,5 @@ def refill(
 ) -> LoopState:
     """`core.admit`. `state` is donated."""
     del kind
-    models = Models(unpack(target), unpack(draft))
+    models = Models(unflatten(target), unflatten(draft))
     return loop.admit(models, drafter, rule, state, entries, numbers, shape=shape, count=count, shared=shared)

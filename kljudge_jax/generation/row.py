@@ -110,6 +110,6 @@ class Row:
         return bool(len(self.tokens)) and int(self.tokens[-1]) in eos
 
 
-def look(state, trace: bool) -> dict[str, np.ndarray]:
+def fetch_state(state, trace: bool) -> dict[str, np.ndarray]:
     """What the host is told of a state."""
     return fetch({name: getattr(state, name) for name in FIELDS + (TRACED_FIELDS if trace else ())})

@@ -25,14 +25,14 @@ from kljudge_jax.generation.compile_clock import compile_seconds
 from kljudge_jax.generation.costs import CycleCosts
 from kljudge_jax.generation.detokenize import cut_at_stop, decode
 from kljudge_jax.generation.memory_plan import Workload, check_run_fits
-from kljudge_jax.generation.queue import Queue
 from kljudge_jax.generation.results import Generation, Progress
-from kljudge_jax.generation.row import Row, look
+from kljudge_jax.generation.row import Row, fetch_state
+from kljudge_jax.generation.scheduler import Scheduler
 from kljudge_jax.generation.score import PREFILL_CHUNK, count_shared_chunks, prefill_plan
-from kljudge_jax.models.packed import pack
+from kljudge_jax.models.flat_model import flatten
 from kljudge_jax.models.pair import ModelPair
 from kljudge_jax.parallel.axes import VOCAB
-from kljudge_jax.parallel.placement import say_undivided_rows
+from kljudge_jax.parallel.placement import warn_uneven_batch
 from kljudge_jax.verification import Verifier
 
 # Prompts and caches are padded to these sizes, so that similar calls share one compiled loop.
@@ -40,9 +40,9 @@ _SHORTEST_PROMPT = 16
 _SLOT_BUCKET = 64
 
 
-# While prompts wait, a block of cycles ends when one slot in so many is free: a look of the host costs time, and an
+# While prompts wait, a block of cycles ends when one slot in so many is free: a poll of the host costs time, and an
 # empty slot too.
-_SLOTS_A_LOOK = 8
+_SLOTS_PER_POLL = 8
 
 
 class Run:
@@ -72,7 +72,7 @@ class Run:
         self.stop = arguments.stop_strings(stop, pair)
         plan = arguments.plan(pair, verifier, drafter, draft_length, self.sampling)
         self.verifier, self.drafter, self.draft = plan.verifier, plan.drafter, plan.draft
-        self.models = pack(pair.target), pack(plan.draft)
+        self.models = flatten(pair.target), flatten(plan.draft)
         texts = prompts.split(given)
         self.batch = len(texts)
         slots = arguments.slots(batch_size, self.batch)
@@ -83,7 +83,7 @@ class Run:
                 "out batch_size"
             )
         if layout is not None:
-            say_undivided_rows(layout, slots)
+            warn_uneven_batch(layout, slots)
         names = ["the prompt"] if self.batch == 1 else [f"prompt {i}" for i in range(self.batch)]
         vocab = pair.target.vocab_size
         ids = [prompts.tokenize(text, pair.tokenizer, vocab, name) for text, name in zip(texts, names, strict=True)]
@@ -123,7 +123,7 @@ class Run:
         self._shared = np.int32(PREFILL_CHUNK * count_shared_chunks(padded, lengths))
         self._buckets = cache_buckets(pair.target, plan.draft, slots * plan.scorer.drafts, capacity)
 
-        self.queue = Queue(self.batch, slots)
+        self.scheduler = Scheduler(self.batch, slots)
         self.costs: CycleCosts | None = None
         if plan.adaptive is not None:
             models = tuple(
@@ -139,14 +139,14 @@ class Run:
         began = time.perf_counter()
         self.state = jax.block_until_ready(self.start())
         compiled = compile_seconds(began)
-        self.queue.begun(list(range(slots)), time.perf_counter() - began - compiled, compiled)
+        self.scheduler.record_prefill(list(range(slots)), time.perf_counter() - began - compiled, compiled)
         self._halted = np.zeros((slots,), bool)  # the slots that the host stopped
         self._ended: dict[int, tuple[Row, stats.Stats]] = {}
         self.unfinished = True
 
     @property
     def compile_seconds(self) -> float:
-        return self.queue.compile_seconds
+        return self.scheduler.compile_seconds
 
     @property
     def static(self) -> dict[str, Any]:
@@ -161,7 +161,7 @@ class Run:
 
     def start(self) -> LoopState:
         """A new state that has consumed the first prompts, one a slot."""
-        first = slice(self.queue.slots)
+        first = slice(self.scheduler.slots)
         return programs.start(
             *self.models,
             self.verifier,
@@ -183,7 +183,7 @@ class Run:
         """
         slots = self._cache_slots()
         self._refill()
-        queue = self.queue
+        scheduler = self.scheduler
         began = time.perf_counter()
         moved = self._resize(slots)
         # A block in which the caches moved would not be timed alone.
@@ -199,26 +199,26 @@ class Run:
             self.numbers(costs=costs),
             self._halted,
             np.int32(max_cycles if timed is None else min(max_cycles, timed[1])),
-            np.int32(max(1, queue.slots // _SLOTS_A_LOOK) if queue.waiting or watched else UNBOUNDED),
+            np.int32(max(1, scheduler.slots // _SLOTS_PER_POLL) if scheduler.waiting or watched else UNBOUNDED),
             **self.static,
         )
         compiled = compile_seconds(began)
-        self._known = look(state, self.shape.trace)
+        self._known = fetch_state(state, self.shape.trace)
         if self.costs is not None and timed is not None:
             self.costs.took(timed[0], *self._last_block(timed[1]), time.perf_counter() - ready - compiled)
         self.state = state
         over = []
-        for slot, prompt in queue.occupied():
+        for slot, prompt in scheduler.occupied():
             if self.stop or not self._known["running"][slot]:
                 row = self._cut(Row.of(self._known, slot))
                 if not row.running:
                     over.append((slot, prompt, row))
-        queue.ran(self._known["cycles"], time.perf_counter() - began - compiled, compiled)
+        scheduler.record_block(self._known["cycles"], time.perf_counter() - began - compiled, compiled)
         for slot, prompt, row in over:
-            counts = row.stats(self.shape.draft_length, self.pair.eos, **queue.times(prompt))
+            counts = row.stats(self.shape.draft_length, self.pair.eos, **scheduler.times(prompt))
             self._ended[prompt] = row, counts
             self._halted[slot] = True
-            queue.leave(slot)
+            scheduler.release(slot)
         self.unfinished = len(self._ended) < self.batch
         return [prompt for _, prompt, _ in over]
 
@@ -226,7 +226,7 @@ class Run:
         """What is known of an answer that was begun."""
         if prompt in self._ended:
             return self._ended[prompt][0]
-        return Row.of(self._known, int(np.flatnonzero(self.queue.prompt == prompt)[0]))
+        return Row.of(self._known, int(np.flatnonzero(self.scheduler.prompt == prompt)[0]))
 
     def text_tokens(self, prompt: int) -> tuple[np.ndarray, list[str]]:
         """The tokens of an answer that are text, and their origins: all but an EOS at the end."""
@@ -238,8 +238,8 @@ class Run:
 
     def progress(self) -> Progress:
         tokens = sum(len(row.tokens) for row, _ in self._ended.values())
-        tokens += sum(int(self._known["count"][slot]) for slot, _ in self.queue.occupied())
-        return Progress(tokens, len(self._ended), self.batch, self.queue.seconds)
+        tokens += sum(int(self._known["count"][slot]) for slot, _ in self.scheduler.occupied())
+        return Progress(tokens, len(self._ended), self.batch, self.scheduler.seconds)
 
     def answer(self, prompt: int) -> Generation:
         """One answer that has ended."""
@@ -247,21 +247,21 @@ class Run:
 
     def result(self) -> Generation:
         """All answers, which have ended."""
-        queue = self.queue
+        scheduler = self.scheduler
         each = [self._ended[prompt][1] for prompt in range(self.batch)]
         pooled = stats.pool(
             each,
-            seconds=queue.seconds,
-            prefill_seconds=queue.prefill_seconds,
-            compile_seconds=queue.compile_seconds,
-            slot_cycles=queue.slot_cycles,
+            seconds=scheduler.seconds,
+            prefill_seconds=scheduler.prefill_seconds,
+            compile_seconds=scheduler.compile_seconds,
+            slot_cycles=scheduler.slot_cycles,
         )
         return self._generation(range(self.batch), pooled)
 
     def _last_block(self, asked: int) -> tuple[np.ndarray, int, float]:
         """The longest draft of each cycle of the last block, over all slots, int `[cycles]`; how many cycles were asked
         for; and what the slot that committed fewest tokens committed in a cycle."""
-        before, after = self.queue.cycles, self._known["cycles"]
+        before, after = self.scheduler.cycles, self._known["cycles"]
         drafted, slowest = np.zeros(int(np.max(after - before)), np.int64), np.inf
         for slot, ran in enumerate(after - before):
             block = slice(before[slot], after[slot])
@@ -300,7 +300,7 @@ class Run:
         """The fewest slots of cache that hold a cycle of every answer in the making, and any prompt."""
         longest = int(self.lengths.max())
         if self._known:
-            longest = max([longest] + [int(self._known["length"][slot]) for slot, _ in self.queue.occupied()])
+            longest = max([longest] + [int(self._known["length"][slot]) for slot, _ in self.scheduler.occupied()])
         needed = max(longest + self.shape.written, self._prompts.shape[1])
         return next(slots for slots in self._buckets if slots >= needed)
 
@@ -316,11 +316,11 @@ class Run:
 
     def _refill(self) -> None:
         """Puts prompts that wait into the slots of answers that ended."""
-        entered = self.queue.enter()
+        entered = self.scheduler.admit()
         if not entered:
             return
         slots, some = map(list, zip(*entered, strict=True))
-        places = np.resize(some, self.queue.slots)  # those after the first `len(some)` are not read
+        places = np.resize(some, self.scheduler.slots)  # those after the first `len(some)` are not read
         self._halted[slots] = False
         began = time.perf_counter()
         self.state = programs.refill(
@@ -332,7 +332,7 @@ class Run:
                 self.lengths[places],
                 self._row_keys(places),
                 self._budget[places],
-                jnp.asarray(np.resize(np.array(slots, np.int32), self.queue.slots)),
+                jnp.asarray(np.resize(np.array(slots, np.int32), self.scheduler.slots)),
             ),
             self.numbers(),
             np.int32(len(some)),
@@ -341,7 +341,7 @@ class Run:
         )
         compiled = compile_seconds(began)
         jax.block_until_ready(self.state.length)
-        self.queue.begun(some, time.perf_counter() - began - compiled, compiled)
+        self.scheduler.record_prefill(some, time.perf_counter() - began - compiled, compiled)
 
 
 def _prompt_bucket(length: int) -> int:

@@ -25,7 +25,7 @@ from kljudge_jax.models.shipped import shipped_folder
 from kljudge_jax.verification.features import SETUPS
 from kljudge_jax.verification.head import Head, PairIdentity
 
-# The word for the judge that comes with the package, in place of a folder.
+# The name of the judge that comes with the package, in place of a folder.
 EMBEDDED = "embedded"
 
 _MANIFEST = "judge.json"

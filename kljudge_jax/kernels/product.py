@@ -1,12 +1,12 @@
 """Products of rows with weight matrices: the only place that knows how they are best done on this backend.
 
-| backend | weight | rows | form |
+| backend | weight | rows | scheme |
 |---|---|---|---|
 | CPU, one device | float32, bfloat16 | up to `_MOST_ROWS` | native: the weight is read once, as it is stored |
-| CPU, one device | integers, in panels | any | native, in integers: rows are rounded to int8 in groups of 64 |
+| CPU, one device | quantized, tiled | any | native, in integers: rows are rounded to int8 in groups of 64 |
 | CPU, otherwise | bfloat16 | 1 | XLA, on two equal rows |
 | any | float | any | XLA |
-| any | integers | any | XLA, on the weight in the dtype of the rows |
+| any | quantized | any | XLA, on the weight in the dtype of the rows |
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from kljudge_jax.kernels.cpu_library import library
-from kljudge_jax.kernels.quantize import Integers, to_panels, widen
+from kljudge_jax.kernels.quantize import QuantizedTensor, dequantize, to_tiles
 from kljudge_jax.varying import varying_as
 
 # From here on a product is bound by arithmetic, and XLA's, which packs the weight first, is as fast or faster.
 _MOST_ROWS = 192
 
-# What part of float32's time bfloat16 may take at the most to be called faster.
+# What part of float32's time bfloat16 may take at most to be called faster.
 _CLEARLY = 0.75
 
-Weight = jax.Array | Integers
+Weight = jax.Array | QuantizedTensor
 
 _NATIVE = {jnp.dtype(jnp.float32): "kljudge_float32", jnp.dtype(jnp.bfloat16): "kljudge_bfloat16"}
 
@@ -39,7 +39,7 @@ def product(rows: jax.Array, weight: Weight, local: bool = True) -> jax.Array:
 
     Args:
       rows: `[M, I]`, float32, bfloat16 or float16.
-      weight: `[O, I]` in the dtype of `rows`; or such a matrix in integers.
+      weight: `[O, I]` in the dtype of `rows`; or such a matrix, quantized.
       local: whether weight and rows lie on one device. XLA cannot split a native product over several.
 
     Returns:
@@ -52,21 +52,22 @@ def products(rows: jax.Array, weights: Sequence[Weight], local: bool = True) -> 
     """`product` of the same rows with each of several weights, which takes less time than one after the other."""
     native = local and 0 not in rows.shape and _native_here()
     stored = {_stored(weight) for weight in weights}
-    integers = [weight for weight in weights if isinstance(weight, Integers)]
-    if native and stored == {"panels"}:
-        return _call("kljudge_blocks", rows.astype(jnp.float32), integers, **forms_attribute(integers))
+    quantized = [weight for weight in weights if isinstance(weight, QuantizedTensor)]
+    if native and stored == {"tiles"}:
+        return _call("kljudge_blocks", rows.astype(jnp.float32), quantized, **schemes_attribute(quantized))
     if native and stored == {rows.dtype} and rows.dtype in _NATIVE and rows.shape[0] <= _MOST_ROWS:
         return _native(rows, *weights)
     if native and len(stored) > 1:
         return tuple(product(rows, weight, local) for weight in weights)
     return tuple(
-        _by_xla(rows, widen(weight, rows.dtype) if isinstance(weight, Integers) else weight) for weight in weights
+        _by_xla(rows, dequantize(weight, rows.dtype) if isinstance(weight, QuantizedTensor) else weight)
+        for weight in weights
     )
 
 
-def arranged(weight: Integers, local: bool = True) -> Integers:
-    """A weight in rows, as products want it: in panels where they are native."""
-    return to_panels(weight) if local and _native_here() else weight
+def tiled_where_native(weight: QuantizedTensor, local: bool = True) -> QuantizedTensor:
+    """A weight in rows, as products want it: in the tiled layout where they are native."""
+    return to_tiles(weight) if local and _native_here() else weight
 
 
 def _native_here() -> bool:
@@ -102,18 +103,18 @@ def fastest_dtype() -> str:
 
 
 def _stored(weight: Weight):
-    if isinstance(weight, Integers):
-        return "panels" if weight.in_panels else "rows"
+    if isinstance(weight, QuantizedTensor):
+        return "tiles" if weight.tiled else "rows"
     return weight.dtype
 
 
 def _by_xla(rows: jax.Array, weight: jax.Array) -> jax.Array:
     # XLA's CPU backend multiplies a single bfloat16 row by a scalar loop, 8 to 12 times slower than two rows.
-    lonely = rows.shape[0] == 1 and rows.dtype == jnp.bfloat16 and jax.default_backend() == "cpu"
-    if lonely:
+    duplicated = rows.shape[0] == 1 and rows.dtype == jnp.bfloat16 and jax.default_backend() == "cpu"
+    if duplicated:
         rows = jnp.concatenate([rows, rows])
     out = jax.lax.dot_general(rows, weight, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
-    return out[:1] if lonely else out
+    return out[:1] if duplicated else out
 
 
 def _call(target: str, rows: jax.Array, weights: Sequence[Weight], **options) -> tuple[jax.Array, ...]:
@@ -123,11 +124,11 @@ def _call(target: str, rows: jax.Array, weights: Sequence[Weight], **options) ->
     return tuple(varying_as(found, rows))
 
 
-def forms_attribute(weights: Sequence[Integers]) -> dict[str, np.ndarray]:
+def schemes_attribute(weights: Sequence[QuantizedTensor]) -> dict[str, np.ndarray]:
     """How the native products are told what their weights are."""
-    forms = [weight.form for weight in weights]
-    numbers = [form.bits + 16 * form.minimum for form in forms]
-    return {"forms": np.asarray(numbers, np.int64)}
+    schemes = [weight.scheme for weight in weights]
+    numbers = [scheme.bits + 16 * scheme.minimum for scheme in schemes]
+    return {"schemes": np.asarray(numbers, np.int64)}
 
 
 @jax.custom_vjp

@@ -7,8 +7,8 @@ minimum and `scale * q + minimum` with one. Scales and minima are float16.
 In rows, 32 columns in 4 bits are 16 bytes: byte j holds column j in its lower half and column j + 16 in its upper one.
 What 5 or 6 bits have above these four follows, in 4 or 8 bytes: byte b of the four holds the bits of columns b, b + 4,
 b + 8, ..., from its lowest on; the first four of the eight hold pairs of bits of columns 0 to 15 in the same way, the
-others those of columns 16 to 31. In panels, which the native products read, the same bytes lie in another order: of 16
-outputs four neighbouring ones each, output by output.
+others those of columns 16 to 31. In the tiled layout, which the native products read, the same bytes lie in another
+order: of 16 outputs four neighbouring ones each, output by output.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ import jax.numpy as jnp
 import numpy as np
 
 COLUMNS = 32  # of a row that are stored together
-_PANEL = 16  # outputs side by side
+_TILE = 16  # outputs side by side
 _LARGEST = float(jnp.finfo(jnp.float16).max)
 
 
 @dataclasses.dataclass(frozen=True)
-class Form:
-    """How a matrix of integers is stored.
+class Scheme:
+    """How a matrix is quantized.
 
     Attributes:
       bits: 8, 6, 5 or 4, of a value.
@@ -50,34 +50,34 @@ class Form:
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=("values", "scale", "minimum"),
-    meta_fields=("shape", "form"),
+    meta_fields=("shape", "scheme"),
 )
 @dataclasses.dataclass(frozen=True)
-class Integers:
-    """A weight of integers.
+class QuantizedTensor:
+    """A quantized weight.
 
     Attributes:
-      values: int8 `[O, C]` or, of fewer bits, uint8 `[O, C * bits / 8]` in rows, C being I up to a whole 32; in panels
+      values: int8 `[O, C]` or, of fewer bits, uint8 `[O, C * bits / 8]` in rows, C being I up to a whole 32; in tiles
         `[ceil(O / 16), C * bits / 32, 16, 4]`.
-      scale: float16 `[O, C / each]` in rows, `[ceil(O / 16), C / each, 16]` in panels.
+      scale: float16 `[O, C / each]` in rows, `[ceil(O / 16), C / each, 16]` in tiles.
       minimum: the same, or None.
-      shape: `(O, I)` of the weight that is meant.
-      form: how they are stored.
+      shape: `(O, I)` of the dequantized weight.
+      scheme: how they are stored.
     """
 
     values: jax.Array
     scale: jax.Array
     minimum: jax.Array | None
     shape: tuple[int, int]
-    form: Form
+    scheme: Scheme
 
     @property
-    def in_panels(self) -> bool:
-        """Whether they lie in panels; in rows if not."""
+    def tiled(self) -> bool:
+        """Whether the layout is tiled; rows if not."""
         return self.values.ndim == 4
 
 
-INT8, INT4 = Form(8), Form(4)
+INT8, INT4 = Scheme(8), Scheme(4)
 
 
 def can_be_int4(in_size: int) -> bool:
@@ -86,8 +86,8 @@ def can_be_int4(in_size: int) -> bool:
 
 
 @functools.partial(jax.jit, static_argnums=1)
-def round_to(weight: jax.Array, form: Form) -> Integers:
-    """A weight `[O, I]` in rows of integers.
+def quantize(weight: jax.Array, scheme: Scheme) -> QuantizedTensor:
+    """A weight `[O, I]` quantized, in rows.
 
     Without a minimum, in 8 bits a block's largest magnitude is met by 127 steps, and in fewer its value of largest
     magnitude by the first level. With one, its least and largest values are met by the first and the last level. A
@@ -95,13 +95,13 @@ def round_to(weight: jax.Array, form: Form) -> Integers:
     """
     outputs, size = weight.shape
     wide = jnp.asarray(weight, jnp.float32)
-    blocks = jnp.pad(wide, ((0, 0), (0, -size % COLUMNS))).reshape(outputs, -1, form.each)
+    blocks = jnp.pad(wide, ((0, 0), (0, -size % COLUMNS))).reshape(outputs, -1, scheme.each)
     least, most = jnp.min(blocks, axis=2), jnp.max(blocks, axis=2)
-    levels = 2**form.bits
-    if form.minimum:
+    levels = 2**scheme.bits
+    if scheme.minimum:
         lowest, highest = 0, levels - 1
         step = (most - least) / highest
-    elif form.bits == 8:
+    elif scheme.bits == 8:
         lowest, highest = -127, 127
         step = jnp.maximum(most, -least) / 127
     else:
@@ -112,13 +112,13 @@ def round_to(weight: jax.Array, form: Form) -> Integers:
     scale = jnp.where(sound, jnp.clip(step, -_LARGEST, _LARGEST), jnp.nan).astype(jnp.float16)
     minimum = None
     known = scale.astype(jnp.float32)[..., None]
-    if form.minimum:
+    if scheme.minimum:
         minimum = jnp.clip(least, -_LARGEST, _LARGEST).astype(jnp.float16)
         blocks = blocks - minimum.astype(jnp.float32)[..., None]
     found = jnp.clip(jnp.round(blocks / jnp.where(known == 0, 1, known)), lowest, highest)
     found = found.reshape(outputs, -1)
-    values = found.astype(jnp.int8) if form.bits == 8 else pack((found - lowest).astype(jnp.uint8), form.bits)
-    return Integers(values, scale, minimum, (outputs, size), form)
+    values = found.astype(jnp.int8) if scheme.bits == 8 else pack((found - lowest).astype(jnp.uint8), scheme.bits)
+    return QuantizedTensor(values, scale, minimum, (outputs, size), scheme)
 
 
 def pack(values, bits: int):
@@ -155,45 +155,45 @@ def _places(bits: int, xp):
 
 
 @jax.jit
-def to_panels(weight: Integers) -> Integers:
-    """A weight in rows as one in panels; outputs up to a whole panel are zeros."""
+def to_tiles(weight: QuantizedTensor) -> QuantizedTensor:
+    """A weight in rows as a tiled one; outputs up to a whole tile are zeros."""
 
-    def panels(x, width):
-        x = jnp.pad(x, ((0, -len(x) % _PANEL), (0, 0))).reshape(-1, _PANEL, x.shape[1] // width, width)
+    def tiles(x, width):
+        x = jnp.pad(x, ((0, -len(x) % _TILE), (0, 0))).reshape(-1, _TILE, x.shape[1] // width, width)
         return jnp.swapaxes(x, 1, 2)
 
-    least = None if weight.minimum is None else panels(weight.minimum, 1)[..., 0]
-    return Integers(panels(weight.values, 4), panels(weight.scale, 1)[..., 0], least, weight.shape, weight.form)
+    least = None if weight.minimum is None else tiles(weight.minimum, 1)[..., 0]
+    return QuantizedTensor(tiles(weight.values, 4), tiles(weight.scale, 1)[..., 0], least, weight.shape, weight.scheme)
 
 
-def widen(weight: Integers, dtype) -> jax.Array:
-    """The weight that is meant, `[O, I]` in `dtype`."""
-    if weight.in_panels:
+def dequantize(weight: QuantizedTensor, dtype) -> jax.Array:
+    """The dequantized weight, `[O, I]` in `dtype`."""
+    if weight.tiled:
         values, scale, minimum = (
-            None if x is None else jnp.swapaxes(x, 1, 2).reshape(len(x) * _PANEL, -1)[: weight.shape[0]]
+            None if x is None else jnp.swapaxes(x, 1, 2).reshape(len(x) * _TILE, -1)[: weight.shape[0]]
             for x in (weight.values, weight.scale, weight.minimum)
         )
     else:
         values, scale, minimum = weight.values, weight.scale, weight.minimum
-    return _meant(values, scale, minimum, weight, dtype)
+    return _dequantize_rows(values, scale, minimum, weight, dtype)
 
 
-def rows_of(weight: Integers, outputs: jax.Array, dtype) -> jax.Array:
-    """Some rows of the weight that is meant: `outputs` int32 `[...]`, clipped to those there are, to `[..., I]`."""
+def rows_of(weight: QuantizedTensor, outputs: jax.Array, dtype) -> jax.Array:
+    """Some rows of the dequantized weight: `outputs` int32 `[...]`, clipped to those there are, to `[..., I]`."""
     at = jnp.clip(outputs.reshape(-1), 0, weight.shape[0] - 1)
-    if weight.in_panels:
-        panel, lane = at // _PANEL, at % _PANEL
-        values = weight.values[panel, :, lane].reshape(len(at), -1)
-        scale, minimum = (None if x is None else x[panel, :, lane] for x in (weight.scale, weight.minimum))
+    if weight.tiled:
+        tile, lane = at // _TILE, at % _TILE
+        values = weight.values[tile, :, lane].reshape(len(at), -1)
+        scale, minimum = (None if x is None else x[tile, :, lane] for x in (weight.scale, weight.minimum))
     else:
         values, scale = weight.values[at], weight.scale[at]
         minimum = None if weight.minimum is None else weight.minimum[at]
-    return _meant(values, scale, minimum, weight, dtype).reshape(*outputs.shape, -1)
+    return _dequantize_rows(values, scale, minimum, weight, dtype).reshape(*outputs.shape, -1)
 
 
-def _meant(values, scale, minimum, weight, dtype):
+def _dequantize_rows(values, scale, minimum, weight, dtype):
     """Rows that are stored so, of a weight, as what they mean."""
-    bits = weight.form.bits
+    bits = weight.scheme.bits
     if bits < 8:
         values = _unpack(values, bits).astype(jnp.float32) - (2 ** (bits - 1) if minimum is None else 0)
     blocks = values.astype(jnp.float32).reshape(*scale.shape, -1) * scale.astype(jnp.float32)[..., None]

@@ -15,7 +15,7 @@ from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize
 
 from kljudge_jax.errors import InputError
-from kljudge_jax.kernels.quantize import Form, Integers
+from kljudge_jax.kernels.quantize import QuantizedTensor, Scheme
 from kljudge_jax.models.config import Rope
 from kljudge_jax.models.gguf_blocks import form_of, integers
 from kljudge_jax.models.gguf_config import config_from_gguf
@@ -116,13 +116,13 @@ class GGUFFile:
         entry = self._entries[name]
         return self._decode(entry, self._order(name), part)
 
-    def forms(self) -> dict[str, Form]:
-        """How matrices are stored that the file has in integers, by our dotted name."""
+    def schemes(self) -> dict[str, Scheme]:
+        """How the file's quantized matrices are stored, by our dotted name."""
         kinds = {name: form_of(entry.kind) for name, entry in self._entries.items() if len(entry.shape) == 2}
-        return {name: form for name, form in kinds.items() if form is not None}
+        return {name: scheme for name, scheme in kinds.items() if scheme is not None}
 
-    def read_integers(self, name: str, rows: slice) -> Integers:
-        """Some rows of a matrix of `forms`, in its integers."""
+    def read_quantized(self, name: str, rows: slice) -> QuantizedTensor:
+        """Some rows of a matrix of `schemes`, as the file has it."""
         entry, order = self._entries[name], self._order(name)
         stored = self._data[entry.start : entry.start + entry.size].reshape(entry.shape[0], -1)
         stored = stored[rows if order is None else order[rows]]
@@ -133,9 +133,9 @@ class GGUFFile:
         values, scale = (jnp.asarray(np.concatenate([piece[i] for piece in pieces])) for i in (0, 1))
         least = [piece[2] for piece in pieces if piece[2] is not None]
         minimum = jnp.asarray(np.concatenate(least)) if least else None
-        form = form_of(entry.kind)
-        assert form is not None
-        return Integers(values, scale, minimum, (len(stored), entry.shape[-1]), form)
+        scheme = form_of(entry.kind)
+        assert scheme is not None
+        return QuantizedTensor(values, scale, minimum, (len(stored), entry.shape[-1]), scheme)
 
     def _order(self, name: str) -> np.ndarray | None:
         """Where the outputs of that matrix lie in the file; None is where they lie here."""

@@ -6,23 +6,23 @@ from __future__ import annotations
 import numpy as np
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
-from kljudge_jax.kernels.quantize import COLUMNS, Form, pack
+from kljudge_jax.kernels.quantize import COLUMNS, Scheme, pack
 
 _FORMS = {
-    GGMLQuantizationType.Q4_0: Form(4),
-    GGMLQuantizationType.Q4_1: Form(4, minimum=True),
-    GGMLQuantizationType.Q4_K: Form(4, minimum=True),
-    GGMLQuantizationType.Q5_0: Form(5),
-    GGMLQuantizationType.Q5_1: Form(5, minimum=True),
-    GGMLQuantizationType.Q5_K: Form(5, minimum=True),
-    GGMLQuantizationType.Q6_K: Form(6),
-    GGMLQuantizationType.Q8_0: Form(8),
+    GGMLQuantizationType.Q4_0: Scheme(4),
+    GGMLQuantizationType.Q4_1: Scheme(4, minimum=True),
+    GGMLQuantizationType.Q4_K: Scheme(4, minimum=True),
+    GGMLQuantizationType.Q5_0: Scheme(5),
+    GGMLQuantizationType.Q5_1: Scheme(5, minimum=True),
+    GGMLQuantizationType.Q5_K: Scheme(5, minimum=True),
+    GGMLQuantizationType.Q6_K: Scheme(6),
+    GGMLQuantizationType.Q8_0: Scheme(8),
 }
 
 Parts = tuple[np.ndarray, np.ndarray, np.ndarray | None]
 
 
-def form_of(kind: GGMLQuantizationType) -> Form | None:
+def form_of(kind: GGMLQuantizationType) -> Scheme | None:
     """How integers of that kind are stored here; None where a file has floats."""
     return _FORMS.get(kind)
 

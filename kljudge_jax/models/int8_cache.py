@@ -62,7 +62,7 @@ class Int8Layer(NamedTuple):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Int8Cache(Positions):
-    """As `KVCache`, with integers in the place of numbers.
+    """As `KVCache`, quantized.
 
     Attributes:
       keys, values: int8, one array `[B, G, S, D]` a layer.
@@ -101,7 +101,7 @@ class Int8Cache(Positions):
 
 
 def _quantized(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Integers int8 `[..., D]` and their scale f32 `[..., 1]`; NaN in x makes the scale NaN."""
+    """Values int8 `[..., D]` and their scale f32 `[..., 1]`; NaN in x makes the scale NaN."""
     wide = x.astype(jnp.float32)
     scale = jnp.max(jnp.abs(wide), axis=-1, keepdims=True) / _LARGEST
     scale = jnp.where(jnp.all(jnp.isfinite(wide), axis=-1, keepdims=True), scale, jnp.nan)

@@ -9,12 +9,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from kljudge_jax.kernels.product import arranged, product, products
-from kljudge_jax.kernels.quantize import INT4, INT8, Form, Integers, can_be_int4, round_to, rows_of
+from kljudge_jax.kernels.product import product, products, tiled_where_native
+from kljudge_jax.kernels.quantize import INT4, INT8, QuantizedTensor, Scheme, can_be_int4, quantize, rows_of
 from kljudge_jax.parallel.layout import Layout
 
 FILE = "file"
-"""The word for matrices that are kept in the integers of the file that they come from."""
+"""`Storage.bits` of matrices that stay quantized as the file that they come from has them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,18 +23,18 @@ class Storage:
 
     Attributes:
       dtype: of hidden states, and of every matrix that has no bits of its own.
-      bits: 8 or 4, for matrices of integers with scales (`kernels.quantize`); None for none. Embedding and head take 8
-        at least, since what they lose goes straight to the logits. "file" leaves those as they are that a file has in
-        integers.
+      bits: 8 or 4, for quantized matrices (`kernels.quantize`); None for none. Embedding and head take 8
+        at least, since what they lose goes straight to the logits. "file" leaves those as they are that a file has
+        quantized.
       layout: where they lie on a mesh, and what is worked out from them there; None is one device.
-      forms: of "file", how those are stored, by dotted name; without it 8 bits are taken for planning.
-      cache_bits: 8, for caches of integers with scales (`int8_cache`); None keeps keys and values in `dtype`.
+      schemes: of "file", how those are stored, by dotted name; without it 8 bits are taken for planning.
+      cache_bits: 8, for a quantized KV cache (`int8_cache`); None keeps keys and values in `dtype`.
     """
 
     dtype: Any = jnp.float32
     bits: int | str | None = None
     layout: Layout | None = None
-    forms: tuple[tuple[str, Form], ...] = ()
+    schemes: tuple[tuple[str, Scheme], ...] = ()
     cache_bits: int | None = None
 
     @property
@@ -52,10 +52,10 @@ class Storage:
             return f"{self.dtype}{cached}"
         return f"{'the file' + chr(39) + 's bits' if self.bits == FILE else f'int{self.bits}'} ({self.dtype}){cached}"
 
-    def form(self, name: str, in_size: int) -> Form | None:
+    def scheme(self, name: str, in_size: int) -> Scheme | None:
         """How the matrix of that dotted name is stored, whose rows have that length; None for one in `dtype`."""
-        if self.bits == FILE and self.forms:
-            return dict(self.forms).get(name)
+        if self.bits == FILE and self.schemes:
+            return dict(self.schemes).get(name)
         if self.bits is None:
             return None
         # What a file has before it is opened is not known, but hardly ever more than 8 bits.
@@ -67,8 +67,8 @@ def is_matrix(name: str) -> bool:
     return name.endswith((".weight", ".table"))
 
 
-def integer_parts(name: str, weight: Integers) -> dict[str, jax.Array]:
-    """The parameters that a matrix of integers of that dotted name is made of, by their own."""
+def quantized_parts(name: str, weight: QuantizedTensor) -> dict[str, jax.Array]:
+    """The parameters that a quantized matrix of that dotted name is made of, by their own."""
     module = name.rpartition(".")[0]
     parts = {name: weight.values, f"{module}.scale": weight.scale, f"{module}.minimum": weight.minimum}
     return {part: value for part, value in parts.items() if value is not None}
@@ -78,9 +78,9 @@ class Linear(nnx.Module):
     """`x @ weight.T + bias`, weight `[O, I]` as checkpoints store it, bias `[O]`; products accumulate in float32.
 
     Attributes:
-      scale, minimum: of a weight of integers, else None; the second may be None.
+      scale, minimum: of a quantized weight, else None; the second may be None.
       shape: `(O, I)`.
-      form: how integers are stored, else None.
+      scheme: how it is quantized, else None.
       local: whether the weight lies on one device.
     """
 
@@ -91,13 +91,13 @@ class Linear(nnx.Module):
         out_size: int,
         bias: bool = False,
         storage: Storage = Storage(),
-        form: Form | None = None,
+        scheme: Scheme | None = None,
     ):
         self.shape = (out_size, in_size)
-        self.form = form
+        self.scheme = scheme
         self.local = storage.local
         weight = in_size**-0.5 * jax.random.normal(key, self.shape)
-        self.weight, self.scale, self.minimum = _stored(weight, storage, form)
+        self.weight, self.scale, self.minimum = _stored(weight, storage, scheme)
         self.bias = nnx.Param(jnp.zeros((out_size,), storage.dtype)) if bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -129,14 +129,14 @@ class Embedding(nnx.Module):
         vocab_size: int,
         hidden_size: int,
         storage: Storage = Storage(),
-        form: Form | None = None,
+        scheme: Scheme | None = None,
     ):
         self.shape = (vocab_size, hidden_size)
-        self.form = form
+        self.scheme = scheme
         self.dtype = storage.dtype
         self.local = storage.local
         table = hidden_size**-0.5 * jax.random.normal(key, self.shape)
-        self.table, self.scale, self.minimum = _stored(table, storage, form)
+        self.table, self.scale, self.minimum = _stored(table, storage, scheme)
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
         """tokens int32 `[...]` to `[..., H]`."""
@@ -145,7 +145,7 @@ class Embedding(nnx.Module):
             # XLA's CPU backend gathers 16-bit rows as float32 ones. It does so row by row, unless it can see that the
             # table is the same in every turn of a loop: then it makes a float32 copy of the whole table beforehand.
             table, tokens = jax.lax.optimization_barrier((table, tokens))
-        if isinstance(table, Integers):
+        if isinstance(table, QuantizedTensor):
             return rows_of(table, tokens, self.dtype)
         return jnp.take(table, tokens, axis=0, mode="clip").astype(self.dtype)
 
@@ -156,18 +156,18 @@ class Embedding(nnx.Module):
 
 
 def _stored(
-    weight: jax.Array, storage: Storage, form: Form | None
+    weight: jax.Array, storage: Storage, scheme: Scheme | None
 ) -> tuple[nnx.Param, nnx.Param | None, nnx.Param | None]:
-    if form is None:
+    if scheme is None:
         return nnx.Param(weight.astype(storage.dtype)), None, None
-    rounded = arranged(round_to(weight, form), storage.local)
+    rounded = tiled_where_native(quantize(weight, scheme), storage.local)
     least = None if rounded.minimum is None else nnx.Param(rounded.minimum)
     return nnx.Param(rounded.values), nnx.Param(rounded.scale), least
 
 
-def _matrix(layer: Linear | Embedding, values: nnx.Param) -> jax.Array | Integers:
-    if layer.form is None:
+def _matrix(layer: Linear | Embedding, values: nnx.Param) -> jax.Array | QuantizedTensor:
+    if layer.scheme is None:
         return values[...]
     assert layer.scale is not None
     least = None if layer.minimum is None else layer.minimum[...]
-    return Integers(values[...], layer.scale[...], least, layer.shape, layer.form)
+    return QuantizedTensor(values[...], layer.scale[...], least, layer.shape, layer.scheme)

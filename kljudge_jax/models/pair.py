@@ -121,11 +121,11 @@ class ModelPair:
           axes: what of the target is split over which axis of the mesh, as changes to the table of `parallel.axes`
             ("vocab=none,batch=data+fsdp"); None is that table.
           draft_axes: the same of the draft, such as "replicated"; None is `axes`.
-          bits: 8 or 4, to round the target's matrices to as they are loaded; "file" to leave them in the integers that
-            a .gguf file has them in; None keeps them in `dtype`. Fewer bytes are read for a token, and something of
+          bits: 8 or 4, to round the target's matrices to as they are loaded; "file" to leave them quantized as a .gguf
+            file has them; None keeps them in `dtype`. Fewer bytes are read for a token, and something of
             the model is lost: with "file" only what rows are rounded by, and those on one CPU alone.
           draft_bits: the same of the draft.
-          cache_bits: 8, for keys and values of both models in integers with a scale a head and position: half the bytes
+          cache_bits: 8, for quantized keys and values of both models, a scale a head and position: half the bytes
             of a cache in bfloat16. None keeps them in `dtype`.
           revision: branch, tag or commit of the target on the hub.
           draft_revision: the same of the draft.

@@ -13,11 +13,11 @@ import jax.numpy as jnp
 from jax.sharding import SingleDeviceSharding
 
 from kljudge_jax.errors import InputError
-from kljudge_jax.kernels.product import arranged
-from kljudge_jax.kernels.quantize import round_to
+from kljudge_jax.kernels.product import tiled_where_native
+from kljudge_jax.kernels.quantize import quantize
 from kljudge_jax.models.config import TransformerConfig
 from kljudge_jax.models.families import config_from_hf
-from kljudge_jax.models.linear import Storage, integer_parts
+from kljudge_jax.models.linear import Storage, quantized_parts
 from kljudge_jax.models.transformer import Transformer, abstract, assemble, parameters
 from kljudge_jax.parallel.free_memory import usable_memory
 from kljudge_jax.parallel.layout import Layout
@@ -97,13 +97,13 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 
 
-def shape_config(word: str) -> TransformerConfig:
+def shape_config(spec: str) -> TransformerConfig:
     """The configuration of a published shape: `llama-3.1-8b`, or `llama-3.1-8b:layers=4`, its first layers alone.
 
     Raises:
       InputError: no such shape, or more layers than it has.
     """
-    name, colon, rest = (part.strip() for part in word.partition(":"))
+    name, colon, rest = (part.strip() for part in spec.partition(":"))
     if name not in SHAPES:
         raise InputError(f"choose a shape of {', '.join(SHAPES)}, not {name!r}")
     config = config_from_hf(SHAPES[name])
@@ -111,7 +111,7 @@ def shape_config(word: str) -> TransformerConfig:
         return config
     key, _, number = (part.strip() for part in rest.partition("="))
     if key != "layers" or not number.isdecimal() or not 1 <= int(number) <= config.num_layers:
-        raise InputError(f"write {name}:layers=N with an N from 1 to {config.num_layers}, not {word!r}")
+        raise InputError(f"write {name}:layers=N with an N from 1 to {config.num_layers}, not {spec!r}")
     layers = int(number)
     return dataclasses.replace(config, num_layers=layers, windows=config.windows[:layers])
 
@@ -168,9 +168,9 @@ def random_model(config: TransformerConfig, storage: Storage, seed: int = 0) -> 
             values[name] = jnp.zeros(leaf.shape, leaf.dtype, device=sharding)
         else:
             values[name] = _fill(sharding)(jax.random.fold_in(key, i), leaf.shape, leaf.dtype, config.hidden_size)
-            form = storage.form(name, leaf.shape[-1])
-            if form is not None:
-                values |= integer_parts(name, arranged(round_to(values[name], form), storage.local))
+            scheme = storage.scheme(name, leaf.shape[-1])
+            if scheme is not None:
+                values |= quantized_parts(name, tiled_where_native(quantize(values[name], scheme), storage.local))
     return assemble(config, values, storage)
 
 

@@ -40,7 +40,7 @@ class RMSNorm(nnx.Module):
         return (wide * jnp.expand_dims(self.scale[...], range(x.ndim - 1))).astype(x.dtype)
 
 
-def _goes_twice(tokens: jax.Array, layout: Layout | None) -> bool:
+def _duplicates_row(tokens: jax.Array, layout: Layout | None) -> bool:
     """Whether a single token on a GPU is computed in two equal rows.
 
     XLA makes one kernel of a norm over two rows, and three of a norm over one; its products of two rows are faster
@@ -70,8 +70,8 @@ class Attention(nnx.Module):
         inner, shared = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
 
         def linear(name, key, in_size, out_size, bias):
-            form = storage.form(f"layers.{layer}.attention.{name}.weight", in_size)
-            return Linear(key, in_size, out_size, bias, storage, form)
+            scheme = storage.scheme(f"layers.{layer}.attention.{name}.weight", in_size)
+            return Linear(key, in_size, out_size, bias, storage, scheme)
 
         self.query = linear("query", keys[0], config.hidden_size, inner, config.qkv_bias)
         self.key = linear("key", keys[1], config.hidden_size, shared, config.qkv_bias)
@@ -122,8 +122,8 @@ class MLP(nnx.Module):
         keys = jax.random.split(key, 3)
 
         def linear(name, key, in_size, out_size):
-            form = storage.form(f"layers.{layer}.mlp.{name}.weight", in_size)
-            return Linear(key, in_size, out_size, config.mlp_bias, storage, form)
+            scheme = storage.scheme(f"layers.{layer}.mlp.{name}.weight", in_size)
+            return Linear(key, in_size, out_size, config.mlp_bias, storage, scheme)
 
         self.gate = linear("gate", keys[0], config.hidden_size, config.intermediate_size)
         self.up = linear("up", keys[1], config.hidden_size, config.intermediate_size)
@@ -175,10 +175,10 @@ class Transformer(nnx.Module):
         vocab, hidden = config.vocab_size, config.hidden_size
         self.config = config
         self.storage = storage
-        self.embedding = Embedding(keys[0], vocab, hidden, storage, storage.form("embedding.table", hidden))
+        self.embedding = Embedding(keys[0], vocab, hidden, storage, storage.scheme("embedding.table", hidden))
         self.layers = nnx.List([Block(keys[i + 1], config, i, storage) for i in range(config.num_layers)])
         self.final_norm = RMSNorm(hidden, config.norm_eps)
-        head_form = storage.form("head.weight", hidden)
+        head_form = storage.scheme("head.weight", hidden)
         self.head = None if config.tied_head else Linear(keys[-1], hidden, vocab, False, storage, head_form)
 
     @property
@@ -230,7 +230,7 @@ class Transformer(nnx.Module):
         positions = start[:, None] + jnp.arange(length, dtype=jnp.int32)[None]
         x = self.embedding(tokens)
         x = self._whole(x * jnp.asarray(self.config.embedding_scale, x.dtype))
-        if _goes_twice(tokens, self.layout):
+        if _duplicates_row(tokens, self.layout):
             x = _twice(x)
         streams, written = {0: x}, []
         for i, block in enumerate(self.layers):

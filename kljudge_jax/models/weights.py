@@ -13,13 +13,13 @@ import safetensors
 from jax.sharding import NamedSharding
 
 from kljudge_jax.errors import InputError
-from kljudge_jax.kernels.product import arranged, fastest_dtype
-from kljudge_jax.kernels.quantize import Form, Integers, round_to
+from kljudge_jax.kernels.product import fastest_dtype, tiled_where_native
+from kljudge_jax.kernels.quantize import QuantizedTensor, Scheme, quantize
 from kljudge_jax.models import names
 from kljudge_jax.models.config import TransformerConfig
 from kljudge_jax.models.families import config_from_hf
 from kljudge_jax.models.json_file import read_json
-from kljudge_jax.models.linear import FILE, Storage, integer_parts, is_matrix
+from kljudge_jax.models.linear import FILE, Storage, is_matrix, quantized_parts
 from kljudge_jax.models.tokenizer import eos_ids, has_tokenizer, load_tokenizer
 from kljudge_jax.models.transformer import Transformer, abstract, assemble, parameters
 from kljudge_jax.parallel.layout import Layout
@@ -55,14 +55,14 @@ class TensorSource(Protocol):
 
 
 @runtime_checkable
-class IntegerSource(Protocol):
-    """A checkpoint that has matrices in integers, which `Storage.bits` "file" keeps."""
+class QuantizedSource(Protocol):
+    """A checkpoint with quantized matrices, which `Storage.bits` "file" keeps."""
 
-    def forms(self) -> dict[str, Form]:
+    def schemes(self) -> dict[str, Scheme]:
         """How those matrices are stored, by our dotted name."""
         ...
 
-    def read_integers(self, name: str, rows: slice) -> Integers:
+    def read_quantized(self, name: str, rows: slice) -> QuantizedTensor:
         """Some rows of one of them."""
         ...
 
@@ -70,16 +70,16 @@ class IntegerSource(Protocol):
 def storage_of(
     source: TensorSource, dtype: Any, bits: int | str | None, layout: Layout | None, cache_bits: int | None = None
 ) -> Storage:
-    """How the matrices of a checkpoint are to be kept. InputError if it has none in integers, and they are wanted."""
+    """How the matrices of a checkpoint are to be kept. InputError if it has no quantized ones, and they are wanted."""
     if bits != FILE:
         return Storage(dtype, bits, layout, cache_bits=cache_bits)
-    forms = source.forms() if isinstance(source, IntegerSource) else {}
-    if not forms:
+    schemes = source.schemes() if isinstance(source, QuantizedSource) else {}
+    if not schemes:
         raise InputError(
-            f"{source.where} has no matrix in integers to keep, as a .gguf file in Q4_K_M or such has: ask for 8 or 4 "
+            f"{source.where} has no quantized matrix to keep, as a .gguf file in Q4_K_M or such has: ask for 8 or 4 "
             f"bits, which round it, in place of {FILE!r}, or for none"
         )
-    return Storage(dtype, bits, layout, tuple(sorted(forms.items())), cache_bits)
+    return Storage(dtype, bits, layout, tuple(sorted(schemes.items())), cache_bits)
 
 
 def resolve_dtype(name: str) -> Any:
@@ -117,42 +117,44 @@ def load(
         config = dataclasses.replace(config, vocab_size=vocab_size)
     values = {}
     for name, want in parameters(abstract(config, Storage(storage.dtype))).items():
-        form = storage.form(name, want.shape[-1]) if is_matrix(name) else None
+        scheme = storage.scheme(name, want.shape[-1]) if is_matrix(name) else None
         if storage.layout is not None:
-            if form is None:
+            if scheme is None:
                 values[name] = _load_shards(source, name, want, storage.layout.parameter(name, want.shape))
             else:
-                values |= _load_integer_shards(source, name, want.shape, form, storage, storage.layout)
+                values |= _load_quantized_shards(source, name, want.shape, scheme, storage, storage.layout)
             continue
-        if form is None:
+        if scheme is None:
             array = source.read(name)
             if array.shape != want.shape:
                 array = array[tuple(slice(size) for size in want.shape)]
             values[name] = jnp.asarray(_cast(array, want.dtype, name, source.where))
             del array  # else it would still be held while the next one is read
         else:
-            rows = _read_integers(source, name, slice(0, want.shape[0]), want.shape[1], form, storage)
-            values |= integer_parts(name, arranged(rows))
+            rows = _read_quantized(source, name, slice(0, want.shape[0]), want.shape[1], scheme, storage)
+            values |= quantized_parts(name, tiled_where_native(rows))
     return assemble(config, values, storage)
 
 
-def _read_integers(source: TensorSource, name: str, rows: slice, width: int, form: Form, storage: Storage) -> Integers:
-    """Some rows of a matrix in integers: those of the file, or rounded from what it has."""
+def _read_quantized(
+    source: TensorSource, name: str, rows: slice, width: int, scheme: Scheme, storage: Storage
+) -> QuantizedTensor:
+    """Some rows of a quantized matrix: the file's own, or rounded from what it has."""
     if storage.bits == FILE:
-        assert isinstance(source, IntegerSource)
-        return source.read_integers(name, rows)
-    return round_to(jnp.asarray(source.read(name, (rows, slice(0, width)))), form)
+        assert isinstance(source, QuantizedSource)
+        return source.read_quantized(name, rows)
+    return quantize(jnp.asarray(source.read(name, (rows, slice(0, width)))), scheme)
 
 
-def _load_integer_shards(
-    source: TensorSource, name: str, shape: tuple[int, ...], form: Form, storage: Storage, layout: Layout
+def _load_quantized_shards(
+    source: TensorSource, name: str, shape: tuple[int, ...], scheme: Scheme, storage: Storage, layout: Layout
 ) -> dict[str, jax.Array]:
-    """A matrix of integers with what belongs to it, of which the devices of this host get their parts.
+    """A quantized matrix with what belongs to it, of which the devices of this host get their parts.
 
     A row is rounded as a whole: whole rows are read, those of this host's devices alone, few at a time.
     """
     wide = jax.ShapeDtypeStruct(shape, jnp.float32)
-    leaves = integer_parts(name, jax.eval_shape(lambda x: round_to(x, form), wide))
+    leaves = quantized_parts(name, jax.eval_shape(lambda x: quantize(x, scheme), wide))
     shardings = {leaf: layout.parameter(leaf, like.shape) for leaf, like in leaves.items()}
     wanting: list[tuple[str, jax.Device, tuple[int, int], tuple[slice, ...]]] = []
     for leaf, sharding in shardings.items():
@@ -161,8 +163,8 @@ def _load_integer_shards(
             wanting.append((leaf, device, index[0].indices(shape[0])[:2], index[1:]))
     rounded = {leaf: np.empty(like.shape, like.dtype) for leaf, like in leaves.items()}  # rows of others stay untouched
     for first, last in _pieces({bounds for _, _, bounds, _ in wanting}, max(1, _ROUNDED_AT_ONCE // shape[1])):
-        part = _read_integers(source, name, slice(first, last), shape[1], form, storage)
-        for leaf, rows in integer_parts(name, part).items():
+        part = _read_quantized(source, name, slice(first, last), shape[1], scheme, storage)
+        for leaf, rows in quantized_parts(name, part).items():
             rounded[leaf][first:last] = rows
     placed: dict[str, list[jax.Array]] = {leaf: [] for leaf in leaves}
     for leaf, device, bounds, rest in wanting:

@@ -58,8 +58,8 @@ def parameter_axes(name: str, ndim: int) -> tuple[str | None, ...]:
     return (None if out == EMBED else out,)
 
 
-def parse_axes(word: str | None, name: str = "axes") -> dict[str, tuple[str, ...]]:
-    """The table that a word stands for: changes to the one above, such as "vocab=none,batch=data+fsdp".
+def parse_axes(spec: str | None, name: str = "axes") -> dict[str, tuple[str, ...]]:
+    """The table that a spec string stands for: changes to the one above, such as "vocab=none,batch=data+fsdp".
 
     "replicated" keeps the weights whole on every device, and may be changed as well: "replicated,vocab=tensor".
 
@@ -67,26 +67,26 @@ def parse_axes(word: str | None, name: str = "axes") -> dict[str, tuple[str, ...
       InputError: an unknown axis, one named twice, or two that meet in one array and share an axis of the mesh.
     """
     rules, named = dict(RULES), set()
-    for i, (logical, text, _) in enumerate(read_items(word) if word else ()):
+    for i, (logical, text, _) in enumerate(read_items(spec) if spec else ()):
         if i == 0 and logical is None and text == REPLICATED:
             rules = {axis: RULES[axis] if axis == BATCH else () for axis in LOGICAL}
             continue
         mesh_axes = () if text == "none" else tuple(re.split(r"\s*\+\s*", text))
         if logical not in LOGICAL or not set(mesh_axes) <= set(MESH_AXES):
             raise InputError(
-                f"{name} {word!r}: write {REPLICATED}, or axes as in vocab=none, batch=data+fsdp, kv_heads=tensor, of "
+                f"{name} {spec!r}: write {REPLICATED}, or axes as in vocab=none, batch=data+fsdp, kv_heads=tensor, of "
                 f"{', '.join(LOGICAL)} on {', '.join(MESH_AXES)}"
             )
         if logical in named or len(set(mesh_axes)) < len(mesh_axes):
-            raise InputError(f"{name} {word!r} names {logical if logical in named else text} twice")
+            raise InputError(f"{name} {spec!r} names {logical if logical in named else text} twice")
         named.add(logical)
         rules[logical] = mesh_axes
     if rules[HEADS][: len(rules[KV_HEADS])] != rules[KV_HEADS]:
         raise InputError(
-            f"{name} {word!r} maps {KV_HEADS} to {'+'.join(rules[KV_HEADS])} and {HEADS} not: query heads lie with "
+            f"{name} {spec!r} maps {KV_HEADS} to {'+'.join(rules[KV_HEADS])} and {HEADS} not: query heads lie with "
             f"their kv heads, so map both alike, or {KV_HEADS} to none"
         )
-    _check_collisions(rules, f"{name} {word!r}")
+    _check_collisions(rules, f"{name} {spec!r}")
     return rules
 
 

@@ -60,7 +60,7 @@ class Layout:
         return cls(mesh, tuple(found[logical] for logical in LOGICAL), spare)
 
     def ways(self, logical: str) -> int:
-        """Over how many devices a logical axis is split; for the batch, at the most."""
+        """Over how many devices a logical axis is split; for the batch, at most."""
         return _product(self.mesh, self._split(logical))
 
     def row_ways(self, rows: int) -> int:

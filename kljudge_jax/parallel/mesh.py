@@ -1,4 +1,4 @@
-"""Device meshes from a word such as "data=2,tensor=4"."""
+"""Device meshes from a spec string such as "data=2,tensor=4"."""
 
 from __future__ import annotations
 

@@ -30,12 +30,12 @@ class Placement:
     def parse(
         cls, mesh: str | None, axes: str | None = None, draft_axes: str | None = None, *, devices: bool = True
     ) -> Placement:
-        """From the words of the command line; without `draft_axes` the draft lies as the target does.
+        """From spec strings; without `draft_axes` the draft lies as the target does.
 
         Without `devices` the mesh is an abstract one, of devices that need not be here: enough for planning.
 
         Raises:
-          InputError: a word that means nothing, more devices than there are, or tables without a mesh.
+          InputError: a spec that means nothing, more devices than there are, or tables without a mesh.
         """
         if mesh is None and (axes or draft_axes):
             raise InputError("axes say what lies where on a mesh: name one, such as data=2,tensor=4")
@@ -64,7 +64,7 @@ class Placement:
         return layout
 
 
-def say_undivided_rows(layout: Layout, rows: int) -> None:
+def warn_uneven_batch(layout: Layout, rows: int) -> None:
     """Says once that the mesh has more devices for the rows of a batch than it can divide them over."""
     asked, ways = layout.ways(BATCH), layout.row_ways(rows)
     if ways < asked:

@@ -29,9 +29,9 @@ from kljudge_jax.verification.rule import Rule as Rule
 from kljudge_jax.verification.rule import ThresholdRule as ThresholdRule
 from kljudge_jax.verification.rule import TokenRule as TokenRule
 from kljudge_jax.verification.rule import register as register
+from kljudge_jax.verification.specs import describe_rules as describe_rules
+from kljudge_jax.verification.specs import parse_verifier as parse_verifier
 from kljudge_jax.verification.typical import TypicalAcceptance as TypicalAcceptance
-from kljudge_jax.verification.words import describe_rules as describe_rules
-from kljudge_jax.verification.words import parse_verifier as parse_verifier
 
 # Spelled out, for type checkers read no more than a literal list; a test holds it to RULES.
 __all__ = [

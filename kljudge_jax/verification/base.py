@@ -64,7 +64,7 @@ class Verdict:
       num_accepted: int32 `[]`, 0 to `draft_count`: the leading draft tokens that are kept.
       next_token: int32 `[]`, the token after them: the correction, or the bonus when all were accepted. The loop
         fails a row whose token is no id of the vocabulary, and takes a `num_accepted` out of its range to the nearest.
-      relaxed: bool `[K]`, accepted here though the strict rule with the same coin would not have; False from
+      relaxed: bool `[K]`, accepted here though the strict rule with the same draw would not have; False from
         `num_accepted` on.
       carry: what the rule remembers of this answer from here on, of the shapes and dtypes of its `init_carry()`; None
         from a rule without one.

@@ -15,10 +15,10 @@ from kljudge_jax.verification.rule import Odds, Rule, register
 @register
 @dataclasses.dataclass(frozen=True)
 class BlockVerification(Rule):
-    r"""Lossless: keep the longest part of the draft whose own coin passes; never shorter on average than `exact`.
+    r"""Lossless: keep the longest part of the draft whose own draw passes; never shorter on average than `exact`.
 
-    Each length n from 1 to draft_count has a coin of probability h_n, below (0/0 is 1), and that of the whole draft
-    a_draft_count. The accepted length is the largest n whose coin passes, 0 if none does. The correction is
+    Each length n from 1 to draft_count passes with probability h_n, below (0/0 is 1), and that of the whole draft
+    a_draft_count. The accepted length is the largest n that passes, 0 if none does. The correction is
     norm(max(a_n p_n - q_n, 0)), and p_n where that is empty.
 
     The distribution of the tokens is the target's, though not that of the accepted length, so `relaxed` is False
@@ -32,18 +32,18 @@ class BlockVerification(Rule):
     Source: Sun et al., arXiv 2403.10444 (paper and code).
     """
 
-    word = "block"
+    spec_name = "block"
     source = "arXiv 2403.10444 (paper and code)"
     lossless = True
 
-    def law(self, inputs: VerifyInputs) -> jax.Array:
+    def acceptance_distribution(self, inputs: VerifyInputs) -> jax.Array:
         passes = jnp.append(1.0, _pass_probability(inputs, Odds.of(inputs)))
         none_longer = jnp.cumprod(1.0 - passes[::-1])[::-1]
         return passes * jnp.append(none_longer[1:], 1.0)
 
-    def accept(self, coins: jax.Array, inputs: VerifyInputs, odds: Odds) -> tuple[jax.Array, jax.Array]:
-        lengths = jnp.arange(1, coins.shape[0] + 1, dtype=jnp.int32)
-        passed = coins < _pass_probability(inputs, odds)
+    def accept(self, uniforms: jax.Array, inputs: VerifyInputs, odds: Odds) -> tuple[jax.Array, jax.Array]:
+        lengths = jnp.arange(1, uniforms.shape[0] + 1, dtype=jnp.int32)
+        passed = uniforms < _pass_probability(inputs, odds)
         return jnp.max(jnp.where(passed, lengths, 0), initial=0), jnp.zeros_like(passed)
 
     def residual(
@@ -72,7 +72,7 @@ def _pass_probability(inputs: VerifyInputs, odds: Odds) -> jax.Array:
     weights = _prefix_weights(odds)
 
     def sampled():
-        # Row n is scored with the weight of the n tokens before it; row 0 has no coin of its own.
+        # Row n is scored with the weight of the n tokens before it; row 0 has no draw of its own.
         weight = weights[1:count]
         gain = jnp.sum(
             excess(

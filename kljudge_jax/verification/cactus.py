@@ -38,7 +38,7 @@ class Cactus(TokenRule):
 
     delta: float = number(minimum=0.0, relaxes="up")
 
-    word = "cactus"
+    spec_name = "cactus"
     source = "Cactus, arXiv 2604.04987 (paper and code)"
 
     def acceptance(self, inputs: VerifyInputs, odds: Odds) -> jax.Array:

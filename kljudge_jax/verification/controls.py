@@ -21,7 +21,7 @@ class AcceptAll(TokenRule):
       $$ P(\text{accept } d) = 1 $$
     """
 
-    word = "all"
+    spec_name = "all"
     source = "a control of ours"
 
     def acceptance(self, inputs: VerifyInputs, odds: Odds) -> jax.Array:
@@ -45,7 +45,7 @@ class RandomAcceptance(TokenRule):
 
     rate: float = probability(relaxes="up")
 
-    word = "random"
+    spec_name = "random"
     source = "a control of ours"
 
     def acceptance(self, inputs: VerifyInputs, odds: Odds) -> jax.Array:
@@ -69,7 +69,7 @@ class SyntheticAcceptance(TokenRule):
 
     rate: float = probability()
 
-    word = "synthetic"
+    spec_name = "synthetic"
     source = "a control of ours"
 
     def acceptance(self, inputs: VerifyInputs, odds: Odds) -> jax.Array:

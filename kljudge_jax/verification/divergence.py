@@ -49,7 +49,7 @@ class DivergenceThreshold(ThresholdRule):
     threshold: float = number(relaxes="up")
     confidence: float = probability(1.0)
 
-    word = "fuzzy"
+    spec_name = "fuzzy"
     source = "FSD, arXiv 2502.20704 (paper and code)"
     keeps_strict = False
 

@@ -33,7 +33,7 @@ class Ensemble(TokenRule):
 
     weight: float = probability(relaxes="down")
 
-    word = "ensemble"
+    spec_name = "ensemble"
     source = "DIVERSED, arXiv 2604.07622 (second-hand)"
 
     def acceptance(self, inputs: VerifyInputs, odds: Odds) -> jax.Array:

@@ -37,7 +37,7 @@ class EntropyThreshold(ThresholdRule):
     model: str = choice("target", "draft", default="target")
     confidence: float = probability(1.0)
 
-    word = "entropy"
+    spec_name = "entropy"
     source = "a baseline of ours"
 
     def passes(self, inputs: VerifyInputs) -> jax.Array:
@@ -62,7 +62,7 @@ class FLy(ThresholdRule):
 
     Source: FLy, arXiv 2511.22972 (second-hand, and its released code). That code differs: its entropy is that of the
     three best tokens in nats, its window of 6 counts the mismatch itself, and the last 6 tokens of a draft never pass.
-    The form when sampling (the strict rule's coin and correction) is ours.
+    The form when sampling (the strict rule's draw and correction) is ours.
 
     Attributes:
       threshold: of the entropy as a share of its largest value, ln V.
@@ -74,7 +74,7 @@ class FLy(ThresholdRule):
     window: int = integer(6, minimum=0)
     confidence: float = probability(1.0)
 
-    word = "fly"
+    spec_name = "fly"
     source = "FLy, arXiv 2511.22972 (second-hand)"
 
     def passes(self, inputs: VerifyInputs) -> jax.Array:

@@ -26,7 +26,7 @@ class SpeculativeSampling(TokenRule):
       $$ \text{correction} \sim \frac{\max(p - q, 0)}{\sum_v \max(p(v) - q(v), 0)} $$
     """
 
-    word = "exact"
+    spec_name = "exact"
     source = "arXiv 2211.17192, 2302.01318 (paper and code)"
     lossless = True
 
@@ -48,8 +48,8 @@ class GreedyExact(SpeculativeSampling):
 
     greedy_only = True
 
-    def law(self, inputs: VerifyInputs) -> jax.Array:
-        return super().law(_as_greedy(inputs))
+    def acceptance_distribution(self, inputs: VerifyInputs) -> jax.Array:
+        return super().acceptance_distribution(_as_greedy(inputs))
 
     def correction(self, inputs: VerifyInputs, num_accepted: jax.Array, odds: Odds | None = None) -> jax.Array:
         return super().correction(_as_greedy(inputs), num_accepted, odds)

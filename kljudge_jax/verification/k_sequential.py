@@ -53,7 +53,7 @@ class KSequential(TokenRule):
         default=2, metadata={"parameter": Parameter(integer=True, minimum=1, maximum=64), "static": True}
     )
 
-    word = "kseq"
+    spec_name = "kseq"
     source = "SpecTr, arXiv 2310.15141 (second-hand, proven by enumeration)"
     lossless = True
     scorer = "several drafts"
@@ -73,14 +73,14 @@ class KSequential(TokenRule):
           The verdict, and the index int32 `[]` of a draft that begins with all that was accepted.
         """
         drafts, length = inputs.draft_tokens.shape
-        coin_key, token_key = jax.random.split(key)
-        coins = jax.random.uniform(coin_key, (length, drafts))
+        uniform_key, token_key = jax.random.split(key)
+        uniforms = jax.random.uniform(uniform_key, (length, drafts))
 
         def step(carry, i):
             alive, accepted, going = carry
             first = jnp.argmax(alive)
             accept, _ = _at(inputs, first, i, alive)
-            passed = alive & (coins[i] < accept)
+            passed = alive & (uniforms[i] < accept)
             going &= (i < inputs.draft_count[first]) & jnp.any(passed)
             token = inputs.draft_tokens[jnp.argmax(passed), i]
             alive = jnp.where(going, alive & (inputs.draft_tokens[:, i] == token), alive)
@@ -108,17 +108,17 @@ class KSequential(TokenRule):
         drafts, length = inputs.draft_tokens.shape
         reached = jnp.zeros((drafts,)).at[0].set(1.0)
         same = jnp.ones((drafts, drafts), bool)  # row j: the drafts that share draft j's prefix
-        law = []
+        rejected_at = []
         for i in range(length):
             accept, _ = jax.vmap(lambda j, alive, i=i: _at(inputs, j, i, alive))(jnp.arange(drafts), same)
             accept = jnp.where((i < inputs.draft_count)[:, None], accept, 0.0)
             rejected = jnp.cumprod(1.0 - accept, axis=1)
             chosen = accept * jnp.pad(rejected[:, :-1], ((0, 0), (1, 0)), constant_values=1.0)
-            law.append(reached * rejected[:, -1])
+            rejected_at.append(reached * rejected[:, -1])
             tokens = inputs.draft_tokens[:, i]
             same &= tokens[:, None] == tokens[None]
             reached = jnp.zeros((drafts,)).at[jnp.argmax(same, axis=1)].add(reached @ chosen)
-        return jnp.stack([*law, reached], axis=1)
+        return jnp.stack([*rejected_at, reached], axis=1)
 
     def correction_among(self, inputs: VerifyInputs, branch: jax.Array, num_accepted: jax.Array) -> jax.Array:
         """Distribution of the token after the first `num_accepted` of draft `branch`: f32 `[V]`."""

@@ -22,7 +22,7 @@ class KLJudge(ThresholdRule):
     confidence of 0.
 
     Greedy: strict is d = argmax p, as published. Sampling, which the paper leaves open: strict is speculative
-    sampling's coin, with its correction, on the processed logits.
+    sampling's draw, with its correction, on the processed logits.
 
     Maths:
       $$ \text{accept } d \iff \text{strict}(d) \lor \left(\max_v p(v) \le c \land \text{KL}(p \| q) < \tau\right) $$
@@ -40,7 +40,7 @@ class KLJudge(ThresholdRule):
     threshold: float = number(relaxes="up")
     confidence: float = probability(0.9)
 
-    word = "kl"
+    spec_name = "kl"
     source = "JuDi, arXiv 2601.04766 (paper and code); its form when sampling is ours"
 
     def passes(self, inputs: VerifyInputs) -> jax.Array:

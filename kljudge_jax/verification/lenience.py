@@ -1,4 +1,4 @@
-"""Speculative sampling with a coin that is kinder to the draft."""
+"""Speculative sampling with odds that are kinder to the draft."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Lenience(TokenRule):
 
     factor: float = number(minimum=0.0, maximum=1.0, open_below=True, relaxes="down")
 
-    word = "lenience"
+    spec_name = "lenience"
     source = "arXiv 2211.17192, appendix A.5 (paper)"
 
     def acceptance(self, inputs: VerifyInputs, odds: Odds) -> jax.Array:
@@ -59,7 +59,7 @@ class Mentored(TokenRule):
 
     alpha: float = number(minimum=0.0, maximum=1.0, open_above=True, relaxes="up")
 
-    word = "mentored"
+    spec_name = "mentored"
     source = "mentored decoding, Tran-Thien 2023 (second-hand)"
 
     def acceptance(self, inputs: VerifyInputs, odds: Odds) -> jax.Array:

@@ -16,7 +16,7 @@ from kljudge_jax.verification.rule import ThresholdRule, register
 
 
 class StoredHead(Parameter):
-    """A parameter that a word of the command line names by its folder."""
+    """A parameter that a spec string names by its folder."""
 
     def __str__(self) -> str:
         return "a folder that kljudge train-judge wrote, or embedded"
@@ -27,7 +27,7 @@ class StoredHead(Parameter):
             raise InputError(f"give {owner} {self} as its {name} (judges.storage.load_head reads one), not {value!r}")
 
     def parse(self, owner: str, name: str, text: str) -> Head:
-        # By its name: this room imports none above it, and only a word that names a folder needs the reader.
+        # By its name: this room imports none above it, and only a spec that names a folder needs the reader.
         return pkgutil.resolve_name("kljudge_jax.judges.storage:load_head")(text)
 
 
@@ -48,7 +48,7 @@ class LinearJudge(ThresholdRule):
 
     Source: AutoJudge, arXiv 2504.20039 (code): logistic regression on [draft state; target state], no mask. Judge
     Decoding, arXiv 2501.19309 (second-hand): on the target's state; its delta is 1 - threshold. The mask is KLJudge's,
-    for comparison; the form when sampling (the strict rule's coin and correction) is ours.
+    for comparison; the form when sampling (the strict rule's draw and correction) is ours.
 
     Attributes:
       head: what `judges.training` fitted; its `pair` says for which models.
@@ -60,7 +60,7 @@ class LinearJudge(ThresholdRule):
     threshold: float = number(relaxes="up")
     confidence: float = probability(1.0)
 
-    word = "judge"
+    spec_name = "judge"
     source = "AutoJudge, arXiv 2504.20039 (code); Judge Decoding, arXiv 2501.19309 (second-hand)"
 
     @property

@@ -19,7 +19,7 @@ class Parameter:
     """What a value may be.
 
     Attributes:
-      choices: the words it is one of; empty for a number.
+      choices: the names it is one of; empty for a number.
       integer: whether the number is whole.
       minimum, maximum: the range of a number, both ends included.
       open_below, open_above: `minimum` itself, `maximum` itself is refused.
@@ -96,7 +96,7 @@ def integer(default=dataclasses.MISSING, *, minimum=-_INFINITY, maximum=_INFINIT
 
 
 def choice(*choices: str, default=dataclasses.MISSING):
-    """A dataclass field that holds one of some words: part of the compiled program."""
+    """A dataclass field that holds one of some names: part of the compiled program."""
     return _field(default, Parameter(choices=choices), static=True)
 
 

@@ -44,7 +44,7 @@ class PivotAware(ThresholdRule):
     floor: float = probability(1e-4)
     confidence: float = probability(1.0)
 
-    word = "pivot"
+    spec_name = "pivot"
     source = "Pivot-aware decoding, arXiv 2511.00351 (second-hand)"
 
     @property

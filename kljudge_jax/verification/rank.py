@@ -34,7 +34,7 @@ class TopKAcceptance(ThresholdRule):
     k: int = integer(minimum=1, relaxes="up")
     confidence: float = probability(1.0)
 
-    word = "topk"
+    spec_name = "topk"
     source = "a common baseline (definition)"
     keeps_strict = False
 
@@ -67,7 +67,7 @@ class RelaxedThinking(ThresholdRule):
     delta: float = probability(0.6, relaxes="up")
     confidence: float = probability(1.0)
 
-    word = "thinking"
+    spec_name = "thinking"
     source = "TensorRT-LLM relaxed acceptance (code)"
     keeps_strict = False
 
@@ -90,7 +90,7 @@ class MarginAcceptance(ThresholdRule):
       $$ \text{accept } d \iff \text{strict}(d) \lor \left(d = z_{(2)} \land \frac{z(d)}{\max_v z(v)} > \theta\right) $$
 
     Source: MARS, arXiv 2601.15498, which publishes 0.9; read in summaries that agree, not in its code. The form when
-    sampling (the strict rule's coin and correction) is ours.
+    sampling (the strict rule's draw and correction) is ours.
 
     Attributes:
       threshold: the ratio of the two logits that has to be exceeded.
@@ -100,7 +100,7 @@ class MarginAcceptance(ThresholdRule):
     threshold: float = number(0.9, relaxes="down")
     confidence: float = probability(1.0)
 
-    word = "margin"
+    spec_name = "margin"
     source = "MARS, arXiv 2601.15498 (second-hand)"
 
     def passes(self, inputs: VerifyInputs) -> jax.Array:

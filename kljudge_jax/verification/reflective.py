@@ -60,7 +60,7 @@ class Reflective(TokenRule):
         default=" Let me check that and write it again: ", metadata={"parameter": _Text(), "static": True}
     )
 
-    word = "reflective"
+    spec_name = "reflective"
     source = "arXiv 2505.18629 (second-hand); its prompt is ours"
     scorer = "reflection"
 

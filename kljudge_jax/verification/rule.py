@@ -66,17 +66,17 @@ class Odds(NamedTuple):
 
 
 class Rule:
-    """A rule as two pure functions, `law` and `correction`; calling it draws from the two.
+    """A rule as two pure functions, `acceptance_distribution` and `correction`; calling it draws from the two.
 
     Attributes:
-      word: what the command line calls it.
+      spec_name: what spec strings call it, as in `kl:0.4`.
       source: the paper or code that defines it, and how well that is known.
       lossless: it keeps the target's distribution, and when greedy the target's own tokens.
       greedy_only: it has no meaning at a temperature above 0.
       needs: the inputs that cost extra, "draft_hidden" and "target_hidden".
     """
 
-    word: ClassVar[str]
+    spec_name: ClassVar[str]
     source: ClassVar[str]
     lossless: ClassVar[bool] = False
     greedy_only: ClassVar[bool] = False
@@ -90,12 +90,12 @@ class Rule:
                 # A threshold of 2 and one of 2.5 are numbers of one type, or the loop would compile for each.
                 object.__setattr__(self, name, float(value))
 
-    def law(self, inputs: VerifyInputs) -> jax.Array:
+    def acceptance_distribution(self, inputs: VerifyInputs) -> jax.Array:
         """Distribution of the accepted length, given the draft: f32 `[K + 1]`, zero past `draft_count`."""
         raise NotImplementedError
 
-    def accept(self, coins: jax.Array, inputs: VerifyInputs, odds: Odds) -> tuple[jax.Array, jax.Array]:
-        """The accepted length that `coins`, f32 `[K]` uniform in [0, 1), draw from `law`, and `relaxed`."""
+    def accept(self, uniforms: jax.Array, inputs: VerifyInputs, odds: Odds) -> tuple[jax.Array, jax.Array]:
+        """The accepted length that `uniforms`, f32 `[K]` in [0, 1), draw from that distribution, and `relaxed`."""
         raise NotImplementedError
 
     def residual(
@@ -131,10 +131,10 @@ class Rule:
 
     def __call__(self, key: jax.Array, inputs: VerifyInputs) -> Verdict:
         """Draws a verdict; consumes `key`."""
-        coin_key, token_key = jax.random.split(key)
-        coins = jax.random.uniform(coin_key, inputs.draft_tokens.shape)
+        uniform_key, token_key = jax.random.split(key)
+        uniforms = jax.random.uniform(uniform_key, inputs.draft_tokens.shape)
         odds = Odds.of(inputs)
-        num_accepted, relaxed = self.accept(coins, inputs, odds)
+        num_accepted, relaxed = self.accept(uniforms, inputs, odds)
         distribution = self.correction(inputs, num_accepted, odds)
         next_token = jax.lax.cond(
             inputs.greedy,
@@ -156,21 +156,21 @@ class TokenRule(Rule):
             return odds.strict()
         return _checked(self, "acceptance", self.acceptance(inputs, odds), inputs, jnp.float32)
 
-    def law(self, inputs: VerifyInputs) -> jax.Array:
+    def acceptance_distribution(self, inputs: VerifyInputs) -> jax.Array:
         real = jnp.arange(inputs.draft_tokens.shape[0]) < inputs.draft_count
         accept = jnp.where(real, self._acceptance(inputs, Odds.of(inputs)), 0.0)
         reached = jnp.cumprod(jnp.append(1.0, accept))
         return reached * (1.0 - jnp.append(accept, 0.0))
 
-    def accept(self, coins: jax.Array, inputs: VerifyInputs, odds: Odds) -> tuple[jax.Array, jax.Array]:
+    def accept(self, uniforms: jax.Array, inputs: VerifyInputs, odds: Odds) -> tuple[jax.Array, jax.Array]:
         real = jnp.arange(inputs.draft_tokens.shape[0]) < inputs.draft_count
-        kept = jnp.cumprod(real & (coins < self._acceptance(inputs, odds)), dtype=jnp.int32)
-        # One coin serves both tests, so that `relaxed` compares the two rules on the same draw.
-        return jnp.sum(kept), (kept == 1) & ~(coins < odds.strict())
+        kept = jnp.cumprod(real & (uniforms < self._acceptance(inputs, odds)), dtype=jnp.int32)
+        # One uniform draw serves both tests, so that `relaxed` compares the two rules on the same draw.
+        return jnp.sum(kept), (kept == 1) & ~(uniforms < odds.strict())
 
 
 class ThresholdRule(TokenRule):
-    """A rule that tests each draft token without a coin, where the target's top probability is `confidence` or less.
+    """A rule that tests each draft token without a draw, where the target's top probability is `confidence` or less.
 
     Where the target is surer than that, the strict rule decides. A concrete rule has a field `confidence` (1.0 is no
     mask) and a method `passes`.
@@ -224,7 +224,7 @@ def _check_class(rule: type[Rule]) -> None:
         for kind, method in ((ThresholdRule, "passes"), (TokenRule, "acceptance"), (Rule, "accept"))
         if issubclass(rule, kind) and getattr(rule, method) is getattr(kind, method)
     ]
-    missing += [f"the attribute {each!r}" for each in ("word", "source") if not hasattr(rule, each)]
+    missing += [f"the attribute {each!r}" for each in ("spec_name", "source") if not hasattr(rule, each)]
     fields = {field.name for field in dataclasses.fields(cast(Any, rule))}
     if issubclass(rule, ThresholdRule) and "confidence" not in fields:
         missing.append("the field 'confidence' (1.0 is no mask)")
@@ -234,25 +234,27 @@ def _check_class(rule: type[Rule]) -> None:
     unknown = [] if isinstance(needs, property) else sorted(set(needs) - NEEDS)
     if unknown:
         raise InputError(f"{name} needs {unknown[0]!r}: choose of {', '.join(sorted(NEEDS))}")
-    taken = [other for other in RULES if other.word == rule.word and other.greedy_only == rule.greedy_only]
-    if taken or rule.word == "none":
+    taken = [other for other in RULES if other.spec_name == rule.spec_name and other.greedy_only == rule.greedy_only]
+    if taken or rule.spec_name == "none":
         owner = taken[0].__name__ if taken else "plain decoding"
-        raise InputError(f"{name} has the word {rule.word!r}, which is {owner}'s: choose another")
+        raise InputError(f"{name} has the spec name {rule.spec_name!r}, which is {owner}'s: choose another")
 
 
 def register(rule: type) -> type:
-    """Makes a frozen dataclass a rule: a pytree whose numbers are data, known to the command line by its word.
+    """Makes a frozen dataclass a rule: a pytree whose numbers are data, known to spec strings by its `spec_name`.
 
     One that derives from `Rule` has its fields from `verification.parameters`, or plain numbers. Any other maps
-    `(key, VerifyInputs)` to a `Verdict` in its own `__call__`, and has no word. A class that is defined again, as when
-    a notebook's cell is run twice, takes the place of the old one.
+    `(key, VerifyInputs)` to a `Verdict` in its own `__call__`, and has no spec name. A class that is defined again, as
+    when a notebook's cell is run twice, takes the place of the old one.
 
     Raises:
-      InputError: the class lacks what its base class asks for, or has the word of another rule.
+      InputError: the class lacks what its base class asks for, or has another rule's spec name.
     """
     if not dataclasses.is_dataclass(rule):
         raise InputError(f"{rule.__name__} is no dataclass: write @dataclasses.dataclass(frozen=True) under @register")
     if issubclass(rule, Rule):
+        if not hasattr(rule, "spec_name") and hasattr(rule, "word"):
+            cast(Any, rule).spec_name = rule.word  # as rules of 0.1.0 have it
         RULES[:] = [old for old in RULES if (old.__module__, old.__qualname__) != (rule.__module__, rule.__qualname__)]
         _check_class(rule)
     fields = dataclasses.fields(rule)

@@ -37,7 +37,7 @@ class TypicalAcceptance(ThresholdRule):
     alpha: float = number(0.09, minimum=0.0, relaxes="down")
     confidence: float = probability(1.0)
 
-    word = "typical"
+    spec_name = "typical"
     source = "Medusa, arXiv 2401.10774 (code)"
     keeps_strict = False
 

@@ -9,7 +9,7 @@ import pytest
 from command_lines import command_of
 
 import kljudge_jax as kj
-from kljudge_jax.drafters.words import parse_draft_length, parse_drafter
+from kljudge_jax.drafters.specs import parse_draft_length, parse_drafter
 from kljudge_jax.evaluation import perplexity
 from kljudge_jax.generation.config import DEFAULTS, DecodingConfig
 from kljudge_jax.judges.mining import mine

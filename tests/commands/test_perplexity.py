@@ -41,7 +41,7 @@ def test_the_bits_of_a_file_stand_beside_its_floats(tmp_path, capsys):
     assert 0 < abs(kept["perplexity"] / wide["perplexity"] - 1) < 0.2
     assert "the file's bits (" in capsys.readouterr().out
     assert main([*words, "--target", "embedded", "--precisions", "file"]) == 2
-    assert "has no matrix in integers" in capsys.readouterr().err
+    assert "has no quantized matrix" in capsys.readouterr().err
 
 
 def test_a_mesh_changes_no_figure(tmp_path):

@@ -1,7 +1,7 @@
 """A target that agrees with a draft as often as wanted: `python tests/evaluation/make_agreeing_pair.py MODEL DIR`.
 
-Speed at a given acceptance cannot be compared between engines by a coin that one of them lacks. Here acceptance is in
-the weights: the draft is the first layers of a model, and the target is all of it, with what the later layers add made
+Speed at a given acceptance cannot be compared between engines by a fixed rate that one lacks. Here acceptance is in the
+weights: the draft is the first layers of a model, and the target is all of it, with what the later layers add made
 smaller. Exact decoding of the pair then keeps the same tokens in every engine, at the whole cost of both models. What
 such a target writes means nothing.
 """

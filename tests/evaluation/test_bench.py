@@ -114,10 +114,10 @@ def test_a_bench_of_shapes_accepts_by_a_coin(capsys, tmp_path, quick):
     assert status == 0, err
     found = json.loads((tmp_path / "bench.json").read_text())
     assert found["dtype"] == "bfloat16" and found["task"] == "random:10"
-    coin = found["batches"][0]["rules"][1]
-    assert coin["rule"] == "synthetic:0.7" and coin["model"]["acceptance_rate"] == pytest.approx(0.7)
-    assert coin["model"]["acceptance_length"] == pytest.approx(expected_tokens(0.7, 2))
-    assert coin["mean_acceptance_length"] == pytest.approx(expected_tokens(0.7, 2), rel=0.2)
+    fixed = found["batches"][0]["rules"][1]
+    assert fixed["rule"] == "synthetic:0.7" and fixed["model"]["acceptance_rate"] == pytest.approx(0.7)
+    assert fixed["model"]["acceptance_length"] == pytest.approx(expected_tokens(0.7, 2))
+    assert fixed["mean_acceptance_length"] == pytest.approx(expected_tokens(0.7, 2), rel=0.2)
     assert "1, 2" not in table and "where a cycle goes" not in table
 
 

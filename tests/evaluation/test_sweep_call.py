@@ -8,7 +8,7 @@ from sweep_records import Letters
 from tiny_pairs import text_pair
 
 import kljudge_jax as kj
-from kljudge_jax.verification.words import spec_of
+from kljudge_jax.verification.specs import spec_of
 
 SIZES = {"draft_lengths": [4], "n": 8, "batch": 4, "max_new_tokens": 24}
 

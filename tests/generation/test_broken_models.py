@@ -134,7 +134,7 @@ def test_one_bad_element_ends_the_draft_before_it(rule, greedy):
     assert reached
 
 
-FORMS = {"float32": lambda model: model, "bfloat16": in_bfloat16, "int8": rounded}
+SCHEMES = {"float32": lambda model: model, "bfloat16": in_bfloat16, "int8": rounded}
 # Batch, what multiplies, and how tokens are drawn: every one of each, not every combination.
 LOOPS = [
     (3, "float32", 0.0),
@@ -161,18 +161,20 @@ def with_bad_column(model, value, column):
     return with_parameters(model, spoil)
 
 
-@pytest.mark.parametrize(("batch", "form", "temperature"), LOOPS)
-def test_a_bad_column_of_the_head_yields_no_token(batch, form, temperature):
+@pytest.mark.parametrize(("batch", "scheme", "temperature"), LOOPS)
+def test_a_bad_column_of_the_head_yields_no_token(batch, scheme, temperature):
     """In the compiled loop, whatever multiplies: this is what went wrong once."""
     prompts = [np.array([3, 1, 4]), np.array([1]), np.array([5, 9, 2, 6])][:batch]
     target, draft = wide_models()
     for column in (0, 321, VOCAB - 1):
-        broken = kj.ModelPair(FORMS[form](with_bad_column(target, np.nan, column)), FORMS[form](draft), eos=(999,))
+        broken = kj.ModelPair(
+            SCHEMES[scheme](with_bad_column(target, np.nan, column)), SCHEMES[scheme](draft), eos=(999,)
+        )
         for verifier in ("exact", "kl:0.4"):
             out = answer(broken, verifier, prompts, temperature=temperature)
             assert tokens_of(out) == [[]] * batch, (verifier, column)
             assert [row.finish for row in out.stats.rows] == ["failed"] * batch
-    pair = kj.ModelPair(FORMS[form](target), FORMS[form](with_bad_column(draft, np.nan, 321)), eos=(999,))
+    pair = kj.ModelPair(SCHEMES[scheme](target), SCHEMES[scheme](with_bad_column(draft, np.nan, 321)), eos=(999,))
     exact, judged = (answer(pair, verifier, prompts, temperature=temperature) for verifier in ("exact", "kl:0.4"))
     assert exact.stats.failed == 0 and exact.stats.tokens == 24 * batch
     assert exact.stats.draft_failed == batch and exact.stats.drafted == 0
@@ -208,15 +210,15 @@ def test_a_draft_that_breaks_late_leaves_a_lossless_answer_whole(draft_length):
 
 
 def test_rounding_a_weight_to_integers_hides_no_nan():
-    from kljudge_jax.kernels.quantize import INT4, INT8, Form, round_to, widen
+    from kljudge_jax.kernels.quantize import INT4, INT8, Scheme, dequantize, quantize
 
     weight = np.random.default_rng(0).standard_normal((64, 128)).astype(np.float32)
-    for form in (INT8, INT4, Form(4, minimum=True)):
+    for scheme in (INT8, INT4, Scheme(4, minimum=True)):
         for value in (np.nan, np.inf, -np.inf):
             for column in (0, 31, 32, 127):
                 spoilt = weight.copy()
                 spoilt[5, column] = value
-                again = np.asarray(widen(round_to(jnp.asarray(spoilt), form), jnp.float32))
+                again = np.asarray(dequantize(quantize(jnp.asarray(spoilt), scheme), jnp.float32))
                 assert np.isnan(again[5, column]) and np.isfinite(np.delete(again, 5, axis=0)).all()
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import kljudge_jax as kj
-from kljudge_jax.drafters.words import parse_draft_length, parse_drafter
+from kljudge_jax.drafters.specs import parse_draft_length, parse_drafter
 from kljudge_jax.generation.config import DecodingFields, configured
 
 

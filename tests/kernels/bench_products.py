@@ -19,19 +19,19 @@ import numpy as np
 
 from kljudge_jax.kernels import cpu_library
 from kljudge_jax.kernels.cpu_library import compiler
-from kljudge_jax.kernels.product import forms_attribute
-from kljudge_jax.kernels.quantize import Form, Integers, round_to, to_panels
+from kljudge_jax.kernels.product import schemes_attribute
+from kljudge_jax.kernels.quantize import QuantizedTensor, Scheme, quantize, to_tiles
 
 # The matrices of a layer of Qwen2.5 1.5B, [O, I]; four layers lie in no cache.
 SHAPES = [(1536, 1536), (256, 1536), (256, 1536), (1536, 1536), (8960, 1536), (8960, 1536), (1536, 8960)] * 4
 STORED = {
     "float32": lambda weight: weight,
     "bfloat16": lambda weight: weight.astype(jnp.bfloat16),
-    "int8": lambda weight: to_panels(round_to(weight, Form(8))),
-    "6 bits": lambda weight: to_panels(round_to(weight, Form(6))),
-    "5 bits": lambda weight: to_panels(round_to(weight, Form(5))),
-    "int4": lambda weight: to_panels(round_to(weight, Form(4))),
-    "int4, with minima": lambda weight: to_panels(round_to(weight, Form(4, minimum=True))),
+    "int8": lambda weight: to_tiles(quantize(weight, Scheme(8))),
+    "6 bits": lambda weight: to_tiles(quantize(weight, Scheme(6))),
+    "5 bits": lambda weight: to_tiles(quantize(weight, Scheme(5))),
+    "int4": lambda weight: to_tiles(quantize(weight, Scheme(4))),
+    "int4, with minima": lambda weight: to_tiles(quantize(weight, Scheme(4, minimum=True))),
 }
 
 
@@ -82,8 +82,8 @@ def product(name, kind, count, weights):
             # Each product waits for the one before, as in a model.
             x = rows[size] + (0 * total).astype(dtype)
             target, given = name, {}
-            if isinstance(weight, Integers):
-                target, given = "blocks", forms_attribute([weight])
+            if isinstance(weight, QuantizedTensor):
+                target, given = "blocks", schemes_attribute([weight])
             call = jax.ffi.ffi_call(f"kljudge_{target}_{kind}", result)
             total = call(x, *jax.tree.leaves(weight), **given)[0][0, 0]
         return total

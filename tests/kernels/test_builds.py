@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from kljudge_jax.kernels import cpu_library
-from kljudge_jax.kernels.product import forms_attribute
-from kljudge_jax.kernels.quantize import INT4, INT8, Form, Integers, pack, round_to, to_panels, widen
+from kljudge_jax.kernels.product import schemes_attribute
+from kljudge_jax.kernels.quantize import INT4, INT8, QuantizedTensor, Scheme, dequantize, pack, quantize, to_tiles
 
 COMPILER = cpu_library.compiler()
-_widen = jax.jit(widen, static_argnums=1)
+_widen = jax.jit(dequantize, static_argnums=1)
 # What each kind of processor has in common, and what the build says that it uses.
 KINDS = {
     "x86-64": (set(), "portable"),
@@ -91,15 +91,15 @@ def test_every_build_makes_the_product_of_any_number_of_rows(kind, dtype, shape)
         np.testing.assert_array_equal(alone, got[:1])
 
 
-FORMS = [INT8, Form(6), Form(5), INT4, Form(5, minimum=True), Form(4, minimum=True)]
+SCHEMES = [INT8, Scheme(6), Scheme(5), INT4, Scheme(5, minimum=True), Scheme(4, minimum=True)]
 
 
-@pytest.mark.parametrize("form", FORMS, ids=str)
-def test_every_build_multiplies_integers_as_exactly(kind, form):
+@pytest.mark.parametrize("scheme", SCHEMES, ids=str)
+def test_every_build_multiplies_integers_as_exactly(kind, scheme):
     outputs, size = 35, 1100  # no whole panels, blocks or groups, and an odd number of each
     drawn = draw(outputs, size)
     drawn[3, 5] = 40.0  # an outlier: some scales are large
-    weight = to_panels(round_to(drawn, form))
+    weight = to_tiles(quantize(drawn, scheme))
     meant = np.asarray(_widen(weight, jnp.float32), np.float64)
     several = [draw(count, size, seed=count) for count in (1, 2, 3, 6, 9, 11, 30)]
     for rows in several:
@@ -112,7 +112,7 @@ def test_every_build_multiplies_integers_as_exactly(kind, form):
         [*several, *(rows[:1] for rows in several), spoilt],
         *jax.tree.leaves(weight),
         outputs=outputs,
-        **forms_attribute([weight]),
+        **schemes_attribute([weight]),
     )
     for rows, got, alone in zip(several, found, found[len(several) :], strict=False):
         groups = np.pad(rows.astype(np.float64), ((0, 0), (0, -size % 64))).reshape(len(rows), -1, 64)
@@ -126,27 +126,27 @@ def test_every_build_multiplies_integers_as_exactly(kind, form):
     np.testing.assert_array_equal(np.delete(got_spoilt, 7, 0), np.delete(got, 7, 0))
 
 
-@pytest.mark.parametrize("form", FORMS, ids=str)
-def test_every_build_meets_every_value_and_the_smallest_scales_exactly(kind, form):
-    rng, levels = np.random.default_rng(1), 2**form.bits
+@pytest.mark.parametrize("scheme", SCHEMES, ids=str)
+def test_every_build_meets_every_value_and_the_smallest_scales_exactly(kind, scheme):
+    rng, levels = np.random.default_rng(1), 2**scheme.bits
     found = rng.permuted(np.tile(np.arange(levels), 24 * 256 // levels)).reshape(24, 256).astype(np.uint8)
-    values = (found.astype(np.int32) - 128).astype(np.int8) if form.bits == 8 else pack(found, form.bits)
-    scale = 2.0 ** rng.integers(-24, 3, (24, 256 // form.each))  # the least that float16 has is 2^-24
-    least = scale * rng.integers(-8, 9, scale.shape) if form.minimum else None
+    values = (found.astype(np.int32) - 128).astype(np.int8) if scheme.bits == 8 else pack(found, scheme.bits)
+    scale = 2.0 ** rng.integers(-24, 3, (24, 256 // scheme.each))  # the least that float16 has is 2^-24
+    least = scale * rng.integers(-8, 9, scale.shape) if scheme.minimum else None
     parts = [None if x is None else jnp.asarray(x.astype(np.float16)) for x in (scale, least)]
-    weight = Integers(jnp.asarray(values), *parts, (24, 256), form)
-    meant = (found.astype(np.float64) - (0 if form.minimum else levels // 2)) * np.repeat(scale, form.each, 1)
-    meant += np.repeat(least, form.each, 1) if form.minimum else 0
+    weight = QuantizedTensor(jnp.asarray(values), *parts, (24, 256), scheme)
+    meant = (found.astype(np.float64) - (0 if scheme.minimum else levels // 2)) * np.repeat(scale, scheme.each, 1)
+    meant += np.repeat(least, scheme.each, 1) if scheme.minimum else 0
     np.testing.assert_array_equal(_widen(weight, jnp.float32), meant)
     several = []
     for block in range(8):  # one block at a time, whose sums are whole numbers of its scale: nothing is rounded
         rows = np.zeros((9, 256), np.float32)
         rows[:, 32 * block : 32 * block + 32] = rng.integers(-127, 128, (9, 32))
         rows[:, 32 * block] = 127
-        rows[:, 32 * block + 16 : 32 * block + 32] *= form.each == 32  # of the columns of one scale
+        rows[:, 32 * block + 16 : 32 * block + 32] *= scheme.each == 32  # of the columns of one scale
         several.append(rows)
-    panels = jax.tree.leaves(to_panels(weight))
-    found = products("blocks", kind, several, *panels, outputs=24, **forms_attribute([weight]))
+    panels = jax.tree.leaves(to_tiles(weight))
+    found = products("blocks", kind, several, *panels, outputs=24, **schemes_attribute([weight]))
     for rows, got in zip(several, found, strict=True):
         np.testing.assert_array_equal(got, rows @ meant.T)
 

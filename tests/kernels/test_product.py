@@ -1,4 +1,4 @@
-"""Every form of a product against float64, and the promises that the native one adds."""
+"""Every scheme of a product against float64, and the promises that the native one adds."""
 
 import ctypes
 import functools
@@ -104,8 +104,8 @@ def test_the_native_product_is_in_the_program_of_one_device_alone():
 def test_gradients_are_those_of_the_plain_product(dtype):
     x, weight, _ = case(5, 7, 33, dtype)
 
-    def loss(form):
-        return jax.jit(jax.grad(lambda x, w: jnp.sum(jnp.sin(form(x, w))), argnums=(0, 1)))(x, weight)
+    def loss(scheme):
+        return jax.jit(jax.grad(lambda x, w: jnp.sum(jnp.sin(scheme(x, w))), argnums=(0, 1)))(x, weight)
 
     plain = loss(lambda x, w: jnp.matmul(x, w.T, preferred_element_type=jnp.float32))
     for got, want in zip(loss(product), plain, strict=True):

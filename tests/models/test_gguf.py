@@ -142,7 +142,7 @@ def test_a_model_in_the_integers_of_its_file_is_the_one_that_is_widened(kind, qu
 
 def test_bits_of_a_file_that_has_none_are_refused(tmp_path):
     file = GGUFFile(write_model(tmp_path / "f32.gguf", make_hf_model("llama2")))
-    with pytest.raises(InputError, match=r"f32\.gguf has no matrix in integers.*Q4_K_M"):
+    with pytest.raises(InputError, match=r"f32\.gguf has no quantized matrix.*Q4_K_M"):
         storage_of(file, np.float32, "file", None)
 
 

@@ -8,7 +8,7 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import quantize
 from tiny_gguf import write_llama
 
-from kljudge_jax.kernels.quantize import widen
+from kljudge_jax.kernels.quantize import dequantize
 from kljudge_jax.models.gguf import GGUFFile
 
 
@@ -116,13 +116,13 @@ def test_random_blocks_decode_by_the_definition(name, tmp_path):
     np.testing.assert_allclose(file.read("layers.0.mlp.up.weight"), want, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(file.read("extra.weight"), want, rtol=1e-5, atol=1e-6)
     # As integers they are the same, but for scales and minima of K kinds, which are products rounded to float16.
-    kept = file.read_integers("layers.0.mlp.up.weight", slice(1, 4))
-    assert kept.shape == (3, 2 * width) and kept.form == file.forms()["layers.0.mlp.up.weight"]
-    levels = 128 if kept.form.bits == 8 else 2**kept.form.bits - 1
-    rounding = 2**-11 * levels * np.repeat(np.abs(kept.scale.astype(np.float32)), kept.form.each, axis=1)
+    kept = file.read_quantized("layers.0.mlp.up.weight", slice(1, 4))
+    assert kept.shape == (3, 2 * width) and kept.scheme == file.schemes()["layers.0.mlp.up.weight"]
+    levels = 128 if kept.scheme.bits == 8 else 2**kept.scheme.bits - 1
+    rounding = 2**-11 * levels * np.repeat(np.abs(kept.scale.astype(np.float32)), kept.scheme.each, axis=1)
     if kept.minimum is not None:
-        rounding += 2**-11 * np.repeat(np.abs(kept.minimum.astype(np.float32)), kept.form.each, axis=1)
-    got = np.asarray(widen(jax.tree.map(jnp.asarray, kept), jnp.float32))
+        rounding += 2**-11 * np.repeat(np.abs(kept.minimum.astype(np.float32)), kept.scheme.each, axis=1)
+    got = np.asarray(dequantize(jax.tree.map(jnp.asarray, kept), jnp.float32))
     assert (np.abs(got - want[1:4]) <= (rounding if "K" in name else 1e-6 * np.abs(want[1:4]))).all()
     assert jnp.dtype(kept.scale.dtype) == jnp.float16
 

@@ -34,9 +34,9 @@ def sources(hf_models, tmp_path_factory):
 
 
 @pytest.mark.parametrize("mesh", ["fsdp=4,tensor=2", "data=2,tensor=4"])
-@pytest.mark.parametrize("form", ["safetensors", "orbax", "gguf", "quantised gguf"])
-def test_shards_hold_what_the_whole_model_holds(sources, form, mesh, monkeypatch):
-    source, read = sources[form], []
+@pytest.mark.parametrize("scheme", ["safetensors", "orbax", "gguf", "quantised gguf"])
+def test_shards_hold_what_the_whole_model_holds(sources, scheme, mesh, monkeypatch):
+    source, read = sources[scheme], []
     vocab = source.config.vocab_size // 8 * 8
     whole = parameters(load(source, Storage(), vocab))
 
@@ -70,13 +70,13 @@ def test_a_host_of_several_reads_a_part_of_an_orbax_tensor_alone(sources, monkey
 
 @pytest.mark.parametrize("bits", [8, 4, "file"])
 @pytest.mark.parametrize("mesh", ["fsdp=4,tensor=2", pytest.param("data=2,tensor=4", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("form", ["safetensors", "orbax", "quantised gguf"])
-def test_rounded_shards_are_read_some_rows_at_a_time(sources, form, mesh, bits, monkeypatch):
-    source, read = sources[form], []
-    if bits == "file" and form != "quantised gguf":
+@pytest.mark.parametrize("scheme", ["safetensors", "orbax", "quantised gguf"])
+def test_rounded_shards_are_read_some_rows_at_a_time(sources, scheme, mesh, bits, monkeypatch):
+    source, read = sources[scheme], []
+    if bits == "file" and scheme != "quantised gguf":
         pytest.skip("has no integers of its own")
     with monkeypatch.context() as patch:
-        patch.setattr(weights, "arranged", lambda weight: weight)  # on a mesh integers lie in rows
+        patch.setattr(weights, "tiled_where_native", lambda weight: weight)  # on a mesh integers lie in rows
         whole = parameters(load(source, weights.storage_of(source, jnp.float32, bits, None)))
     at_once = 2048
     monkeypatch.setattr(weights, "_ROUNDED_AT_ONCE", at_once)
@@ -86,12 +86,12 @@ def test_rounded_shards_are_read_some_rows_at_a_time(sources, form, mesh, bits, 
             read.append((name, part))
         return inner(name, part)
 
-    def spy_integers(name, rows, inner=source.read_integers if bits == "file" else None):
+    def spy_integers(name, rows, inner=source.read_quantized if bits == "file" else None):
         read.append((name, (rows, slice(0, source.shapes()[name][1]))))
         return inner(name, rows)
 
     if bits == "file":
-        monkeypatch.setattr(source, "read_integers", spy_integers)
+        monkeypatch.setattr(source, "read_quantized", spy_integers)
     monkeypatch.setattr(source, "read", spy)
     layout = Placement.parse(mesh).target(source.config)
     spread = parameters(load(source, weights.storage_of(source, jnp.float32, bits, layout)))

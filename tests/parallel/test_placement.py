@@ -43,7 +43,7 @@ def test_rows_that_the_mesh_does_not_divide_are_said_once(caplog, rows, how):
     layout = Placement.parse("data=4").target(tiny_config())
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
-            placement.say_undivided_rows(layout, rows)
+            placement.warn_uneven_batch(layout, rows)
     assert len(caplog.records) == (how is not None)
     assert how is None or (how in caplog.text and "a multiple of 4" in caplog.text)
 

@@ -48,10 +48,10 @@ def rows(inputs: VerifyInputs):
         yield tokens, int(count), *(x.astype(np.float64) for x in logits)
 
 
-def law_and_corrections(rule, inputs: VerifyInputs):
-    """law `[B, K + 1]` and the corrections after every length `[B, K + 1, V]`, as float64 NumPy."""
-    law, corrections = _law_and_corrections(rule, inputs)
-    return np.asarray(law, np.float64), np.asarray(corrections, np.float64)
+def lengths_and_corrections(rule, inputs: VerifyInputs):
+    """distribution `[B, K + 1]` and the corrections after every length `[B, K + 1, V]`, as float64 NumPy."""
+    distribution, corrections = _lengths_and_corrections(rule, inputs)
+    return np.asarray(distribution, np.float64), np.asarray(corrections, np.float64)
 
 
 def verdicts(rule, inputs: VerifyInputs, seed: int = 0):
@@ -61,8 +61,8 @@ def verdicts(rule, inputs: VerifyInputs, seed: int = 0):
 
 def expected_lengths(rule, inputs: VerifyInputs) -> np.ndarray:
     """The mean accepted length of every sequence, `[B]`."""
-    law, _ = law_and_corrections(rule, inputs)
-    return law @ np.arange(law.shape[1])
+    distribution, _ = lengths_and_corrections(rule, inputs)
+    return distribution @ np.arange(distribution.shape[1])
 
 
 def never_shorter(rules, greedy: bool) -> bool:
@@ -76,10 +76,10 @@ _compiled = functools.partial(jax.jit, compiler_options={"xla_backend_optimizati
 
 
 @_compiled
-def _law_and_corrections(rule, inputs):
+def _lengths_and_corrections(rule, inputs):
     def one(case):
         lengths = jnp.arange(case.draft_tokens.shape[0] + 1)
-        return rule.law(case), jax.vmap(lambda n: rule.correction(case, n))(lengths)
+        return rule.acceptance_distribution(case), jax.vmap(lambda n: rule.correction(case, n))(lengths)
 
     return jax.vmap(one, in_axes=(batch_axes(inputs),))(inputs)
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from random_cases import as_inputs, expected_lengths, law_and_corrections, random_cases, rows
+from random_cases import as_inputs, expected_lengths, lengths_and_corrections, random_cases, rows
 from transcription import softmax
 
 from kljudge_jax.verification import BlockVerification, SpeculativeSampling
@@ -11,8 +11,8 @@ from kljudge_jax.verification import BlockVerification, SpeculativeSampling
 @pytest.mark.parametrize("vocab, length", [(2, 3), (5, 4)])
 def test_agrees_with_a_float64_transcription(vocab, length):
     inputs = random_cases(0, False, vocab=vocab, length=length)
-    laws, corrections = law_and_corrections(BlockVerification(), inputs)
-    for case, law, correction in zip(rows(inputs), laws, corrections, strict=True):
+    distributions, corrections = lengths_and_corrections(BlockVerification(), inputs)
+    for case, distribution, correction in zip(rows(inputs), distributions, corrections, strict=True):
         tokens, count, draft, target = case[:4]
         p, q = softmax(target[: count + 1]), softmax(draft[:count])
         a = [1.0]
@@ -33,7 +33,7 @@ def test_agrees_with_a_float64_transcription(vocab, length):
         expected = np.zeros(length + 1)
         for n in range(count + 1):
             expected[n] = passes[n] * np.prod([1 - passes[m] for m in range(n + 1, count + 1)])
-        np.testing.assert_allclose(law, expected, atol=2e-5)
+        np.testing.assert_allclose(distribution, expected, atol=2e-5)
         for n in range(count + 1):
             weights = p[count] if n == count else residuals[n]
             total = weights.sum()
@@ -53,6 +53,6 @@ def test_a_second_look_saves_a_prefix():
     draft = np.log([[0.8, 0.2], [0.5, 0.5]])
     target = np.log([[0.4, 0.6], [0.9, 0.1], [0.5, 0.5]])
     inputs = as_inputs([[0, 0]], [2], draft[None], target[None], draft[None], target[None], False)
-    # a = 1, 0.5, 0.9: the last coin passes with 0.9, twice what a coin a token gives with 0.5.
-    np.testing.assert_allclose(law_and_corrections(BlockVerification(), inputs)[0][0, 2], 0.9, atol=1e-6)
-    np.testing.assert_allclose(law_and_corrections(SpeculativeSampling(), inputs)[0][0, 2], 0.5, atol=1e-6)
+    # a = 1, 0.5, 0.9: the last draw passes with 0.9, twice what a draw a token gives with 0.5.
+    np.testing.assert_allclose(lengths_and_corrections(BlockVerification(), inputs)[0][0, 2], 0.9, atol=1e-6)
+    np.testing.assert_allclose(lengths_and_corrections(SpeculativeSampling(), inputs)[0][0, 2], 0.5, atol=1e-6)

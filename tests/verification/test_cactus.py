@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from random_cases import as_inputs, expected_lengths, law_and_corrections, never_shorter, random_cases
+from random_cases import as_inputs, expected_lengths, lengths_and_corrections, never_shorter, random_cases
 from transcription import check, order
 
 from kljudge_jax.verification import Cactus, SpeculativeSampling
@@ -58,6 +58,6 @@ def test_a_certain_token_and_an_impossible_one():
     uniform = np.zeros((1, 1, 3))
     for token, length in ((0, 1.0), (1, 0.0)):
         inputs = as_inputs([[token]], [1], uniform, certain, uniform, certain, False)
-        law, correction = law_and_corrections(Cactus(0.5), inputs)
-        np.testing.assert_array_equal(law[0], [1 - length, length])
+        distribution, correction = lengths_and_corrections(Cactus(0.5), inputs)
+        np.testing.assert_array_equal(distribution[0], [1 - length, length])
         np.testing.assert_array_equal(correction[0, 0], [1.0, 0.0, 0.0])

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from random_cases import as_inputs, expected_lengths, law_and_corrections, never_shorter, random_cases, rows
+from random_cases import as_inputs, expected_lengths, lengths_and_corrections, never_shorter, random_cases, rows
 from transcription import above, check, excess, kl, softmax, target
 
 from kljudge_jax.verification import DivergenceThreshold, SpeculativeSampling
@@ -46,7 +46,7 @@ def test_nothing_passes_below_zero_and_the_target_is_left():
     inputs = random_cases(1, False)
     rule = DivergenceThreshold("js", -1.0)
     assert not expected_lengths(rule, inputs).any()
-    for case, correction in zip(rows(inputs), law_and_corrections(rule, inputs)[1], strict=True):
+    for case, correction in zip(rows(inputs), lengths_and_corrections(rule, inputs)[1], strict=True):
         np.testing.assert_allclose(correction[0], softmax(case[3][0]), atol=1e-5)
 
 

@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
-from random_cases import as_inputs, expected_lengths, law_and_corrections, never_shorter, random_cases
+from random_cases import as_inputs, expected_lengths, lengths_and_corrections, never_shorter, random_cases
 from transcription import check, softmax
 
 from kljudge_jax.verification import AcceptAll, Ensemble, SpeculativeSampling
@@ -35,9 +35,9 @@ def test_a_drafted_token_follows_the_mixture():
     found = np.zeros(5)
     for token, weight in itertools.product(range(5), [0.3]):
         inputs = as_inputs([[token]], [1], q, p, q, p, False)
-        law, correction = law_and_corrections(Ensemble(weight), inputs)
+        distribution, correction = lengths_and_corrections(Ensemble(weight), inputs)
         drawn = softmax(q[0, 0])[token]
-        found += drawn * (law[0, 1] * np.eye(5)[token] + law[0, 0] * correction[0, 0])
+        found += drawn * (distribution[0, 1] * np.eye(5)[token] + distribution[0, 0] * correction[0, 0])
     np.testing.assert_allclose(found, 0.3 * softmax(p[0, 0]) + 0.7 * softmax(q[0, 0]), atol=1e-6)
 
 

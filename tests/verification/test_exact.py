@@ -7,7 +7,7 @@ import chex
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from random_cases import KINDS, as_inputs, law_and_corrections, random_cases, rows, verdicts
+from random_cases import KINDS, as_inputs, lengths_and_corrections, random_cases, rows, verdicts
 from transcription import check, softmax
 
 from kljudge_jax.verification import (
@@ -67,15 +67,15 @@ def enumerated(rule, target, draft, count, length, vocab):
     tokens = np.array([d + (0,) * (length - count) for d in drafts])
     counts = np.full(len(drafts), count)
     inputs = as_inputs(tokens, counts, draft_logits, target_logits, draft_logits, target_logits, False)
-    laws, corrections = law_and_corrections(rule, inputs)
+    distributions, corrections = lengths_and_corrections(rule, inputs)
     joint = np.zeros((vocab,) * (count + 1))
-    for drafted, law, correction in zip(drafts[: vocab**count], laws, corrections, strict=False):
+    for drafted, distribution, correction in zip(drafts[: vocab**count], distributions, corrections, strict=False):
         drawn = np.prod([softmax(draft[drafted[:i]])[token] for i, token in enumerate(drafted)])
         if drawn == 0:
             continue
-        np.testing.assert_allclose(law.sum(), 1.0, atol=1e-6)
+        np.testing.assert_allclose(distribution.sum(), 1.0, atol=1e-6)
         for n in range(count + 1):
-            emitted = drawn * law[n] * correction[n]
+            emitted = drawn * distribution[n] * correction[n]
             for token in range(vocab):
                 prefix = (*drafted[:n], token)
                 joint[prefix] += emitted[token] * continuation(target, prefix, count + 1)
@@ -124,9 +124,9 @@ def drafted_length(rule, target, draft, length, vocab):
     draft_logits = np.array([[draft[d[:i]] for i in range(length)] for d in drafts])
     counts = np.full(len(drafts), length)
     inputs = as_inputs(np.array(drafts), counts, draft_logits, target_logits, draft_logits, target_logits, False)
-    laws, _ = law_and_corrections(rule, inputs)
+    distributions, _ = lengths_and_corrections(rule, inputs)
     drawn = [np.prod([softmax(draft[d[:i]])[token] for i, token in enumerate(d)]) for d in drafts]
-    return float(np.dot(drawn, np.asarray(laws) @ np.arange(length + 1)))
+    return float(np.dot(drawn, np.asarray(distributions) @ np.arange(length + 1)))
 
 
 def test_block_verification_never_accepts_fewer_than_speculative_sampling():

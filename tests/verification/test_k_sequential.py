@@ -1,4 +1,4 @@
-"""K-SEQ: its law by enumeration of every set of drafts, and its draws by its law."""
+"""K-SEQ: its distribution by enumeration of every set of drafts, and its draws by its distribution."""
 
 import dataclasses
 import functools
@@ -27,8 +27,8 @@ compiled = functools.partial(jax.jit, compiler_options={"xla_backend_optimizatio
 
 
 @compiled
-def law_and_corrections(inputs):
-    """law `[N, D, K + 1]` and corrections `[N, D, K + 1, V]` of N sets of drafts."""
+def lengths_and_corrections(inputs):
+    """distribution `[N, D, K + 1]` and corrections `[N, D, K + 1, V]` of N sets of drafts."""
 
     def one(case):
         drafts, length = case.draft_tokens.shape
@@ -54,17 +54,17 @@ def joint_and_mean(kind, drafts, length, vocab, seed=5):
     """Joint distribution of the first length + 1 tokens, the target's own, and the mean accepted length."""
     target, draft = models(np.random.default_rng(seed), kind, length, vocab)
     sets, inputs, drawn = several(target, draft, drafts, length, vocab)
-    laws, corrections = (np.asarray(x, np.float64) for x in law_and_corrections(inputs))
+    distributions, corrections = (np.asarray(x, np.float64) for x in lengths_and_corrections(inputs))
     joint = np.zeros((vocab,) * (length + 1))
-    for chosen, weight, law, correction in zip(sets, drawn, laws, corrections, strict=True):
+    for chosen, weight, distribution, correction in zip(sets, drawn, distributions, corrections, strict=True):
         if weight == 0:
             continue
-        np.testing.assert_allclose(law.sum(), 1.0, atol=1e-6)
-        for j, n in zip(*np.nonzero(law), strict=True):
+        np.testing.assert_allclose(distribution.sum(), 1.0, atol=1e-6)
+        for j, n in zip(*np.nonzero(distribution), strict=True):
             for token, p in enumerate(correction[j, n]):
                 prefix = (*chosen[j][:n], token)
-                joint[prefix] += weight * law[j, n] * p * continuation(target, prefix, length + 1)
-    return joint, continuation(target, (), length + 1), drawn @ laws.sum(axis=1) @ np.arange(length + 1)
+                joint[prefix] += weight * distribution[j, n] * p * continuation(target, prefix, length + 1)
+    return joint, continuation(target, (), length + 1), drawn @ distributions.sum(axis=1) @ np.arange(length + 1)
 
 
 @pytest.mark.parametrize("kind", KINDS_OF_MODELS)
@@ -87,12 +87,12 @@ def test_more_drafts_are_longer_on_average():
 
 def test_enumeration_can_fail(monkeypatch):
     """With what is left of p after one draft in place of several, say."""
-    law_and_corrections.clear_cache()
+    lengths_and_corrections.clear_cache()
     with monkeypatch.context() as patch:
         wrong = "kljudge_jax.verification.k_sequential.k_sequential_step"
         patch.setattr(wrong, lambda p, q, *rest: (k_sequential_step(p, q, *rest)[0], jnp.maximum(p - q, 0)))
         joint, expected, _ = joint_and_mean("random", 2, 2, 3)
-    law_and_corrections.clear_cache()
+    lengths_and_corrections.clear_cache()
     assert np.abs(joint - expected).max() > 1e-3
 
 
@@ -105,14 +105,14 @@ def test_draws_follow_law_and_corrections():
     target, draft = models(np.random.default_rng(7), "random", 2, 3)
     _, inputs, _ = several(target, draft, 2, 2, 3)
     draws = 20_000
-    laws, corrections = (np.asarray(x, np.float64) for x in law_and_corrections(inputs))
-    surprises = (laws[..., None] * corrections > 0.02).sum(axis=(1, 2, 3))
+    distributions, corrections = (np.asarray(x, np.float64) for x in lengths_and_corrections(inputs))
+    surprises = (distributions[..., None] * corrections > 0.02).sum(axis=(1, 2, 3))
     for case in np.argsort(-surprises)[:2]:
         one = jax.tree.map(lambda x, case=case: x[case] if x.ndim else x, inputs)
         verdict, branch = chosen(jax.random.split(jax.random.key(case), draws), one)
         counted = np.zeros_like(corrections[case])
         np.add.at(counted, (np.asarray(branch), np.asarray(verdict.num_accepted), np.asarray(verdict.next_token)), 1)
-        expected = laws[case][..., None] * corrections[case] * draws
+        expected = distributions[case][..., None] * corrections[case] * draws
         assert not counted[expected == 0].any() and not np.asarray(verdict.relaxed).any()
         common = expected > 5
         assert common.sum() > 4

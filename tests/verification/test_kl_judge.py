@@ -59,7 +59,7 @@ def test_the_threshold_is_strict_and_the_confidence_is_not():
     def accepted(rule):
         return float(run(rule, inputs)[1])
 
-    run = jax.jit(lambda rule, inputs: rule.law(inputs))
+    run = jax.jit(lambda rule, inputs: rule.acceptance_distribution(inputs))
 
     assert accepted(KLJudge(divergence * 1.0001, confidence=0.5)) == 1
     assert accepted(KLJudge(divergence * 0.9999, confidence=0.5)) == 0
@@ -87,7 +87,7 @@ def test_no_kl_is_computed_from_truncated_logits():
     cut_target, cut_draft = np.array(raw_target), np.array(raw_draft)
     cut_target[0, 1:], cut_draft[0, :2] = -np.inf, -np.inf
     inputs = as_inputs([2], 1, cut_draft, cut_target, raw_draft, raw_target, False)
-    assert float(jax.jit(KLJudge(0.4).law)(inputs)[1]) == 1
+    assert float(jax.jit(KLJudge(0.4).distribution)(inputs)[1]) == 1
 
 
 def test_a_sweep_compiles_once():

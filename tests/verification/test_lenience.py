@@ -1,4 +1,4 @@
-"""The lenient coins against their definitions, their ends and their order."""
+"""The lenient odds against their definitions, their ends and their order."""
 
 import numpy as np
 import pytest

@@ -49,10 +49,10 @@ def test_refuses(make, message):
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("word", ["topk:99999999999", "lenience:1e-60", "mentored:0.999999999"])
-def test_numbers_are_held_to_what_the_device_can_hold(word):
-    with pytest.raises(InputError, match=word.partition(":")[0]):
-        parse_verifier(word, True)
+@pytest.mark.parametrize("spec", ["topk:99999999999", "lenience:1e-60", "mentored:0.999999999"])
+def test_numbers_are_held_to_what_the_device_can_hold(spec):
+    with pytest.raises(InputError, match=spec.partition(":")[0]):
+        parse_verifier(spec, True)
 
 
 def test_lets_pass():

@@ -47,7 +47,7 @@ def test_it_is_the_strict_rule_against_the_mixture(greedy):
     strict = verdicts(SpeculativeSampling(), dataclasses.replace(plain, target_logits=judged))
     np.testing.assert_array_equal(result.num_accepted, strict.num_accepted)
     np.testing.assert_array_equal(result.next_token, strict.next_token)
-    # Relaxed is what the strict rule rejects on the first view alone, with the same coin.
+    # Relaxed is what the strict rule rejects on the first view alone, with the same draw.
     first = np.asarray(verdicts(SpeculativeSampling(), plain).num_accepted)
     accepted, relaxed = np.asarray(result.num_accepted), np.asarray(result.relaxed)
     longer = accepted > first
@@ -76,6 +76,6 @@ def test_a_view_without_weight_excludes_nothing(weight, mixed):
 
 
 def test_its_usage_can_be_written_back():
-    (row,) = [row for row in describe_rules() if row["word"] == "reflective"]
+    (row,) = [row for row in describe_rules() if row["spec"] == "reflective"]
     assert parse_verifier(row["usage"], True) == Reflective()
     assert parse_verifier('reflective:0.3,prompt="Hm, sure? "', True) == Reflective(0.3, "Hm, sure? ")

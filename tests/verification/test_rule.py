@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from random_cases import LENGTH, SIZE, VOCAB, law_and_corrections, random_cases, rows, verdicts
+from random_cases import LENGTH, SIZE, VOCAB, lengths_and_corrections, random_cases, rows, verdicts
 from scipy import stats
 from transcription import softmax
 
@@ -129,13 +129,13 @@ def test_draws_follow_law_and_correction(rule):
     """Chi-square over accepted length and next token together: 20,000 draws of each of the least certain sequences."""
     draws = 50
     inputs = random_cases(21, rule.greedy_only, kinds=("close", "far", "holes"))
-    outcomes, _ = law_and_corrections(rule, inputs)
+    outcomes, _ = lengths_and_corrections(rule, inputs)
     for case in np.argsort(np.sum(outcomes**2, axis=1))[:3]:
         same = np.full(SIZE, case)
         repeated = jax.tree.map(lambda x, same=same: x[same] if x.ndim else x, inputs)
-        laws, corrections = law_and_corrections(rule, repeated)
-        reached = laws[0][:, None] > 0  # past the draft a correction is made of garbage
-        expected = np.where(reached, laws[0][:, None] * corrections[0], 0.0)
+        distributions, corrections = lengths_and_corrections(rule, repeated)
+        reached = distributions[0][:, None] > 0  # past the draft a correction is made of garbage
+        expected = np.where(reached, distributions[0][:, None] * corrections[0], 0.0)
         np.testing.assert_allclose(expected.sum(), 1.0, atol=1e-5)
         counted = np.zeros_like(expected)
         for seed in range(draws):
@@ -183,13 +183,13 @@ def test_every_rule_works_without_a_draft():
 
     @jax.jit
     def run(rules, key, case):
-        return [(rule(key, case), rule.law(case), rule.correction(case, 0)) for rule in rules]
+        return [(rule(key, case), rule.acceptance_distribution(case), rule.correction(case, 0)) for rule in rules]
 
     for greedy in (True, False):
         answers = run(EXAMPLES, jax.random.key(0), dataclasses.replace(case, greedy=jnp.asarray(greedy)))
-        for rule, (verdict, law, correction) in zip(EXAMPLES, answers, strict=True):
+        for rule, (verdict, distribution, correction) in zip(EXAMPLES, answers, strict=True):
             assert int(verdict.num_accepted) == 0 and verdict.relaxed.shape == (0,)
-            np.testing.assert_array_equal(law, [1.0])
+            np.testing.assert_array_equal(distribution, [1.0])
             point = greedy or rule.greedy_only
             np.testing.assert_allclose(correction, np.eye(VOCAB)[p.argmax()] if point else p, atol=1e-6)
             if point:
@@ -240,7 +240,7 @@ def test_a_new_rule_is_ten_lines():
         """Accept d iff p(d) >= floor."""
 
         floor: float = number()
-        word = "atleast"
+        spec_name = "atleast"
         source = "a test"
 
         def acceptance(self, inputs, odds):
@@ -285,7 +285,7 @@ def forgotten():
 
 
 def written(name, base=ThresholdRule, fields=("threshold", "confidence"), **namespace):
-    namespace = {"word": name.lower(), "source": "a test", "passes": lambda self, inputs: None, **namespace}
+    namespace = {"spec_name": name.lower(), "source": "a test", "passes": lambda self, inputs: None, **namespace}
     namespace = {key: value for key, value in namespace.items() if value is not None}
     return dataclasses.make_dataclass(
         name, [(field, float, 1.0) for field in fields], bases=(base,), frozen=True, namespace=namespace
@@ -299,12 +299,12 @@ def written(name, base=ThresholdRule, fields=("threshold", "confidence"), **name
         (lambda: written("Mine", passes=None), "Mine lacks the method 'passes'"),
         (lambda: written("Mine", TokenRule), "Mine lacks the method 'acceptance'"),
         (lambda: written("Mine", Rule), "Mine lacks the method 'accept'"),
-        (lambda: written("Mine", word=None), "Mine lacks the attribute 'word'"),
+        (lambda: written("Mine", spec_name=None), "Mine lacks the attribute 'spec_name'"),
         (lambda: written("Mine", source=None), "Mine lacks the attribute 'source'"),
         (lambda: written("Mine", fields=("threshold",)), "Mine lacks the field 'confidence'"),
         (lambda: written("Mine", needs={"target_hiden"}), "needs 'target_hiden': choose of draft_hidden, target"),
-        (lambda: written("Mine", word="kl"), "the word 'kl', which is KLJudge's"),
-        (lambda: written("Mine", word="none"), "which is plain decoding's"),
+        (lambda: written("Mine", spec_name="kl"), "the spec name 'kl', which is KLJudge's"),
+        (lambda: written("Mine", spec_name="none"), "which is plain decoding's"),
         (lambda: type("Bare", (), {}), "Bare is no dataclass"),
     ],
 )

@@ -4,7 +4,7 @@ import dataclasses
 import math
 
 import numpy as np
-from random_cases import KINDS, LENGTH, SIZE, VOCAB, law_and_corrections, random_cases, rows
+from random_cases import KINDS, LENGTH, SIZE, VOCAB, lengths_and_corrections, random_cases, rows
 
 
 @dataclasses.dataclass
@@ -73,7 +73,7 @@ def target(position):
 
 
 def check(rule, accept, residual=excess, *, seed=0, vocab=VOCAB, length=LENGTH, kinds=KINDS):
-    """Compares a rule's law and corrections with a transcription, greedy and sampling.
+    """Compares a rule's distribution and corrections with a transcription, greedy and sampling.
 
     `accept(position)` gives the probability of accepting and how far the position is from the nearest threshold: a
     sequence that float32 may see on the other side of one is left out. `residual(position)` gives the weights of the
@@ -81,9 +81,9 @@ def check(rule, accept, residual=excess, *, seed=0, vocab=VOCAB, length=LENGTH, 
     """
     for greedy in (True, False):
         inputs = random_cases(seed, greedy, vocab=vocab, length=length, kinds=kinds)
-        laws, corrections = law_and_corrections(rule, inputs)
+        distributions, corrections = lengths_and_corrections(rule, inputs)
         left_out = 0
-        for case, law, rows_of_case in zip(rows(inputs), laws, corrections, strict=True):
+        for case, distribution, rows_of_case in zip(rows(inputs), distributions, corrections, strict=True):
             tokens, count, draft, target_logits, raw_draft, raw_target = case
             p, raw_p = softmax(target_logits[: count + 1]), softmax(raw_target[: count + 1])
             q, raw_q = softmax(draft[:count]), softmax(raw_draft[:count])
@@ -100,7 +100,7 @@ def check(rule, accept, residual=excess, *, seed=0, vocab=VOCAB, length=LENGTH, 
                 expected[i] = reached * (1 - probability)
                 reached *= probability
             expected[count] = reached
-            assert np.abs(law - expected).max() < 2e-5, (rule, case, law, expected)
+            assert np.abs(distribution - expected).max() < 2e-5, (rule, case, distribution, expected)
             for n in range(count + 1):
                 weights = p[count] if n == count else np.asarray(residual(positions[n]))
                 total = weights.sum()

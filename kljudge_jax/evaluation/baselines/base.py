@@ -50,7 +50,7 @@ class Answer:
 
 
 class Baseline(Protocol):
-    """A way to answer prompts that is no verification rule: a frozen dataclass, named by a word.
+    """A way to answer prompts that is no verification rule: a frozen dataclass, named by a spec string.
 
     Attributes:
       drafts: it depends on the draft length.

@@ -1,6 +1,6 @@
 """Baselines that Transformers runs in torch: `generate`, assisted generation and prompt lookup on the same weights.
 
-They get the prompts' token ids as our engine does, as many new tokens at the most, the same ids that end an answer and
+They get the prompts' token ids as our engine does, at most as many new tokens, the same ids that end an answer and
 the same temperature and truncation, on the device that JAX computes on. Greedy answers in float32 are the same tokens;
 when sampling the draws differ, and the distribution is the same.
 """

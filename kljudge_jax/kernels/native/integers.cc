@@ -307,9 +307,9 @@ struct Blocks {
   }
 };
 
-// Rows, then of each weight its values, scale and minimum; one result a weight. `forms` has a number for each weight:
+// Rows, then of each weight its values, scale and minimum; one result a weight. `schemes` has a number for each weight:
 // its bits, plus 16 where there is a minimum.
-ffi::Error BlocksImpl(ffi::RemainingArgs arguments, ffi::RemainingRets results, ffi::Span<const int64_t> forms) {
+ffi::Error BlocksImpl(ffi::RemainingArgs arguments, ffi::RemainingRets results, ffi::Span<const int64_t> schemes) {
   auto given = arguments.get<ffi::Buffer<ffi::F32>>(0);
   if (!given.has_value()) return given.error();
   std::vector<Blocks> ops;
@@ -323,15 +323,15 @@ ffi::Error BlocksImpl(ffi::RemainingArgs arguments, ffi::RemainingRets results, 
     if (!scale.has_value()) return scale.error();
     if (!out.has_value()) return out.error();
     const uint16_t* minimum = nullptr;
-    if (forms[i] & 16) {
+    if (schemes[i] & 16) {
       auto least = arguments.get<ffi::AnyBuffer>(next++);
       if (!least.has_value()) return least.error();
       minimum = static_cast<const uint16_t*>(least->untyped_data());
     }
-    const int64_t bits = forms[i] & 15, blocks = scale->dimensions()[1] * Blocks::Each(bits) / kColumns;
+    const int64_t bits = schemes[i] & 15, blocks = scale->dimensions()[1] * Blocks::Each(bits) / kColumns;
     const bool known = bits == 4 || bits == 5 || (!minimum && (bits == 6 || bits == 8));
     if (!known || (rows && blocks != rows->blocks))
-      return ffi::Error(ffi::ErrorCode::kInvalidArgument, "weights of a form or a size that is not known here");
+      return ffi::Error(ffi::ErrorCode::kInvalidArgument, "weights of a scheme or a size that is not known here");
     if (!rows)
       rows = std::make_unique<Int8Rows>(given->typed_data(), given->dimensions()[0], given->dimensions()[1],
                                         blocks, Blocks::kMostRows);
@@ -348,4 +348,4 @@ ffi::Error BlocksImpl(ffi::RemainingArgs arguments, ffi::RemainingRets results, 
 }  // namespace kljudge
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(kljudge_blocks, kljudge::BlocksImpl,
-                              ffi::Ffi::Bind().RemainingArgs().RemainingRets().Attr<ffi::Span<const int64_t>>("forms"));
+                              ffi::Ffi::Bind().RemainingArgs().RemainingRets().Attr<ffi::Span<const int64_t>>("schemes"));

@@ -15,8 +15,8 @@ from kljudge_jax.core.loop import Entries
 from kljudge_jax.core.state import Shape, numbers
 from kljudge_jax.errors import InputError
 from kljudge_jax.generation import programs, stats
-from kljudge_jax.generation.queue import Queue
 from kljudge_jax.generation.results import Generation
+from kljudge_jax.generation.scheduler import Scheduler
 
 _random = np.random.default_rng(0)
 MANY = [_random.integers(1, 200, n) for n in (3, 1, 9, 2, 14, 5, 2, 16, 1, 7, 3)]
@@ -207,24 +207,24 @@ def test_a_batch_size_that_is_none_is_refused(pair, batch_size):
 
 
 def test_the_queue_by_hand():
-    queue = Queue(prompts=5, slots=2)
-    queue.begun([0, 1], 1.0, 7.0)
-    queue.ran(np.array([3, 1]), 8.0, 0.0)  # prompt 0 ran 3 cycles, prompt 1 one
-    assert queue.times(1) == {
+    scheduler = Scheduler(prompts=5, slots=2)
+    scheduler.record_prefill([0, 1], 1.0, 7.0)
+    scheduler.record_block(np.array([3, 1]), 8.0, 0.0)  # prompt 0 ran 3 cycles, prompt 1 one
+    assert scheduler.times(1) == {
         "seconds": 9.0,
         "prefill_seconds": 1.0,
         "compile_seconds": 7.0,
         "own_seconds": 0.5 + 8.0 / 4,
         "slot_cycles": 6 / 4,
     }
-    queue.leave(1)
-    assert queue.occupied() == [(0, 0)] and queue.waiting == 3
-    assert queue.enter() == [(1, 2)] and queue.enter() == []
-    queue.begun([2], 1.0, 0.0)
-    queue.ran(np.array([5, 2]), 4.0, 0.0)
-    assert queue.times(2) | {"seconds": 5.0, "own_seconds": 1.0 + 4.0 / 2, "slot_cycles": 2.0} == queue.times(2)
-    queue.leave(0), queue.leave(1)
-    assert queue.enter() == [(0, 3), (1, 4)] and queue.waiting == 0
-    queue.leave(1)
-    assert queue.enter() == [] and queue.occupied() == [(0, 3)]
-    assert (queue.seconds, queue.prefill_seconds, queue.compile_seconds) == (14.0, 2.0, 7.0)
+    scheduler.release(1)
+    assert scheduler.occupied() == [(0, 0)] and scheduler.waiting == 3
+    assert scheduler.admit() == [(1, 2)] and scheduler.admit() == []
+    scheduler.record_prefill([2], 1.0, 0.0)
+    scheduler.record_block(np.array([5, 2]), 4.0, 0.0)
+    assert scheduler.times(2) | {"seconds": 5.0, "own_seconds": 1.0 + 4.0 / 2, "slot_cycles": 2.0} == scheduler.times(2)
+    scheduler.release(0), scheduler.release(1)
+    assert scheduler.admit() == [(0, 3), (1, 4)] and scheduler.waiting == 0
+    scheduler.release(1)
+    assert scheduler.admit() == [] and scheduler.occupied() == [(0, 3)]
+    assert (scheduler.seconds, scheduler.prefill_seconds, scheduler.compile_seconds) == (14.0, 2.0, 7.0)

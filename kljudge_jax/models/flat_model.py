@@ -29,25 +29,25 @@ _structures: dict[Any, _Structure] = {}
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Packed:
+class FlatModel:
     """A model taken apart. To take a module apart costs milliseconds of Python, for each of its layers is a module."""
 
     leaves: tuple[jax.Array, ...]
     structure: _Structure = dataclasses.field(metadata={"static": True})
 
 
-def pack(model: Transformer | None) -> Packed | None:
-    """The model for many calls of a compiled function, which `unpack`s it."""
+def flatten(model: Transformer | None) -> FlatModel | None:
+    """The model for many calls of a compiled function, which `unflatten`s it."""
     if model is None:
         return None
     leaves, tree = jax.tree.flatten(model)
-    return Packed(tuple(leaves), _structures.setdefault(tree, _Structure(tree)))
+    return FlatModel(tuple(leaves), _structures.setdefault(tree, _Structure(tree)))
 
 
 @overload
-def unpack(model: Packed | Transformer) -> Transformer: ...
+def unflatten(model: FlatModel | Transformer) -> Transformer: ...
 @overload
-def unpack(model: None) -> None: ...
-def unpack(model: Packed | Transformer | None) -> Transformer | None:
+def unflatten(model: None) -> None: ...
+def unflatten(model: FlatModel | Transformer | None) -> Transformer | None:
     """The model that was packed; any other as it is."""
-    return jax.tree.unflatten(model.structure.tree, model.leaves) if isinstance(model, Packed) else model
+    return jax.tree.unflatten(model.structure.tree, model.leaves) if isinstance(model, FlatModel) else model

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 
-class Queue:
+class Scheduler:
     """Prompts in their order, the first of them in the slots, the others waiting for one.
 
     Attributes:
@@ -37,11 +37,11 @@ class Queue:
         """The slots whose prompts have not ended, and those prompts."""
         return [(slot, prompt) for slot, prompt in enumerate(self.prompt.tolist()) if prompt >= 0]
 
-    def leave(self, slot: int) -> None:
+    def release(self, slot: int) -> None:
         """The answer in a slot has ended."""
         self.prompt[slot] = -1
 
-    def enter(self) -> list[tuple[int, int]]:
+    def admit(self) -> list[tuple[int, int]]:
         """Puts waiting prompts into free slots: (slot, prompt) each."""
         free = np.flatnonzero(self.prompt < 0)[: self.waiting]
         entered = [(int(slot), self.next + i) for i, slot in enumerate(free)]
@@ -51,7 +51,7 @@ class Queue:
             self.cycles[slot] = 0
         return entered
 
-    def begun(self, prompts: list[int], seconds: float, compile_seconds: float) -> None:
+    def record_prefill(self, prompts: list[int], seconds: float, compile_seconds: float) -> None:
         """Those prompts were consumed together, in so much time."""
         self._begun[prompts] = self.seconds, self.compile_seconds
         self._prefill_seconds[prompts] = seconds
@@ -60,7 +60,7 @@ class Queue:
         self.prefill_seconds += seconds
         self.compile_seconds += compile_seconds
 
-    def ran(self, cycles: np.ndarray, seconds: float, compile_seconds: float) -> None:
+    def record_block(self, cycles: np.ndarray, seconds: float, compile_seconds: float) -> None:
         """A block of cycles ran: `cycles` int `[slots]` is how many each slot's prompt has had by now."""
         self.seconds += seconds
         self.compile_seconds += compile_seconds

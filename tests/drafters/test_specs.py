@@ -1,14 +1,14 @@
-"""Drafters and draft lengths by their words."""
+"""Drafters and draft lengths by their specs."""
 
 import pytest
 
 import kljudge_jax as kj
-from kljudge_jax.drafters.words import parse_draft_length, parse_drafter
+from kljudge_jax.drafters.specs import parse_draft_length, parse_drafter
 from kljudge_jax.errors import InputError
 
 
 @pytest.mark.parametrize(
-    ("word", "drafter"),
+    ("spec", "drafter"),
     [
         ("model", kj.ModelDraft()),
         ("lookup", kj.PromptLookup()),
@@ -17,12 +17,12 @@ from kljudge_jax.errors import InputError
         ("self:2", kj.SelfDraft(2)),
     ],
 )
-def test_a_word_is_a_drafter(word, drafter):
-    assert parse_drafter(word) == drafter
+def test_a_word_is_a_drafter(spec, drafter):
+    assert parse_drafter(spec) == drafter
 
 
 @pytest.mark.parametrize(
-    ("word", "length"),
+    ("spec", "length"),
     [
         ("8", 8),
         ("adaptive", kj.Adaptive()),
@@ -31,12 +31,12 @@ def test_a_word_is_a_drafter(word, drafter):
         ("adaptive:maximum=4,confidence=0.4,cost=0.2", kj.Adaptive(0, 4, 0.4, 0.2)),
     ],
 )
-def test_a_word_is_a_draft_length(word, length):
-    assert parse_draft_length(word) == length
+def test_a_word_is_a_draft_length(spec, length):
+    assert parse_draft_length(spec) == length
 
 
 @pytest.mark.parametrize(
-    ("word", "says"),
+    ("spec", "says"),
     [
         ("lookups", "choose a drafter of model, lookup, self"),
         ("model:1", "write 'model'"),
@@ -47,13 +47,13 @@ def test_a_word_is_a_draft_length(word, length):
         ("lookup:2,ngram=3", "its ngram once, not twice"),
     ],
 )
-def test_drafters_that_cannot_be_meant_are_refused_in_one_sentence(word, says):
+def test_drafters_that_cannot_be_meant_are_refused_in_one_sentence(spec, says):
     with pytest.raises(InputError) as error:
-        parse_drafter(word)
+        parse_drafter(spec)
     assert says in str(error.value) and "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("word", ["0", "-1", "2.5", "", "long", "8:2", "adaptive:9,4", "adaptive:length=4"])
-def test_lengths_that_cannot_be_meant_are_refused(word):
+@pytest.mark.parametrize("spec", ["0", "-1", "2.5", "", "long", "8:2", "adaptive:9,4", "adaptive:length=4"])
+def test_lengths_that_cannot_be_meant_are_refused(spec):
     with pytest.raises(InputError):
-        parse_draft_length(word)
+        parse_draft_length(spec)

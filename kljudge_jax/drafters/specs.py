@@ -1,4 +1,4 @@
-"""Drafters and draft lengths by their command-line words: `lookup:3`, `self:2`, `adaptive:maximum=16`."""
+"""Drafters and draft lengths by their spec strings: `lookup:3`, `self:2`, `adaptive:maximum=16`."""
 
 from __future__ import annotations
 
@@ -15,33 +15,33 @@ from kljudge_jax.spec import assigned, read_spec
 _DRAFTERS = {"model": ModelDraft, "lookup": PromptLookup, "self": SelfDraft}
 
 
-def parse_drafter(word: str) -> Drafter:
-    """The drafter of a word: `model`, `lookup` or `lookup:3` (ngram), `self:2` (layers).
+def parse_drafter(spec: str) -> Drafter:
+    """The drafter of a spec: `model`, `lookup` or `lookup:3` (ngram), `self:2` (layers).
 
     Raises:
       InputError: no such drafter, or a parameter that is unknown, missing or out of its range.
     """
-    name, _ = read_spec(word)
+    name, _ = read_spec(spec)
     if name not in _DRAFTERS:
         raise InputError(f"choose a drafter of {', '.join(_DRAFTERS)}, not {name!r}")
-    return _make(_DRAFTERS[name], word, [field.name for field in dataclasses.fields(_DRAFTERS[name])])
+    return _make(_DRAFTERS[name], spec, [field.name for field in dataclasses.fields(_DRAFTERS[name])])
 
 
-def parse_draft_length(word: str) -> int | Adaptive:
-    """The draft length of a word: a whole number from 1 on, `adaptive`, `adaptive:8` (at most), or
+def parse_draft_length(spec: str) -> int | Adaptive:
+    """The draft length of a spec: a whole number from 1 on, `adaptive`, `adaptive:8` (at most), or
     `adaptive:minimum=0,maximum=8`, or `adaptive:cost=size`.
 
     Raises:
       InputError: neither, or a parameter that is unknown or out of its range.
     """
-    name, items = read_spec(word)
+    name, items = read_spec(spec)
     if name == "adaptive":
         names = [field.name for field in dataclasses.fields(Adaptive)]
         # Alone, a number is the most that is drafted.
-        return _make(Adaptive, word, ["maximum"] if len(items) == 1 and items[0].key is None else names)
+        return _make(Adaptive, spec, ["maximum"] if len(items) == 1 and items[0].key is None else names)
     if items or not name.isdecimal() or int(name) < 1:
         raise InputError(
-            f"a draft length is a whole number from 1 on, or adaptive, as in adaptive:maximum=8, not {word!r}"
+            f"a draft length is a whole number from 1 on, or adaptive, as in adaptive:maximum=8, not {spec!r}"
         )
     return int(name)
 
@@ -59,11 +59,11 @@ def spec_of(made: Drafter | Adaptive | int | str) -> str | int:
     return repr(made) if name is None else ":".join([name, *map(str, vars(made).values())])
 
 
-def _make(made: type, word: str, names: list[str]):
-    """`made` of the values of a spec string, which are numbers, but for the words of a cost."""
-    name, _ = read_spec(word)
+def _make(made: type, spec: str, names: list[str]):
+    """`made` of the values of a spec string, which are numbers, but for the names of a cost."""
+    name, _ = read_spec(spec)
     given: dict[str, int | float | str] = {}
-    for key, text in assigned(word, names, _usage(made, name)).items():
+    for key, text in assigned(spec, names, _usage(made, name)).items():
         if made is Adaptive and key == "cost" and text in (MEASURED, SIZE):
             given[key] = text
             continue

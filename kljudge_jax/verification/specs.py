@@ -1,4 +1,4 @@
-"""Rules by their command-line word: `kl:0.4`, `fuzzy:divergence=js,threshold=0.3`, and the table that lists them."""
+"""Rules by their spec strings: `kl:0.4`, `fuzzy:divergence=js,threshold=0.3`, and the table that lists them."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from kljudge_jax.verification.rule import RULES, Rule
 _PLAIN = "none"
 
 
-def parse_verifier(word: str, greedy: bool) -> Rule | None:
-    """The rule that a word of the command line stands for; None for `none`, plain decoding.
+def parse_verifier(spec: str, greedy: bool) -> Rule | None:
+    """The rule that a spec string stands for; None for `none`, plain decoding.
 
     Args:
-      word: a rule's word and, after a colon, its parameters: values in order, then `name=value`, commas between.
+      spec: a rule's name and, after a colon, its parameters: values in order, then `name=value`, commas between.
       greedy: temperature 0. `exact` is GreedyExact then, and SpeculativeSampling otherwise.
 
     Raises:
       InputError: no such rule, or a parameter that is unknown, missing, given twice or out of its range.
     """
-    name, _, rest = (part.strip() for part in word.partition(":"))
+    name, _, rest = (part.strip() for part in spec.partition(":"))
     if name == _PLAIN:
         if rest:
             raise InputError(f"write {_PLAIN!r} alone: plain decoding takes no parameters, not {rest!r}")
         return None
-    rule, values = _read(word, greedy)
+    rule, values = _read(spec, greedy)
     parameters = parameters_of(rule)
     missing = [key for key, (_, default) in parameters.items() if default is dataclasses.MISSING and key not in values]
     if missing:
@@ -62,17 +62,17 @@ def spec_of(rule: Any) -> str:
             values = [getattr(rule, key) for key in parameters]
             defaults = [default for _, default in parameters.values()]
             while values and values[-1] == defaults[len(values) - 1]:
-                values.pop()  # what the word says without it
-            return ":".join([rule.word, *([",".join(map(str, values))] if values else [])])
+                values.pop()  # what the spec says without it
+            return ":".join([rule.spec_name, *([",".join(map(str, values))] if values else [])])
     held = b"".join(np.asarray(leaf).tobytes() for leaf in leaves) + str(structure).encode()
     return f"{type(rule).__name__}-{hashlib.sha256(held).hexdigest()[:8]}"
 
 
-def threshold_words(word: str, values: Sequence[str], greedy: bool) -> list[str]:
-    """The words of a relaxed rule at several thresholds: of `kl` and `0.1`, `0.4`, they are `kl:0.1` and `kl:0.4`.
+def threshold_specs(spec: str, values: Sequence[str], greedy: bool) -> list[str]:
+    """The specs of a relaxed rule at several thresholds: of `kl` and `0.1`, `0.4`, they are `kl:0.1` and `kl:0.4`.
 
     Args:
-      word: the rule less its threshold, which is the first number that the word leaves out: `kl`, `fuzzy:js`,
+      spec: the rule less its threshold, which is the first number that the spec leaves out: `kl`, `fuzzy:js`,
         `judge:FOLDER`.
       values: from strict to relaxed.
       greedy: temperature 0.
@@ -81,17 +81,17 @@ def threshold_words(word: str, values: Sequence[str], greedy: bool) -> list[str]
       InputError: no such rule, one that is lossless or leaves no number open, or values that it cannot take, in no
         order, or from relaxed to strict.
     """
-    name, _, given = (part.strip() for part in word.partition(":"))
+    name, _, given = (part.strip() for part in spec.partition(":"))
     if name == _PLAIN:
         raise InputError(f"choose a relaxed rule such as 'kl', for {_PLAIN!r} is plain decoding")
-    rule, known = _read(word, greedy)
+    rule, known = _read(spec, greedy)
     if rule.lossless:
         raise InputError(f"choose a relaxed rule such as 'kl', for {name!r} is lossless and has nothing to lose")
     parameters = parameters_of(rule)
     numeric = [key for key, (parameter, default) in parameters.items() if _is_number(parameter, default)]
     open_ones = [key for key in numeric if key not in known]
     if not open_ones:
-        raise InputError(f"leave a threshold of {_usage(rule)!r} open to be chosen, for {word!r} has none")
+        raise InputError(f"leave a threshold of {_usage(rule)!r} open to be chosen, for {spec!r} has none")
     key = open_ones[0]
     parameter = parameters[key][0]
     numbers: list[Any] = [parameter.parse(repr(name), key, value.strip()) for value in values]
@@ -102,9 +102,9 @@ def threshold_words(word: str, values: Sequence[str], greedy: bool) -> list[str]
         raise InputError(f"give the thresholds of {name!r} from strict to relaxed{order}, not {','.join(values)!r}")
     short = not given and key == next(iter(parameters))
     head = f"{name}:{given}," if given else f"{name}:"
-    words = [head + ("" if short else f"{key}=") + value.strip() for value in values]
-    parse_verifier(words[0], greedy)  # what else it lacks
-    return words
+    specs = [head + ("" if short else f"{key}=") + value.strip() for value in values]
+    parse_verifier(specs[0], greedy)  # what else it lacks
+    return specs
 
 
 def _is_number(parameter: Parameter, default: object) -> bool:
@@ -113,16 +113,16 @@ def _is_number(parameter: Parameter, default: object) -> bool:
 
 
 def describe_rules() -> list[dict[str, Any]]:
-    """One row a rule, sorted by word, read off the classes; every value is plain JSON.
+    """One row a rule, sorted by spec name, read off the classes; every value is plain JSON.
 
-    Keys: name, word, usage, lossless, greedy_only, parameters (name, allowed, default), source, summary.
+    Keys: name, spec, usage, lossless, greedy_only, parameters (name, allowed, default), source, summary.
     """
     rows = []
-    for rule in sorted(RULES, key=lambda rule: (rule.word, rule.__name__)):
+    for rule in sorted(RULES, key=lambda rule: (rule.spec_name, rule.__name__)):
         rows.append(
             {
                 "name": rule.__name__,
-                "word": rule.word,
+                "spec": rule.spec_name,
                 "usage": _usage(rule),
                 "lossless": rule.lossless,
                 "greedy_only": rule.greedy_only,
@@ -141,19 +141,19 @@ def describe_rules() -> list[dict[str, Any]]:
     return rows
 
 
-def _read(word: str, greedy: bool) -> tuple[type[Rule], dict[str, object]]:
-    """The rule of a word, and the parameters that the word gives."""
-    name, _ = read_spec(word)
+def _read(spec: str, greedy: bool) -> tuple[type[Rule], dict[str, object]]:
+    """The rule of a spec, and the parameters that the spec gives."""
+    name, _ = read_spec(spec)
     rule = _find(name, greedy)
     parameters = parameters_of(rule)
-    texts = assigned(word, parameters, _usage(rule))
+    texts = assigned(spec, parameters, _usage(rule))
     return rule, {key: parameters[key][0].parse(repr(name), key, text) for key, text in texts.items()}
 
 
 def _find(name: str, greedy: bool) -> type[Rule]:
-    namesakes = [rule for rule in RULES if rule.word == name]
+    namesakes = [rule for rule in RULES if rule.spec_name == name]
     if not namesakes:
-        known = sorted({rule.word for rule in RULES} | {_PLAIN})
+        known = sorted({rule.spec_name for rule in RULES} | {_PLAIN})
         raise InputError(f"choose one of the rules {', '.join(known)}, not {name!r}")
     fitting = [rule for rule in namesakes if greedy or not rule.greedy_only]
     if not fitting:
@@ -172,4 +172,4 @@ def _usage(rule: type[Rule]) -> str:
         f"{name}={'...' if default is dataclasses.MISSING else _written(parameter, default)}"
         for name, (parameter, default) in parameters_of(rule).items()
     ]
-    return rule.word + (":" + ",".join(shown) if shown else "")
+    return rule.spec_name + (":" + ",".join(shown) if shown else "")

@@ -1,4 +1,4 @@
-"""Rules by their words, and the table of them."""
+"""Rules by their specs, and the table of them."""
 
 import json
 
@@ -20,11 +20,11 @@ from kljudge_jax.verification import (
     parse_verifier,
 )
 from kljudge_jax.verification.rule import RULES
-from kljudge_jax.verification.words import spec_of, threshold_words
+from kljudge_jax.verification.specs import spec_of, threshold_specs
 
 
 @pytest.mark.parametrize(
-    "word, rule",
+    "spec, rule",
     [
         ("exact", SpeculativeSampling()),
         ("kl:0.4", KLJudge(0.4)),
@@ -39,8 +39,8 @@ from kljudge_jax.verification.words import spec_of, threshold_words
         ("entropy:1,draft", EntropyThreshold(1.0, "draft")),
     ],
 )
-def test_a_word_is_a_rule(word, rule):
-    assert parse_verifier(word, greedy=False) == rule
+def test_a_word_is_a_rule(spec, rule):
+    assert parse_verifier(spec, greedy=False) == rule
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_exact_follows_the_temperature_and_none_is_plain():
 
 
 @pytest.mark.parametrize(
-    "word, says",
+    "spec, says",
     [
         ("kll:0.4", "choose one of the rules all, block"),
         ("", "choose one of the rules"),
@@ -94,14 +94,14 @@ def test_exact_follows_the_temperature_and_none_is_plain():
         ("all:1", "'1' is no parameter of 'all'"),
     ],
 )
-def test_what_cannot_be_meant_is_refused_in_one_sentence(word, says):
+def test_what_cannot_be_meant_is_refused_in_one_sentence(spec, says):
     with pytest.raises(InputError) as error:
-        parse_verifier(word, greedy=False)
+        parse_verifier(spec, greedy=False)
     assert says in str(error.value) and "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
-    ("word", "values", "words"),
+    ("spec", "values", "specs"),
     [
         ("kl", ["0.1", " 0.4"], ["kl:0.1", "kl:0.4"]),
         ("kl:confidence=1.0", ["0.1"], ["kl:confidence=1.0,threshold=0.1"]),
@@ -117,13 +117,13 @@ def test_what_cannot_be_meant_is_refused_in_one_sentence(word, says):
         ("lenience", ["0.9", "0.1"], ["lenience:0.9", "lenience:0.1"]),
     ],
 )
-def test_a_rule_less_its_threshold_is_a_word_at_each(word, values, words):
-    assert threshold_words(word, values, greedy=True) == words
-    assert all(parse_verifier(word, greedy=True) for word in words)
+def test_a_rule_less_its_threshold_is_a_word_at_each(spec, values, specs):
+    assert threshold_specs(spec, values, greedy=True) == specs
+    assert all(parse_verifier(spec, greedy=True) for spec in specs)
 
 
 @pytest.mark.parametrize(
-    ("word", "values", "says"),
+    ("spec", "values", "says"),
     [
         ("kl", ["0.4", "0.1"], "from strict to relaxed, from small to large, not '0.4,0.1'"),
         ("lenience", ["0.1", "0.9"], "from large to small"),
@@ -138,13 +138,13 @@ def test_a_rule_less_its_threshold_is_a_word_at_each(word, values, words):
         ("random", ["2"], "up to 1"),
     ],
 )
-def test_thresholds_in_no_order_or_of_no_relaxed_rule_are_refused(word, values, says):
+def test_thresholds_in_no_order_or_of_no_relaxed_rule_are_refused(spec, values, says):
     with pytest.raises(InputError, match=says):
-        threshold_words(word, values, greedy=True)
+        threshold_specs(spec, values, greedy=True)
 
 
 @pytest.mark.parametrize(
-    ("word", "strict", "relaxed"),
+    ("spec", "strict", "relaxed"),
     [
         ("kl", "0.05", "0.5"),
         ("fuzzy:js", "0.05", "0.3"),
@@ -161,18 +161,18 @@ def test_thresholds_in_no_order_or_of_no_relaxed_rule_are_refused(word, values, 
         ("random", "0.1", "0.9"),
     ],
 )
-def test_a_rule_keeps_more_the_way_that_it_is_said_to_relax(word, strict, relaxed):
-    rules = [parse_verifier(word, True) for word in threshold_words(word, [strict, relaxed], greedy=True)]
+def test_a_rule_keeps_more_the_way_that_it_is_said_to_relax(spec, strict, relaxed):
+    rules = [parse_verifier(spec, True) for spec in threshold_specs(spec, [strict, relaxed], greedy=True)]
     assert never_shorter(rules, greedy=True)
     with pytest.raises(InputError, match="from strict to relaxed, from"):
-        threshold_words(word, [relaxed, strict], greedy=True)
+        threshold_specs(spec, [relaxed, strict], greedy=True)
 
 
 def test_the_table_is_read_off_the_classes():
     table = describe_rules()
     assert json.loads(json.dumps(table)) == table
     assert {row["name"] for row in table} == {rule.__name__ for rule in RULES} <= set(verification.__all__)
-    kl = next(row for row in table if row["word"] == "kl")
+    kl = next(row for row in table if row["spec"] == "kl")
     assert kl["parameters"] == [
         {"name": "threshold", "allowed": "a number", "default": None},
         {"name": "confidence", "allowed": "a number from 0 up to 1", "default": 0.9},
