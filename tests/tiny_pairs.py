@@ -74,7 +74,7 @@ def rounded(model, bits=8):
     for name, x in list(values.items()):
         if is_matrix(name):
             values |= quantized_parts(
-                name, tiled_where_native(quantize(x, storage.scheme(name, x.shape[-1])), storage.local)
+                name, tiled_where_native(quantize(x, storage.scheme(name, x.shape[-1])), storage.place)
             )
     return assemble(model.config, values, storage)
 

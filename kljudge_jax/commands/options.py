@@ -155,23 +155,22 @@ def load_pair(options):
 
 def _describe(pair) -> str:
     """What the models are kept as, and by what they are multiplied."""
-    import jax
-
     from kljudge_jax.kernels.cpu_library import library
+    from kljudge_jax.kernels.place import Place
 
-    by = f", {library().reason}" if jax.default_backend() == "cpu" and pair.target.storage.local else ""
-    return f"{pair.precision} on {jax.default_backend()}{by}"
+    place = pair.target.storage.place
+    by = f", {library().reason}" if place == Place("cpu") else ""
+    return f"{pair.precision} on {place.platform}{by}"
 
 
 def _check_memory(options, placement, target, draft, dtype) -> None:
     """Refuses, before minutes go into loading it, what fits with no prompts. A run checks its own again."""
-    import jax
-    import jax.numpy as jnp
-
     from kljudge_jax.generation.memory_plan import Model, check_fits
+    from kljudge_jax.kernels.place import default_platform
+    from kljudge_jax.models.cache import cache_dtype
     from kljudge_jax.parallel.free_memory import usable_memory
 
-    caches = jnp.float32 if jax.default_backend() == "cpu" else dtype  # as `KVCache.create` has it
+    caches = cache_dtype(dtype, default_platform())
     check_fits(
         Model(target, placement.target(target), dtype, caches, options.bits, options.cache_bits),
         None

@@ -303,7 +303,16 @@ def _through_first(flags: jax.Array) -> jax.Array:
 
 
 def _write(buffer: jax.Array, values: jax.Array, at: jax.Array) -> jax.Array:
-    """Writes values `[B, n]` into buffer `[B, N]` from place `at[b]` on."""
-    return jax.vmap(lambda row, new, i: jax.lax.dynamic_update_slice(row, new, (i,)))(
-        buffer, values.astype(buffer.dtype), at
-    )
+    """Writes values `[B, n]` into buffer `[B, N]` from place `at[b]` on, or from N - n where that is less."""
+
+    def scattered(buffer, values, at):
+        return jax.vmap(lambda row, new, i: jax.lax.dynamic_update_slice(row, new, (i,)))(buffer, values, at)
+
+    def selected(buffer, values, at):
+        # A TPU runs a scatter as a loop over rows. These buffers are small: to pass over all of one costs less.
+        offset = jnp.arange(buffer.shape[1])[None] - jnp.clip(at, 0, buffer.shape[1] - values.shape[1])[:, None]
+        for i in range(values.shape[1]):
+            buffer = jnp.where(offset == i, values[:, i : i + 1], buffer)
+        return buffer
+
+    return jax.lax.platform_dependent(buffer, values.astype(buffer.dtype), at, tpu=selected, default=scattered)

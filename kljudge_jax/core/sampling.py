@@ -15,6 +15,9 @@ from kljudge_jax.verification.distributions import argmax, sample
 # Below this a float32 quotient of logits can overflow; a draw is greedy long before.
 _LOWEST_TEMPERATURE = 1e-6
 
+# Of a bound on logits, how many are found at once: 15 sums over the vocabulary in one exchange, eight times.
+_BITS = 4
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +30,7 @@ class Sampling:
       top_p: f32 `[]`, the least probability mass that stays.
       min_p: f32 `[]`, the least probability of a token that stays, as a share of the likeliest token's; 0 is off.
       greedy: temperature 0. Static: greedy decoding compiles to no sorting and no draws.
-      truncated: top-k or top-p is on. Static, since a sort of the vocabulary costs as much as a small layer.
+      cuts_k, cuts_p: top-k and top-p are on. Static, since to search the vocabulary costs as much as a small layer.
       split: the vocabulary is split over devices, and is not to be sorted: that would gather it on each of them.
     """
 
@@ -36,7 +39,8 @@ class Sampling:
     top_p: jax.Array
     min_p: jax.Array
     greedy: bool = dataclasses.field(metadata={"static": True})
-    truncated: bool = dataclasses.field(metadata={"static": True})
+    cuts_k: bool = dataclasses.field(metadata={"static": True})
+    cuts_p: bool = dataclasses.field(metadata={"static": True})
     split: bool = dataclasses.field(default=False, metadata={"static": True})
 
     @classmethod
@@ -49,7 +53,8 @@ class Sampling:
         if any(traced):
             greedy = not traced[0] and temperature == 0
             given = jnp.float32(temperature), jnp.int32(top_k), jnp.float32(top_p), jnp.float32(min_p)
-            return cls(*given, greedy, not greedy and (any(traced[1:3]) or top_k > 0 or top_p < 1))
+            cuts = traced[1] or top_k > 0, traced[2] or top_p < 1
+            return cls(*given, greedy, *(not greedy and on for on in cuts))
         if not _is_number(temperature) or not (temperature == 0 or _LOWEST_TEMPERATURE <= temperature < math.inf):
             raise InputError(f"temperature must be 0 (greedy) or at least {_LOWEST_TEMPERATURE}, got {temperature}")
         if not _is_number(top_k) or not 0 <= top_k < 2**31 or top_k != int(top_k):
@@ -65,7 +70,8 @@ class Sampling:
             jnp.float32(top_p),
             jnp.float32(min_p),
             greedy,
-            not greedy and (top_k > 0 or top_p < 1),
+            not greedy and top_k > 0,
+            not greedy and top_p < 1,
         )
 
 
@@ -85,15 +91,16 @@ def process_logits(logits: jax.Array, sampling: Sampling) -> jax.Array:
     # below", so that a NaN stays one.
     floor = jnp.max(logits, axis=-1, keepdims=True) + jnp.log(sampling.min_p)
     floored = jnp.where(logits < floor, -jnp.inf, logits)
-    if not sampling.truncated:
+    if not sampling.cuts_k and not sampling.cuts_p:
         return floored
     if sampling.split:
         return jnp.where(_stays(logits, sampling), floored, -jnp.inf)
     vocab = logits.shape[-1]
     ordered = -jnp.sort(-logits, axis=-1)
-    kept = jnp.where(sampling.top_k > 0, jnp.minimum(sampling.top_k, vocab), vocab)
-    least = jnp.take(ordered, kept - 1, axis=-1)[..., None]
-    ordered = jnp.where(ordered >= least, ordered, -jnp.inf)
+    if sampling.cuts_k:
+        kept = jnp.where(sampling.top_k > 0, jnp.minimum(sampling.top_k, vocab), vocab)
+        least = jnp.take(ordered, kept - 1, axis=-1)[..., None]
+        ordered = jnp.where(ordered >= least, ordered, -jnp.inf)
     mass = jax.nn.softmax(ordered, axis=-1)
     # A token stays while the mass strictly above it has not reached top_p, so the likeliest one always stays. The
     # comparison with 1 is by hand: rounding lets the sum reach 1 before the last token.
@@ -106,23 +113,34 @@ def _stays(logits: jax.Array, sampling: Sampling) -> jax.Array:
     """Which of logits `[..., V]` top-k and top-p keep, by sums over the vocabulary alone: bool, the same shape.
 
     Tokens whose float32 is at least some bound stay. Read as integers in the order of the floats, the bound is found
-    bit by bit: the highest at which still k tokens, or a mass of top_p, are not below it.
+    some bits at a time, of which each costs the devices one exchange: the highest at which still k tokens, or a mass of
+    top_p, are not below it.
     """
     bits = jax.lax.bitcast_convert_type(jnp.where(logits == 0, 0.0, logits), jnp.uint32)  # -0 ties with 0
     sign = jnp.uint32(1 << 31)
     order = jnp.where(bits >= sign, ~bits, bits | sign)
 
+    digits = jnp.expand_dims(jnp.arange(1, 1 << _BITS, dtype=jnp.uint32), range(logits.ndim))  # [..., 1, digits]
+
     def highest(weights, wanted):
         def step(i, bound):
-            higher = bound | (sign >> i.astype(jnp.uint32))
-            enough = jnp.sum(jnp.where(order >= higher, weights, 0), axis=-1, keepdims=True) >= wanted
-            return jnp.where(enough, higher, bound)
+            shift = jnp.uint32(32 - _BITS) - _BITS * i.astype(jnp.uint32)
+            higher = bound[..., None] | (digits << shift)
+            above = jnp.where(order[..., None] >= higher, weights[..., None], 0)
+            enough = jnp.sum(above, axis=-2, keepdims=True) >= wanted
+            digit = jnp.sum(jnp.cumprod(enough.astype(jnp.uint32), axis=-1), axis=-1)
+            return bound | (digit << shift)
 
-        return jax.lax.fori_loop(0, 32, step, jnp.zeros((*logits.shape[:-1], 1), jnp.uint32))
+        return jax.lax.fori_loop(0, 32 // _BITS, step, jnp.zeros((*logits.shape[:-1], 1), jnp.uint32))
 
-    bound = jnp.where(sampling.top_k > 0, highest(jnp.ones_like(order), sampling.top_k.astype(jnp.uint32)), 0)
-    mass = jax.nn.softmax(jnp.where(order >= bound, logits, -jnp.inf), axis=-1)
-    return (order >= bound) & ((order >= highest(mass, sampling.top_p)) | (sampling.top_p >= 1))
+    stays = jnp.ones_like(order, bool)
+    if sampling.cuts_k:
+        bound = jnp.where(sampling.top_k > 0, highest(jnp.ones_like(order), sampling.top_k.astype(jnp.uint32)), 0)
+        stays = order >= bound
+    if sampling.cuts_p:
+        mass = jax.nn.softmax(jnp.where(stays, logits, -jnp.inf), axis=-1)
+        stays = stays & ((order >= highest(mass, sampling.top_p)) | (sampling.top_p >= 1))
+    return stays
 
 
 def draw(key: jax.Array, logits: jax.Array, sampling: Sampling) -> jax.Array:

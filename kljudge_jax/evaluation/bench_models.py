@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from kljudge_jax.errors import InputError
 from kljudge_jax.evaluation.bench_batch import Plan
 from kljudge_jax.generation.memory_plan import Model, Workload, plan_memory
+from kljudge_jax.kernels.place import default_platform
+from kljudge_jax.models.cache import cache_dtype
 from kljudge_jax.models.config import TransformerConfig
 from kljudge_jax.models.linear import FILE, Storage
 from kljudge_jax.models.pair import ModelPair
@@ -50,7 +50,7 @@ def random_pair(
     }
     # Each rule's run keeps its caches, and one of them at a time is copied.
     states = sum(plan.batches) * len(plan.rules) + max(plan.batches)
-    caches = jnp.float32 if jax.default_backend() == "cpu" else wanted  # as `KVCache.create` has it
+    caches = cache_dtype(wanted, default_platform())
     shapes = {
         role: Model(config, kept[role].layout, wanted, caches, kept[role].bits) for role, config in configs.items()
     }

@@ -13,6 +13,7 @@ import numpy as np
 
 from kljudge_jax.evaluation.timing import Probe, Timing
 from kljudge_jax.generation.costs import bytes_read
+from kljudge_jax.kernels.place import default_platform
 from kljudge_jax.models.cache import KVCache
 from kljudge_jax.models.config import TransformerConfig
 from kljudge_jax.models.shapes import count_parameters
@@ -117,7 +118,7 @@ def _in_words(leaf: jax.Array) -> jax.Array:
 
 def matmul_size() -> int:
     """n of the square product that is timed."""
-    return 1024 if jax.default_backend() == "cpu" else 8192
+    return 1024 if default_platform() == "cpu" else 8192
 
 
 def matmul(dtype) -> Probe:

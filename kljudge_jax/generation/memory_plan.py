@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from kljudge_jax.errors import InputError
 from kljudge_jax.generation.score import PREFILL_CHUNK
+from kljudge_jax.models.cache import cache_dtype
 from kljudge_jax.models.config import TransformerConfig
 from kljudge_jax.models.linear import Storage
 from kljudge_jax.models.shapes import bytes_per_device
@@ -89,7 +90,7 @@ class Model:
     def of(cls, model: Transformer) -> Model:
         """That of a model that is loaded."""
         kept = model.storage
-        caches = jnp.float32 if jax.default_backend() == "cpu" else kept.dtype  # as `KVCache.create` has it
+        caches = cache_dtype(kept.dtype, kept.place.platform)
         return cls(model.config, kept.layout, kept.dtype, caches, kept.bits, kept.cache_bits)
 
 

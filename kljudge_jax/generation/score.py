@@ -11,6 +11,7 @@ import numpy as np
 from kljudge_jax.core.state import Prefill
 from kljudge_jax.core.target import consume, logits_of
 from kljudge_jax.errors import InputError
+from kljudge_jax.kernels.place import Place, here
 
 # Longer prompts go in chunks, so that scores take [B, N, 128, S] and not [B, N, T, S].
 PREFILL_CHUNK = 128
@@ -21,7 +22,8 @@ CPU_CHUNK = 32
 
 def prefill_plan(model: Any) -> Prefill:
     """How prompts are consumed best where a model lies."""
-    alone = getattr(model, "layout", None) is None and jax.default_backend() == "cpu"
+    storage = getattr(model, "storage", None)
+    alone = (here() if storage is None else storage.place) == Place("cpu")
     return Prefill(CPU_CHUNK, one_by_one=True) if alone else Prefill(PREFILL_CHUNK)
 
 

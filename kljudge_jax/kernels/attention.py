@@ -7,12 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from kljudge_jax.kernels.cpu_library import library
+from kljudge_jax.kernels.place import Place
 from kljudge_jax.varying import varying_as
 
 
-def is_native(local: bool, keys: jax.Array) -> bool:
-    """Whether `cached_attention` can be called for a model that lies on one device (`local`) and such a cache."""
-    return local and keys.dtype == jnp.float32 and jax.default_backend() == "cpu" and library().ready
+def is_native(place: Place, keys: jax.Array) -> bool:
+    """Whether `cached_attention` can be called for a model that lies there and such a cache."""
+    return keys.dtype == jnp.float32 and place.native
 
 
 def cached_attention(

@@ -1,10 +1,11 @@
-"""Products of rows with weight matrices: the only place that knows how they are best done on this backend.
+"""Products of rows with weight matrices: the only place that knows how they are best done where they lie.
 
 | backend | weight | rows | scheme |
 |---|---|---|---|
 | CPU, one device | float32, bfloat16 | up to `_MOST_ROWS` | native: the weight is read once, as it is stored |
 | CPU, one device | quantized, tiled | any | native, in integers: rows are rounded to int8 in groups of 64 |
 | CPU, otherwise | bfloat16 | 1 | XLA, on two equal rows |
+| TPU | any | 1 | XLA, on two equal rows |
 | any | float | any | XLA |
 | any | quantized | any | XLA, on the weight in the dtype of the rows |
 """
@@ -20,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kljudge_jax.kernels.cpu_library import library
+from kljudge_jax.kernels.place import Place, default_platform, here
 from kljudge_jax.kernels.quantize import QuantizedTensor, dequantize, to_tiles
 from kljudge_jax.varying import varying_as
 
@@ -34,23 +36,24 @@ Weight = jax.Array | QuantizedTensor
 _NATIVE = {jnp.dtype(jnp.float32): "kljudge_float32", jnp.dtype(jnp.bfloat16): "kljudge_bfloat16"}
 
 
-def product(rows: jax.Array, weight: Weight, local: bool = True) -> jax.Array:
+def product(rows: jax.Array, weight: Weight, place: Place | None = None) -> jax.Array:
     """`rows @ weight.T`, accumulated in float32.
 
     Args:
       rows: `[M, I]`, float32, bfloat16 or float16.
       weight: `[O, I]` in the dtype of `rows`; or such a matrix, quantized.
-      local: whether weight and rows lie on one device. XLA cannot split a native product over several.
+      place: where weight and rows lie; None is one device of the default platform.
 
     Returns:
       f32 `[M, O]`.
     """
-    return products(rows, [weight], local)[0]
+    return products(rows, [weight], place)[0]
 
 
-def products(rows: jax.Array, weights: Sequence[Weight], local: bool = True) -> tuple[jax.Array, ...]:
+def products(rows: jax.Array, weights: Sequence[Weight], place: Place | None = None) -> tuple[jax.Array, ...]:
     """`product` of the same rows with each of several weights, which takes less time than one after the other."""
-    native = local and 0 not in rows.shape and _native_here()
+    place = here() if place is None else place
+    native = 0 not in rows.shape and place.native
     stored = {_stored(weight) for weight in weights}
     quantized = [weight for weight in weights if isinstance(weight, QuantizedTensor)]
     if native and stored == {"tiles"}:
@@ -58,20 +61,16 @@ def products(rows: jax.Array, weights: Sequence[Weight], local: bool = True) -> 
     if native and stored == {rows.dtype} and rows.dtype in _NATIVE and rows.shape[0] <= _MOST_ROWS:
         return _native(rows, *weights)
     if native and len(stored) > 1:
-        return tuple(product(rows, weight, local) for weight in weights)
+        return tuple(product(rows, weight, place) for weight in weights)
     return tuple(
-        _by_xla(rows, dequantize(weight, rows.dtype) if isinstance(weight, QuantizedTensor) else weight)
+        _by_xla(rows, dequantize(weight, rows.dtype) if isinstance(weight, QuantizedTensor) else weight, place)
         for weight in weights
     )
 
 
-def tiled_where_native(weight: QuantizedTensor, local: bool = True) -> QuantizedTensor:
+def tiled_where_native(weight: QuantizedTensor, place: Place | None = None) -> QuantizedTensor:
     """A weight in rows, as products want it: in the tiled layout where they are native."""
-    return to_tiles(weight) if local and _native_here() else weight
-
-
-def _native_here() -> bool:
-    return jax.default_backend() == "cpu" and library().ready
+    return to_tiles(weight) if (here() if place is None else place).native else weight
 
 
 @functools.cache
@@ -83,7 +82,7 @@ def fastest_dtype() -> str:
     there both are timed once, which takes about a second; but not on several hosts, which must agree. Only a clear
     difference counts, for the same command must find the same dtype again.
     """
-    if jax.default_backend() != "cpu" or library().ready:
+    if default_platform() != "cpu" or library().ready:
         return "bfloat16"
     if jax.process_count() > 1:
         return "float32"
@@ -108,9 +107,11 @@ def _stored(weight: Weight):
     return weight.dtype
 
 
-def _by_xla(rows: jax.Array, weight: jax.Array) -> jax.Array:
-    # XLA's CPU backend multiplies a single bfloat16 row by a scalar loop, 8 to 12 times slower than two rows.
-    duplicated = rows.shape[0] == 1 and rows.dtype == jnp.bfloat16 and jax.default_backend() == "cpu"
+def _by_xla(rows: jax.Array, weight: jax.Array, place: Place) -> jax.Array:
+    # XLA's CPU backend multiplies a single bfloat16 row by a scalar loop, 8 to 12 times slower than two rows. On a TPU
+    # it multiplies and reduces one row on the vector unit: two reach the matrix unit.
+    slow_alone = place.platform == "tpu" or (place.platform == "cpu" and rows.dtype == jnp.bfloat16)
+    duplicated = rows.shape[0] == 1 and slow_alone
     if duplicated:
         rows = jnp.concatenate([rows, rows])
     out = jax.lax.dot_general(rows, weight, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
@@ -142,7 +143,8 @@ def _native_forward(rows, *weights):
 
 def _native_backward(saved, gradients):
     rows, weights = saved
-    _, pull = jax.vjp(lambda rows, *weights: tuple(_by_xla(rows, weight) for weight in weights), rows, *weights)
+    place = Place("cpu")
+    _, pull = jax.vjp(lambda rows, *weights: tuple(_by_xla(rows, weight, place) for weight in weights), rows, *weights)
     return pull(gradients)
 
 

@@ -9,8 +9,10 @@ from typing import Any, ClassVar, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 from kljudge_jax.kernels.attention import cached_attention, is_native
+from kljudge_jax.kernels.place import Place, default_platform
 from kljudge_jax.models.attention import attend
 from kljudge_jax.models.config import TransformerConfig
 from kljudge_jax.parallel.layout import Layout
@@ -25,6 +27,7 @@ class Layer(NamedTuple):
     keys: jax.Array
     values: jax.Array
     layout: Layout | None = None
+    platform: str | None = None
 
     def attend(
         self,
@@ -50,15 +53,15 @@ class Layer(NamedTuple):
         """
         length, layout = query.shape[1], self.layout
         start = positions[:, 0]
-        if is_native(layout is None, self.keys):
+        if is_native(place_of(layout, self.platform), self.keys):
             mixed, all_keys, all_values = cached_attention(
                 query, key, value, start, self.keys, self.values, window=window, softcap=softcap
             )
-            return mixed, Layer(all_keys, all_values, layout)
+            return mixed, self._replace(keys=all_keys, values=all_values)
         key, value = (_placed(x.swapaxes(1, 2), layout) for x in numbers_only(key, value))
-        keys = _placed(write_rows(self.keys, key, start), layout)
-        values = _placed(write_rows(self.values, value, start), layout)
-        layer = Layer(keys, values, layout)
+        keys = write_rows(self.keys, key, start, layout, self.platform)
+        values = write_rows(self.values, value, start, layout, self.platform)
+        layer = self._replace(keys=keys, values=values)
         slots = jnp.arange(keys.shape[2])[None, None]
         seen = window + length - 1  # from the first query's window to the last query
         # Not on a mesh: each row's window begins elsewhere, and its rows lie on several devices.
@@ -72,7 +75,7 @@ class Layer(NamedTuple):
 
 class Positions:
     """What every cache does that keeps one slot a position: fields named in `stored`, a tuple of a layer's arrays
-    `[B, G, S, ...]` each, with `length` int32 `[B]` and `layout` beside them.
+    `[B, G, S, ...]` each, with `length` int32 `[B]`, `layout` and `platform` beside them.
 
     Slot s of row b holds position s of that row's sequence. Slots from `length[b]` on are stale: no query can see
     them, because a query at position p sees slots up to p and its own are written first. So rolling back is a smaller
@@ -84,6 +87,7 @@ class Positions:
     rollback: ClassVar[int | None] = None
     length: jax.Array
     layout: Layout | None
+    platform: str | None
 
     @property
     def slots(self) -> int:
@@ -95,7 +99,7 @@ class Positions:
         return True
 
     def layer(self, i: int) -> Any:
-        return self.layer_type(*(getattr(self, name)[i] for name in self.stored), self.layout)
+        return self.layer_type(*(getattr(self, name)[i] for name in self.stored), self.layout, self.platform)
 
     def with_layers(self, layers: list[Any], length: jax.Array) -> Self:
         """The cache with its first layers replaced, and so many tokens consumed, int32 `[B]`."""
@@ -159,7 +163,7 @@ class Positions:
             written = jax.vmap(
                 lambda row, at: jax.lax.dynamic_slice(stored, (row, 0, at, 0), (1, heads, count, dim))[0]
             )(source, start)
-            return write_rows(stored, written, start)
+            return write_rows(stored, written, start, self.layout, self.platform)
 
         return self._map(copied)
 
@@ -185,32 +189,50 @@ class KVCache(Positions):
         are batched over leading axes, which no backend has to transpose.
       length: int32 `[B]`, how many tokens each row has consumed.
       layout: where it lies on a mesh; None is one device.
+      platform: of its devices, "cpu", "gpu" or "tpu"; None is the layout's, or the default one.
     """
 
     keys: tuple[jax.Array, ...]
     values: tuple[jax.Array, ...]
     length: jax.Array
     layout: Layout | None = dataclasses.field(default=None, metadata={"static": True})
+    platform: str | None = dataclasses.field(default=None, metadata={"static": True})
 
     stored: ClassVar[tuple[str, ...]] = ("keys", "values")
     layer_type: ClassVar[type] = Layer
 
     @classmethod
     def create(
-        cls, config: TransformerConfig, batch: int, slots: int, dtype=jnp.float32, layout: Layout | None = None
+        cls,
+        config: TransformerConfig,
+        batch: int,
+        slots: int,
+        dtype=jnp.float32,
+        layout: Layout | None = None,
+        platform: str | None = None,
     ) -> KVCache:
         """An empty cache for a model of that dtype."""
-        # XLA's CPU backend has no 16-bit stores: it would widen and narrow a whole buffer around every write.
-        dtype = jnp.float32 if jax.default_backend() == "cpu" else dtype
+        dtype = cache_dtype(dtype, place_of(layout, platform).platform)
         shape = (batch, config.num_kv_heads, slots, config.head_dim)
         # One buffer each: donated arrays must not share memory.
         keys = tuple(jnp.zeros(shape, dtype) for _ in range(config.num_layers))
         values = tuple(jnp.zeros(shape, dtype) for _ in range(config.num_layers))
-        return cls(keys, values, jnp.zeros((batch,), jnp.int32), layout).constrained()
+        return cls(keys, values, jnp.zeros((batch,), jnp.int32), layout, platform).constrained()
 
     @property
     def reads_all(self) -> bool:
-        return not is_native(self.layout is None, self.keys[0])
+        return not is_native(place_of(self.layout, self.platform), self.keys[0])
+
+
+def place_of(layout: Layout | None, platform: str | None = None) -> Place:
+    """Where a cache or a model lies; without a platform it is the layout's, or the default one."""
+    return Place(platform or (layout and layout.platform) or default_platform(), layout is None)
+
+
+def cache_dtype(dtype: Any, platform: str) -> Any:
+    """Of the keys and values of a model of that dtype."""
+    # XLA's CPU backend has no 16-bit stores: it would widen and narrow a whole buffer around every write.
+    return jnp.float32 if platform == "cpu" else dtype
 
 
 def numbers_only(key: jax.Array, value: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -232,16 +254,49 @@ def read_rows(stored: jax.Array, start: jax.Array, count: int) -> jax.Array:
     return jax.vmap(of_row)(stored, start)
 
 
-def write_rows(stored: jax.Array, new: jax.Array, start: jax.Array) -> jax.Array:
+def write_rows(
+    stored: jax.Array,
+    new: jax.Array,
+    start: jax.Array,
+    layout: Layout | None = None,
+    platform: str | None = None,
+) -> jax.Array:
     """Writes `new` `[B, G, T, D]` into `stored` `[B, G, S, D]` at slots `start[b]` to `start[b] + T`.
 
     Only the new rows move: the rest of the buffer is updated in place when the caller donated it. The caller keeps
-    `start + T <= S`: past the end the write would be shifted over good rows without a word.
+    `start + T <= S`: past the end the write would be shifted over good rows in silence.
+
+    Args:
+      layout: where the cache lies on a mesh; None is one device.
+      platform: of its devices; None is the layout's, or the default one.
     """
     new = new.astype(stored.dtype)
+    if place_of(layout, platform).platform != "tpu":
+        return _placed(_scattered(stored, new, start), layout)
+    if layout is None:
+        return _row_by_row(stored, new, start)
+    # Each device writes the rows that it holds: XLA would exchange rows over a mesh for a slice of one of them.
+    spec = layout.attention_sharding(stored.shape).spec
+    local = jax.shard_map(
+        _row_by_row,
+        mesh=layout.mesh,
+        in_specs=(spec, layout.attention_sharding(new.shape).spec, PartitionSpec(spec[0])),
+        out_specs=spec,
+    )
+    return local(stored, new, start)
+
+
+def _scattered(stored: jax.Array, new: jax.Array, start: jax.Array) -> jax.Array:
     if stored.shape[0] == 1:
         return jax.lax.dynamic_update_slice(stored, new, (0, 0, start[0], 0))
     return jax.vmap(lambda rows, row, at: jax.lax.dynamic_update_slice(rows, row, (0, at, 0)))(stored, new, start)
+
+
+def _row_by_row(stored: jax.Array, new: jax.Array, start: jax.Array) -> jax.Array:
+    """The same, a slice a row: a TPU runs a scatter as a loop over its rows, with the whole cache in it."""
+    for row in range(stored.shape[0]):
+        stored = jax.lax.dynamic_update_slice(stored, new[row : row + 1], (row, 0, start[row], 0))
+    return stored
 
 
 def _placed(x: jax.Array, layout: Layout | None) -> jax.Array:

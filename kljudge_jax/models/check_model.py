@@ -10,6 +10,7 @@ import numpy as np
 
 from kljudge_jax.core.protocols import Cache, Features
 from kljudge_jax.errors import InputError
+from kljudge_jax.kernels.place import default_platform
 
 # Sizes that tell a cache whose slots are few from one that has as many as it is asked for.
 _FEW, _MANY, _MORE = 8, 1 << 14, 1 << 15
@@ -89,7 +90,7 @@ class _Checker:
         self.model, self.width, self.rows, self.seed = model, width, rows, seed
         kinds = {x.dtype for x in jax.tree.leaves(model) if hasattr(x, "dtype")}
         narrow = any(jnp.issubdtype(kind, jnp.floating) and kind.itemsize < 4 for kind in kinds)
-        exact = not narrow and jax.default_backend() == "cpu"
+        exact = not narrow and default_platform() == "cpu"
         self.tolerance = (1e-3 if exact else 5e-2) if tolerance is None else tolerance
         self.worst, self.ring = 0.0, False
 

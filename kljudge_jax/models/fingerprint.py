@@ -37,9 +37,14 @@ def fingerprints(pair: ModelPair) -> dict[str, str | None]:
 def _some(x: jax.Array) -> np.ndarray:
     """The numbers of a parameter that count."""
     places = np.ix_(*(np.linspace(0, n - 1, min(n, _MOST_PLACES)).astype(np.int32) for n in x.shape))
-    if len(x.devices()) == 1 and jax.default_backend() == "cpu":
-        return np.asarray(x)[places]  # the same memory: nothing to compile or to copy
+    if _shares_memory(x):
+        return np.asarray(x)[places]  # nothing to compile or to copy
     return fetch(_taken(x, places))
+
+
+def _shares_memory(x: jax.Array) -> bool:
+    """Whether it lies in the host's memory, as a whole."""
+    return [device.platform for device in x.devices()] == ["cpu"]
 
 
 @jax.jit

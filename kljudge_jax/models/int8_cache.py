@@ -24,6 +24,7 @@ class Int8Layer(NamedTuple):
     key_scales: jax.Array
     value_scales: jax.Array
     layout: Layout | None = None
+    platform: str | None = None
 
     def attend(
         self,
@@ -40,7 +41,7 @@ class Int8Layer(NamedTuple):
         key, value = (x.swapaxes(1, 2) for x in numbers_only(key, value))
         new = [*_quantized(key), *_quantized(value)]
         stored = [
-            _placed(write_rows(old, _placed(fresh, self.layout), positions[:, 0]), self.layout)
+            write_rows(old, _placed(fresh, self.layout), positions[:, 0], self.layout, self.platform)
             for old, fresh in zip((self.keys, self.key_scales, self.values, self.value_scales), new, strict=True)
         ]
         keys, key_scales, values, value_scales = stored
@@ -56,7 +57,7 @@ class Int8Layer(NamedTuple):
             key_scale=key_scales[..., 0],
             value_scale=value_scales[..., 0],
         )
-        return mixed, Int8Layer(keys, values, key_scales, value_scales, self.layout)
+        return mixed, Int8Layer(keys, values, key_scales, value_scales, self.layout, self.platform)
 
 
 @jax.tree_util.register_dataclass
@@ -69,6 +70,7 @@ class Int8Cache(Positions):
       key_scales, value_scales: f32, one array `[B, G, S, 1]` a layer: what the integers are to be multiplied by.
       length: int32 `[B]`, how many tokens each row has consumed.
       layout: where it lies on a mesh; None is one device.
+      platform: of its devices, as of a `KVCache`.
     """
 
     keys: tuple[jax.Array, ...]
@@ -77,12 +79,20 @@ class Int8Cache(Positions):
     value_scales: tuple[jax.Array, ...]
     length: jax.Array
     layout: Layout | None = dataclasses.field(default=None, metadata={"static": True})
+    platform: str | None = dataclasses.field(default=None, metadata={"static": True})
 
     stored: ClassVar[tuple[str, ...]] = ("keys", "values", "key_scales", "value_scales")
     layer_type: ClassVar[type] = Int8Layer
 
     @classmethod
-    def create(cls, config: TransformerConfig, batch: int, slots: int, layout: Layout | None = None) -> Int8Cache:
+    def create(
+        cls,
+        config: TransformerConfig,
+        batch: int,
+        slots: int,
+        layout: Layout | None = None,
+        platform: str | None = None,
+    ) -> Int8Cache:
         """An empty cache."""
         shape = (batch, config.num_kv_heads, slots)
 
@@ -97,6 +107,7 @@ class Int8Cache(Positions):
             value_scales=side(1, jnp.float32),
             length=jnp.zeros((batch,), jnp.int32),
             layout=layout,
+            platform=platform,
         ).constrained()
 
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from kljudge_jax.kernels.place import Place, default_platform
 from kljudge_jax.kernels.product import product, products, tiled_where_native
 from kljudge_jax.kernels.quantize import INT4, INT8, QuantizedTensor, Scheme, can_be_int4, quantize, rows_of
 from kljudge_jax.parallel.layout import Layout
@@ -29,6 +30,7 @@ class Storage:
       layout: where they lie on a mesh, and what is worked out from them there; None is one device.
       schemes: of "file", how those are stored, by dotted name; without it 8 bits are taken for planning.
       cache_bits: 8, for a quantized KV cache (`int8_cache`); None keeps keys and values in `dtype`.
+      platform: of the devices, "cpu", "gpu" or "tpu"; None is the layout's, or that of the device JAX puts arrays on.
     """
 
     dtype: Any = jnp.float32
@@ -36,11 +38,13 @@ class Storage:
     layout: Layout | None = None
     schemes: tuple[tuple[str, Scheme], ...] = ()
     cache_bits: int | None = None
+    platform: str | None = None
 
     @property
-    def local(self) -> bool:
-        """Whether they all lie on one device, which then multiplies by means of its own."""
-        return self.layout is None
+    def place(self) -> Place:
+        """Where they lie."""
+        ours = None if self.layout is None else self.layout.platform
+        return Place(self.platform or ours or default_platform(), self.layout is None)
 
     def __post_init__(self):
         object.__setattr__(self, "dtype", jnp.dtype(self.dtype))
@@ -81,7 +85,7 @@ class Linear(nnx.Module):
       scale, minimum: of a quantized weight, else None; the second may be None.
       shape: `(O, I)`.
       scheme: how it is quantized, else None.
-      local: whether the weight lies on one device.
+      place: where the weight lies.
     """
 
     def __init__(
@@ -95,7 +99,7 @@ class Linear(nnx.Module):
     ):
         self.shape = (out_size, in_size)
         self.scheme = scheme
-        self.local = storage.local
+        self.place = storage.place
         weight = in_size**-0.5 * jax.random.normal(key, self.shape)
         self.weight, self.scale, self.minimum = _stored(weight, storage, scheme)
         self.bias = nnx.Param(jnp.zeros((out_size,), storage.dtype)) if bias else None
@@ -112,7 +116,7 @@ class Linear(nnx.Module):
 def side_by_side(x: jax.Array, *layers: Linear) -> list[jax.Array]:
     """What each of several layers makes of the same x, as one piece of work: f32, not yet rounded to x's dtype."""
     rows = x.reshape(-1, x.shape[-1])
-    found = products(rows, [_matrix(layer, layer.weight) for layer in layers], layers[0].local)
+    found = products(rows, [_matrix(layer, layer.weight) for layer in layers], layers[0].place)
     biased = [
         out if layer.bias is None else out + layer.bias[...].astype(jnp.float32)[None]
         for layer, out in zip(layers, found, strict=True)
@@ -134,14 +138,14 @@ class Embedding(nnx.Module):
         self.shape = (vocab_size, hidden_size)
         self.scheme = scheme
         self.dtype = storage.dtype
-        self.local = storage.local
+        self.place = storage.place
         table = hidden_size**-0.5 * jax.random.normal(key, self.shape)
         self.table, self.scale, self.minimum = _stored(table, storage, scheme)
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
         """tokens int32 `[...]` to `[..., H]`."""
         table = _matrix(self, self.table)
-        if self.table.dtype != jnp.float32 and jax.default_backend() == "cpu":
+        if self.table.dtype != jnp.float32 and self.place.platform == "cpu":
             # XLA's CPU backend gathers 16-bit rows as float32 ones. It does so row by row, unless it can see that the
             # table is the same in every turn of a loop: then it makes a float32 copy of the whole table beforehand.
             table, tokens = jax.lax.optimization_barrier((table, tokens))
@@ -152,7 +156,7 @@ class Embedding(nnx.Module):
     def attend(self, x: jax.Array) -> jax.Array:
         """x `[..., H]` to logits f32 `[..., V]`."""
         rows = x.reshape(-1, x.shape[-1])
-        return product(rows, _matrix(self, self.table), self.local).reshape(*x.shape[:-1], self.shape[0])
+        return product(rows, _matrix(self, self.table), self.place).reshape(*x.shape[:-1], self.shape[0])
 
 
 def _stored(
@@ -160,7 +164,7 @@ def _stored(
 ) -> tuple[nnx.Param, nnx.Param | None, nnx.Param | None]:
     if scheme is None:
         return nnx.Param(weight.astype(storage.dtype)), None, None
-    rounded = tiled_where_native(quantize(weight, scheme), storage.local)
+    rounded = tiled_where_native(quantize(weight, scheme), storage.place)
     least = None if rounded.minimum is None else nnx.Param(rounded.minimum)
     return nnx.Param(rounded.values), nnx.Param(rounded.scale), least
 

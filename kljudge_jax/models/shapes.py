@@ -170,7 +170,7 @@ def random_model(config: TransformerConfig, storage: Storage, seed: int = 0) -> 
             values[name] = _fill(sharding)(jax.random.fold_in(key, i), leaf.shape, leaf.dtype, config.hidden_size)
             scheme = storage.scheme(name, leaf.shape[-1])
             if scheme is not None:
-                values |= quantized_parts(name, tiled_where_native(quantize(values[name], scheme), storage.local))
+                values |= quantized_parts(name, tiled_where_native(quantize(values[name], scheme), storage.place))
     return assemble(config, values, storage)
 
 

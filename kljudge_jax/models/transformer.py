@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from kljudge_jax.core.protocols import Features
+from kljudge_jax.kernels.place import Place
 from kljudge_jax.models.attention import attend, split_by_heads, squeeze
 from kljudge_jax.models.cache import KVCache, Positions, numbers_only
 from kljudge_jax.models.config import Rope, TransformerConfig
@@ -40,13 +41,13 @@ class RMSNorm(nnx.Module):
         return (wide * jnp.expand_dims(self.scale[...], range(x.ndim - 1))).astype(x.dtype)
 
 
-def _duplicates_row(tokens: jax.Array, layout: Layout | None) -> bool:
+def _duplicates_row(tokens: jax.Array, place: Place) -> bool:
     """Whether a single token on a GPU is computed in two equal rows.
 
     XLA makes one kernel of a norm over two rows, and three of a norm over one; its products of two rows are faster
     too. On an H100 a pass of one token took 0.86 (1B) and 0.95 (8B) times as long that way.
     """
-    return tokens.size == 1 and layout is None and jax.default_backend() == "gpu"
+    return tokens.size == 1 and place == Place("gpu")
 
 
 def _twice(x: jax.Array) -> jax.Array:
@@ -174,7 +175,7 @@ class Transformer(nnx.Module):
         keys = jax.random.split(key, config.num_layers + 2)
         vocab, hidden = config.vocab_size, config.hidden_size
         self.config = config
-        self.storage = storage
+        self.storage = storage = dataclasses.replace(storage, platform=storage.place.platform)
         self.embedding = Embedding(keys[0], vocab, hidden, storage, storage.scheme("embedding.table", hidden))
         self.layers = nnx.List([Block(keys[i + 1], config, i, storage) for i in range(config.num_layers)])
         self.final_norm = RMSNorm(hidden, config.norm_eps)
@@ -206,8 +207,8 @@ class Transformer(nnx.Module):
     def init_cache(self, batch: int, slots: int) -> KVCache | Int8Cache:
         """An empty cache of so many rows and slots, laid out as the model is."""
         if self.storage.cache_bits is not None:
-            return Int8Cache.create(self.config, batch, slots, self.layout)
-        return KVCache.create(self.config, batch, slots, self.dtype, self.layout)
+            return Int8Cache.create(self.config, batch, slots, self.layout, self.storage.platform)
+        return KVCache.create(self.config, batch, slots, self.dtype, self.layout, self.storage.platform)
 
     def __call__(
         self, tokens: jax.Array, cache: Positions | None = None, *, layers: tuple[int, ...] = ()
@@ -230,7 +231,7 @@ class Transformer(nnx.Module):
         positions = start[:, None] + jnp.arange(length, dtype=jnp.int32)[None]
         x = self.embedding(tokens)
         x = self._whole(x * jnp.asarray(self.config.embedding_scale, x.dtype))
-        if _duplicates_row(tokens, self.layout):
+        if _duplicates_row(tokens, self.storage.place):
             x = _twice(x)
         streams, written = {0: x}, []
         for i, block in enumerate(self.layers):

@@ -132,7 +132,7 @@ def load(
             del array  # else it would still be held while the next one is read
         else:
             rows = _read_quantized(source, name, slice(0, want.shape[0]), want.shape[1], scheme, storage)
-            values |= quantized_parts(name, tiled_where_native(rows))
+            values |= quantized_parts(name, tiled_where_native(rows, storage.place))
     return assemble(config, values, storage)
 
 

@@ -71,7 +71,7 @@ def introduce(mesh: Mesh) -> None:
     On CPU hosts have 30 seconds to meet in a group for the first time, and while they compile a large program they may
     fall further apart than that. These programs are small.
     """
-    if not several() or jax.default_backend() != "cpu":
+    if not several() or mesh.devices.flat[0].platform != "cpu":
         return
     split = PartitionSpec(mesh.axis_names)
     ones = jax.make_array_from_callback((mesh.size,), NamedSharding(mesh, split), lambda _: np.ones(1, np.float32))

@@ -59,6 +59,11 @@ class Layout:
         spare = tuple(axis for axis in asked[KV_HEADS] if axis not in found[KV_HEADS] and axis not in asked[BATCH])
         return cls(mesh, tuple(found[logical] for logical in LOGICAL), spare)
 
+    @property
+    def platform(self) -> str | None:
+        """The platform of the mesh's devices: "cpu", "gpu" or "tpu"; None of a mesh without devices."""
+        return self.mesh.devices.flat[0].platform if isinstance(self.mesh, Mesh) else None
+
     def ways(self, logical: str) -> int:
         """Over how many devices a logical axis is split; for the batch, at most."""
         return _product(self.mesh, self._split(logical))

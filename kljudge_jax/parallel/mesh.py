@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -31,8 +32,8 @@ def parse_mesh(spec: str) -> dict[str, int]:
     return {name: sizes[name] for name in MESH_AXES if name in sizes}
 
 
-def mesh_from_spec(spec: str) -> Mesh:
-    """The mesh of a spec such as "data=2,tensor=4", over the first devices there are, of all hosts.
+def mesh_from_spec(spec: str, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The mesh of a spec such as "data=2,tensor=4", over the first devices there are, of all hosts; or of those given.
 
     An axis is made of its prime factors: "tensor=4" is the two axes "tensor.0" and "tensor.1". So an array whose size
     does not divide is still split by those factors that do: 6 heads over "tensor=4" lie on two devices each, in pairs.
@@ -41,7 +42,7 @@ def mesh_from_spec(spec: str) -> Mesh:
       InputError: an unknown or repeated axis, a size below 1, more devices than there are, or a host without one.
     """
     sizes = parse_mesh(spec)
-    wanted, devices = math.prod(sizes.values()), jax.devices()
+    wanted, devices = math.prod(sizes.values()), list(jax.devices() if devices is None else devices)
     if wanted > len(devices):
         raise InputError(f"mesh {spec!r} needs {wanted} devices, and there are {len(devices)}")
     if wanted < len(devices) and jax.process_count() > 1:

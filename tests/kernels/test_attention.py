@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from kljudge_jax.kernels.attention import cached_attention, is_native
 from kljudge_jax.kernels.cpu_library import library
+from kljudge_jax.kernels.place import Place
 
 pytestmark = pytest.mark.skipif(not library().ready, reason=library().reason)
 
@@ -125,4 +126,6 @@ def test_a_number_that_is_none_reaches_those_who_see_it_alone():
 
 def test_it_is_for_float32_caches_on_one_device():
     keys = jnp.zeros((1, 1, 4, 8))
-    assert is_native(True, keys) and not is_native(False, keys) and not is_native(True, keys.astype(jnp.bfloat16))
+    here = Place("cpu")
+    assert is_native(here, keys) and not is_native(here, keys.astype(jnp.bfloat16))
+    assert not is_native(Place("cpu", local=False), keys) and not is_native(Place("tpu"), keys)

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from kljudge_jax.kernels import cpu_library
 from kljudge_jax.kernels import product as module
 from kljudge_jax.kernels.cpu_library import library
+from kljudge_jax.kernels.place import Place
 from kljudge_jax.kernels.product import product
 
 needs_native = pytest.mark.skipif(not library().ready, reason=library().reason)
@@ -42,24 +43,25 @@ def test_where_there_is_a_compiler_the_products_are_ready():
 # Outputs and columns, from one of each to several tiles, and none of them whole ones.
 FEW_SHAPES = [(1, 1), (70, 199)]
 ROWS = (1, 2, 3, 7, 13, 30)
+PLACES = [Place("cpu"), Place("cpu", local=False), Place("tpu")]
 
 
 @functools.partial(jax.jit, static_argnums=2)
-def of_some_rows(x, weight, local):
+def of_some_rows(x, weight, place):
     """Products of the first rows, as many as each of `ROWS`, by one program: compiling takes most of the time."""
-    return [product(x[:count], weight, local=local) for count in ROWS]
+    return [product(x[:count], weight, place) for count in ROWS]
 
 
 @settings(max_examples=40)
 @given(
     shape=st.sampled_from(FEW_SHAPES),
     dtype=st.sampled_from([jnp.float32, jnp.bfloat16]),
-    local=st.booleans(),
+    place=st.sampled_from(PLACES),
     seed=st.integers(0, 2**32 - 1),
 )
-def test_any_number_of_rows_is_the_product(shape, dtype, local, seed):
+def test_any_number_of_rows_is_the_product(shape, dtype, place, seed):
     x, weight, want = case(max(ROWS), *shape, dtype, seed)
-    for count, got in zip(ROWS, of_some_rows(x, weight, local), strict=True):
+    for count, got in zip(ROWS, of_some_rows(x, weight, place), strict=True):
         assert got.dtype == jnp.float32 and got.shape == (count, shape[0])
         np.testing.assert_allclose(got, want[:count], atol=TOLERANCE * shape[1])
 
@@ -71,11 +73,11 @@ def test_any_number_of_rows_is_the_product(shape, dtype, local, seed):
     outputs=st.integers(1, 70),
     size=st.integers(1, 200),
     dtype=st.sampled_from([jnp.float32, jnp.bfloat16]),
-    local=st.booleans(),
+    place=st.sampled_from(PLACES),
 )
-def test_any_shape_is_the_product(rows, outputs, size, dtype, local):
+def test_any_shape_is_the_product(rows, outputs, size, dtype, place):
     x, weight, want = case(rows, outputs, size, dtype, size)
-    got = jax.jit(product, static_argnums=2)(x, weight, local)
+    got = jax.jit(product, static_argnums=2)(x, weight, place)
     assert got.dtype == jnp.float32 and got.shape == (rows, outputs)
     np.testing.assert_allclose(got, want, atol=TOLERANCE * size)
 
@@ -95,7 +97,10 @@ def test_a_row_is_the_same_to_the_bit_alone_and_beside_others(dtype, shape):
 def test_the_native_product_is_in_the_program_of_one_device_alone():
     x, weight, _ = case(3, 8, 16, jnp.float32)
     assert "kljudge_float32" in jax.jit(product).lower(x, weight).as_text()
-    assert "kljudge_float32" not in jax.jit(lambda x, w: product(x, w, local=False)).lower(x, weight).as_text()
+    assert (
+        "kljudge_float32"
+        not in jax.jit(lambda x, w: product(x, w, Place("cpu", local=False))).lower(x, weight).as_text()
+    )
     many, _, _ = case(1000, 8, 16, jnp.float32)
     assert "kljudge_float32" not in jax.jit(product).lower(many, weight).as_text()
 

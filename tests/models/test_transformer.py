@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from tiny_hf import FAMILIES, hf_logits
 
+from kljudge_jax.kernels.place import Place
 from kljudge_jax.models import cache as cache_room
 from kljudge_jax.models import transformer
 from kljudge_jax.models.cache import KVCache
@@ -85,7 +86,7 @@ def test_a_token_in_two_rows_gives_what_it_gives_in_one(case, monkeypatch):
     monkeypatch.setattr(cache_room, "is_native", lambda *_: False)  # the attention that a GPU computes
     once, stored_once = forward()
     rows = []
-    monkeypatch.setattr(transformer, "_goes_twice", lambda tokens, _: tokens.size == 1)
+    monkeypatch.setattr(transformer, "_duplicates_row", lambda tokens, _: tokens.size == 1)
     monkeypatch.setattr(transformer, "_twice", lambda x: rows.append(x.shape) or jnp.concatenate([x, x], axis=1))
     twice, stored_twice = forward()
     assert len(rows) == 1 + model.config.num_layers  # embeddings, and what each layer's attention mixed
@@ -94,13 +95,12 @@ def test_a_token_in_two_rows_gives_what_it_gives_in_one(case, monkeypatch):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-5)
 
 
-def test_only_a_single_token_on_one_gpu_goes_twice(monkeypatch):
+def test_only_a_single_token_on_one_gpu_goes_twice():
     one, two = jnp.zeros((1, 1), jnp.int32), jnp.zeros((2, 1), jnp.int32)
-    assert not transformer._goes_twice(one, None)
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert transformer._goes_twice(one, None)
-    assert not transformer._goes_twice(two, None) and not transformer._goes_twice(two.T, None)
-    assert not transformer._goes_twice(one, object())  # a layout: spread over a mesh
+    assert not transformer._duplicates_row(one, Place("cpu")) and not transformer._duplicates_row(one, Place("tpu"))
+    assert transformer._duplicates_row(one, Place("gpu"))
+    assert not transformer._duplicates_row(two, Place("gpu")) and not transformer._duplicates_row(two.T, Place("gpu"))
+    assert not transformer._duplicates_row(one, Place("gpu", local=False))  # spread over a mesh
 
 
 def test_rollback_forgets_wrong_tokens(case):
