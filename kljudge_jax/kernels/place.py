@@ -30,7 +30,7 @@ class Place(NamedTuple):
 
 def default_platform() -> str:
     """The platform of the device that JAX puts a new array on."""
-    device = jax.config.jax_default_device
+    device = getattr(jax.config, "jax_default_device", None)  # read by name: JAX declares it at run time
     if device is None:
         device = jax.local_devices()[0]
     platform = device if isinstance(device, str) else device.platform
