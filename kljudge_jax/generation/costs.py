@@ -22,8 +22,8 @@ def bytes_read(model: Any) -> int:
     """The bytes of the weights that one token multiplies: all but an embedding table that is not the head as well."""
     unread = 0
     if getattr(getattr(model, "config", None), "tied_head", True) is False:
-        unread = sum(leaf.nbytes for leaf in jax.tree.leaves(model.embedding))
-    return sum(leaf.nbytes for leaf in jax.tree.leaves(model)) - unread
+        unread = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(model.embedding))
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(model)) - unread
 
 
 def draft_cost(pair: Any, drafter: Any) -> float:

@@ -16,29 +16,24 @@ from kljudge_jax.core.controller import Adaptive
 from kljudge_jax.core.loop import UNBOUNDED, Entries
 from kljudge_jax.core.protocols import Drafter
 from kljudge_jax.core.sampling import Sampling
-from kljudge_jax.core.state import LoopState, Numbers, Shape
+from kljudge_jax.core.state import LoopState, Numbers
 from kljudge_jax.core.verify import check_row_numbers, row_axes
 from kljudge_jax.errors import InputError
 from kljudge_jax.generation import arguments, programs, prompts, stats
-from kljudge_jax.generation.buckets import cache_buckets
 from kljudge_jax.generation.compile_clock import compile_seconds
 from kljudge_jax.generation.costs import CycleCosts
 from kljudge_jax.generation.detokenize import cut_at_stop, decode
 from kljudge_jax.generation.memory_plan import Workload, check_run_fits
 from kljudge_jax.generation.results import Generation, Progress
 from kljudge_jax.generation.row import Row, fetch_state
+from kljudge_jax.generation.run_shape import RunShape
 from kljudge_jax.generation.scheduler import Scheduler
-from kljudge_jax.generation.score import PREFILL_CHUNK, count_shared_chunks, prefill_plan
+from kljudge_jax.generation.score import PREFILL_CHUNK, count_shared_chunks
 from kljudge_jax.models.flat_model import flatten
 from kljudge_jax.models.pair import ModelPair
 from kljudge_jax.parallel.axes import VOCAB
 from kljudge_jax.parallel.placement import warn_uneven_batch
 from kljudge_jax.verification import Verifier
-
-# Prompts and caches are padded to these sizes, so that similar calls share one compiled loop.
-_SHORTEST_PROMPT = 16
-_SLOT_BUCKET = 64
-
 
 # While prompts wait, a block of cycles ends when one slot in so many is free: a poll of the host costs time, and an
 # empty slot too.
@@ -92,13 +87,12 @@ class Run:
         budget = budget.astype(np.int32)
 
         lengths = np.array([len(row) for row in ids], np.int32)
-        padded = np.zeros((self.batch, _prompt_bucket(int(lengths.max()))), np.int32)
+        longest, new = int(lengths.max()), int(budget.max())
+        sizes = RunShape.of(pair.target, plan, slots, longest, new, int((lengths + budget).max()), trace)
+        padded = np.zeros((self.batch, sizes.width), np.int32)
         for row, tokens in zip(padded, ids, strict=True):
             row[: len(tokens)] = tokens
-        room = _round_up(int(budget.max()), _SLOT_BUCKET)
-        # A cycle writes slots past what is committed; a write past the end would shift over good slots.
-        needed = int((lengths + budget).max()) + plan.scorer.slots(plan.draft_length)
-        capacity = max(_round_up(needed, _SLOT_BUCKET), padded.shape[1])
+        self.sizes, self.shape = sizes, sizes.shape
         self._prompts, self.lengths = padded, lengths
         scorer = plan.scorer
         check_run_fits(
@@ -106,22 +100,19 @@ class Run:
             self.draft,
             Workload(
                 batch=slots,
-                prompt_tokens=int(lengths.max()),
-                max_new_tokens=int(budget.max()),
+                prompt_tokens=longest,
+                max_new_tokens=new,
                 draft_length=scorer.positions // scorer.drafts * plan.draft_length,
                 sampling=not self.sampling.greedy,
                 drafts=scorer.drafts,
-                capacity=capacity,
+                capacity=sizes.shape.capacity,
             ),
         )
-        controller = None if plan.adaptive is None else plan.adaptive.without_cost()
-        self.shape = Shape(plan.draft_length, room, capacity, trace, plan.scorer, controller, prefill_plan(pair.target))
         self.eos = jnp.asarray(pair.eos, jnp.int32)
         # On the host: to index an array on the device costs a dispatch.
         self._keys, self._key_kind = arguments.row_keys(key, self.batch)
         self._budget = budget
         self._shared = np.int32(PREFILL_CHUNK * count_shared_chunks(padded, lengths))
-        self._buckets = cache_buckets(pair.target, plan.draft, slots * plan.scorer.drafts, capacity)
 
         self.scheduler = Scheduler(self.batch, slots)
         self.costs: CycleCosts | None = None
@@ -129,11 +120,9 @@ class Run:
             models = tuple(
                 model and (model.structure, sum(leaf.nbytes for leaf in model.leaves)) for model in self.models
             )
-            # What costs are is much the same whatever room the prompts and the answers have.
-            alike = dataclasses.replace(self.shape, capacity=0, room=0)
             # Where attention reads all of a cache, the caches' sizes decide too.
-            sizes = self._buckets if len(self._buckets) > 1 else None
-            program = models, self.drafter, alike, type(self.verifier), self.sampling.greedy, slots, sizes
+            caches = sizes.buckets if len(sizes.buckets) > 1 else None
+            program = models, self.drafter, sizes.alike, type(self.verifier), self.sampling.greedy, slots, caches
             self.costs = CycleCosts.of(program, plan.adaptive, plan.cost)
         self._known: dict[str, np.ndarray] = {}
         began = time.perf_counter()
@@ -301,8 +290,7 @@ class Run:
         longest = int(self.lengths.max())
         if self._known:
             longest = max([longest] + [int(self._known["length"][slot]) for slot, _ in self.scheduler.occupied()])
-        needed = max(longest + self.shape.written, self._prompts.shape[1])
-        return next(slots for slots in self._buckets if slots >= needed)
+        return self.sizes.slots(longest)
 
     def _resize(self, slots: int) -> bool:
         """Gives the caches so many slots, and returns whether they had others."""
@@ -342,13 +330,3 @@ class Run:
         compiled = compile_seconds(began)
         jax.block_until_ready(self.state.length)
         self.scheduler.record_prefill(some, time.perf_counter() - began - compiled, compiled)
-
-
-def _prompt_bucket(length: int) -> int:
-    if length > PREFILL_CHUNK:
-        return _round_up(length, PREFILL_CHUNK)
-    return max(_SHORTEST_PROMPT, 1 << (length - 1).bit_length())
-
-
-def _round_up(number: int, step: int) -> int:
-    return -(-number // step) * step

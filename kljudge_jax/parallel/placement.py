@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 from jax.sharding import AbstractMesh, Mesh
 
 from kljudge_jax.errors import InputError
@@ -28,11 +29,20 @@ class Placement:
 
     @classmethod
     def parse(
-        cls, mesh: str | None, axes: str | None = None, draft_axes: str | None = None, *, devices: bool = True
+        cls,
+        mesh: str | None,
+        axes: str | None = None,
+        draft_axes: str | None = None,
+        *,
+        devices: bool | Sequence[jax.Device] = True,
     ) -> Placement:
         """From spec strings; without `draft_axes` the draft lies as the target does.
 
-        Without `devices` the mesh is an abstract one, of devices that need not be here: enough for planning.
+        Args:
+          mesh: its sizes, as in "data=2,tensor=4"; None is one device.
+          axes: changes to the target's table of logical axes.
+          draft_axes: the same of the draft.
+          devices: of the mesh; True is those of this process, False none: enough to work out sizes.
 
         Raises:
           InputError: a spec that means nothing, more devices than there are, or tables without a mesh.
@@ -45,7 +55,9 @@ class Placement:
             raise InputError("target and draft decode the same rows: map batch alike in axes and draft axes")
         if mesh is None:
             return cls(None, target, draft)
-        return cls(mesh_from_spec(mesh) if devices else abstract_mesh(mesh), target, draft)
+        if devices is False:
+            return cls(abstract_mesh(mesh), target, draft)
+        return cls(mesh_from_spec(mesh, None if devices is True else devices), target, draft)
 
     def target(self, config: Any) -> Layout | None:
         """The layout of a target of that configuration; None on one device. Says once what the mesh does not divide."""

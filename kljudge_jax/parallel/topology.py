@@ -1,0 +1,59 @@
+"""Devices that are not here: what XLA's own compilers for TPU and GPU compile for on any machine."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+
+import jax
+
+from kljudge_jax.errors import InputError
+
+# libtpu looks for a TPU and its metadata server first, unless told that there are none.
+_WITHOUT_TPU = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_WORKER_ID": "0",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
+
+# The sizes that each kind of TPU comes in, in chips; a v5e and a v6e chip has one core, and a v4 or v5p chip is one
+# device to JAX.
+TPUS = ("v4", "v5e", "v5p", "v6e")
+
+
+def topology_devices(spec: str) -> Sequence[jax.Device]:
+    """The devices of a topology such as "v5e:2x4" (a TPU slice) or "h100:4" (GPUs of one host).
+
+    Programs compile for them, and none runs.
+
+    Raises:
+      InputError: no such topology, or the compiler is not installed.
+    """
+    kind, _, size = spec.partition(":")
+    if kind in TPUS:
+        return _tpu(kind, size)
+    raise InputError(f"choose a topology of {', '.join(TPUS)}, as in v5e:2x4, not {spec!r}")
+
+
+def _tpu(kind: str, size: str) -> Sequence[jax.Device]:
+    if not re.fullmatch(r"\d+x\d+(x\d+)?", size):
+        raise InputError(f"write a TPU slice with its chips a side, as in {kind}:2x4, not {kind}:{size}")
+    try:
+        import libtpu  # noqa: F401 - so that its absence is said by name
+    except ImportError as error:
+        raise InputError(
+            "to compile for a TPU that is not here takes libtpu: pip install 'kljudge-jax[tpu-plan]'"
+        ) from error
+    from jax.experimental import topologies
+
+    for name, value in _WITHOUT_TPU.items():
+        os.environ.setdefault(name, value)
+    chips = [int(side) for side in size.split("x")]
+    single = {"chips_per_host_bounds": [1, 1, 1]} if chips == [1, 1] or chips == [1, 1, 1] else {}
+    try:
+        described = topologies.get_topology_desc(platform="tpu", topology_name=f"{kind}:{size}", **single)
+    except Exception as error:  # libtpu's own, of several classes
+        raise InputError(f"libtpu knows no slice {kind}:{size}: {str(error).splitlines()[0]}") from error
+    return described.devices
