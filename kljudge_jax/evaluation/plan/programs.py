@@ -17,12 +17,13 @@ from kljudge_jax.core.state import LoopState, Numbers
 from kljudge_jax.generation import arguments, programs
 from kljudge_jax.generation.config import DecodingConfig
 from kljudge_jax.generation.run_shape import RunShape
+from kljudge_jax.models.cache import Positions
 from kljudge_jax.models.config import TransformerConfig
 from kljudge_jax.models.flat_model import flatten
 from kljudge_jax.models.linear import Storage
 from kljudge_jax.models.pair import ModelPair
 from kljudge_jax.models.transformer import Transformer, abstract, parameters
-from kljudge_jax.parallel.axes import VOCAB
+from kljudge_jax.parallel.axes import BATCH, VOCAB
 from kljudge_jax.parallel.layout import Layout
 from kljudge_jax.parallel.placement import Placement
 
