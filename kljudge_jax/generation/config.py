@@ -145,6 +145,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "bench": {"max_new_tokens": 64},
     "calibrate": {"batch": 8},
     "evaluate": {"batch": 8},
+    "plan": {"batch": 8},
     "sweep": {"batch": 8},
 }
 

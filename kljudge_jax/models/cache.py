@@ -236,12 +236,12 @@ def cache_dtype(dtype: Any, platform: str) -> Any:
 
 
 def numbers_only(key: jax.Array, value: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Keys and values `[..., D]` with 0 for a value that is no number, whose key is NaN instead.
+    """Keys and values `[..., D]` with 0 in the place of what is no number in a value, and NaN there in its key.
 
     The weight of what a query cannot see is 0, but 0 times NaN is NaN: such a value would reach tokens before it. Its
-    key, whose score is masked for those, says so in its place.
+    key, whose score is masked for those, says so in its place. Number by number, which costs a TPU no reduction.
     """
-    fit = jnp.all(jnp.isfinite(value), axis=-1, keepdims=True)
+    fit = jnp.isfinite(value)
     return jnp.where(fit, key, jnp.nan), jnp.where(fit, value, 0)
 
 
@@ -273,8 +273,8 @@ def write_rows(
     new = new.astype(stored.dtype)
     if place_of(layout, platform).platform != "tpu":
         return _placed(_scattered(stored, new, start), layout)
-    if layout is None:
-        return _row_by_row(stored, new, start)
+    if layout is None or layout.row_ways(stored.shape[0]) == 1:
+        return _placed(_row_by_row(stored, new, start), layout)
     # Each device writes the rows that it holds: XLA would exchange rows over a mesh for a slice of one of them.
     spec = layout.attention_sharding(stored.shape).spec
     local = jax.shard_map(

@@ -43,7 +43,7 @@ def open_checkpoint(name: str | Path, revision: str | None = None) -> Checkpoint
       InputError: there is no such model, it cannot be downloaded, or it does not run here.
     """
     path = Path(os.path.expanduser(name))
-    if not path.exists() and not _looks_like_path(str(name)):
+    if not path.exists() and not looks_like_path(str(name)):
         path = download(str(name), revision)
     elif revision is not None:
         raise InputError(f"{name} is local, and only a hub id has a revision: leave out {revision!r}")
@@ -74,7 +74,7 @@ def open_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
         if tokenizer is None:
             raise InputError(f"{name} has no tokenizer: name another file or folder")
         return tokenizer
-    if not path.exists() and not _looks_like_path(str(name)):
+    if not path.exists() and not looks_like_path(str(name)):
         path = download(str(name), weights=False)
     if not path.is_dir():
         raise InputError(f"{name}: no such folder or .gguf file: check the path, or give a hub id such as owner/model")
@@ -111,5 +111,5 @@ def download(name: str, revision: str | None = None, weights: bool = True) -> Pa
     return Path(folder)
 
 
-def _looks_like_path(name: str) -> bool:
+def looks_like_path(name: str) -> bool:
     return name.startswith((".", "/", "~")) or name.endswith(".gguf")

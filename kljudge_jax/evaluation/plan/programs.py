@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -27,6 +27,8 @@ from kljudge_jax.parallel.axes import BATCH, VOCAB
 from kljudge_jax.parallel.layout import Layout
 from kljudge_jax.parallel.placement import Placement
 
+KINDS = ("prefill", "cycle", "refill")
+
 
 class Compiled(NamedTuple):
     """A program that was compiled.
@@ -35,7 +37,7 @@ class Compiled(NamedTuple):
       name: "prefill", "cycle" or "refill", and for how many slots of cache.
       executable: what XLA made of it.
       seconds: that compiling took.
-      arguments: its arguments' shapes and where they lie.
+      state: the run's state, as shapes.
     """
 
     name: str
@@ -90,7 +92,8 @@ def compiled_programs(
     verifier: Any,
     config: DecodingConfig,
     prompt_tokens: int,
-    kinds: Collection[str] = ("prefill", "cycle", "refill"),
+    kinds: Collection[str] = KINDS,
+    report: Callable[[str], None] | None = None,
 ) -> Iterator[Compiled]:
     """The programs that a run compiles, one after another: prefill, cycles of each size of cache, refill.
 
@@ -102,6 +105,7 @@ def compiled_programs(
       config: how answers are decoded; `batch` rows side by side.
       prompt_tokens: of the longest prompt.
       kinds: which of them; a run whose prompts do not wait for a slot has no refill.
+      report: is told each program's name before it compiles.
     """
     target: Transformer = pair.target
     layout, batch = target.layout, config.batch or 1
@@ -130,6 +134,8 @@ def compiled_programs(
     prompts = integers(batch, sizes.width), integers(batch), keys
 
     def compiled(name, lowered, state):
+        if report is not None:
+            report(name)
         start = time.perf_counter()
         executable = lowered.compile()
         return Compiled(name, executable, time.perf_counter() - start, state)

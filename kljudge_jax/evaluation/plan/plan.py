@@ -1,0 +1,270 @@
+"""What a pair takes of a slice of chips, as the chips' own compiler says."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Any, Unpack
+
+import jax
+import numpy as np
+
+from kljudge_jax.errors import InputError
+from kljudge_jax.evaluation.plan.hlo import Program
+from kljudge_jax.evaluation.plan.programs import KINDS, Compiled, abstract_pair, compiled_programs
+from kljudge_jax.evaluation.text_table import markdown
+from kljudge_jax.generation.config import DecodingConfig, DecodingFields, configured
+from kljudge_jax.generation.costs import bytes_read
+from kljudge_jax.generation.memory_plan import DEVICES, Model, Workload, gigabytes, largest_batch, plan_memory
+from kljudge_jax.models.named_config import named_config
+from kljudge_jax.models.pair import ModelPair
+from kljudge_jax.models.weights import resolve_dtype
+from kljudge_jax.parallel.free_memory import USABLE
+from kljudge_jax.parallel.placement import Placement
+from kljudge_jax.parallel.topology import topology_devices
+from kljudge_jax.verification.base import Verifier
+
+_MEGABYTE = 1 << 20
+
+
+@dataclasses.dataclass(frozen=True)
+class ProgramPlan:
+    """What one program takes of each device, as its compiler says. Bytes, but for `seconds` and counts.
+
+    Attributes:
+      name: "prefill", "cycle" or "refill", and for how many slots of cache.
+      arguments: weights, state and what else is given.
+      temporaries: what lives while it runs.
+      code: the program itself, which lies in the same memory.
+      not_donated: results that do not take the place of an argument.
+      seconds: that compiling took here.
+      read, written: HBM traffic; of cycles, in one cycle. Loops whose turns depend on data count once.
+      floor: what a cycle reads at least: the target's weights once, the draft's K times, caches once; else None.
+      collectives: how many of each kind, and their bytes.
+      copies: arrays above a megabyte that are copied or transposed.
+      cycles: the compiler's own estimate of clock cycles, where it gives one; collectives are not in it.
+    """
+
+    name: str
+    arguments: int
+    temporaries: int
+    code: int
+    not_donated: int
+    seconds: float
+    read: int
+    written: int
+    floor: int | None
+    collectives: dict[str, tuple[int, int]]
+    copies: int
+    cycles: int
+
+    @property
+    def total(self) -> int:
+        return self.arguments + self.temporaries + self.code + self.not_donated
+
+    @property
+    def moved(self) -> int:
+        """Bytes that pass between HBM and the chip."""
+        return self.read + self.written
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A run on devices that need not be here.
+
+    Attributes:
+      topology: the devices, as in "v5e:2x4".
+      mesh: how the models are spread over them; None is one device.
+      config: how answers are decoded.
+      prompt_tokens: of the longest prompt.
+      weights: bytes of target and draft on each device.
+      caches: bytes of both models' caches on each device.
+      worked_out: bytes on each device as `memory_plan` works them out without a compiler.
+      programs: what the compiler says of each program.
+      limit: bytes that may be used of each device.
+      largest: the largest batch that fits: worked out, less what the compiler adds.
+    """
+
+    topology: str
+    mesh: str | None
+    config: DecodingConfig
+    prompt_tokens: int
+    weights: dict[str, int]
+    caches: int
+    worked_out: int
+    programs: tuple[ProgramPlan, ...]
+    limit: float
+    largest: int
+
+    @property
+    def total(self) -> int:
+        """Bytes on each device: the largest program, with the code of the others, which stay loaded."""
+        code = sum(program.code for program in self.programs)
+        return max(program.total - program.code for program in self.programs) + code
+
+    @property
+    def fits(self) -> bool:
+        return self.total <= self.limit
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything as plain JSON; bytes are bytes."""
+        found = dataclasses.asdict(self) | {"config": self.config.to_json(), "schema": 1}
+        return found | {"total": self.total, "fits": self.fits}
+
+    def __str__(self) -> str:
+        rows = [["", "arguments", "temporaries", "code", "HBM traffic", "floor", "traffic / floor", "collectives"]]
+        for program in self.programs:
+            floor = program.floor
+            exchanged = ", ".join(
+                f"{count} {kind} ({gigabytes(moved)})" for kind, (count, moved) in program.collectives.items()
+            )
+            rows.append(
+                [
+                    program.name,
+                    *map(gigabytes, (program.arguments, program.temporaries, program.code, program.moved)),
+                    gigabytes(floor) if floor else "",
+                    f"{program.moved / floor:.2f}" if floor else "",
+                    exchanged or "none",
+                ]
+            )
+        verdict = "fits" if self.fits else f"does not fit: {gigabytes(self.total - self.limit)} are missing"
+        batch = f"the largest batch that fits is {self.largest}" if self.largest else "no batch fits"
+        weights = ", ".join(f"{whose} {gigabytes(count)}" for whose, count in self.weights.items())
+        return (
+            f"each device of {self.topology}, mesh {self.mesh or 'none'}: weights {weights}; "
+            f"caches {gigabytes(self.caches)}\n\n{markdown(rows)}\n"
+            f"a batch of {self.config.batch} takes {gigabytes(self.total)} of {gigabytes(self.limit)} "
+            f"({USABLE:.0%} of a device's memory) and {verdict}; {batch}\n"
+            f"worked out without the compiler: {gigabytes(self.worked_out)}\n"
+        )
+
+
+def plan(
+    target: str | Path,
+    draft: str | Path | None = None,
+    *,
+    topology: str,
+    mesh: str | None = None,
+    axes: str | None = None,
+    draft_axes: str | None = None,
+    dtype: str = "bfloat16",
+    bits: int | None = None,
+    draft_bits: int | None = None,
+    cache_bits: int | None = None,
+    verifier: Verifier | str | None = "kl:0.4",
+    prompt_tokens: int = 512,
+    kinds: Collection[str] = KINDS,
+    config: DecodingConfig | None = None,
+    report: Callable[[str], None] | None = None,
+    **fields: Unpack[DecodingFields],
+) -> Plan:
+    """Compiles the programs of a run for devices that need not be here, and says what the compiler says.
+
+    Nothing is executed, and no weight is read. There are no times in it: a compiler does not know them.
+
+    Args:
+      target: a published shape such as "llama-3.1-8b", a hub id, a folder or a .gguf file; `llama-3.1-8b:layers=4` is
+        the first layers of a shape.
+      draft: the same of the draft; None is plain decoding.
+      topology: the devices, such as "v5e:2x4".
+      mesh: how models are spread over them, such as "data=2,tensor=4"; None is all of them on "tensor".
+      axes: changes to the table of logical axes, for the target.
+      draft_axes: the same for the draft.
+      dtype: of weights and caches.
+      bits: of the target's matrices, 8 or 4; None keeps them in `dtype`.
+      draft_bits: the same of the draft.
+      cache_bits: 8, for a quantized KV cache.
+      verifier: the rule; without a draft there is none.
+      prompt_tokens: of the longest prompt.
+      kinds: which programs: "prefill", "cycle" and "refill".
+      config: how answers are decoded; `batch` of them side by side.
+      report: is told each program's name before it compiles.
+      **fields: of `DecodingConfig`, in place of those of `config`.
+
+    Raises:
+      InputError: no such model, topology, mesh or dtype; more tokens than the models take; or the compiler is not
+        installed.
+    """
+    settings = configured("plan", config, fields)
+    configs = [named_config(name) for name in (target, draft) if name is not None]
+    _check_length(configs, prompt_tokens + settings.max_new_tokens)
+    devices = topology_devices(topology)
+    if mesh is None and len(devices) > 1:
+        mesh = f"tensor={len(devices)}"
+    placement = Placement.parse(mesh, axes, draft_axes, devices=devices)
+    kept = {"dtype": resolve_dtype(dtype), "bits": bits, "draft_bits": draft_bits, "cache_bits": cache_bits}
+    pair = abstract_pair(configs[0], configs[1] if draft is not None else None, placement, devices, **kept)
+    needs_draft = getattr(settings.drafter, "uses_draft_model", True)
+    rule = None if draft is None and needs_draft else verifier
+    length = 0 if rule is None else settings.longest
+    found, state = [], None
+    for program in compiled_programs(pair, rule, settings, prompt_tokens, kinds, report):
+        found.append(_read(program, pair, length))
+        state = program.state
+    assert state is not None
+    models = Model.of(pair.target), None if pair.draft is None else Model.of(pair.draft)
+    workload = Workload(settings.batch or 1, prompt_tokens, settings.max_new_tokens, length, not settings.greedy)
+    worked_out = plan_memory(*models, workload).total
+    limit = USABLE * DEVICES[topology.partition(":")[0]]
+    sizes = {"target": _bytes(pair.target)} | ({} if pair.draft is None else {"draft": _bytes(pair.draft)})
+    made = Plan(
+        topology,
+        mesh,
+        settings,
+        prompt_tokens,
+        sizes,
+        _bytes([x for x in (state.cache, state.drafter)]),
+        worked_out,
+        tuple(found),
+        limit,
+        0,
+    )
+    more = max(0, made.total - worked_out)
+    return dataclasses.replace(made, largest=largest_batch(*models, workload, limit - more))
+
+
+def _check_length(configs, tokens: int) -> None:
+    most = min(config.max_position for config in configs)
+    if tokens > most:
+        raise InputError(f"prompt_tokens and max_new_tokens make {tokens}, and the models take {most}")
+
+
+def _read(program: Compiled, pair: ModelPair, draft_length: int) -> ProgramPlan:
+    memory = program.executable.memory_analysis()
+    text = Program(program.executable.as_text())
+    is_cycle = program.name.startswith("cycle")
+    traffic = text.cycle() if is_cycle else text.traffic()
+    floor = None
+    if is_cycle:
+        floor = _share(pair.target) + _bytes(program.state.cache) + _bytes(program.state.drafter)
+        floor += draft_length * _share(pair.draft) if pair.draft is not None else 0
+    copies = traffic.copies + text.entry_copies()
+    return ProgramPlan(
+        name=program.name,
+        arguments=memory.argument_size_in_bytes,
+        temporaries=memory.temp_size_in_bytes,
+        code=memory.generated_code_size_in_bytes,
+        not_donated=memory.output_size_in_bytes - memory.alias_size_in_bytes,
+        seconds=program.seconds,
+        read=traffic.read,
+        written=traffic.written,
+        floor=floor,
+        collectives={kind: (count, traffic.collective_bytes[kind]) for kind, count in traffic.collectives.items()},
+        copies=sum(count for size, count in copies.items() if size > _MEGABYTE),
+        cycles=traffic.cycles,
+    )
+
+
+def _share(model: Any) -> int:
+    """Bytes of weights that one device reads of a model for a token."""
+    return round(bytes_read(model) * _bytes(model) / sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(model)))
+
+
+def _bytes(tree: Any) -> int:
+    """What a tree of shapes takes of one device."""
+    return sum(
+        int(np.prod(x.sharding.shard_shape(x.shape))) * x.dtype.itemsize
+        for x in jax.tree.leaves(tree)
+        if not jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
+    )
