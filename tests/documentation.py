@@ -49,7 +49,7 @@ _ONLY_WHERE_NAMED = {"--check-n"}
 # which each finds what it reads. A run of the tests marked `slow` runs the others too.
 DAILY = [
     ("rules", ""),
-    ("plan", "--shape"),
+    ("plan", "--target"),
     ("convert", ""),
     ("compare", ""),
     ("generate", "--file prompt.txt"),

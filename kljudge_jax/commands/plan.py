@@ -4,66 +4,100 @@ from __future__ import annotations
 
 import dataclasses
 
-from kljudge_jax.commands.command import FAILED, OK, Whole, command, flag, option
-from kljudge_jax.commands.options import BITS, MESH, decoding_options, dtype_option
+import click
+
+from kljudge_jax.commands.command import FAILED, MODEL, OK, RULE, Whole, command, flag, option
+from kljudge_jax.commands.options import MESH, decoding_config, decoding_options, dtype_option, note
 from kljudge_jax.errors import InputError
+
+_BITS = click.Choice((8, 4))
 
 
 @command(
-    "Say what a pair will take of each device's memory and which batch fits, before anything is loaded.",
+    "Say what a pair will take of each device, and which batch fits, before anything is loaded: worked out, or, with "
+    "--topology, as the compiler of chips that are not here says.",
     [
-        option("--shape", "of the target: a published one such as llama-3.1-8b"),
-        option("--draft-shape", "of the draft; none is plain decoding", metavar="SHAPE"),
+        option(
+            "--target",
+            "a published shape such as llama-3.1-8b, a hub id, a folder or a .gguf file; of its weights none is read",
+            type=MODEL,
+        ),
+        option("--draft", "the same of the draft; none is plain decoding", type=MODEL),
+        option("--topology", "compile for these devices, such as v5e:2x4", metavar="KIND:SIZE"),
         *MESH,
         dtype_option("bfloat16", "of weights and caches"),
-        *BITS,
-        option("--device", "v5e, v5p, v6e, h100 or h200, for its memory"),
+        option("--bits", "round the target's matrices to so many bits", group="Models", type=_BITS),
+        option("--draft-bits", "the same for the draft", group="Models", type=_BITS),
+        option("--cache-bits", "keep keys and values in 8 bits", group="Models", type=click.Choice([8])),
+        option("--device", "v5e, v5p, v6e, h100 or h200, for its memory, without --topology"),
         option("--memory", "GB of one device, in place of --device", type=float),
-        option("--batch", "answers decoded side by side", type=Whole(), default=8),
+        option("--verifier", "the rule", type=RULE, default="kl:0.4", group="Decoding"),
+        *decoding_options("batch", call="plan"),
         option("--prompt-tokens", "of the longest prompt", type=Whole(), default=512),
-        *decoding_options("max_new_tokens"),
-        option("--draft-length", "draft tokens a cycle", type=Whole(), default=8),
-        flag("--sampling", "decode with a temperature above 0"),
+        *decoding_options("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "draft_length", "drafter"),
         flag("--table", "print the table of published pairs and machines instead"),
+        flag("--json", "print the plan as JSON; with --topology"),
     ],
-    "  kljudge plan --shape llama-3.1-70b --draft-shape llama-3.1-8b --mesh tensor=8 --device h100 --batch 32\n"
-    "  kljudge plan --shape llama-3.1-8b --mesh data=4,tensor=4 --memory 16\n"
+    "  kljudge plan --target llama-3.1-8b --draft llama-3.2-1b --topology v5e:2x2 --batch 8\n"
+    "  kljudge plan --target llama-3.1-70b --draft llama-3.1-8b --mesh tensor=8 --device h100 --batch 32\n"
+    "  kljudge plan --target llama-3.1-8b --mesh data=4,tensor=4 --memory 16\n"
     "  kljudge plan --table",
 )
 def plan(options) -> int:
-    from kljudge_jax.evaluation.memory_table import memory_table, planned
-    from kljudge_jax.generation.memory_plan import (
-        DEVICES,
-        Workload,
-        gigabytes,
-        largest_batch,
-        plan_memory,
-    )
-    from kljudge_jax.parallel.free_memory import USABLE
+    from kljudge_jax.evaluation.memory_table import memory_table
+    from kljudge_jax.generation.memory_plan import DEVICES, Workload
 
-    counts = ("batch", "prompt_tokens", "max_new_tokens", "draft_length")
-    workload = Workload(sampling=options.sampling, **{name: getattr(options, name) for name in counts})
+    config = decoding_config(options)
+    workload = Workload(
+        config.batch or 1,
+        options.prompt_tokens,
+        config.max_new_tokens,
+        config.longest if options.draft is not None else 0,
+        sampling=not config.greedy,
+    )
     if options.table:
-        print(memory_table(workload), end="")
+        print(memory_table(dataclasses.replace(workload, draft_length=config.longest)), end="")
         return OK
-    if options.shape is None:
-        raise InputError("name a --shape such as llama-3.1-8b, or ask for the --table")
-    if options.draft_shape is None:
-        workload = dataclasses.replace(workload, draft_length=0)
+    if options.target is None:
+        raise InputError("name a --target such as llama-3.1-8b, or ask for the --table")
+    if options.topology is not None:
+        if options.device is not None or options.memory is not None:
+            raise InputError("--topology says what memory its devices have: leave out --device and --memory")
+        return _compiled(options, config)
     if options.device is not None and options.device not in DEVICES:
         raise InputError(f"--device is one of {', '.join(DEVICES)}, not {options.device!r}: or give its --memory in GB")
     if options.memory is not None and (options.device is not None or not options.memory > 0):
         raise InputError("give --memory as GB above 0, in place of --device")
-    models = planned(
-        options.shape,
-        options.draft_shape,
-        options.mesh,
-        options.dtype,
-        options.axes,
-        options.draft_axes,
-        options.bits,
-        options.draft_bits,
+    return _worked_out(options, workload)
+
+
+def _compiled(options, config) -> int:
+    import json
+    import os
+
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # nothing runs, so that no device of this machine is taken
+    from kljudge_jax.evaluation.plan.plan import plan as compile_plan
+
+    names = ("topology", "mesh", "axes", "draft_axes", "dtype", "bits", "draft_bits", "cache_bits", "verifier")
+    found = compile_plan(
+        options.target,
+        options.draft,
+        prompt_tokens=options.prompt_tokens,
+        config=config,
+        report=lambda name: note(f"compiling {name}"),
+        **{name: getattr(options, name) for name in names},
     )
+    print(json.dumps(found.to_json(), indent=2) if options.json else str(found), end="\n" if options.json else "")
+    return OK if found.fits else FAILED
+
+
+def _worked_out(options, workload) -> int:
+    from kljudge_jax.evaluation.memory_table import planned
+    from kljudge_jax.generation.memory_plan import DEVICES, gigabytes, largest_batch, plan_memory
+    from kljudge_jax.parallel.free_memory import USABLE
+
+    names = ("target", "draft", "mesh", "dtype", "axes", "draft_axes", "bits", "draft_bits", "cache_bits")
+    models = planned(**{name: getattr(options, name) for name in names})
     tokens = workload.prompt_tokens + workload.max_new_tokens
     most_tokens = min(model.config.max_position for model in models if model is not None)
     if tokens > most_tokens:

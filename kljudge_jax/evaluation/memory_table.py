@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from kljudge_jax.generation.memory_plan import DEVICES, Model, Workload, gigabytes, largest_batch, plan_memory
-from kljudge_jax.models.shapes import shape_config
+from kljudge_jax.models.named_config import named_config
 from kljudge_jax.models.weights import resolve_dtype
 from kljudge_jax.parallel.free_memory import USABLE
 from kljudge_jax.parallel.mesh import parse_mesh
@@ -30,23 +30,24 @@ def planned(
     target: str,
     draft: str | None,
     mesh: str | None,
-    dtype: str,
+    dtype: str = "bfloat16",
     axes: str | None = None,
     draft_axes: str | None = None,
     bits: int | str | None = None,
     draft_bits: int | str | None = None,
+    cache_bits: int | None = None,
 ) -> tuple[Model, Model | None]:
-    """Target and draft of published shapes on a mesh of devices that need not be here.
+    """Target and draft, by what `named_config` takes, on a mesh of devices that need not be here.
 
     Raises:
-      InputError: no such shape, mesh, dtype or axes.
+      InputError: no such model, mesh, dtype or axes.
     """
     placement, wanted = Placement.parse(mesh, axes, draft_axes, devices=False), resolve_dtype(dtype)
-    configs = [shape_config(spec) for spec in (target, draft) if spec is not None]
+    configs = [named_config(name) for name in (target, draft) if name is not None]
     vocab = min(config.vocab_size for config in configs)
     configs = [dataclasses.replace(config, vocab_size=vocab) for config in configs]
     models = [
-        Model(config, place(config), wanted, bits=rounded)
+        Model(config, place(config), wanted, bits=rounded, cache_bits=cache_bits)
         for config, place, rounded in zip(
             configs, (placement.target, placement.draft), (bits, draft_bits), strict=False
         )

@@ -15,7 +15,7 @@ def test_the_documentation_has_the_table_of_the_code():
 
 
 def test_a_plan_says_whether_it_fits(capsys):
-    words = ["plan", "--shape", "llama-3.2-1b:layers=2", "--batch", "4", "--dtype", "float32"]
+    words = ["plan", "--target", "llama-3.2-1b:layers=2", "--batch", "4", "--dtype", "float32"]
     assert main([*words, "--memory", "100"]) == 0
     assert "a batch of 4 fits" in capsys.readouterr().out
     assert main([*words, "--memory", "0.5"]) == 1
@@ -25,11 +25,11 @@ def test_a_plan_says_whether_it_fits(capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--batch", "0", "--shape", "llama-3.2-1b"], "start at 1"),
-        ([], "name a --shape"),
-        (["--shape", "llama-3.2-1b", "--device", "abacus"], "v5e, v5p"),
-        (["--shape", "llama-3.2-1b", "--device", "v5e", "--memory", "3"], "in place of --device"),
-        (["--shape", "llama-9"], "choose a shape"),
+        (["--batch", "0", "--target", "llama-3.2-1b"], "start at 1"),
+        ([], "name a --target"),
+        (["--target", "llama-3.2-1b", "--device", "abacus"], "v5e, v5p"),
+        (["--target", "llama-3.2-1b", "--device", "v5e", "--memory", "3"], "in place of --device"),
+        (["--target", "llama-9"], "no shape of"),
     ],
 )
 def test_a_plan_that_cannot_be_is_refused(words, message, capsys):
@@ -38,7 +38,7 @@ def test_a_plan_that_cannot_be_is_refused(words, message, capsys):
 
 
 def test_fewer_bits_are_planned_for(capsys):
-    words = ["plan", "--shape", "llama-3.1-405b", "--mesh", "tensor=8", "--device", "h100"]
+    words = ["plan", "--target", "llama-3.1-405b", "--mesh", "tensor=8", "--device", "h100"]
     assert main(words) == 1
     assert "no batch fits" in capsys.readouterr().out
     assert main([*words, "--bits", "8"]) == 0
@@ -46,6 +46,6 @@ def test_fewer_bits_are_planned_for(capsys):
 
 
 def test_more_tokens_than_the_models_take_are_refused(capsys):
-    words = ["plan", "--shape", "llama-3.2-1b", "--draft-shape", "llama-3.2-1b:layers=2"]
+    words = ["plan", "--target", "llama-3.2-1b", "--draft", "llama-3.2-1b:layers=2"]
     assert main([*words, "--prompt-tokens", "200000"]) == 2
     assert "make 200256, and the models take" in capsys.readouterr().err

@@ -47,6 +47,29 @@ def test_write_rows_at_a_start_per_row():
         np.testing.assert_array_equal(got, want)
 
 
+@pytest.mark.parametrize("tokens", [1, 2, 9])
+def test_a_tpu_writes_the_same_slot_by_slot(tokens):
+    starts = np.array([0, 127, 128, 300 - tokens], np.int32)
+    stored = np.arange(4 * 2 * 300 * 4, dtype=np.float32).reshape(4, 2, 300, 4)
+    new = -1 - np.arange(4 * 2 * tokens * 4, dtype=np.float32).reshape(4, 2, tokens, 4)
+    for slots in (300, 40):  # more than a tile, and less
+        given = stored[:, :, :slots], new, np.minimum(starts, slots - tokens)
+        found = [jax.jit(write_rows, static_argnums=(3, 4))(*given, None, kind) for kind in ("cpu", "tpu")]
+        np.testing.assert_array_equal(*found)
+
+
+@pytest.mark.parametrize("mesh", ["data=2,tensor=2", "tensor=4"])
+def test_rows_that_lie_on_several_devices_of_a_tpu_are_written_where_they_lie(mesh):
+    layout = Layout.create(mesh_from_spec(mesh), parse_axes(None), CONFIG)
+    cache = KVCache.create(CONFIG, 4, 16, layout=layout)
+    heads, dim = CONFIG.num_kv_heads, CONFIG.head_dim
+    new, start = jnp.ones((4, heads, 2, dim)), jnp.array([0, 3, 9, 14])
+    program = jax.jit(lambda *given: write_rows(*given, layout, "tpu")).lower(cache.keys[0], new, start).compile()
+    found = program(cache.keys[0], new, start)
+    np.testing.assert_array_equal(found, write_rows(jnp.zeros(found.shape), new, start))
+    assert "all-gather" not in program.as_text() and found.sharding.is_equivalent_to(cache.keys[0].sharding, 4)
+
+
 def test_write_rows_casts_to_the_cache():
     stored = jnp.zeros((1, 1, 3, 2), jnp.bfloat16)
     assert write_rows(stored, jnp.ones((1, 1, 1, 2)), jnp.array([1])).dtype == jnp.bfloat16

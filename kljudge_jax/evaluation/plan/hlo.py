@@ -293,7 +293,9 @@ def _shapes(text: str) -> tuple[Shape, ...]:
         each = _BYTES.get(element) or (int(digits[0]) / 8 if digits else 0)
         sizes = tuple(int(size) for size in listed.split(",") if size)
         space = _SPACE.search(layout)
-        found.append(Shape(element, sizes, math.ceil(each * math.prod(sizes)), int(space[1]) if space else 0))
+        # A scalar is the core's own, and moves nothing.
+        size = math.ceil(each * math.prod(sizes)) if sizes else 0
+        found.append(Shape(element, sizes, size, int(space[1]) if space else 0))
     return tuple(found)
 
 
