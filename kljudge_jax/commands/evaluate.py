@@ -47,10 +47,10 @@ from kljudge_jax.spec import split_specs
     "every task that a rule has finished is in {out}: repeat the command to go on",
 )
 def evaluate(options) -> int:
-    from kljudge_jax.evaluation.finished import Finished
     from kljudge_jax.evaluation.harness import KLJudgeLM, harness_runs
-    from kljudge_jax.evaluation.harness_table import compare_with_first, harness_markdown, harness_rows
-    from kljudge_jax.evaluation.step import Step
+    from kljudge_jax.evaluation.progress_update import Step
+    from kljudge_jax.evaluation.report.harness import compare_with_first, harness_markdown, harness_rows
+    from kljudge_jax.evaluation.result_store import Finished
     from kljudge_jax.verification import parse_verifier
 
     rules = split_specs(options.rules)

@@ -89,7 +89,7 @@ def _which(name: str, help: str, **settings: Any) -> Option:
     "every question that is finished is in {out}: repeat the command to go on",
 )
 def mine(options) -> int:
-    from kljudge_jax.evaluation.step import Step
+    from kljudge_jax.evaluation.progress_update import Step
     from kljudge_jax.judges.mining import mine
     from kljudge_jax.judges.semi_greedy import Options
     from kljudge_jax.judges.sources import label_by_likelihood, label_by_rollouts, label_marked_answers

@@ -39,8 +39,8 @@ _PRECISIONS = ("float32", "bfloat16", "float16", *_BITS)
 )
 def perplexity(options) -> int:
     from kljudge_jax.evaluation.perplexity import perplexity, perplexity_table
-    from kljudge_jax.evaluation.step import Step
-    from kljudge_jax.evaluation.text_table import aligned, markdown
+    from kljudge_jax.evaluation.progress_update import Step
+    from kljudge_jax.evaluation.report.text_table import aligned, markdown
     from kljudge_jax.machine import describe_machine
 
     names = [name.strip() for name in options.precisions.split(",")]

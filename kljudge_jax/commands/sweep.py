@@ -60,12 +60,12 @@ _MOST_NAMED = 20
     "every batch that was answered is in {out}: repeat the command to go on",
 )
 def sweep(options) -> int:
-    from kljudge_jax.evaluation import sweep
     from kljudge_jax.evaluation.baselines import check_baselines, parse_baseline
-    from kljudge_jax.evaluation.examples import examples
-    from kljudge_jax.evaluation.report import TaskResult, findings, read_setting, write_report
-    from kljudge_jax.evaluation.summary import markdown_table, short_table, summarise
-    from kljudge_jax.evaluation.text_table import aligned
+    from kljudge_jax.evaluation.report.text_table import aligned
+    from kljudge_jax.evaluation.report.write import TaskResult, findings, read_setting, write_report
+    from kljudge_jax.evaluation.sweep import run as sweep
+    from kljudge_jax.evaluation.sweep.examples import examples
+    from kljudge_jax.evaluation.sweep.summary import markdown_table, short_table, summarise
     from kljudge_jax.tasks import load_task
     from kljudge_jax.verification import parse_verifier
 
@@ -119,7 +119,7 @@ def sweep(options) -> int:
 
 def _problems(records, count: str) -> list[tuple[str, list[str]]]:
     """By rule, the problems whose records have something under `count`; of a baseline's it may be missing."""
-    from kljudge_jax.evaluation import sweep
+    from kljudge_jax.evaluation.sweep import run as sweep
 
     found = defaultdict(list)
     for record in records:

@@ -24,7 +24,7 @@ from kljudge_jax.commands.progress import Bar
     "  kljudge generate --target embedded --verifier judge:judges/arithmetic,threshold=0.5 --raw 'Tom has 3 pens.'",
 )
 def train_judge(options) -> int:
-    from kljudge_jax.evaluation.step import Step
+    from kljudge_jax.evaluation.progress_update import Step
     from kljudge_jax.judges.jobs import train_judge
     from kljudge_jax.judges.training import Options
 

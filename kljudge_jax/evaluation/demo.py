@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
-from kljudge_jax.evaluation import sweep
-from kljudge_jax.evaluation.statistics import speed_ratio_interval
-from kljudge_jax.evaluation.step import Step
-from kljudge_jax.evaluation.summary import summarise
-from kljudge_jax.evaluation.text_table import markdown
-from kljudge_jax.evaluation.token_page import Answer, answer_of
+from kljudge_jax.evaluation.progress_update import Step
+from kljudge_jax.evaluation.report.statistics import speed_ratio_interval
+from kljudge_jax.evaluation.report.text_table import markdown
+from kljudge_jax.evaluation.report.token_page import Answer, answer_of
+from kljudge_jax.evaluation.sweep import run as sweep
+from kljudge_jax.evaluation.sweep.summary import summarise
 from kljudge_jax.generation.config import DecodingConfig
 from kljudge_jax.generation.generate import generate
 from kljudge_jax.generation.results import Generation

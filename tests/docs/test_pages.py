@@ -28,8 +28,8 @@ from documentation import (
 
 import kljudge_jax as kj
 from kljudge_jax import _public, cli
-from kljudge_jax.evaluation import limits
 from kljudge_jax.evaluation.baselines import parse_baseline
+from kljudge_jax.evaluation.bench import limits
 from kljudge_jax.spec import split_specs
 from kljudge_jax.verification.rule import RULES
 
