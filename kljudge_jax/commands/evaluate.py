@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 
 from kljudge_jax.commands.command import DIR, RULES, Whole, command, flag, option
@@ -17,7 +16,7 @@ from kljudge_jax.commands.options import (
     status_of,
 )
 from kljudge_jax.commands.progress import Bar
-from kljudge_jax.results_folder import results_folder
+from kljudge_jax.results_folder import results_folder, write_json
 from kljudge_jax.spec import split_specs
 
 
@@ -80,7 +79,7 @@ def evaluate(options) -> int:
     compare_with_first(rows)
     table = harness_markdown(rows)
     kept = {"schema": 1, "command": options.words, "target": pair.target_name, "draft": pair.draft_name, "rows": rows}
-    (folder / "harness.json").write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+    write_json(folder / "harness.json", kept)
     (folder / "harness.md").write_text(table, encoding="utf-8")
     print(table, end="")
     return status_of(options, failed)

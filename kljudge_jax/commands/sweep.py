@@ -61,12 +61,12 @@ _MOST_NAMED = 20
 )
 def sweep(options) -> int:
     from kljudge_jax.evaluation.baselines import check_baselines, parse_baseline
-    from kljudge_jax.evaluation.report.text_table import aligned
     from kljudge_jax.evaluation.report.write import TaskResult, findings, read_setting, write_report
     from kljudge_jax.evaluation.sweep import run as sweep
     from kljudge_jax.evaluation.sweep.examples import examples
     from kljudge_jax.evaluation.sweep.summary import markdown_table, short_table, summarise
     from kljudge_jax.tasks import load_task
+    from kljudge_jax.text_table import aligned
     from kljudge_jax.verification import parse_verifier
 
     config = decoding_config(options)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -11,7 +10,6 @@ import numpy as np
 
 from kljudge_jax.evaluation.progress_update import Step
 from kljudge_jax.evaluation.report.statistics import speed_ratio_interval
-from kljudge_jax.evaluation.report.text_table import markdown
 from kljudge_jax.evaluation.report.token_page import Answer, answer_of
 from kljudge_jax.evaluation.sweep import run as sweep
 from kljudge_jax.evaluation.sweep.summary import summarise
@@ -21,7 +19,9 @@ from kljudge_jax.generation.results import Generation
 from kljudge_jax.generation.stream import Event, stream
 from kljudge_jax.machine import describe_machine
 from kljudge_jax.models.pair import ModelPair
+from kljudge_jax.results_folder import write_json
 from kljudge_jax.tasks.base import Problem, Task
+from kljudge_jax.text_table import markdown
 
 MAX_NEW_TOKENS = 160
 
@@ -149,7 +149,7 @@ def write(folder: Path, cells: Sequence[Sequence[str]], rows: list[dict], speeds
         "cells": rows,
         "one_by_one": {rule: dataclasses.asdict(speed) for rule, speed in speeds.items()},
     }
-    (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / "summary.json", summary)
 
 
 def _speed_ratio(tokens, seconds, rule, baseline) -> SpeedRatio:

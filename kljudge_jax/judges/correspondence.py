@@ -12,17 +12,17 @@ nothing once it has as many shifts as the states have numbers. The shifts before
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
+from scipy.stats import rankdata
 
 from kljudge_jax.errors import InputError
 from kljudge_jax.judges.dataset import Dataset
-from kljudge_jax.judges.metrics import ranks, roc_auc
-from kljudge_jax.results_folder import results_folder
+from kljudge_jax.judges.metrics import roc_auc
+from kljudge_jax.results_folder import results_folder, write_json
+from kljudge_jax.text_table import columns, markdown, ranged
 from kljudge_jax.verification.head import Head
 
 _DECILES = 10
@@ -51,7 +51,7 @@ class Estimate:
     high: float
 
     def __str__(self) -> str:
-        return f"{self.value:.3f} ({self.low:.3f} to {self.high:.3f})"
+        return ranged(self.value, (self.low, self.high), ".3f")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,29 +98,36 @@ class Correspondence:
     trained_on: bool
     points: dict[str, list[float]]
 
-    def to_json(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
-
     def markdown(self) -> str:
         """Tables, each with its n."""
+        deciles = [
+            {
+                "decile of the judge": str(i),
+                "n": str(d.rows),
+                "P(important)": f"{d.probability:.3f}",
+                "important": f"{d.important:.1%}",
+                "KL(target, draft)": f"{d.kl:.3f}",
+                "second order": f"{d.second_order_kl:.3f}",
+                "target entropy": f"{d.target_entropy:.3f}",
+                "draft entropy": f"{d.draft_entropy:.3f}",
+            }
+            for i, d in enumerate(self.deciles, 1)
+        ]
+        rivals = [
+            {
+                "": name,
+                "rank correlation with the judge": str(self.rank_correlation.get(name, "")),
+                "AUC for the label": str(auc),
+            }
+            for name, auc in self.auc.items()
+        ]
         lines = [
             f"{self.rows} mismatches of {self.questions} questions, {self.important:.1%} important; intervals are "
             "95 %, by a bootstrap over questions."
             + (" The judge was trained on some of these very questions, which flatters it." if self.trained_on else ""),
             "",
-            "| decile of the judge | n | P(important) | important | KL(target, draft) | second order | target entropy "
-            "| draft entropy |",
-            "|" + "---|" * 8,
-        ]
-        lines += [
-            f"| {i} | {d.rows} | {d.probability:.3f} | {d.important:.1%} | {d.kl:.3f} | {d.second_order_kl:.3f} "
-            f"| {d.target_entropy:.3f} | {d.draft_entropy:.3f} |"
-            for i, d in enumerate(self.deciles, 1)
-        ]
-        lines += ["", "| | rank correlation with the judge | AUC for the label |", "|---|---|---|"]
-        lines += [f"| {name} | {self.rank_correlation.get(name, '')} | {auc} |" for name, auc in self.auc.items()]
-        lines += [
-            "",
+            markdown(columns(deciles)),
+            markdown(columns(rivals)),
             f"A linear map of {self.shifts} logit-gap shifts explains, on questions it has not seen, "
             + " and ".join(f"{share:.1%} ({where} the token)" for where, share in self.explained.items())
             + f" of the variance of the judge's logit: at the least, since {self.rows} rows fit it. After the token "
@@ -203,7 +210,7 @@ def save_report(found: Correspondence, folder: str | Path) -> list[Path]:
     """Writes `correspondence.json`, `.md` and, where Matplotlib is installed, `.png`; returns what was written."""
     folder = results_folder(folder)
     written = [folder / "correspondence.json", folder / "correspondence.md"]
-    written[0].write_text(json.dumps(found.to_json(), indent=2) + "\n", encoding="utf-8")
+    write_json(written[0], dataclasses.asdict(found))
     written[1].write_text(found.markdown(), encoding="utf-8")
     if draw(found, folder / "correspondence.png"):
         written.append(folder / "correspondence.png")
@@ -260,7 +267,7 @@ def _estimate(statistic, draws: list[np.ndarray]) -> Estimate:
 
 def _spearman(a: np.ndarray, b: np.ndarray) -> float:
     """Spearman's rank correlation; 0 where one of the two is constant."""
-    a, b = ranks(a), ranks(b)
+    a, b = rankdata(a), rankdata(b)
     a, b = a - a.mean(), b - b.mean()
     return float(a @ b / max(np.sqrt((a @ a) * (b @ b)), 1e-12))
 

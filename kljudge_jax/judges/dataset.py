@@ -25,7 +25,7 @@ import numpy as np
 from kljudge_jax.errors import InputError
 from kljudge_jax.generation.display import scrolling_html
 from kljudge_jax.models.json_file import read_json
-from kljudge_jax.results_folder import results_folder
+from kljudge_jax.results_folder import results_folder, write_json
 from kljudge_jax.verification.features import PRIMITIVES, SETUPS, judge_features
 from kljudge_jax.verification.head import PairIdentity
 
@@ -245,9 +245,7 @@ class DatasetWriter:
     def _claim(self, head: dict[str, Any]) -> None:
         path = self.folder / "dataset.json"
         if not path.exists():
-            whole = path.with_suffix(".partial")
-            whole.write_text(json.dumps(head, indent=2) + "\n", encoding="utf-8")
-            os.replace(whole, path)  # so that a kill leaves all of it or nothing
+            write_json(path, head)
             return
         found = _read_head(self.folder)
         differing = [name for name in ("pair", "columns") if found[name] != head[name]]

@@ -20,6 +20,7 @@ import optax
 from kljudge_jax.errors import InputError
 from kljudge_jax.judges.dataset import Dataset
 from kljudge_jax.judges.metrics import ThresholdRow, advised, roc_auc, threshold_table
+from kljudge_jax.text_table import columns, markdown
 from kljudge_jax.verification.head import Head
 
 # AutoJudge's: 10^(-k/2) for k = 1 to 14, and five larger ones.
@@ -120,23 +121,23 @@ class TrainedJudge:
 
     def markdown(self) -> str:
         """Some rows of the threshold table, the advised one among them, under one line about the fit."""
-        lines = [
+        evenly = {round(i) for i in np.linspace(0, len(self.table) - 1, _ROWS_SHOWN)}
+        rows = []
+        for i, row in enumerate(self.table):
+            mark = " (advised)" if row.threshold == self.advised_threshold else ""
+            if i in evenly or mark:
+                shares = {"recall of important": row.recall, "precision": row.precision, "passed": row.passed}
+                rows.append(
+                    {"threshold": f"{row.threshold:.2g}{mark}"} | {name: f"{x:.1%}" for name, x in shares.items()}
+                )
+        said = (
             f"{self.options.setup} {self.options.model}, C {self.best.C:.3g}: validation AUC "
             f"{self.best.validation_auc:.3f} on {self.validation_rows} mismatches of {self.validation_questions} "
             f"questions ({self.best.train_auc:.3f} on the other {self.rows - self.validation_rows}); "
             f"{self.important / self.rows:.1%} of all {self.rows} important"
-            + (f"; {self.left_out} rows without finite features left out" if self.left_out else ""),
-            "",
-            "| threshold | recall of important | precision | passed |",
-            "|---|---|---|---|",
-        ]
-        evenly = {round(i) for i in np.linspace(0, len(self.table) - 1, _ROWS_SHOWN)}
-        for i, row in enumerate(self.table):
-            mark = " (advised)" if row.threshold == self.advised_threshold else ""
-            if i not in evenly and not mark:
-                continue
-            lines.append(f"| {row.threshold:.2g}{mark} | {row.recall:.1%} | {row.precision:.1%} | {row.passed:.1%} |")
-        return "\n".join(lines) + "\n"
+            + (f"; {self.left_out} rows without finite features left out" if self.left_out else "")
+        )
+        return f"{said}\n\n{markdown(columns(rows))}"
 
     def _repr_markdown_(self) -> str:
         return self.markdown()

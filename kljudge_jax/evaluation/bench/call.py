@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Unpack
@@ -15,7 +14,7 @@ from kljudge_jax.evaluation.bench.table import bench_markdown
 from kljudge_jax.generation.config import DecodingConfig, DecodingFields, configured
 from kljudge_jax.machine import describe_machine
 from kljudge_jax.models.pair import ModelPair
-from kljudge_jax.results_folder import results_folder
+from kljudge_jax.results_folder import results_folder, write_json
 from kljudge_jax.tasks.base import Task
 from kljudge_jax.verification import Verifier
 from kljudge_jax.verification.specs import spec_of
@@ -42,7 +41,7 @@ class Bench:
           InputError: the folder cannot be made.
         """
         folder = results_folder(folder)
-        (folder / "bench.json").write_text(json.dumps(self.figures, indent=2) + "\n", encoding="utf-8")
+        write_json(folder / "bench.json", self.figures)
         (folder / "table.md").write_text(self.markdown(profile), encoding="utf-8")
         return folder / "bench.json"
 

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 
 import numpy as np
+from scipy.optimize import isotonic_regression
 
 from kljudge_jax.generation.stats import Cycle
 
@@ -71,13 +72,9 @@ def nondecreasing(passes: Mapping[int, float]) -> dict[int, float]:
     A pass over more positions does all the work of one over fewer; that it was timed as less is noise, and a length
     chosen by it is too.
     """
-    blocks: list[list[float]] = []  # mean, count
-    for place in sorted(passes):
-        blocks.append([passes[place], 1])
-        while len(blocks) > 1 and blocks[-2][0] > blocks[-1][0]:
-            (one, few), (other, more) = blocks[-2:]
-            blocks[-2:] = [[(one * few + other * more) / (few + more), few + more]]
-    return dict(zip(sorted(passes), (mean for mean, count in blocks for _ in range(int(count))), strict=True))
+    places = sorted(passes)
+    nearest = isotonic_regression([passes[place] for place in places]).x
+    return dict(zip(places, nearest.tolist(), strict=True))
 
 
 def advice(model: CostModel, rate: float) -> str:

@@ -4,80 +4,52 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from kljudge_jax.core import cycle
-from kljudge_jax.core.protocols import Models
+from kljudge_jax.core.protocols import Drafter, Models
 from kljudge_jax.core.rows import map_state, repeated
-from kljudge_jax.core.state import LoopState, Shape
+from kljudge_jax.core.state import LoopState, Numbers, Shape
 from kljudge_jax.evaluation.bench.timing import Probe
 from kljudge_jax.generation.run import Run
 from kljudge_jax.models.flat_model import unflatten
+from kljudge_jax.verification import Verifier
 
 
 def draft(run: Run) -> Probe:
     """One draft a row, the step that catches up with what was committed included."""
-
-    def repeat(held, n):
-        return _draft(*run.models, run.verifier, run.numbers(), _bare(run.state), held, np.int32(n), **run.static)
-
-    return Probe(repeat, lambda: _copy(_held(run.state)))
+    return _probe(run, _propose, _bare(run.state))
 
 
 def target_pass(run: Run, positions: int) -> Probe:
     """One target pass over a row's last token and `positions - 1` draft tokens, logits included."""
     rows = run.state.cache.length.shape[0]
-    tokens = jnp.zeros((rows, positions), jnp.int32)
-    count = jnp.full((rows,), positions - 1, jnp.int32)
-
-    def repeat(cache, n):
-        return _target_pass(run.models[0], tokens, count, cache, np.int32(n), scorer=run.shape.scorer)
-
-    return Probe(repeat, lambda: _copy(run.state.cache))
+    given = jnp.zeros((rows, positions), jnp.int32), jnp.full((rows,), positions - 1, jnp.int32)
+    return _probe(run, _score, given)
 
 
 def verdicts(run: Run) -> Probe:
     """The verdicts on a draft that is scored already."""
-    proposal, scores = _scored(run)
-
-    def repeat(_, n):
-        return _verdicts(
-            run.verifier, run.numbers(), _bare(run.state), proposal, scores, np.int32(n),
-            shape=run.shape, kind=type(run.verifier),
-        )  # fmt: skip
-
-    return Probe(repeat)
+    return _probe(run, _verify, (_bare(run.state), *_scored(run)))
 
 
 def commit(run: Run) -> Probe:
     """What follows a verdict: tokens, counts and caches of the state brought up to date."""
-    proposal, scores = _scored(run)
-    _, outcome = _verdicts(
-        run.verifier, run.numbers(), _bare(run.state), proposal, scores, np.int32(1),
-        shape=run.shape, kind=type(run.verifier),
-    )  # fmt: skip
-
-    def repeat(held, n):
-        return _commit(
-            *run.models, run.numbers(), _bare(run.state), held, proposal, scores, outcome, np.int32(n),
-            drafter=run.drafter, shape=run.shape,
-        )  # fmt: skip
-
-    return Probe(repeat, lambda: _copy(_held(run.state)))
+    scored = _scored(run)
+    _, outcome = _once(run, _verify, (_bare(run.state), *scored))
+    return _probe(run, _commit, (_bare(run.state), *scored, outcome))
 
 
 def whole_cycle(run: Run) -> Probe:
     """The first cycle after the prompts, over and over: what a block of cycles is made of, without its dispatch."""
     # No end of text: a row that stops drafts nothing more.
     never = dataclasses.replace(run.numbers(), end_ids=jnp.full_like(run.eos, -1))
-
-    def repeat(held, n):
-        return _cycle(*run.models, run.verifier, never, _bare(run.state), held, np.int32(n), **run.static)
-
-    return Probe(repeat, lambda: _copy(_held(run.state)))
+    return _probe(run, _cycle, _bare(run.state), never)
 
 
 def prompts(run: Run) -> Probe:
@@ -86,91 +58,87 @@ def prompts(run: Run) -> Probe:
     return Probe(lambda _, n: [run.start() for _ in range(n)], most=1)
 
 
-@functools.partial(jax.jit, static_argnames=("drafter", "shape", "kind"), donate_argnames="held")
-def _draft(target, draft, rule, numbers, state, held, repetitions, *, drafter, shape, kind):
-    del kind  # as in `generation.programs`
-    models = Models(unflatten(target), unflatten(draft))
+def _probe(run: Run, part: Callable, given: Any, numbers: Numbers | None = None) -> Probe:
+    """A part of the run's cycle, repeated on `given`; its caches are copied for every sample."""
+    numbers = run.numbers() if numbers is None else numbers
 
-    def step(held, state):
-        proposal, *held = cycle.propose(models, drafter, rule, _whole(state, held), numbers, shape=shape)
-        return _rolled_back(held, state, shape), proposal
+    def repeat(held, n):
+        return _repeated(*run.models, run.verifier, numbers, held, given, np.int32(n), part=part, **run.static)
 
-    return _repeated(step, held, state, repetitions)
+    return Probe(repeat, lambda: jax.tree.map(jnp.copy, _held(run.state)))
 
 
-@functools.partial(jax.jit, static_argnames="scorer", donate_argnames="cache")
-def _target_pass(target, tokens, count, cache, repetitions, *, scorer):
-    target, length = unflatten(target), cache.length
-
-    def step(cache, given):
-        tokens, count = given
-        scores = scorer.score(target, cache, tokens[:, 0], tokens[:, 1:], count)
-        return scores.cache.at_length(length), scores._replace(cache=None)
-
-    return _repeated(step, cache, (tokens, count), repetitions)
-
-
-@functools.partial(jax.jit, static_argnames=("shape", "kind"))
-def _verdicts(rule, numbers, state, proposal, scores, repetitions, *, shape, kind):
-    del kind
-
-    def step(_, given):
-        state, proposal, scores = given
-        return (), cycle.verify(rule, numbers.sampling, state, proposal, scores, numbers, shape=shape)
-
-    return _repeated(step, (), (state, proposal, scores), repetitions)
-
-
-@functools.partial(jax.jit, static_argnames=("drafter", "shape"), donate_argnames="held")
-def _commit(target, draft, numbers, state, held, proposal, scores, outcome, repetitions, *, drafter, shape):
-    models = Models(unflatten(target), unflatten(draft))
-
-    def step(held, given):
-        state, proposal, scores, outcome = given
-        scores = scores._replace(cache=held[0])
-        after = cycle.commit(models, drafter, _whole(state, held), proposal, scores, outcome, numbers, shape=shape)
-        return _rolled_back(_held(after), state, shape), _bare(after)
-
-    return _repeated(step, held, (state, proposal, scores, outcome), repetitions)
-
-
-@functools.partial(jax.jit, static_argnames=("drafter", "shape", "kind"), donate_argnames="held")
-def _cycle(target, draft, rule, numbers, state, held, repetitions, *, drafter, shape, kind):
-    del kind
-    models = Models(unflatten(target), unflatten(draft))
-
-    def step(held, state):
-        after = cycle.cycle(models, drafter, rule, _whole(state, held), numbers, shape=shape)
-        return _rolled_back(_held(after), state, shape), _bare(after)
-
-    return _repeated(step, held, state, repetitions)
+def _once(run: Run, part: Callable, given: Any):
+    probe = _probe(run, part, given)
+    return probe.run(probe.make(), 1)
 
 
 def _scored(run: Run):
     """A real proposal and its scores, by the programs that are timed."""
-    one, held = np.int32(1), _copy(_held(run.state))
-    _, proposal = _draft(*run.models, run.verifier, run.numbers(), _bare(run.state), held, one, **run.static)
+    _, proposal = _once(run, _propose, _bare(run.state))
     tokens = jnp.concatenate([proposal.last[:, None], proposal.draft.tokens], axis=1)
-    cache = _copy(run.state.cache)
-    _, scores = _target_pass(run.models[0], tokens, proposal.counts, cache, one, scorer=run.shape.scorer)
-    return proposal, scores
+    return proposal, _once(run, _score, (tokens, proposal.counts))[1]
 
 
-def _repeated(step, carried, given, repetitions):
-    """`carried, results = step(carried, given)`, so many times; the last `carried` and the last results.
+class _Fixed(NamedTuple):
+    """What a part is of: models, rule and numbers, and what is static."""
+
+    models: Models
+    rule: Verifier
+    numbers: Numbers
+    drafter: Drafter | None
+    shape: Shape
+
+
+# The parts: `held, given -> held, result`, where `held` is the target's cache and the drafter's state.
+
+
+def _propose(of: _Fixed, held, state):
+    proposal, *held = cycle.propose(of.models, of.drafter, of.rule, _whole(state, held), of.numbers, shape=of.shape)
+    return _rolled_back(held, state, of.shape), proposal
+
+
+def _score(of: _Fixed, held, given):
+    tokens, count = given
+    scores = of.shape.scorer.score(of.models.target, held[0], tokens[:, 0], tokens[:, 1:], count)
+    return (scores.cache.at_length(held[0].length), held[1]), scores._replace(cache=None)
+
+
+def _verify(of: _Fixed, held, given):
+    state, proposal, scores = given
+    return held, cycle.verify(of.rule, of.numbers.sampling, state, proposal, scores, of.numbers, shape=of.shape)
+
+
+def _commit(of: _Fixed, held, given):
+    state, proposal, scores, outcome = given
+    scores, state = scores._replace(cache=held[0]), _whole(state, held)
+    after = cycle.commit(of.models, of.drafter, state, proposal, scores, outcome, of.numbers, shape=of.shape)
+    return _rolled_back(_held(after), state, of.shape), _bare(after)
+
+
+def _cycle(of: _Fixed, held, state):
+    after = cycle.cycle(of.models, of.drafter, of.rule, _whole(state, held), of.numbers, shape=of.shape)
+    return _rolled_back(_held(after), state, of.shape), _bare(after)
+
+
+@functools.partial(jax.jit, static_argnames=("part", "drafter", "shape", "kind"), donate_argnames="held")
+def _repeated(target, draft, rule, numbers, held, given, repetitions, *, part, drafter, shape, kind):
+    """`held, result = part(fixed, held, given)`, so many times; the last `held` and the last result.
 
     Both are returned to the host: what nobody reads XLA would not compute, and what is donated needs a place to go.
-    `carried` is what a step updates in place. `given` is the same in every turn; XLA must not see that, or it would
+    `held` is what a part updates in place. `given` is the same in every turn; XLA must not see that, or it would
     lift out of the loop what depends on nothing else.
     """
-    shapes = jax.eval_shape(lambda *args: step(*args)[1], carried, given)
+    del kind  # as in `generation.programs`
+    part = functools.partial(part, _Fixed(Models(unflatten(target), unflatten(draft)), rule, numbers, drafter, shape))
+    shapes = jax.eval_shape(lambda *args: part(*args)[1], held, given)
     results = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
 
     def turn(i, state):
         fenced, _ = jax.lax.optimization_barrier((given, i))
-        return step(state[0], fenced)
+        return part(state[0], fenced)
 
-    return jax.lax.fori_loop(0, repetitions, turn, (carried, results))
+    return jax.lax.fori_loop(0, repetitions, turn, (held, results))
 
 
 def _rolled_back(held, state: LoopState, shape: Shape):
@@ -190,7 +158,3 @@ def _bare(state: LoopState) -> LoopState:
 
 def _whole(state: LoopState, held) -> LoopState:
     return dataclasses.replace(state, cache=held[0], drafter=held[1])
-
-
-def _copy(tree):
-    return jax.tree.map(jnp.copy, tree)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Unpack
@@ -16,6 +14,7 @@ from kljudge_jax.evaluation.calibration.run import Check, Plan, Tested
 from kljudge_jax.evaluation.sweep.run import grid
 from kljudge_jax.generation.config import DecodingConfig, DecodingFields, configured
 from kljudge_jax.models.pair import ModelPair
+from kljudge_jax.results_folder import folder_or_temporary
 from kljudge_jax.tasks.base import Task
 from kljudge_jax.verification.specs import threshold_specs
 
@@ -109,8 +108,7 @@ def calibrate(
     """
     config = configured("calibrate", config, decoding)
     plan = planned(rule, thresholds, budget, delta, without_answers, n, split, check_n, check_split, config)
-    with contextlib.ExitStack() as stack:
-        place = Path(folder if folder is not None else stack.enter_context(tempfile.TemporaryDirectory()))
+    with folder_or_temporary(folder) as place:
         found = calibrated(pair, task, plan, place, check_n, check_split, report)
         if folder is not None:
             found.save(place)

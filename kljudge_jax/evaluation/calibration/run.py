@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -23,7 +21,7 @@ from kljudge_jax.judges.calibration import (
 )
 from kljudge_jax.machine import describe_machine
 from kljudge_jax.models.pair import ModelPair
-from kljudge_jax.results_folder import results_folder
+from kljudge_jax.results_folder import results_folder, write_json
 from kljudge_jax.tasks.base import Task
 
 SCHEMA = 1
@@ -183,10 +181,7 @@ def needed(plan: Plan, one: Tested) -> int | None:
 
 def write(folder: str | Path, found: dict) -> None:
     """Writes `calibration.json`. Raises `InputError` if there can be no such folder."""
-    path = results_folder(folder) / "calibration.json"
-    whole = path.with_suffix(".partial")
-    whole.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-    os.replace(whole, path)
+    write_json(results_folder(folder) / "calibration.json", found)
 
 
 def _compare_each(pair, task, plan, folder, report) -> Iterator[Compared]:

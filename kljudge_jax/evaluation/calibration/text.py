@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from kljudge_jax.evaluation.calibration.run import Check, Plan, Tested, chosen, needed
-from kljudge_jax.evaluation.report.text_table import aligned
+from kljudge_jax.text_table import aligned
 
 
 def table(plan: Plan, tested: Sequence[Tested]) -> str:

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 from kljudge_jax.errors import InputError
 from kljudge_jax.evaluation.bench import run as bench
 from kljudge_jax.evaluation.bench.table import machine_label, milliseconds, ranged
-from kljudge_jax.evaluation.report.text_table import markdown
 from kljudge_jax.evaluation.sweep import run as sweep
 from kljudge_jax.machine import is_busy
 from kljudge_jax.models.json_file import read_json
+from kljudge_jax.text_table import markdown
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -6,27 +6,24 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+from scipy import stats
 
-_Z95 = 1.959963984540054
+_Z95 = float(stats.norm.ppf(0.975))
 
 
 def wilson_interval(successes: int, n: int) -> tuple[float, float]:
     """The 95 % interval of a share, Wilson 1927; (0, 1) of nothing."""
     if n == 0:
         return 0.0, 1.0
-    share, z2 = successes / n, _Z95**2
-    centre = (share + z2 / (2 * n)) / (1 + z2 / n)
-    half = _Z95 * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n)) / (1 + z2 / n)
-    return max(0.0, centre - half), min(1.0, centre + half)
+    interval = stats.binomtest(successes, n).proportion_ci(method="wilson")
+    return float(interval.low), float(interval.high)
 
 
 def mcnemar(ours: Sequence[bool], theirs: Sequence[bool]) -> float:
     """Exact two-sided p-value of McNemar's test that two sets of paired outcomes have one success rate."""
     won = sum(a and not b for a, b in zip(ours, theirs, strict=True))
     lost = sum(b and not a for a, b in zip(ours, theirs, strict=True))
-    discordant = won + lost
-    tail = sum(math.comb(discordant, k) for k in range(min(won, lost) + 1)) / 2**discordant
-    return min(1.0, 2 * tail)
+    return float(stats.binomtest(won, won + lost).pvalue) if won + lost else 1.0
 
 
 def paired_difference(ours: Sequence[bool], theirs: Sequence[bool]) -> tuple[float, tuple[float, float]]:
@@ -91,13 +88,5 @@ def _log_interval(cases: np.ndarray, signs: Sequence[int]) -> tuple[float, float
     error = math.sqrt((n - 1) / n * ((left_out - left_out.mean()) ** 2).sum())
     weights = cases[0] ** 2
     freedom = max(1.0, weights.sum() ** 2 / (weights**2).sum() - 1)
-    half = _t95(freedom) * error
+    half = float(stats.t.ppf(0.975, freedom)) * error
     return math.exp(middle - half), math.exp(middle + half)
-
-
-def _t95(freedom: float) -> float:
-    """The 97.5 % quantile of Student's t, whose density in atan(t / sqrt(freedom)) is cos^(freedom - 1)."""
-    angles = np.linspace(0, math.pi / 2, 8_001)
-    density = np.cos(angles) ** (freedom - 1)
-    below = np.concatenate([[0.0], np.cumsum((density[1:] + density[:-1]) / 2)])
-    return math.sqrt(freedom) * math.tan(np.interp(0.95 * below[-1], below, angles))

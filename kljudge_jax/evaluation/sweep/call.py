@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Unpack
@@ -16,6 +14,7 @@ from kljudge_jax.evaluation.sweep.examples import examples as traced_examples
 from kljudge_jax.evaluation.sweep.summary import summarise
 from kljudge_jax.generation.config import DecodingConfig, DecodingFields, configured
 from kljudge_jax.models.pair import ModelPair
+from kljudge_jax.results_folder import folder_or_temporary
 from kljudge_jax.tasks.base import Task
 from kljudge_jax.verification import Verifier
 
@@ -62,8 +61,7 @@ def sweep(
     if not rules or not lengths or n < 1 or examples < 0:
         raise InputError("name at least one rule and one draft length; n starts at 1, examples at 0")
     plan = sweeps.Plan(sweeps.grid(rules, lengths), n, split, config)
-    with contextlib.ExitStack() as stack:
-        place = Path(folder if folder is not None else stack.enter_context(tempfile.TemporaryDirectory()))
+    with folder_or_temporary(folder) as place:
         rows = summarise(sweeps.run_sweep(pair, task, plan, place, report))
         shown = traced_examples(pair, sweeps.Part(task, plan, place), examples) if examples else []
         result = TaskResult(task.name, rows, shown, greedy=config.greedy)

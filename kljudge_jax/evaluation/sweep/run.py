@@ -25,7 +25,7 @@ from kljudge_jax.models.fingerprint import fingerprints
 from kljudge_jax.models.pair import ModelPair
 from kljudge_jax.parallel.axes import LOGICAL
 from kljudge_jax.parallel.mesh import mesh_sizes
-from kljudge_jax.results_folder import results_folder
+from kljudge_jax.results_folder import results_folder, write_json
 from kljudge_jax.tasks.base import Problem, Task
 from kljudge_jax.verification import Verifier
 from kljudge_jax.verification.specs import spec_of as rule_name
@@ -327,9 +327,7 @@ def _claim(path: Path, pair: ModelPair, task: Task, plan: Plan, problems: Sequen
         "plan": plan.to_json(),
     }
     if not path.exists():
-        whole = path.with_suffix(".partial")
-        whole.write_text(json.dumps(asked | {"machine": describe_machine()}, indent=2) + "\n", encoding="utf-8")
-        os.replace(whole, path)  # so that a kill leaves all of it or nothing
+        write_json(path, asked | {"machine": describe_machine()})
         return
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -358,10 +356,7 @@ def _note_machine(path: Path) -> None:
     claim, machine = json.loads(path.read_text(encoding="utf-8")), json.loads(json.dumps(describe_machine()))
     if machine in (claim.get("machine"), *claim.get("later_machines", ())):
         return
-    claim["later_machines"] = [*claim.get("later_machines", ()), machine]
-    whole = path.with_suffix(".partial")
-    whole.write_text(json.dumps(claim, indent=2) + "\n", encoding="utf-8")
-    os.replace(whole, path)
+    write_json(path, claim | {"later_machines": [*claim.get("later_machines", ()), machine]})
 
 
 def read_records(path: Path) -> Iterator[dict]:

@@ -19,8 +19,8 @@ from kljudge_jax.evaluation.report.statistics import (
     speed_ratio_interval,
     wilson_interval,
 )
-from kljudge_jax.evaluation.report.text_table import markdown
 from kljudge_jax.evaluation.sweep.run import Cell
+from kljudge_jax.text_table import markdown
 
 # An interval over fewer turns than these is too wide to say anything.
 _FEWEST_TURNS = 4

@@ -13,9 +13,9 @@ from kljudge_jax.evaluation.report.statistics import (
     speed_ratio_interval,
     wilson_interval,
 )
-from kljudge_jax.evaluation.report.text_table import aligned
 from kljudge_jax.evaluation.report.write import findings
 from kljudge_jax.evaluation.sweep.summary import csv_table, markdown_table, short_table, summarise, table
+from kljudge_jax.text_table import aligned
 
 
 def test_figures_of_hand_made_records():
