@@ -173,7 +173,7 @@ class Whole(click.ParamType):
         try:
             number = int(value)
         except ValueError:
-            self.fail(f"{value!r} is no whole number", param, ctx)
+            self.fail(f"give whole numbers, not {value!r}", param, ctx)
         if number < self.least:
             self.fail(f"numbers start at {self.least}, got {number}", param, ctx)
         if self.most is not None and number > self.most:
@@ -187,18 +187,12 @@ class Wholes(click.ParamType):
     name = "INTS"
 
     def __init__(self, least: int = 1):
-        self.least = least
+        self.one = Whole(least)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
         if not isinstance(value, str):  # converted before
             return value
-        try:
-            numbers = tuple(dict.fromkeys(int(number) for number in value.split(",")))
-        except ValueError:
-            self.fail(f"give whole numbers with commas, not {value!r}", param, ctx)
-        if min(numbers) < self.least:
-            self.fail(f"numbers start at {self.least}, got {min(numbers)}", param, ctx)
-        return numbers
+        return tuple(dict.fromkeys(self.one.convert(number, param, ctx) for number in value.split(",")))
 
 
 class Lengths(click.ParamType):

@@ -47,9 +47,9 @@ from kljudge_jax.spec import split_specs
 )
 def evaluate(options) -> int:
     from kljudge_jax.evaluation.harness import KLJudgeLM, harness_runs
-    from kljudge_jax.evaluation.progress_update import Step
+    from kljudge_jax.evaluation.progress_update import ProgressUpdate
     from kljudge_jax.evaluation.report.harness import compare_with_first, harness_markdown, harness_rows
-    from kljudge_jax.evaluation.result_store import Finished
+    from kljudge_jax.evaluation.result_store import ResultStore
     from kljudge_jax.verification import parse_verifier
 
     rules = split_specs(options.rules)
@@ -61,13 +61,13 @@ def evaluate(options) -> int:
     runs = harness_runs([name.strip() for name in options.harness_tasks.split(",")], options.include_path)
     folder = results_folder(options.out)
     pair = load_pair(options)
-    finished = Finished(folder / "finished.jsonl", _asked(options, pair))
+    finished = ResultStore(folder / "finished.jsonl", _asked(options, pair))
     rows, failed = [], 0
     with Bar() as bar:
         every = [(rule, name) for rule in rules for name in runs]
         before = sum(one in finished for one in every)
         for done, (rule, name) in enumerate(every):
-            bar.keep(Step(f"{name}, {rule}", done, len(every), before))
+            bar.keep(ProgressUpdate(f"{name}, {rule}", done, len(every), before))
             if (rule, name) not in finished:
                 lm = KLJudgeLM(pair, rule, config=config)
                 found = runs[name](

@@ -89,7 +89,7 @@ def _which(name: str, help: str, **settings: Any) -> Option:
     "every question that is finished is in {out}: repeat the command to go on",
 )
 def mine(options) -> int:
-    from kljudge_jax.evaluation.progress_update import Step
+    from kljudge_jax.evaluation.progress_update import ProgressUpdate
     from kljudge_jax.judges.mining import mine
     from kljudge_jax.judges.semi_greedy import Options
     from kljudge_jax.judges.sources import label_by_likelihood, label_by_rollouts, label_marked_answers
@@ -114,12 +114,12 @@ def mine(options) -> int:
 
         def counted(finished, questions):
             before.append(finished - 1)  # told after each question
-            bar.show(Step(f"{finished} of {questions} questions", finished, questions, before[0]))
+            bar.show(ProgressUpdate(f"{finished} of {questions} questions", finished, questions, before[0]))
 
         def searched(progress):
             before.append(progress.finished)  # told first when none is finished yet
             words = f"{progress.finished} of {progress.questions} questions, {progress.mismatches} mismatches"
-            bar.show(Step(words, progress.finished, progress.questions, before[0]))
+            bar.show(ProgressUpdate(words, progress.finished, progress.questions, before[0]))
 
         if marked:
             data = label_marked_answers(pair, options.answers, options.out, progress=counted)

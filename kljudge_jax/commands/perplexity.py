@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from kljudge_jax.commands.command import DIR, EMBEDDED, FILE, MODEL, OK, Whole, command, option
-from kljudge_jax.commands.options import MESH, REVISION, dtype_option, note, read_text
+from kljudge_jax.commands.options import MESH, REVISION, dtype_option, note
 from kljudge_jax.commands.progress import Bar
 from kljudge_jax.errors import InputError
 from kljudge_jax.results_folder import results_folder, write_json
+from kljudge_jax.tasks.files import read_text
 
 _BITS: dict[str, int | str] = {"int8": 8, "int4": 4, "file": "file"}
 _PRECISIONS = ("float32", "bfloat16", "float16", *_BITS)
@@ -37,7 +38,7 @@ _PRECISIONS = ("float32", "bfloat16", "float16", *_BITS)
 )
 def perplexity(options) -> int:
     from kljudge_jax.evaluation.perplexity import perplexity, perplexity_table
-    from kljudge_jax.evaluation.progress_update import Step
+    from kljudge_jax.evaluation.progress_update import ProgressUpdate
     from kljudge_jax.machine import describe_machine
     from kljudge_jax.text_table import aligned, markdown
 
@@ -50,7 +51,7 @@ def perplexity(options) -> int:
     found = []
     with Bar() as bar:
         for done, name in enumerate(names):
-            bar.keep(Step(name, done, len(names)))
+            bar.keep(ProgressUpdate(name, done, len(names)))
             pair = _load(options, name)
             window = min(options.window, pair.target.config.max_position)
             tokens = pair.tokenizer(text, add_special_tokens=False)["input_ids"][: options.tokens]

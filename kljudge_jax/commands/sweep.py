@@ -61,7 +61,7 @@ _MOST_NAMED = 20
 )
 def sweep(options) -> int:
     from kljudge_jax.evaluation.baselines import check_baselines, parse_baseline
-    from kljudge_jax.evaluation.report.write import TaskResult, findings, read_setting, write_report
+    from kljudge_jax.evaluation.report.write import TaskResult, findings, read_metadata, write_report
     from kljudge_jax.evaluation.sweep import run as sweep
     from kljudge_jax.evaluation.sweep.examples import examples
     from kljudge_jax.evaluation.sweep.summary import markdown_table, short_table, summarise
@@ -96,13 +96,13 @@ def sweep(options) -> int:
             if part.plan.config.seed == seeds[0]:
                 shown[part.task.name] = examples(pair, part, options.examples)
     results = [TaskResult(name, summarise(sweep.pooled(records)), shown[name]) for name, records in answered.items()]
-    setting = read_setting([part.folder for part in parts], shlex.join(["kljudge", *options.words]))
-    files = write_report(options.out, results, setting)
+    metadata = read_metadata([part.folder for part in parts], shlex.join(["kljudge", *options.words]))
+    files = write_report(options.out, results, metadata)
     for result in results:
         # A person gets columns that fit a terminal, a program those of the report.
         shown_table = f"{aligned(short_table(result.rows))}\n" if sys.stdout.isatty() else markdown_table(result.rows)
         print(f"{result.name}:\n\n{shown_table}")
-        print("".join(f"{line}\n" for line in findings(result.rows, setting.greedy)))
+        print("".join(f"{line}\n" for line in findings(result.rows, metadata.greedy)))
     print(f"Report: {files[0]}")
     failed = False
     for name, of_seeds in answered.items():

@@ -24,7 +24,7 @@ from kljudge_jax.commands.progress import Bar
     "  kljudge generate --target embedded --verifier judge:judges/arithmetic,threshold=0.5 --raw 'Tom has 3 pens.'",
 )
 def train_judge(options) -> int:
-    from kljudge_jax.evaluation.progress_update import Step
+    from kljudge_jax.evaluation.progress_update import ProgressUpdate
     from kljudge_jax.judges.jobs import train_judge
     from kljudge_jax.judges.training import Options
 
@@ -34,7 +34,7 @@ def train_judge(options) -> int:
 
         def show(point):
             line = f"C {point.C:.3g}: validation AUC {point.validation_auc:.3f}"
-            bar.show(Step(line, next(points), len(settings.grid)))
+            bar.show(ProgressUpdate(line, next(points), len(settings.grid)))
 
         judge = train_judge(options.data, options.folder, settings, show)
     print(judge.markdown(), end="")

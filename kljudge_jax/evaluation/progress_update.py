@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 
-class Step(str):
+class ProgressUpdate(str):
     """What a `report` callback is told; a plain str to whoever only wants the words.
 
     Attributes:
@@ -15,7 +15,7 @@ class Step(str):
     total: int
     before: int
 
-    def __new__(cls, line: str, done: int, total: int, before: int = 0) -> Step:
+    def __new__(cls, line: str, done: int, total: int, before: int = 0) -> ProgressUpdate:
         step = super().__new__(cls, line)
         step.done, step.total, step.before = done, total, before
         return step

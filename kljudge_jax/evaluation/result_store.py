@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 
-class Finished:
+class ResultStore:
     """Rows of figures by rule and task, in a file of one JSON line each under a line that says what was asked.
 
     A file of another evaluation is begun anew; a last line that a kill cut short is dropped.

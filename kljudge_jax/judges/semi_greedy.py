@@ -24,7 +24,7 @@ from kljudge_jax.errors import InputError
 from kljudge_jax.generation import prompts
 from kljudge_jax.generation.detokenize import decode
 from kljudge_jax.judges.dataset import GAP_TOKENS
-from kljudge_jax.judges.passes import WIDTHS, Lane, compare, roll_out
+from kljudge_jax.judges.passes import WIDTHS, BatchedScorer, compare, roll_out
 from kljudge_jax.judges.reference import KINDS, Reference, make_reference
 from kljudge_jax.models.pair import ModelPair
 from kljudge_jax.parallel.hosts import fetch
@@ -121,8 +121,8 @@ class Search:
         self.group = max(1, self.batch // 4)
         longest = max(len(tokens) for _, _, tokens in every) + options.max_new_tokens
         capacity = -(-(longest + WIDTHS[-1]) // 64) * 64
-        self.target = Lane(pair.target, self.batch, capacity, self.group)
-        self.draft = Lane(pair.draft, self.batch, capacity, self.group)
+        self.target = BatchedScorer(pair.target, self.batch, capacity, self.group)
+        self.draft = BatchedScorer(pair.draft, self.batch, capacity, self.group)
         # What the device is told of each row before a rollout.
         self.tokens = np.zeros((self.batch, capacity), np.int32)
         self.length, self.limit = np.ones((2, self.batch), np.int32)

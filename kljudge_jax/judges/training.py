@@ -20,7 +20,7 @@ import optax
 from kljudge_jax.errors import InputError
 from kljudge_jax.judges.dataset import Dataset
 from kljudge_jax.judges.metrics import ThresholdRow, advised, roc_auc, threshold_table
-from kljudge_jax.text_table import columns, markdown
+from kljudge_jax.text_table import markdown
 from kljudge_jax.verification.head import Head
 
 # AutoJudge's: 10^(-k/2) for k = 1 to 14, and five larger ones.
@@ -122,14 +122,12 @@ class TrainedJudge:
     def markdown(self) -> str:
         """Some rows of the threshold table, the advised one among them, under one line about the fit."""
         evenly = {round(i) for i in np.linspace(0, len(self.table) - 1, _ROWS_SHOWN)}
-        rows = []
+        rows = [["threshold", "recall of important", "precision", "passed"]]
         for i, row in enumerate(self.table):
             mark = " (advised)" if row.threshold == self.advised_threshold else ""
             if i in evenly or mark:
-                shares = {"recall of important": row.recall, "precision": row.precision, "passed": row.passed}
-                rows.append(
-                    {"threshold": f"{row.threshold:.2g}{mark}"} | {name: f"{x:.1%}" for name, x in shares.items()}
-                )
+                shares = [f"{share:.1%}" for share in (row.recall, row.precision, row.passed)]
+                rows.append([f"{row.threshold:.2g}{mark}", *shares])
         said = (
             f"{self.options.setup} {self.options.model}, C {self.best.C:.3g}: validation AUC "
             f"{self.best.validation_auc:.3f} on {self.validation_rows} mismatches of {self.validation_questions} "
@@ -137,7 +135,7 @@ class TrainedJudge:
             f"{self.important / self.rows:.1%} of all {self.rows} important"
             + (f"; {self.left_out} rows without finite features left out" if self.left_out else "")
         )
-        return f"{said}\n\n{markdown(columns(rows))}"
+        return f"{said}\n\n{markdown(rows)}"
 
     def _repr_markdown_(self) -> str:
         return self.markdown()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from kljudge_jax.evaluation.demo import markdown
 from kljudge_jax.machine import is_busy
+from kljudge_jax.text_table import columns, markdown, ranged
 
 
 def bench_markdown(found: dict[str, Any], profile: bool = False) -> str:
@@ -17,8 +17,7 @@ def bench_markdown(found: dict[str, Any], profile: bool = False) -> str:
     if profile:
         for batch in found["batches"]:
             for rule in batch["rules"]:
-                title = f"Batch {batch['batch']}, {_title(rule)}: where a cycle goes\n"
-                blocks += [title, markdown(_profile(rule))]
+                blocks += [f"Batch {batch['batch']}, {title(rule)}: where a cycle goes\n", markdown(_profile(rule))]
     return "\n".join(block for block in blocks if block)
 
 
@@ -69,70 +68,44 @@ def _limits(found) -> str:
 
 
 def _parts(batch) -> list[list[str]]:
-    head = ["part", "ms", "times a plain pass", "GB/s", "share", "GFLOP/s", "share"]
     plain = batch["target_pass"]["1"]["seconds"]
-    cells = [head]
-
-    def line(name, timing):
-        known = "bytes_per_second" in timing
-        cells.append(
-            [
-                name,
-                milliseconds(timing),
-                f"{timing['seconds'] / plain:.2f}",
-                f"{timing['bytes_per_second'] / 1e9:.1f}" if known else "",
-                f"{100 * timing['bandwidth_share']:.0f} %" if known else "",
-                f"{timing['flops_per_second'] / 1e9:.1f}" if known else "",
-                f"{100 * timing['flops_share']:.0f} %" if known else "",
-            ]
-        )
-
-    if batch["draft"]:
-        line("draft", batch["draft"])
-        line("draft step", batch["draft"]["step"])
+    timings = {"draft": batch["draft"], "draft step": batch["draft"]["step"]} if batch["draft"] else {}
     for width, timing in batch["target_pass"].items():
-        line(f"target pass, {width} position{'' if width == '1' else 's'}", timing)
-    line(f"prompts ({batch['prompts']['tokens']} tokens)", batch["prompts"])
+        timings[f"target pass, {width} position{'' if width == '1' else 's'}"] = timing
+    timings[f"prompts ({batch['prompts']['tokens']} tokens)"] = batch["prompts"]
+    cells = [["part", "ms", "times a plain pass", "GB/s", "share", "GFLOP/s", "share"]]
+    for name, timing in timings.items():
+        achieved = [""] * 4
+        if "bytes_per_second" in timing:
+            achieved = [f"{timing['bytes_per_second'] / 1e9:.1f}", f"{100 * timing['bandwidth_share']:.0f} %"]
+            achieved += [f"{timing['flops_per_second'] / 1e9:.1f}", f"{100 * timing['flops_share']:.0f} %"]
+        cells.append([name, milliseconds(timing), f"{timing['seconds'] / plain:.2f}", *achieved])
     return cells
 
 
 def _rules(batches) -> list[list[str]]:
-    head = [
-        "batch",
-        "rule",
-        "tokens/s",
-        "speedup",
-        "mean acceptance length",
-        "verdicts + commit, ms",
-        "cycle, ms",
-        "/ sum of parts",
-        "decoding, tokens/s",
-        "cost model",
-        "error",
-        "compile, s",
-    ]
-    cells = [head]
+    lines = []
     for batch in batches:
         for rule in batch["rules"]:
             model = rule["model"]
             seconds = {part["part"]: part["seconds"] for part in rule["profile"]}
-            cells.append(
-                [
-                    str(batch["batch"]),
-                    _title(rule),
-                    ranged(rule, "tokens_per_second", ".1f"),
-                    ranged(rule["speed"], "ratio", ".2f") if rule["speed"] else "",
-                    f"{rule['mean_acceptance_length']:.2f}",
-                    f"{1e3 * (seconds['verdicts'] + seconds['commit']):.3g}",
-                    milliseconds(rule["cycle"]),
-                    f"{rule['cycle_over_parts']['ratio']:.2f}",
-                    f"{rule['decoding']['tokens_per_second']:.1f}",
-                    f"{model['tokens_per_second']:.1f}" if model else "",
-                    f"{100 * model['error']:+.0f} %" if model else "",
-                    f"{rule['compile_seconds']:.1f}",
-                ]
+            lines.append(
+                {
+                    "batch": str(batch["batch"]),
+                    "rule": title(rule),
+                    "tokens/s": spread_of(rule, "tokens_per_second", ".1f"),
+                    "speedup": spread_of(rule["speed"], "ratio", ".2f") if rule["speed"] else "",
+                    "mean acceptance length": f"{rule['mean_acceptance_length']:.2f}",
+                    "verdicts + commit, ms": f"{1e3 * (seconds['verdicts'] + seconds['commit']):.3g}",
+                    "cycle, ms": milliseconds(rule["cycle"]),
+                    "/ sum of parts": f"{rule['cycle_over_parts']['ratio']:.2f}",
+                    "decoding, tokens/s": f"{rule['decoding']['tokens_per_second']:.1f}",
+                    "cost model": f"{model['tokens_per_second']:.1f}" if model else "",
+                    "error": f"{100 * model['error']:+.0f} %" if model else "",
+                    "compile, s": f"{rule['compile_seconds']:.1f}",
+                }
             )
-    return cells
+    return columns(lines)
 
 
 def _advice(batches) -> str:
@@ -150,31 +123,26 @@ def _advice(batches) -> str:
 def _profile(rule) -> list[list[str]]:
     cells = [["part", "ms", "of a cycle", "floor, ms", "x floor"]]
     for part in rule["profile"]:
-        floor = part["floor_seconds"]
-        cells.append(
-            [
-                part["part"],
-                milliseconds(part),
-                f"{100 * part['share']:.0f} %",
-                "none defined" if floor is None else f"{1e3 * floor:.3g}",
-                "" if floor is None else f"{part['x_floor']:.1f}" if part["x_floor"] < 1e4 else "over 10,000",
-            ]
-        )
+        floor, times = part["floor_seconds"], part["x_floor"]
+        above = ["none defined", ""]
+        if floor is not None:
+            above = [f"{1e3 * floor:.3g}", f"{times:.1f}" if times < 1e4 else "over 10,000"]
+        cells.append([part["part"], milliseconds(part), f"{100 * part['share']:.0f} %", *above])
     return cells
 
 
-def ranged(found: dict[str, float], name: str, form: str) -> str:
-    """`median (low to high)`."""
-    return f"{found[name]:{form}} ({found['low']:{form}} to {found['high']:{form}})"
+def spread_of(found: dict[str, float], name: str, form: str) -> str:
+    """What `timing.spread` made, as `median (low to high)`."""
+    return ranged(found[name], (found["low"], found["high"]), form)
 
 
 def milliseconds(found: dict[str, float]) -> str:
     """A timing in ms, with its range."""
-    middle, low, high = (1e3 * found[name] for name in ("seconds", "low", "high"))
-    return f"{middle:.3g} ({low:.3g} to {high:.3g})"
+    return ranged(1e3 * found["seconds"], (1e3 * found["low"], 1e3 * found["high"]), ".3g")
 
 
-def _title(rule) -> str:
+def title(rule: dict[str, Any]) -> str:
+    """A rule and its draft length."""
     return "plain" if rule["rule"] == "none" else f"{rule['rule']} @ {rule['draft_length']}"
 
 

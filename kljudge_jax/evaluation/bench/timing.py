@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from kljudge_jax.evaluation.progress_update import Step
+from kljudge_jax.evaluation.progress_update import ProgressUpdate
 from kljudge_jax.generation.compile_clock import compile_seconds
 from kljudge_jax.parallel.hosts import agreed
 
@@ -106,7 +106,7 @@ def measure(
         began = time.perf_counter()  # the clock that `compile_seconds` reads
         jax.block_until_ready(probe.run(made, 1))
         compiled[name] = compile_seconds(began)
-        report(Step(f"{name}: compiled in {compiled[name]:.1f} s", len(compiled), len(probes)))
+        report(ProgressUpdate(f"{name}: compiled in {compiled[name]:.1f} s", len(compiled), len(probes)))
     for name, probe in probes.items():
         n = 1
         for _ in range(2):  # the first one is mostly dispatch
@@ -117,5 +117,5 @@ def measure(
     for done in range(1, rounds + 1):
         for name, probe in probes.items():
             samples[name].append(sample(probe, repetitions[name]))
-        report(Step(f"round {done} of {rounds}", done, rounds))
+        report(ProgressUpdate(f"round {done} of {rounds}", done, rounds))
     return {name: Timing(tuple(samples[name]), repetitions[name], compiled[name]) for name in probes}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from kljudge_jax.evaluation.calibration.run import Check, Plan, Tested, chosen, needed
-from kljudge_jax.text_table import aligned
+from kljudge_jax.text_table import aligned, ranged
 
 
 def table(plan: Plan, tested: Sequence[Tested]) -> str:
@@ -20,17 +20,9 @@ def table(plan: Plan, tested: Sequence[Tested]) -> str:
         counts = [f"{one.right} of {one.outcome.n}"]
         counts += [str(one.plain_right)] if not plan.without_answers else []
         counts += [str(count) for count in (one.outcome.lost, one.outcome.won) if count is not None]
-        low, high = one.mean_acceptance_length_interval
-        rows.append(
-            [
-                one.rule,
-                *counts,
-                f"{100 * one.upper_bound:.2f} points",
-                f"{one.p_value:.3g}",
-                "yes" if one.promised else "no",
-                f"{one.mean_acceptance_length:.2f} ({low:.2f} to {high:.2f})",
-            ]
-        )
+        length = ranged(one.mean_acceptance_length, one.mean_acceptance_length_interval)
+        loss, promised = f"{100 * one.upper_bound:.2f} points", "yes" if one.promised else "no"
+        rows.append([one.rule, *counts, loss, f"{one.p_value:.3g}", promised, length])
     return aligned(rows) + "\n"
 
 
@@ -65,14 +57,13 @@ def told(check: Check) -> str:
     """What the chosen threshold costs on other problems."""
     outcome, (low, high) = check.outcome, check.interval
     counts = f"{outcome.lost} lost, {outcome.won} won" if outcome.won is not None else f"{outcome.lost} other answers"
-    short, long = check.mean_acceptance_length_interval
     says, points = "loses", outcome.loss
     if points < 0:
         says, points, low, high = "gains", -points, -high, -low
     return (
         f"Checked on {outcome.n} fresh prompts ({check.split}): {check.rule} {says} {100 * points:.2f} points "
         f"({100 * low:.2f} to {100 * high:.2f}, 95 %; {counts}; {check.right} right, plain {check.plain_right}) at "
-        f"a mean acceptance length of {check.mean_acceptance_length:.2f} ({short:.2f} to {long:.2f})."
+        f"a mean acceptance length of {ranged(check.mean_acceptance_length, check.mean_acceptance_length_interval)}."
     )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from kljudge_jax.evaluation.report.statistics import mcnemar, paired_difference
 from kljudge_jax.generation.stats import Stats
+from kljudge_jax.text_table import columns, markdown
 
 
 def harness_rows(rule: str, found: Mapping, cost: Stats | None) -> list[dict]:
@@ -66,24 +67,22 @@ def compare_with_first(rows: Sequence[dict]) -> None:
 
 def harness_markdown(rows: Sequence[dict]) -> str:
     """The rows as a table."""
-    lines = [
-        "| task | metric | rule | n | value | stderr | difference | 95 % | p | mean acceptance length |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
+    lines = []
     for row in sorted(rows, key=lambda row: (row["task"], row["metric"], row["filter"])):  # rules stay in their order
         name = row["metric"] if row["filter"] == "none" else f"{row['metric']} ({row['filter']})"
         compared = row["p"] is not None
-        cells = [
-            row["task"],
-            name,
-            row["rule"],
-            str(row["n"] or ""),
-            f"{row['value']:.4f}",
-            "" if row["stderr"] is None else f"{row['stderr']:.4f}",
-            f"{row['difference']:+.4f}" if compared else "",
-            f"{row['interval'][0]:+.4f} to {row['interval'][1]:+.4f}" if compared else "",
-            f"{row['p']:.2g}" if compared else "",
-            f"{row['tokens'] / row['cycles']:.2f}" if row["cycles"] else "",
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+        lines.append(
+            {
+                "task": row["task"],
+                "metric": name,
+                "rule": row["rule"],
+                "n": str(row["n"] or ""),
+                "value": f"{row['value']:.4f}",
+                "stderr": "" if row["stderr"] is None else f"{row['stderr']:.4f}",
+                "difference": f"{row['difference']:+.4f}" if compared else "",
+                "95 %": f"{row['interval'][0]:+.4f} to {row['interval'][1]:+.4f}" if compared else "",
+                "p": f"{row['p']:.2g}" if compared else "",
+                "mean acceptance length": f"{row['tokens'] / row['cycles']:.2f}" if row["cycles"] else "",
+            }
+        )
+    return markdown(columns(lines))

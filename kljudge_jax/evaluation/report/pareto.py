@@ -106,12 +106,9 @@ def svg(figure: Figure) -> str:
 
 
 def _figure(width: float, height: float) -> Figure:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), dpi=130, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
+    return Figure(figsize=(width, height), dpi=130, layout="constrained")
 
 
 def _tradeoff(axes: Axes, rows: Sequence[dict], looks: dict[str, dict], along: str) -> None:

@@ -82,14 +82,12 @@ def page(heading: str, body: str, foot: str, wide: bool = False) -> str:
 
 def write_picture(path: str | Path, answers: Sequence[Answer]) -> None:
     """Writes the answers as a PNG: coloured text above, the divergence of each token below."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 
     laid = [_lay_out(answer) for answer in answers]
     heights = [0.19 * (1 + max((line for *_, line in cells), default=0)) + 1.5 for cells in laid]
     figure = Figure(figsize=(9.2, sum(heights) + 0.5), dpi=130, layout="constrained")
-    FigureCanvasAgg(figure)
     handles = [Patch(color=COLOURS[origin], label=origin) for origin in COLOURS]
     top = max((float(kl) for answer in answers for kl in answer.kl if math.isfinite(kl)), default=0.0) or 1.0
     parts = figure.subfigures(len(answers), 1, squeeze=False, height_ratios=heights)[:, 0]

@@ -55,8 +55,8 @@ class TaskResult:
 
 
 @dataclasses.dataclass(frozen=True)
-class Setting:
-    """What made the results.
+class RunMetadata:
+    """How and on what the results were measured.
 
     Attributes:
       command: the command line.
@@ -81,27 +81,27 @@ class Setting:
         return self.plan["temperature"] == 0
 
 
-def read_setting(folders: Sequence[str | Path], command: str) -> Setting:
-    """The setting of a sweep from the `plan.json` of its parts, which differ in task and seed only."""
+def read_metadata(folders: Sequence[str | Path], command: str) -> RunMetadata:
+    """The metadata of a sweep from the `plan.json` of its parts, which differ in task and seed only."""
     claims = [json.loads((Path(folder) / "plan.json").read_text(encoding="utf-8")) for folder in folders]
     first = claims[0]
     seeds = list(dict.fromkeys(claim["plan"]["seed"] for claim in claims))
     plan = first["plan"] | {"seeds": seeds}
     every = [machine for claim in claims for machine in (claim["machine"], *claim.get("later_machines", ()))]
     later = [machine for i, machine in enumerate(every) if machine not in every[:i]][1:]
-    return Setting(command, first["target"], first["draft"], first["dtype"], plan, first["machine"], later)
+    return RunMetadata(command, first["target"], first["draft"], first["dtype"], plan, first["machine"], later)
 
 
-def write_report(folder: str | Path, results: Sequence[TaskResult], setting: Setting) -> list[Path]:
+def write_report(folder: str | Path, results: Sequence[TaskResult], metadata: RunMetadata) -> list[Path]:
     """Writes `report.html`, `report.md`, `summary.csv`, `summary.json`, `tradeoff.png` and `positions.png`."""
     folder = Path(folder)
     tasks = [(result.name, result.rows) for result in results]
     tradeoff, positions = draw_tradeoff(tasks), draw_positions(tasks)
     texts = {
-        "report.html": _html(results, setting, svg(tradeoff), svg(positions)),
-        "report.md": _markdown(results, setting),
+        "report.html": _html(results, metadata, svg(tradeoff), svg(positions)),
+        "report.md": _markdown(results, metadata),
         "summary.csv": csv_table([{"task": name} | row for name, rows in tasks for row in rows]),
-        "summary.json": _json(results, setting),
+        "summary.json": _json(results, metadata),
     }
     for name, text in texts.items():
         (folder / name).write_text(text, encoding="utf-8")
@@ -155,17 +155,17 @@ def _name(row: dict, rows: Sequence[dict]) -> str:
     return row["rule"] + (f" @ {row['draft_length']}" if row["draft_length"] and len(lengths) > 1 else "")
 
 
-def _about(setting: Setting) -> list[str]:
-    plan = setting.plan
+def _about(metadata: RunMetadata) -> list[str]:
+    plan = metadata.plan
     seeds = ("seed " if len(plan["seeds"]) == 1 else "seeds ") + ", ".join(map(str, plan["seeds"]))
     lengths = dict.fromkeys(cell["draft_length"] for cell in plan["cells"] if cell["draft_length"])
     drafted = f"draft length {' and '.join(map(str, lengths))}, " if lengths else ""
-    how = "greedy" if setting.greedy else f"temperature {plan['temperature']:g}"
+    how = "greedy" if metadata.greedy else f"temperature {plan['temperature']:g}"
     return [
-        f"Target {setting.target}, draft {setting.draft or 'none'}, {setting.dtype}, {how}, {drafted}at most "
+        f"Target {metadata.target}, draft {metadata.draft or 'none'}, {metadata.dtype}, {how}, {drafted}at most "
         f"{plan['max_new_tokens']} new tokens, {plan['batch']} answers side by side, {plan['split']} split, {seeds}.",
-        _measured_on(setting.machine),
-        *(f"Gone on with: {_measured_on(machine)}" for machine in setting.later_machines),
+        _measured_on(metadata.machine),
+        *(f"Gone on with: {_measured_on(machine)}" for machine in metadata.later_machines),
     ]
 
 
@@ -177,11 +177,11 @@ def _measured_on(machine: dict) -> str:
     )
 
 
-def _html(results: Sequence[TaskResult], setting: Setting, tradeoff: str, positions: str) -> str:
-    parts = [f"<p>{html.escape(line)}</p>" for line in _about(setting)]
+def _html(results: Sequence[TaskResult], metadata: RunMetadata, tradeoff: str, positions: str) -> str:
+    parts = [f"<p>{html.escape(line)}</p>" for line in _about(metadata)]
     for result in results:
         parts.append(f"<h2>{html.escape(result.name)}</h2><ul>")
-        parts += [f"<li>{html.escape(line)}</li>" for line in findings(result.rows, setting.greedy)]
+        parts += [f"<li>{html.escape(line)}</li>" for line in findings(result.rows, metadata.greedy)]
         parts.append("</ul>")
     parts.append(f"<h2>What is gained, what is lost</h2><figure>{tradeoff}</figure>")
     for result in results:
@@ -189,7 +189,7 @@ def _html(results: Sequence[TaskResult], setting: Setting, tradeoff: str, positi
     parts.append(f"<p class=note>{html.escape(NOTES)}</p>")
     parts.append(f"<h2>How deep into the draft</h2><figure>{positions}</figure>")
     parts.append(_examples_html(results))
-    return page("Judge decoding: a sweep", "".join(parts), setting.command, wide=True)
+    return page("Judge decoding: a sweep", "".join(parts), metadata.command, wide=True)
 
 
 def _examples_html(results: Sequence[TaskResult]) -> str:
@@ -205,15 +205,15 @@ def _examples_html(results: Sequence[TaskResult]) -> str:
     return "".join(parts)
 
 
-def _markdown(results: Sequence[TaskResult], setting: Setting) -> str:
-    lines = ["# Judge decoding: a sweep", "", *_about(setting), "", f"    {setting.command}", ""]
+def _markdown(results: Sequence[TaskResult], metadata: RunMetadata) -> str:
+    lines = ["# Judge decoding: a sweep", "", *_about(metadata), "", f"    {metadata.command}", ""]
     for result in results:
-        lines += [f"## {result.name}", "", *(f"- {line}" for line in findings(result.rows, setting.greedy)), ""]
+        lines += [f"## {result.name}", "", *(f"- {line}" for line in findings(result.rows, metadata.greedy)), ""]
         lines += [markdown_table(result.rows)]
     return "\n".join([*lines, "![what is gained, what is lost](tradeoff.png)", "", NOTES, ""])
 
 
-def _json(results: Sequence[TaskResult], setting: Setting) -> str:
+def _json(results: Sequence[TaskResult], metadata: RunMetadata) -> str:
     cells = [{"task": result.name} | row for result in results for row in result.rows]
-    found = {"schema": SCHEMA, "kind": KIND, **dataclasses.asdict(setting), "cells": cells}
+    found = {"schema": SCHEMA, "kind": KIND, **dataclasses.asdict(metadata), "cells": cells}
     return json.dumps(found, indent=2) + "\n"

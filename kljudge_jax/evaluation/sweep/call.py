@@ -8,7 +8,7 @@ from typing import Unpack
 
 from kljudge_jax.core.controller import Adaptive
 from kljudge_jax.errors import InputError
-from kljudge_jax.evaluation.report.write import TaskResult, read_setting, write_report
+from kljudge_jax.evaluation.report.write import TaskResult, read_metadata, write_report
 from kljudge_jax.evaluation.sweep import run as sweeps
 from kljudge_jax.evaluation.sweep.examples import examples as traced_examples
 from kljudge_jax.evaluation.sweep.summary import summarise
@@ -66,5 +66,5 @@ def sweep(
         shown = traced_examples(pair, sweeps.Part(task, plan, place), examples) if examples else []
         result = TaskResult(task.name, rows, shown, greedy=config.greedy)
         if folder is not None:
-            write_report(place, [result], read_setting([place], "kljudge_jax.sweep"))
+            write_report(place, [result], read_metadata([place], "kljudge_jax.sweep"))
     return result

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
+from pathlib import Path
 
 import numpy as np
 
@@ -11,6 +11,7 @@ from kljudge_jax.evaluation.baselines import parse_baseline
 from kljudge_jax.evaluation.report.token_page import Answer, answer_of
 from kljudge_jax.evaluation.sweep.run import Part, decode
 from kljudge_jax.models.pair import ModelPair
+from kljudge_jax.results_folder import write_json
 
 Examples = list[tuple[str, list[Answer]]]
 
@@ -45,37 +46,16 @@ def _as_text(prompt) -> str:
     return prompt if isinstance(prompt, str) else "\n\n".join(message["content"] for message in prompt)
 
 
-def _write(path, found: Examples) -> None:
-    kept = [
-        {
-            "prompt": prompt,
-            "answers": [
-                {
-                    "title": a.title,
-                    "pieces": a.pieces,
-                    "origin": a.origin,
-                    "kl": [float(kl) if np.isfinite(kl) else None for kl in a.kl],
-                    "note": a.note,
-                }
-                for a in answers
-            ],
-        }
-        for prompt, answers in found
-    ]
-    whole = path.with_suffix(".partial")
-    whole.write_text(json.dumps(kept) + "\n", encoding="utf-8")
-    os.replace(whole, path)  # so that a kill leaves all of it or nothing
+def _write(path: Path, found: Examples) -> None:
+    def plain(answer: Answer) -> dict:
+        return vars(answer) | {"kl": [float(kl) if np.isfinite(kl) else None for kl in answer.kl]}
+
+    write_json(path, [{"prompt": prompt, "answers": list(map(plain, answers))} for prompt, answers in found])
 
 
-def _read(path) -> Examples:
+def _read(path: Path) -> Examples:
     kept = json.loads(path.read_text(encoding="utf-8"))
     return [
-        (
-            example["prompt"],
-            [
-                Answer(a["title"], a["pieces"], a["origin"], np.array(a["kl"], float), a["note"])
-                for a in example["answers"]
-            ],
-        )
-        for example in kept
+        (one["prompt"], [Answer(**answer | {"kl": np.array(answer["kl"], float)}) for answer in one["answers"]])
+        for one in kept
     ]

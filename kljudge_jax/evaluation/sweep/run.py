@@ -16,7 +16,7 @@ from kljudge_jax.core.controller import Adaptive
 from kljudge_jax.drafters.specs import spec_of
 from kljudge_jax.errors import InputError
 from kljudge_jax.evaluation.baselines import Answer, Request, answers_of, check_baselines, parse_baseline
-from kljudge_jax.evaluation.progress_update import Step
+from kljudge_jax.evaluation.progress_update import ProgressUpdate
 from kljudge_jax.generation.config import DecodingConfig, configured
 from kljudge_jax.generation.generate import generate
 from kljudge_jax.generation.results import Generation
@@ -219,7 +219,7 @@ def run_sweep(
                     f"problems {first + 1}-{places.stop} of {len(problems)}, {cell.name}: {right} right, "
                     f"{sum(a['own_seconds'] for a in answers):.0f} s"
                 )
-                report(Step(line, reached, len(asked) * len(problems), before))
+                report(ProgressUpdate(line, reached, len(asked) * len(problems), before))
     return records
 
 

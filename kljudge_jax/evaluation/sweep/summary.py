@@ -20,7 +20,7 @@ from kljudge_jax.evaluation.report.statistics import (
     wilson_interval,
 )
 from kljudge_jax.evaluation.sweep.run import Cell
-from kljudge_jax.text_table import markdown
+from kljudge_jax.text_table import markdown, ranged
 
 # An interval over fewer turns than these is too wide to say anything.
 _FEWEST_TURNS = 4
@@ -198,12 +198,11 @@ def _cells(row: dict) -> dict[str, str]:
     """A line of the table by its columns: what is gained and what is lost first, what explains it after."""
     compared = row["rule"] != "none" and row["p"] is not None
     low, high = row["accuracy_interval"]
-    short, long = row["mean_acceptance_length_interval"]
     return {
         "rule": "plain" if row["rule"] == "none" else row["rule"],
         "draft length": str(row["draft_length"] or ""),
         "right": f"{row['right']} of {row['n']}",
-        "mean acceptance length": f"{row['mean_acceptance_length']:.2f} ({short:.2f} to {long:.2f})",
+        "mean acceptance length": ranged(row["mean_acceptance_length"], row["mean_acceptance_length_interval"]),
         "speedup": _ratio(row),
         "points from plain (95 %)": _points(row) if compared else "",
         "verdict": row["verdict"] if compared else "",
@@ -218,8 +217,7 @@ def _cells(row: dict) -> dict[str, str]:
 
 
 def _points(row: dict) -> str:
-    low, high = row["difference_interval"]
-    return f"{100 * row['difference']:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
+    return ranged(100 * row["difference"], [100 * end for end in row["difference_interval"]], "+.1f")
 
 
 def _p_value(p: float) -> str:
@@ -231,8 +229,7 @@ def _ratio(row: dict) -> str:
         return ""
     if row["rule"] == "none" or row["speed_interval"] is None:
         return f"{row['speed']:.2f}"
-    low, high = row["speed_interval"]
-    return f"{row['speed']:.2f} ({low:.2f} to {high:.2f})"
+    return ranged(row["speed"], row["speed_interval"])
 
 
 def csv_table(rows: Sequence[dict]) -> str:

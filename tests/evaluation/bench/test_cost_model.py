@@ -64,11 +64,11 @@ def test_passes_between_those_measured_lie_on_straight_lines():
 
 
 def test_a_draft_that_costs_nothing_is_as_long_as_can_be_and_a_dear_one_does_not_pay():
-    cheap, dear = (CostModel(step, {1: 1.0, 9: 1.0}, {0: 0.0}) for step in (1e-6, 1.0))
+    cheap, costly = (CostModel(step, {1: 1.0, 9: 1.0}, {0: 0.0}) for step in (1e-6, 1.0))
     assert cheap.best_length(0.9) == 8
     assert "try a longer one" in advice(cheap, 0.9) and "draft 8 tokens" in advice(cheap, 0.9)
-    assert dear.best_length(0.9) == 0
-    assert "does not pay" in advice(dear, 0.9)
+    assert costly.best_length(0.9) == 0
+    assert "does not pay" in advice(costly, 0.9)
 
 
 def test_a_pass_over_more_positions_never_takes_less():

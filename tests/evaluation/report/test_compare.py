@@ -7,7 +7,7 @@ import pytest
 
 from kljudge_jax.cli import main
 from kljudge_jax.errors import InputError
-from kljudge_jax.evaluation.report.compare import compare, comparison_markdown, read_result
+from kljudge_jax.evaluation.report.compare import Comparison, differences, read_result
 
 TIME = {"seconds": 0.002, "low": 0.001, "high": 0.003, "rounds": 5, "repetitions": 9, "compile_seconds": 0.1}
 MACHINE = {"backend": "cpu", "device": "cpu", "devices": 1, "processor": "Made Up", "cores": 2}
@@ -92,7 +92,7 @@ def test_a_comparison_says_when_and_with_what_each_was_measured(tmp_path):
     assert [results[i].about for i in (0, 2)] == ["", ""]
     told = "2026-01-02, driver 9.9, jax 0.10, Python 3.12, on a busy machine (load average 8)"
     assert results[1].about == told
-    assert told in comparison_markdown(results[:2], ["", ""])
+    assert told in Comparison(results[:2], ["", ""]).markdown()
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ def test_apples_are_not_compared_with_pears_unless_forced(tmp_path, capsys, chan
 
 def test_a_model_is_the_same_wherever_it_lies(tmp_path):
     files = [bench_file(tmp_path / "a"), bench_file(tmp_path / "b", models__target__name="elsewhere/target")]
-    assert compare([read_result(file) for file in files]) == ["", ""]
+    assert differences([read_result(file) for file in files]) == ["", ""]
 
 
 @pytest.mark.parametrize(

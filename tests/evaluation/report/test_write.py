@@ -8,7 +8,7 @@ import pytest
 from sweep_records import answers
 
 from kljudge_jax.evaluation.report.token_page import Answer
-from kljudge_jax.evaluation.report.write import TaskResult, findings, read_setting, write_report
+from kljudge_jax.evaluation.report.write import TaskResult, findings, read_metadata, write_report
 from kljudge_jax.evaluation.sweep.summary import summarise
 
 CELLS = [{"rule": "none", "draft_length": 0}, {"rule": "kl:0.1", "draft_length": 8}, {"rule": "all", "draft_length": 8}]
@@ -24,7 +24,7 @@ def rows():
 
 
 @pytest.fixture
-def setting(tmp_path):
+def metadata(tmp_path):
     claims = {}
     for seed in (7, 8):
         (tmp_path / str(seed)).mkdir()
@@ -33,7 +33,7 @@ def setting(tmp_path):
         claim = {"target": "<big>", "draft": "small", "dtype": "float32", "plan": PLAN | {"seed": seed}}
         claims[seed] = claim | {"machine": machine}
         (tmp_path / str(seed) / "plan.json").write_text(json.dumps(claims[seed]))
-    return read_setting([tmp_path / "7", tmp_path / "8"], "kljudge sweep --rules 'none,kl:0.1,all'")
+    return read_metadata([tmp_path / "7", tmp_path / "8"], "kljudge sweep --rules 'none,kl:0.1,all'")
 
 
 def test_the_findings_name_the_best_rule_that_loses_nothing_that_shows(rows):
@@ -86,9 +86,9 @@ class Links(html.parser.HTMLParser):
             self.found.append((tag, loads))
 
 
-def test_the_report_is_whole_and_escapes_what_it_is_given(rows, setting, tmp_path):
+def test_the_report_is_whole_and_escapes_what_it_is_given(rows, metadata, tmp_path):
     answer = Answer("kl:0.1 @ 8", ["a <b>", "\n"], ["relaxed", "target"], np.array([0.25, np.nan]), "right")
-    files = write_report(tmp_path, [TaskResult("letters", rows, [("1 < 2?", [answer])])], setting)
+    files = write_report(tmp_path, [TaskResult("letters", rows, [("1 < 2?", [answer])])], metadata)
     assert [file.name for file in files] == [
         "report.html", "report.md", "summary.csv", "summary.json", "tradeoff.png", "positions.png"
     ]  # fmt: skip
@@ -106,12 +106,12 @@ def test_the_report_is_whole_and_escapes_what_it_is_given(rows, setting, tmp_pat
     assert summary["plan"]["seeds"] == [7, 8] and summary["cells"][1]["task"] == "letters"
 
 
-def test_a_sweep_that_went_on_elsewhere_names_both_machines(rows, setting, tmp_path):
+def test_a_sweep_that_went_on_elsewhere_names_both_machines(rows, metadata, tmp_path):
     path = tmp_path / "8" / "plan.json"
     claim = json.loads(path.read_text())
     claim["later_machines"] = [claim["machine"] | {"date": "2026-02-03", "processor": "Q"}]
     path.write_text(json.dumps(claim))
-    both = read_setting([tmp_path / "7", tmp_path / "8"], "kljudge sweep")
-    assert [machine["processor"] for machine in both.later_machines] == ["Q"] and setting.later_machines == []
+    both = read_metadata([tmp_path / "7", tmp_path / "8"], "kljudge sweep")
+    assert [machine["processor"] for machine in both.later_machines] == ["Q"] and metadata.later_machines == []
     text = write_report(tmp_path, [TaskResult("letters", rows)], both)[1].read_text()
     assert "2026-01-02, P, 2 cores" in text and "Gone on with: 2026-02-03, Q, 2 cores" in text
