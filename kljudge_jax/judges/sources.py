@@ -38,7 +38,6 @@ def label_marked_answers(
     path: str | Path,
     folder: str | Path,
     *,
-    gap_tokens: int = GAP_TOKENS,
     progress: Report = lambda finished, questions: None,
 ) -> Dataset:
     """Judge Decoding's data: every token of answers in which the first wrong token is marked.
@@ -50,7 +49,6 @@ def label_marked_answers(
         (0 for its first) at which the first wrong token stands. The published data has a right and a wrong answer
         to each of 500 prompts; answers to one prompt count as one question.
       folder: for the dataset.
-      gap_tokens: as in `judges.semi_greedy.Options`.
       progress: called with finished and all questions.
 
     Raises:
@@ -78,7 +76,7 @@ def label_marked_answers(
         return "mined", found
 
     origin = {"labels": "judge-decoding", "task": Path(path).name}
-    return _write(pair, folder, origin, list(questions.values()), rows, gap_tokens, progress)
+    return _write(pair, folder, origin, list(questions.values()), rows, progress)
 
 
 def label_by_likelihood(
@@ -92,7 +90,6 @@ def label_by_likelihood(
     max_new_tokens: int = 256,
     threshold: float = 1.0,
     window: int = 20,
-    gap_tokens: int = GAP_TOKENS,
     progress: Report = lambda finished, questions: None,
 ) -> Dataset:
     """SelfJudge's data: the draft's mismatches on the target's answer, by what the token costs in log-likelihood.
@@ -118,7 +115,7 @@ def label_by_likelihood(
 
     origin = {"labels": "selfjudge", "task": task.name, "split": split, "seed": seed, "dtype": pair.precision}
     origin |= {"max_new_tokens": max_new_tokens, "threshold": threshold, "window": window}
-    return _write(pair, folder, origin, task.problems(split=split, n=n, seed=seed), rows, gap_tokens, progress)
+    return _write(pair, folder, origin, task.problems(split=split, n=n, seed=seed), rows, progress)
 
 
 def label_by_rollouts(
@@ -134,7 +131,6 @@ def label_by_rollouts(
     rollouts: int = 8,
     temperature: float = 0.7,
     reference: str = "target",
-    gap_tokens: int = GAP_TOKENS,
     progress: Report = lambda finished, questions: None,
 ) -> Dataset:
     """Pivot-aware decoding's data: the draft's mismatches on the target's answer, by several sampled rollouts each.
@@ -171,14 +167,14 @@ def label_by_rollouts(
     origin = {"labels": "pivot", "task": task.name, "split": split, "seed": seed, "dtype": pair.precision}
     origin |= {"max_new_tokens": max_new_tokens, "threshold": threshold, "rollouts": rollouts}
     origin |= {"temperature": temperature, "reference": reference}
-    return _write(pair, folder, origin, task.problems(split=split, n=n, seed=seed), rows, gap_tokens, progress)
+    return _write(pair, folder, origin, task.problems(split=split, n=n, seed=seed), rows, progress)
 
 
-def _write(pair, folder, origin: Mapping[str, Any], questions: Sequence, rows: Callable, gap_tokens: int, progress):
+def _write(pair, folder, origin: Mapping[str, Any], questions: Sequence, rows: Callable, progress):
     identity = PairIdentity.of(pair)
     if pair.tokenizer is None:
         raise InputError("labels are made of text, and the pair has no tokenizer: load one with it")
-    read = _Reader(pair, gap_ids(identity.vocab_size, gap_tokens))
+    read = _Reader(pair, gap_ids(identity.vocab_size, GAP_TOKENS))
     with DatasetWriter(folder, identity, {**origin, "weights": fingerprints(pair)}, len(read.ids)) as writer:
         # A problem is its prompt; of marked answers the marks count as well.
         writer.expect([question.prompt if isinstance(question, Problem) else question for question in questions])

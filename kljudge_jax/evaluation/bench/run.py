@@ -26,7 +26,6 @@ def run_bench(
     prompts: Sequence[Any],
     plan: Plan,
     *,
-    shortest: float = SHORTEST_SAMPLE,
     report: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
     """Measures what `plan` asks for, and returns the figures as plain numbers for JSON.
@@ -35,7 +34,6 @@ def run_bench(
       pair: the models.
       prompts: each as `generate` takes one; a batch that wants more of them gets some twice.
       plan: what to measure.
-      shortest: the least seconds of a sample.
       report: told of every compilation and every round.
 
     Raises:
@@ -51,7 +49,7 @@ def run_bench(
             probes[f"read of the {name}, axis {axis}"] = limits.read(model, axis)
     for batch in batches:
         probes |= batch.probes()
-    timings = measure(probes, plan.rounds, shortest=shortest, report=report)
+    timings = measure(probes, plan.rounds, shortest=SHORTEST_SAMPLE, report=report)
 
     loads = [load, load_average()]
     busy = is_busy(loads, cores())
