@@ -95,14 +95,17 @@ def sweep(options) -> int:
         for part in parts:
             if part.plan.config.seed == seeds[0]:
                 shown[part.task.name] = examples(pair, part, options.examples)
-    results = [TaskResult(name, summarise(sweep.pooled(records)), shown[name]) for name, records in answered.items()]
+    results = [
+        TaskResult(name, summarise(sweep.pooled(records)), shown[name], config.greedy)
+        for name, records in answered.items()
+    ]
     metadata = read_metadata([part.folder for part in parts], shlex.join(["kljudge", *options.words]))
     files = write_report(options.out, results, metadata)
     for result in results:
         # A person gets columns that fit a terminal, a program those of the report.
         shown_table = f"{aligned(short_table(result.rows))}\n" if sys.stdout.isatty() else markdown_table(result.rows)
         print(f"{result.name}:\n\n{shown_table}")
-        print("".join(f"{line}\n" for line in findings(result.rows, metadata.greedy)))
+        print("".join(f"{line}\n" for line in findings(result.rows, result.greedy)))
     print(f"Report: {files[0]}")
     failed = False
     for name, of_seeds in answered.items():

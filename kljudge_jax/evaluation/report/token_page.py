@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import html
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import jinja2
 import numpy as np
 
 from kljudge_jax.generation.detokenize import split
@@ -35,6 +36,12 @@ class Answer:
     kl: np.ndarray
     note: str
 
+    @property
+    def bars(self) -> list[tuple[int, str, str, float]]:
+        """Of each token whose divergence is known: its place, its text, the colour of its origin, and KL."""
+        tokens = zip(self.pieces, self.origin, map(float, self.kl), strict=True)
+        return [(i, piece, _DARK[o], kl) for i, (piece, o, kl) in enumerate(tokens) if math.isfinite(kl)]
+
 
 def answer_of(title: str, tokenizer, result: Generation, row: int = 0, note: str = "") -> Answer:
     """Row `row` of what `generate(..., trace=True)` returned."""
@@ -46,6 +53,18 @@ def answer_of(title: str, tokenizer, result: Generation, row: int = 0, note: str
 def tokens_html(answer: Answer) -> str:
     """The answer as a fragment of HTML: a `<pre>` of marked tokens."""
     return marked_html(answer.pieces, answer.origin, answer.kl)
+
+
+def render(template: str, **values: Any) -> str:
+    """A page, or a fragment of one, from `templates/`; text that it is given is escaped."""
+    pages = jinja2.Environment(
+        loader=jinja2.PackageLoader("kljudge_jax.evaluation.report"),
+        autoescape=True,
+        trim_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    pages.globals |= {"tokens": tokens_html, "legend": legend_html, "table": table_html}  # HTML already
+    return pages.get_template(template).render(values)
 
 
 def write_page(
@@ -60,24 +79,8 @@ def write_page(
       table: rows of cells under them, the first one the head; may be empty.
       foot: what made the page, and on what.
     """
-    sections = "".join(
-        f"<section><h2>{html.escape(a.title)}</h2>{tokens_html(a)}{_bars(a)}<p class=note>{html.escape(a.note)}</p>"
-        "</section>"
-        for a in answers
-    )
-    scrolling = f"<div class=scroll>{table_html(table)}</div>"
-    body = f'<pre class="prompt">{html.escape(prompt)}</pre>{legend_html()}{sections}{scrolling}'
-    Path(path).write_text(page(heading, body, foot), encoding="utf-8")
-
-
-def page(heading: str, body: str, foot: str, wide: bool = False) -> str:
-    """A whole page, styled, around a body of HTML; `wide` for one with large tables."""
-    return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(heading)}</title>'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<style>{_STYLE}</style></head><body><main{' class=wide' if wide else ''}><h1>{html.escape(heading)}</h1>"
-        f"{body}<footer>{html.escape(foot)}</footer></main></body></html>\n"
-    )
+    text = render("answers.html", heading=heading, prompt=prompt, answers=answers, rows=table, foot=foot)
+    Path(path).write_text(text, encoding="utf-8")
 
 
 def write_picture(path: str | Path, answers: Sequence[Answer]) -> None:
@@ -116,45 +119,6 @@ def write_picture(path: str | Path, answers: Sequence[Answer]) -> None:
 
 
 _DARK = {"draft": "#2e8b62", "relaxed": "#c98500", "target": "#3a74b8"}
-
-_STYLE = """
-body{font:16px/1.5 system-ui,sans-serif;margin:0;background:#fff;color:#1b1b1b}
-main{max-width:54rem;margin:0 auto;padding:1.5rem}
-h1{font-size:1.5rem}h2{font-size:1.05rem;margin:1.6rem 0 .3rem}
-pre{font:14px/1.7 ui-monospace,monospace;white-space:pre-wrap;margin:.3rem 0}
-.prompt{border-left:4px solid #bbb;padding-left:.8rem}
-.tokens span{border-radius:2px;padding:1px 0;margin-right:1px}
-.legend{list-style:none;padding:0;font-size:.9rem;display:flex;flex-wrap:wrap;gap:.2rem 1.2rem}
-.note,footer{color:#666;font-size:.9rem}footer{margin-top:2rem}
-table{border-collapse:collapse;margin-top:1.6rem;font-size:.92rem}
-th,td{padding:.25rem .7rem;white-space:nowrap}
-th,td{border-bottom:1px solid #ccc;text-align:right}th:first-child,td:first-child{text-align:left}
-svg{display:block;width:100%;height:56px}
-figure{margin:1rem 0}figure svg{height:auto;max-width:72rem;background:#fff}
-main.wide{max-width:90rem}.wide p,.wide ul,.wide pre{max-width:54rem}
-.scroll{overflow-x:auto}.scroll table{font-size:.82rem;margin-top:.4rem}.scroll td,.scroll th{padding:.2rem .45rem}
-summary{cursor:pointer;margin-top:.6rem}
-@media (prefers-color-scheme:dark){
-body{background:#161616;color:#e8e8e8}th,td{border-color:#444}.note,footer{color:#999}}
-""".strip()
-
-
-def _bars(answer: Answer) -> str:
-    """The divergences as a strip of bars, tallest = the answer's largest."""
-    known = answer.kl[np.isfinite(answer.kl)]
-    if not known.size or known.max() <= 0:
-        return ""
-    bars = "".join(
-        f'<rect x="{i}" y="{50 - 50 * kl / known.max():.2f}" width=".85" height="{50 * kl / known.max():.2f}" '
-        f'fill="{_DARK[origin]}"><title>{html.escape(piece)}: KL {kl:.3f}</title></rect>'
-        for i, (piece, origin, kl) in enumerate(zip(answer.pieces, answer.origin, answer.kl, strict=True))
-        if math.isfinite(kl)
-    )
-    return (
-        f'<svg viewBox="0 0 {len(answer.kl)} 50" preserveAspectRatio="none" role="img" '
-        f'aria-label="KL of each token, at most {known.max():.2f} nats">{bars}</svg>'
-        f"<p class=note>KL(target || draft) of each token; the tallest bar is {known.max():.2f} nats</p>"
-    )
 
 
 def _lay_out(answer: Answer) -> list[tuple[str, str, int, int]]:

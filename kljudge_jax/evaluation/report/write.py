@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kljudge_jax.evaluation.report.pareto import draw_positions, draw_tradeoff, svg
-from kljudge_jax.evaluation.report.token_page import Answer, page, tokens_html
+from kljudge_jax.evaluation.report.token_page import Answer, render
 from kljudge_jax.evaluation.sweep.run import KIND, SCHEMA
 from kljudge_jax.evaluation.sweep.summary import csv_table, markdown_table, table
-from kljudge_jax.generation.display import legend_html, scrolling_html, table_html
+from kljudge_jax.generation.display import scrolling_html
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -50,8 +50,8 @@ class TaskResult:
 
     def _repr_html_(self) -> str:
         said = "".join(f"<li>{html.escape(line)}</li>" for line in findings(self.rows, self.greedy))
-        rows = scrolling_html(table(self.rows))
-        return f"<ul>{said}</ul>{svg(self.tradeoff())}{rows}{_examples_html([self])}"
+        rows, examples = scrolling_html(table(self.rows)), render("examples.html", examples=self.examples)
+        return f"<ul>{said}</ul>{svg(self.tradeoff())}{rows}{examples}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +98,19 @@ def write_report(folder: str | Path, results: Sequence[TaskResult], metadata: Ru
     tasks = [(result.name, result.rows) for result in results]
     tradeoff, positions = draw_tradeoff(tasks), draw_positions(tasks)
     texts = {
-        "report.html": _html(results, metadata, svg(tradeoff), svg(positions)),
+        "report.html": render(
+            "sweep.html",
+            heading="Judge decoding: a sweep",
+            about=_about(metadata),
+            results=results,
+            examples=[example for result in results for example in result.examples],
+            findings=findings,
+            cells=table,
+            tradeoff=svg(tradeoff),
+            positions=svg(positions),
+            notes=NOTES,
+            foot=metadata.command,
+        ),
         "report.md": _markdown(results, metadata),
         "summary.csv": csv_table([{"task": name} | row for name, rows in tasks for row in rows]),
         "summary.json": _json(results, metadata),
@@ -177,38 +189,10 @@ def _measured_on(machine: dict) -> str:
     )
 
 
-def _html(results: Sequence[TaskResult], metadata: RunMetadata, tradeoff: str, positions: str) -> str:
-    parts = [f"<p>{html.escape(line)}</p>" for line in _about(metadata)]
-    for result in results:
-        parts.append(f"<h2>{html.escape(result.name)}</h2><ul>")
-        parts += [f"<li>{html.escape(line)}</li>" for line in findings(result.rows, metadata.greedy)]
-        parts.append("</ul>")
-    parts.append(f"<h2>What is gained, what is lost</h2><figure>{tradeoff}</figure>")
-    for result in results:
-        parts.append(f"<h3>{html.escape(result.name)}</h3><div class=scroll>{table_html(table(result.rows))}</div>")
-    parts.append(f"<p class=note>{html.escape(NOTES)}</p>")
-    parts.append(f"<h2>How deep into the draft</h2><figure>{positions}</figure>")
-    parts.append(_examples_html(results))
-    return page("Judge decoding: a sweep", "".join(parts), metadata.command, wide=True)
-
-
-def _examples_html(results: Sequence[TaskResult]) -> str:
-    shown = [(prompt, answers) for result in results for prompt, answers in result.examples]
-    parts = [f"<h2>Answers, token by token</h2>{legend_html()}"] if shown else []
-    for prompt, answers in shown:
-        parts.append(f'<pre class="prompt">{html.escape(prompt)}</pre>')
-        parts += [
-            f"<details{' open' if i < 3 else ''}><summary>{html.escape(answer.title)} "
-            f"<span class=note>{html.escape(answer.note)}</span></summary>{tokens_html(answer)}</details>"
-            for i, answer in enumerate(answers)
-        ]
-    return "".join(parts)
-
-
 def _markdown(results: Sequence[TaskResult], metadata: RunMetadata) -> str:
     lines = ["# Judge decoding: a sweep", "", *_about(metadata), "", f"    {metadata.command}", ""]
     for result in results:
-        lines += [f"## {result.name}", "", *(f"- {line}" for line in findings(result.rows, metadata.greedy)), ""]
+        lines += [f"## {result.name}", "", *(f"- {line}" for line in findings(result.rows, result.greedy)), ""]
         lines += [markdown_table(result.rows)]
     return "\n".join([*lines, "![what is gained, what is lost](tradeoff.png)", "", NOTES, ""])
 

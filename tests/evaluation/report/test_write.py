@@ -99,7 +99,7 @@ def test_the_report_is_whole_and_escapes_what_it_is_given(rows, metadata, tmp_pa
     assert links.found == []
     assert page.count("<svg") == 2 and "&lt;big&gt;" in page and "<big>" not in page
     assert "a &lt;b&gt;" in page and "KL 0.250 nats" in page and "1 &lt; 2?" in page
-    assert "seeds 7, 8" in page and "kljudge sweep --rules &#x27;none" in page
+    assert "seeds 7, 8" in page and "kljudge sweep --rules &#39;none" in page
     text = files[1].read_text(encoding="utf-8")
     assert "draft length 8" in text and "| kl:0.1 | 19 of 20 |" in text and "    kljudge sweep --rules" in text
     summary = json.loads(files[3].read_text())
