@@ -54,23 +54,23 @@ def draw_tradeoff(tasks: Sequence[tuple[str, Sequence[dict]]]) -> Figure:
     """
     from matplotlib.patches import Patch
 
-    looks = _looks(tasks)
-    figure = _figure(10.5, 4.3 * len(tasks) + 0.022 * 4.3 * len(looks))
+    styles = _styles(tasks)
+    figure = _figure(10.5, 4.3 * len(tasks) + 0.022 * 4.3 * len(styles))
     panels = figure.subplots(len(tasks), 2, squeeze=False, sharey="row")
     for (name, rows), (by_length, by_speed) in zip(tasks, panels, strict=True):
         timed = all(row["speed"] is not None for row in rows)
-        _tradeoff(by_length, rows, looks, "mean_acceptance_length")
+        _tradeoff(by_length, rows, styles, "mean_acceptance_length")
         by_length.set(xlabel="mean acceptance length", ylabel=f"{name}: right, %")
-        _tradeoff(by_speed, rows, looks, "speed" if timed else "tokens_per_second")
+        _tradeoff(by_speed, rows, styles, "speed" if timed else "tokens_per_second")
         by_speed.set_xlabel("tokens/s, times those of plain decoding" if timed else "tokens/s")
-    _legend(figure, looks, Patch(color="#eeeeee", label="plain decoding, 95 %"))
+    _legend(figure, styles, Patch(color="#eeeeee", label="plain decoding, 95 %"))
     return figure
 
 
 def draw_positions(tasks: Sequence[tuple[str, Sequence[dict]]]) -> Figure:
     """The share of target passes that commit draft token 1, 2, ..., one line a rule and draft length."""
-    looks = _looks(tasks)
-    figure = _figure(10.5, 3.6 * -(-len(tasks) // 2) + 0.022 * 3.6 * len(looks))
+    styles = _styles(tasks)
+    figure = _figure(10.5, 3.6 * -(-len(tasks) // 2) + 0.022 * 3.6 * len(styles))
     panels = figure.subplots(-(-len(tasks) // 2), 2, squeeze=False, sharey=True).flatten()
     for axes, task in itertools.zip_longest(panels, tasks):
         if task is None:
@@ -81,16 +81,16 @@ def draw_positions(tasks: Sequence[tuple[str, Sequence[dict]]]) -> Figure:
             shares = row["acceptance_by_position"]
             if row["rule"] == "none" or not shares:
                 continue
-            look = looks[family(row["rule"])]
+            style = styles[family(row["rule"])]
             # Settings of one rule differ in how solid they are.
             alpha = max(1.0 - 0.3 * seen[family(row["rule"])], 0.25)
             seen[family(row["rule"])] += 1
-            axes.plot(range(1, len(shares) + 1), shares, **look | {"markersize": 3, "alpha": alpha})
+            axes.plot(range(1, len(shares) + 1), shares, **style | {"markersize": 3, "alpha": alpha})
         axes.set(title=task[0], xlabel="draft token", ylim=(0, 1.02))
     panels[0].set_ylabel("share of passes that commit it")
     for axes in panels:
         axes.spines[["top", "right"]].set_visible(False)
-    _legend(figure, looks)
+    _legend(figure, styles)
     return figure
 
 
@@ -111,7 +111,7 @@ def _figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), dpi=130, layout="constrained")
 
 
-def _tradeoff(axes: Axes, rows: Sequence[dict], looks: dict[str, dict], along: str) -> None:
+def _tradeoff(axes: Axes, rows: Sequence[dict], styles: dict[str, dict], along: str) -> None:
     lines: dict[tuple, list[dict]] = defaultdict(list)
     for row in rows:
         if row["rule"] == "none":
@@ -124,8 +124,8 @@ def _tradeoff(axes: Axes, rows: Sequence[dict], looks: dict[str, dict], along: s
     for (name, length), points in lines.items():
         points = sorted(points, key=lambda row: row[along])
         xs, ys = [row[along] for row in points], [100 * row["accuracy"] for row in points]
-        axes.plot(xs, ys, lw=1, zorder=3, **looks[name])
-        bars = {"color": looks[name]["color"], "lw": 0.8, "alpha": 0.45, "zorder": 2}
+        axes.plot(xs, ys, lw=1, zorder=3, **styles[name])
+        bars = {"color": styles[name]["color"], "lw": 0.8, "alpha": 0.45, "zorder": 2}
         for x, y, row in zip(xs, ys, points, strict=True):
             axes.plot([x, x], [100 * share for share in row["accuracy_interval"]], **bars)
             interval = row.get(f"{along}_interval")
@@ -133,27 +133,27 @@ def _tradeoff(axes: Axes, rows: Sequence[dict], looks: dict[str, dict], along: s
                 axes.plot(interval, [y, y], **bars)
             words = [setting(row["rule"])] * (len(points) > 1) + [f"@ {length}"] * (lengths[name] > 1)
             axes.annotate(
-                " ".join(words), (x, y), (3, 3), textcoords="offset points", fontsize=6.5, color=looks[name]["color"]
+                " ".join(words), (x, y), (3, 3), textcoords="offset points", fontsize=6.5, color=styles[name]["color"]
             )
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25, lw=0.5)
 
 
-def _looks(tasks: Sequence[tuple[str, Sequence[dict]]]) -> dict[str, dict]:
+def _styles(tasks: Sequence[tuple[str, Sequence[dict]]]) -> dict[str, dict]:
     """Colour and marker of each line."""
     names = dict.fromkeys(family(row["rule"]) for _, rows in tasks for row in rows if row["rule"] != "none")
     others, markers = itertools.cycle(_OTHER_COLOURS), itertools.cycle(_MARKERS)
-    looks = {}
+    styles = {}
     for name in names:
         kept = name.partition(":")[0] if name.startswith("judge") else name  # whatever folder its head lies in
-        looks[name] = {"color": _COLOURS.get(kept) or next(others), "marker": next(markers), "markersize": 5}
-    return looks
+        styles[name] = {"color": _COLOURS.get(kept) or next(others), "marker": next(markers), "markersize": 5}
+    return styles
 
 
-def _legend(figure: Figure, looks: dict[str, dict], *first) -> None:
+def _legend(figure: Figure, styles: dict[str, dict], *first) -> None:
     from matplotlib.lines import Line2D
 
-    handles = [*first, *(Line2D([], [], label=name, lw=1, **look) for name, look in looks.items())]
+    handles = [*first, *(Line2D([], [], label=name, lw=1, **style) for name, style in styles.items())]
     figure.legend(handles=handles, loc="outside lower center", ncols=6, fontsize=8, frameon=False)
 
 
