@@ -81,7 +81,7 @@ _RANDOM = "Random weights"
 )
 def bench(options) -> int:
     from kljudge_jax.evaluation.bench import run as bench
-    from kljudge_jax.evaluation.bench.call import Bench, measured
+    from kljudge_jax.evaluation.bench.call import Bench
     from kljudge_jax.verification import parse_verifier
 
     config = decoding_config(options, batch=None)
@@ -95,7 +95,8 @@ def bench(options) -> int:
     plan = bench.Plan(rules, options.batch, config, options.rounds)
     pair, prompts, task = _pair_and_prompts(options, plan)
     with Bar() as bar:
-        found = Bench(measured(pair, prompts, plan, task, shlex.join(["kljudge", *options.words]), bar.show))
+        command = shlex.join(["kljudge", *options.words])
+        found = Bench(bench.run_bench(pair, prompts, plan, task, command, bar.show))
     found.save(folder, options.profile)
     print(found.markdown(options.profile), end="")
     failed = sum(rule["failed"] for batch in found.figures["batches"] for rule in batch["rules"])

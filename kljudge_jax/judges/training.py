@@ -154,12 +154,9 @@ def fit_judge(
     Raises:
       InputError: there are too few questions to hold some out, or one part has labels of one kind only.
     """
-    features, important = data.features(options.setup), data["important"].astype(bool)
-    if not np.isfinite(features).all():
-        keep = np.isfinite(features).all(axis=1)  # one-hot drafts have infinite divergences; the rule rejects those
-        features, important, questions = features[keep], important[keep], data["question"][keep]
-    else:
-        questions = data["question"]
+    every = data.features(options.setup)
+    keep = np.isfinite(every).all(axis=1)  # one-hot drafts have infinite divergences; the rule rejects those
+    features, important, questions = every[keep], data["important"][keep].astype(bool), data["question"][keep]
     held_out = split_by_question(questions, options.validation_share, options.seed)
     for name, part in (("held out", held_out), ("fitted to", ~held_out)):
         if len(set(important[part].tolist())) < 2:

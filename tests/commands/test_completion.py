@@ -57,7 +57,7 @@ def test_bash_completes(script, typed, offered, tmp_path):
 
 
 def test_every_rule_is_offered():
-    assert sorted(RULE_NAMES) == sorted({"none", *(row["word"] for row in describe_rules())})
+    assert sorted(RULE_NAMES) == sorted({"none", *(row["spec"] for row in describe_rules())})
 
 
 @pytest.mark.parametrize("shell", ["zsh", "fish"])

@@ -12,7 +12,6 @@ from kljudge_jax.evaluation.bench import run as benches
 from kljudge_jax.evaluation.bench.models import near_prompts
 from kljudge_jax.evaluation.bench.table import bench_markdown
 from kljudge_jax.generation.config import DecodingConfig, DecodingFields, configured
-from kljudge_jax.machine import describe_machine
 from kljudge_jax.models.pair import ModelPair
 from kljudge_jax.results_folder import results_folder, write_json
 from kljudge_jax.tasks.base import Task
@@ -90,18 +89,4 @@ def bench(
         verifiers={name: rule for name, rule in named.items() if rule is not None and not isinstance(rule, str)},
     )
     asked = near_prompts(task, split, max(prompts, *batches))
-    return Bench(measured(pair, asked, plan, task.name, "kljudge_jax.bench", report))
-
-
-def measured(
-    pair: ModelPair, prompts: Sequence[Any], plan: benches.Plan, task: str, command: str, report: Callable[[str], None]
-) -> dict[str, Any]:
-    """The figures of a bench with what made them, as `bench.json` holds them."""
-    return {
-        "schema": benches.SCHEMA,
-        "kind": benches.KIND,
-        "command": command,
-        "machine": describe_machine(),
-        "task": task,
-        **benches.run_bench(pair, prompts, plan, report=report),
-    }
+    return Bench(benches.run_bench(pair, asked, plan, task.name, "kljudge_jax.bench", report))

@@ -10,7 +10,7 @@ from kljudge_jax.evaluation.bench.batch import PLAIN, Batch, Plan
 from kljudge_jax.evaluation.bench.figures import EMPTY_CALL, batch_figures
 from kljudge_jax.evaluation.bench.timing import SHORTEST_SAMPLE, measure
 from kljudge_jax.generation.compile_clock import cache_hits
-from kljudge_jax.machine import cores, is_busy, load_average, peak_memory
+from kljudge_jax.machine import cores, describe_machine, is_busy, load_average, peak_memory
 from kljudge_jax.models.pair import ModelPair
 from kljudge_jax.models.shapes import count_parameters
 from kljudge_jax.models.transformer import Transformer, parameters
@@ -22,18 +22,15 @@ KIND = "bench"
 
 
 def run_bench(
-    pair: ModelPair,
-    prompts: Sequence[Any],
-    plan: Plan,
-    *,
-    report: Callable[[str], None] = lambda line: None,
+    pair: ModelPair, prompts: Sequence[Any], plan: Plan, task: str, command: str, report: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Measures what `plan` asks for, and returns the figures as plain numbers for JSON.
+    """Measures what `plan` asks for, and returns the figures with what made them, as `bench.json` holds them.
 
     Args:
       pair: the models.
       prompts: each as `generate` takes one; a batch that wants more of them gets some twice.
       plan: what to measure.
+      task, command: what the prompts are of, and what was called.
       report: told of every compilation and every round.
 
     Raises:
@@ -58,6 +55,11 @@ def run_bench(
     reads = {name: [timings[f"read of the {name}, axis {axis}"] for axis in (0, 1)] for name in models}
     reached = {name: limits.reached(limits.weight_bytes(m), reads[name], product) for name, m in models.items()}
     return {
+        "schema": SCHEMA,
+        "kind": KIND,
+        "command": command,
+        "machine": describe_machine(),
+        "task": task,
         "models": {name: describe_model(model, getattr(pair, f"{name}_name")) for name, model in models.items()},
         "dtype": pair.precision,
         "plan": plan.to_json(),
