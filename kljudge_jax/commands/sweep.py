@@ -78,12 +78,12 @@ def sweep(options) -> int:
     if any(rule != "none" for rule in rules):
         check_drafter(config, has_draft(options))
     check_baselines(specs, has_draft(options))
-    specs = [spec.strip() for spec in options.task.split(",")]
-    for spec in specs:
+    named = [spec.strip() for spec in options.task.split(",")]
+    for spec in named:
         load_checked_task(spec, options.run_code)
     plan = sweep.Plan(sweep.grid(specs, options.draft_lengths), options.n, options.split, config)
     pair = load_pair(options)
-    tasks = [as_model_reads(load_task(spec, run_code=options.run_code), spec, pair, options.run_code) for spec in specs]
+    tasks = [as_model_reads(load_task(spec, run_code=options.run_code), spec, pair, options.run_code) for spec in named]
     parts = sweep.parts(tasks, seeds, plan, options.out)
     answered, shown = defaultdict(list), defaultdict(list)
     for part in parts:

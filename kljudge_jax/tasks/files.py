@@ -45,7 +45,7 @@ def read_text(path: str | os.PathLike) -> str:
         data = Path(path).read_bytes()
         return (gzip.decompress(data) if str(path).endswith(".gz") else data).decode("utf-8-sig")
     except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read {path} as text ({error}): give the path of a local file.") from None
+        raise InputError(f"{path} cannot be read as text ({error}): give the path of a local file.") from None
 
 
 class FileTask(abc.ABC):
