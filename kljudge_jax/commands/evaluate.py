@@ -47,9 +47,9 @@ from kljudge_jax.spec import split_specs
 )
 def evaluate(options) -> int:
     from kljudge_jax.evaluation.harness import KLJudgeLM, harness_runs
-    from kljudge_jax.evaluation.progress_update import ProgressUpdate
     from kljudge_jax.evaluation.report.harness import compare_with_first, harness_markdown, harness_rows
     from kljudge_jax.evaluation.result_store import ResultStore
+    from kljudge_jax.progress_update import ProgressUpdate
     from kljudge_jax.verification import parse_verifier
 
     rules = split_specs(options.rules)

@@ -81,7 +81,6 @@ def _which(name: str, help: str, **settings: Any) -> Option:
     "every question that is finished is in {out}: repeat the command to go on",
 )
 def mine(options) -> int:
-    from kljudge_jax.evaluation.progress_update import ProgressUpdate
     from kljudge_jax.judges.mining import mine
     from kljudge_jax.judges.semi_greedy import Options
     from kljudge_jax.judges.sources import Likelihood, Rollouts, label_marked_answers, label_mismatches
@@ -103,25 +102,14 @@ def mine(options) -> int:
     pair = load_pair(options)
 
     with Bar() as bar:
-        before: list[int] = []  # questions that an earlier run finished
-
-        def counted(finished, questions):
-            before.append(finished - 1)  # told after each question
-            bar.show(ProgressUpdate(f"{finished} of {questions} questions", finished, questions, before[0]))
-
-        def searched(progress):
-            before.append(progress.finished)  # told first when none is finished yet
-            words = f"{progress.finished} of {progress.questions} questions, {progress.mismatches} mismatches"
-            bar.show(ProgressUpdate(words, progress.finished, progress.questions, before[0]))
-
         if marked:
-            data = label_marked_answers(pair, options.answers, options.out, progress=counted)
+            data = label_marked_answers(pair, options.answers, options.out, progress=bar.show)
         else:
             task = as_model_reads(task, options.task, pair, options.run_code)
             if isinstance(by, Options):
-                data = mine(pair, task, options.out, **problems, options=by, progress=searched)
+                data = mine(pair, task, options.out, **problems, options=by, progress=bar.show)
             else:
-                data = label_mismatches(pair, task, options.out, by, **problems, progress=counted)
+                data = label_mismatches(pair, task, options.out, by, **problems, progress=bar.show)
     print(
         f"{options.out}: {len(data)} mismatches, {data['important'].mean() if len(data) else 0:.1%} of them important"
     )

@@ -38,8 +38,8 @@ _PRECISIONS = ("float32", "bfloat16", "float16", *_BITS)
 )
 def perplexity(options) -> int:
     from kljudge_jax.evaluation.perplexity import perplexity, perplexity_table
-    from kljudge_jax.evaluation.progress_update import ProgressUpdate
     from kljudge_jax.machine import describe_machine
+    from kljudge_jax.progress_update import ProgressUpdate
     from kljudge_jax.text_table import aligned, markdown
 
     names = [name.strip() for name in options.precisions.split(",")]

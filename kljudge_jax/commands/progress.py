@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Column
 
-from kljudge_jax.evaluation.progress_update import ProgressUpdate
+from kljudge_jax.progress_update import ProgressUpdate
 
 COMPILING = "compiling for these shapes (kept for next time)"
 

@@ -24,9 +24,9 @@ from kljudge_jax.commands.progress import Bar
     "  kljudge generate --target embedded --verifier judge:judges/arithmetic,threshold=0.5 --raw 'Tom has 3 pens.'",
 )
 def train_judge(options) -> int:
-    from kljudge_jax.evaluation.progress_update import ProgressUpdate
     from kljudge_jax.judges.jobs import train_judge
     from kljudge_jax.judges.training import Options
+    from kljudge_jax.progress_update import ProgressUpdate
 
     settings = Options(options.setup, options.model, class_weight=options.class_weight, seed=options.seed)
     with Bar() as bar:

@@ -24,7 +24,7 @@ from kljudge_jax.commands.progress import Bar
     "the last checkpoint is in {folder}: repeat the command to go on",
 )
 def train_pair(options) -> int:
-    from kljudge_jax.evaluation.progress_update import ProgressUpdate
+    from kljudge_jax.progress_update import ProgressUpdate
     from kljudge_jax.training.train_pair import DRAFT, TARGET, train_pair
 
     target = _changed(TARGET, options, options.target_steps, options.seed)

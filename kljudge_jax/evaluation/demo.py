@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 
-from kljudge_jax.evaluation.progress_update import ProgressUpdate
 from kljudge_jax.evaluation.report.statistics import speed_ratio_interval
 from kljudge_jax.evaluation.report.token_page import Answer, answer_of
 from kljudge_jax.evaluation.sweep import run as sweep
@@ -19,6 +18,7 @@ from kljudge_jax.generation.results import Generation
 from kljudge_jax.generation.stream import Event, stream
 from kljudge_jax.machine import describe_machine
 from kljudge_jax.models.pair import ModelPair
+from kljudge_jax.progress_update import ProgressUpdate
 from kljudge_jax.results_folder import write_json
 from kljudge_jax.tasks.base import Problem, Task
 from kljudge_jax.text_table import columns, markdown, ranged

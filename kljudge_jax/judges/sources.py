@@ -25,13 +25,12 @@ from kljudge_jax.judges.passes import compare
 from kljudge_jax.judges.reference import make_reference
 from kljudge_jax.models.fingerprint import fingerprints
 from kljudge_jax.models.pair import ModelPair
+from kljudge_jax.progress_update import ProgressUpdate
 from kljudge_jax.tasks.base import Problem, Task
 from kljudge_jax.tasks.files import read_records
 from kljudge_jax.verification.head import PairIdentity
 
 _STEP = 64  # texts are scored at lengths of so many tokens, so that few programs are compiled
-
-Report = Callable[[int, int], None]
 
 
 def label_marked_answers(
@@ -39,7 +38,7 @@ def label_marked_answers(
     path: str | Path,
     folder: str | Path,
     *,
-    progress: Report = lambda finished, questions: None,
+    progress: Callable[[str], None] = lambda line: None,
 ) -> Dataset:
     """Judge Decoding's data: every token of answers in which the first wrong token is marked.
 
@@ -50,7 +49,7 @@ def label_marked_answers(
         (0 for its first) at which the first wrong token stands. The published data has a right and a wrong answer
         to each of 500 prompts; answers to one prompt count as one question.
       folder: for the dataset.
-      progress: called with finished and all questions.
+      progress: told after each question how many are done, by a `ProgressUpdate`.
 
     Raises:
       InputError: a line cannot be used.
@@ -160,7 +159,7 @@ def label_mismatches(
     split: str = "train",
     n: int = 1000,
     seed: int = 7,
-    progress: Report = lambda finished, questions: None,
+    progress: Callable[[str], None] = lambda line: None,
 ) -> Dataset:
     """Labels the draft's mismatches on the target's answers, which stay as they are; arguments as of `mining.mine`."""
 
@@ -190,7 +189,9 @@ def _write(pair, folder, origin: Mapping[str, Any], questions: Sequence, rows: C
                 status, found = "failed", []
             important = sum(bool(row["important"]) for row in found)
             writer.append([({"question": index, "status": status, "important": important}, found)])
-            progress(len(writer.records), len(questions))
+            finished = len(writer.records)
+            line = f"{finished} of {len(questions)} questions"
+            progress(ProgressUpdate(line, finished, len(questions), before=len(done)))
     return read_dataset(folder)
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from kljudge_jax.commands import progress
 from kljudge_jax.commands.progress import Bar, duration
-from kljudge_jax.evaluation.progress_update import ProgressUpdate
+from kljudge_jax.progress_update import ProgressUpdate
 
 
 def on_a_terminal(monkeypatch):

@@ -34,7 +34,7 @@ def test_marked_answers(pair, tmp_path):
     (tmp_path / "marked.jsonl").write_text("\n".join(map(json.dumps, lines)))
     seen = []
     found = label_marked_answers(
-        pair, tmp_path / "marked.jsonl", tmp_path / "data", progress=lambda *now: seen.append(now)
+        pair, tmp_path / "marked.jsonl", tmp_path / "data", progress=lambda now: seen.append((now.done, now.total))
     )
     assert seen == [(1, 2), (2, 2)] and found.origin["labels"] == "judge-decoding"
     right, wrong = pair.tokenizer("de é f")["input_ids"], pair.tokenizer("gé€h")["input_ids"]

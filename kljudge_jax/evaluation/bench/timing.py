@@ -11,9 +11,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from kljudge_jax.evaluation.progress_update import ProgressUpdate
 from kljudge_jax.generation.compile_clock import compile_seconds
 from kljudge_jax.parallel.hosts import agreed
+from kljudge_jax.progress_update import ProgressUpdate
 
 # Samples shorter than this are made of several repetitions: a clock reading and a dispatch then weigh little.
 SHORTEST_SAMPLE = 0.05

@@ -16,7 +16,6 @@ from kljudge_jax.core.controller import Adaptive
 from kljudge_jax.drafters.specs import spec_of
 from kljudge_jax.errors import InputError
 from kljudge_jax.evaluation.baselines import Answer, Request, answers_of, check_baselines, parse_baseline
-from kljudge_jax.evaluation.progress_update import ProgressUpdate
 from kljudge_jax.generation.config import DecodingConfig, configured
 from kljudge_jax.generation.generate import generate
 from kljudge_jax.generation.results import Generation
@@ -25,6 +24,7 @@ from kljudge_jax.models.fingerprint import fingerprints
 from kljudge_jax.models.pair import ModelPair
 from kljudge_jax.parallel.axes import LOGICAL
 from kljudge_jax.parallel.mesh import mesh_sizes
+from kljudge_jax.progress_update import ProgressUpdate
 from kljudge_jax.results_folder import results_folder, write_json
 from kljudge_jax.tasks.base import Problem, Task
 from kljudge_jax.verification import Verifier
