@@ -128,7 +128,7 @@ def check(words: list[str], said: str) -> None:
         case "generate":
             assert len(said.split()) > 1
         case "rules":
-            assert all(rule.word in said for rule in RULES)
+            assert all(rule.spec_name in said for rule in RULES)
         case "plan":
             assert "GB" in said and (options.table or "on each device" in said)
         case "convert":

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import kljudge_jax as kj
-from kljudge_jax.evaluation.statistics import wilson_interval
+from kljudge_jax.evaluation.report.statistics import wilson_interval
 from kljudge_jax.judges.storage import load_head, read_manifest
 from kljudge_jax.models.manifest import NAME
 from kljudge_jax.models.transformer import parameters

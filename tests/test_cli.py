@@ -329,7 +329,7 @@ def test_every_command_says_what_ctrl_c_leaves(capsys):
 
 
 def test_a_stopped_sweep_goes_on_from_what_it_kept(capsys, sweeping, tmp_path, monkeypatch):
-    from kljudge_jax.evaluation import sweep
+    from kljudge_jax.evaluation.sweep import run as sweep
 
     words, out = [*sweeping, "--rules", "none,exact", "--n", "2"], tmp_path / "out"
     answer, answered = sweep.answer, []

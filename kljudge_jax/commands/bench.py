@@ -80,8 +80,8 @@ _RANDOM = "Random weights"
     "nothing is kept of rounds that are not finished: repeat the command, with fewer --rounds if it takes too long",
 )
 def bench(options) -> int:
-    from kljudge_jax.evaluation import bench
-    from kljudge_jax.evaluation.bench_call import Bench, measured
+    from kljudge_jax.evaluation.bench import run as bench
+    from kljudge_jax.evaluation.bench.call import Bench
     from kljudge_jax.verification import parse_verifier
 
     config = decoding_config(options, batch=None)
@@ -95,7 +95,8 @@ def bench(options) -> int:
     plan = bench.Plan(rules, options.batch, config, options.rounds)
     pair, prompts, task = _pair_and_prompts(options, plan)
     with Bar() as bar:
-        found = Bench(measured(pair, prompts, plan, task, shlex.join(["kljudge", *options.words]), bar.show))
+        command = shlex.join(["kljudge", *options.words])
+        found = Bench(bench.run_bench(pair, prompts, plan, task, command, bar.show))
     found.save(folder, options.profile)
     print(found.markdown(options.profile), end="")
     failed = sum(rule["failed"] for batch in found.figures["batches"] for rule in batch["rules"])
@@ -133,7 +134,7 @@ def _rules(options) -> tuple[str, ...]:
 
 def _pair_and_prompts(options, plan):
     """The models, the prompts, and the name of the task that they are of."""
-    from kljudge_jax.evaluation.bench_models import near_prompts, random_pair, random_prompts
+    from kljudge_jax.evaluation.bench.models import near_prompts, random_pair, random_prompts
     from kljudge_jax.tasks import load_task
 
     count = max(options.prompts, *plan.batches)
@@ -153,7 +154,7 @@ def _pair_and_prompts(options, plan):
     task = load_task(options.task)
     pair = load_pair(options)
     if options.draft_shape is not None:
-        from kljudge_jax.evaluation.bench_models import with_random_draft
+        from kljudge_jax.evaluation.bench.models import with_random_draft
 
         pair = with_random_draft(pair, options.draft_shape, placement_of(options), options.draft_bits)
     return pair, near_prompts(as_model_reads(task, options.task, pair), options.split, count), task.name

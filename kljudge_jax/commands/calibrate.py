@@ -52,7 +52,7 @@ from kljudge_jax.commands.progress import Bar
     "every batch that was answered is in {out}: repeat the command to go on",
 )
 def calibrate(options) -> int:
-    from kljudge_jax.evaluation.calibrate_call import Calibration, calibrated, planned
+    from kljudge_jax.evaluation.calibration.call import Calibration, calibrated, planned
     from kljudge_jax.tasks import load_task
 
     config = decoding_config(options)

@@ -21,7 +21,7 @@ from kljudge_jax.spec import split_specs
 OK, FAILED, BAD_INPUT = 0, 1, 2
 
 # Written down, for a shell that completes does not wait for JAX; a test holds them to the rules there are.
-RULE_WORDS = (
+RULE_NAMES = (
     "none", "exact", "kl", "judge", "all", "block", "cactus", "ensemble", "entropy", "fly", "fuzzy", "kseq",
     "lenience", "margin", "mentored", "pivot", "random", "reflective", "synthetic", "thinking", "topk", "typical",
 )  # fmt: skip
@@ -145,16 +145,16 @@ def argument(name: str, about: str, **settings: Any) -> Argument:
 
 
 class Text(click.ParamType):
-    """Text, by its name in `--help`; a shell completes it from `words` and, with `files`, from files."""
+    """Text, by its name in `--help`; a shell completes it from `choices` and, with `files`, from files."""
 
-    def __init__(self, name: str, words: Sequence[str] = (), files: bool = False):
-        self.name, self.words, self.files = name, words, files
+    def __init__(self, name: str, choices: Sequence[str] = (), files: bool = False):
+        self.name, self.choices, self.files = name, choices, files
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         return str(value)  # a default too
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        found = [word for word in self.words if word.startswith(incomplete)]
+        found = [one for one in self.choices if one.startswith(incomplete)]
         if self.files and not found:
             return [CompletionItem(incomplete, type="file")]  # by the shell itself, which is given nothing beside it
         files = sorted(glob.glob(f"{glob.escape(incomplete)}*")) if self.files else []
@@ -173,7 +173,7 @@ class Whole(click.ParamType):
         try:
             number = int(value)
         except ValueError:
-            self.fail(f"{value!r} is no whole number", param, ctx)
+            self.fail(f"give whole numbers, not {value!r}", param, ctx)
         if number < self.least:
             self.fail(f"numbers start at {self.least}, got {number}", param, ctx)
         if self.most is not None and number > self.most:
@@ -187,18 +187,12 @@ class Wholes(click.ParamType):
     name = "INTS"
 
     def __init__(self, least: int = 1):
-        self.least = least
+        self.one = Whole(least)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
         if not isinstance(value, str):  # converted before
             return value
-        try:
-            numbers = tuple(dict.fromkeys(int(number) for number in value.split(",")))
-        except ValueError:
-            self.fail(f"give whole numbers with commas, not {value!r}", param, ctx)
-        if min(numbers) < self.least:
-            self.fail(f"numbers start at {self.least}, got {min(numbers)}", param, ctx)
-        return numbers
+        return tuple(dict.fromkeys(self.one.convert(number, param, ctx) for number in value.split(",")))
 
 
 class Lengths(click.ParamType):
@@ -213,7 +207,7 @@ class Lengths(click.ParamType):
 # Placeholders, and what a shell offers in their place.
 EMBEDDED = "embedded"  # the pair that comes with the package, in place of two models
 MODEL = Text("MODEL", [EMBEDDED], files=True)
-RULE, RULES = Text("RULE", RULE_WORDS), Text("RULES", RULE_WORDS)
+RULE, RULES = Text("RULE", RULE_NAMES), Text("RULES", RULE_NAMES)
 FILE, DIR = Text("FILE", files=True), Text("DIR", files=True)
 
 

@@ -16,7 +16,7 @@ from kljudge_jax.commands.command import DIR, FILE, OK, argument, command, flag,
     "  kljudge compare laptop/summary.json tpu/summary.json",
 )
 def compare(options) -> int:
-    from kljudge_jax.evaluation.compare_call import compare
+    from kljudge_jax.evaluation.report.compare import compare
 
     compared = compare(*options.results, force=options.force)
     picture = compared.save(options.out)

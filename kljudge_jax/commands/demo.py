@@ -36,10 +36,10 @@ from kljudge_jax.spec import split_specs
 def demo(options) -> int:
     from kljudge_jax import ModelPair
     from kljudge_jax.evaluation import demo
-    from kljudge_jax.evaluation.text_table import aligned
-    from kljudge_jax.evaluation.token_page import write_page, write_picture
+    from kljudge_jax.evaluation.report.token_page import write_page, write_picture
     from kljudge_jax.machine import describe_machine
     from kljudge_jax.tasks import load_task
+    from kljudge_jax.text_table import aligned
     from kljudge_jax.verification import parse_verifier
 
     began = time.perf_counter()

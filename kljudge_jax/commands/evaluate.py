@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 
 from kljudge_jax.commands.command import DIR, RULES, Whole, command, flag, option
@@ -17,7 +16,7 @@ from kljudge_jax.commands.options import (
     status_of,
 )
 from kljudge_jax.commands.progress import Bar
-from kljudge_jax.results_folder import results_folder
+from kljudge_jax.results_folder import results_folder, write_json
 from kljudge_jax.spec import split_specs
 
 
@@ -47,10 +46,10 @@ from kljudge_jax.spec import split_specs
     "every task that a rule has finished is in {out}: repeat the command to go on",
 )
 def evaluate(options) -> int:
-    from kljudge_jax.evaluation.finished import Finished
     from kljudge_jax.evaluation.harness import KLJudgeLM, harness_runs
-    from kljudge_jax.evaluation.harness_table import compare_with_first, harness_markdown, harness_rows
-    from kljudge_jax.evaluation.step import Step
+    from kljudge_jax.evaluation.report.harness import compare_with_first, harness_markdown, harness_rows
+    from kljudge_jax.evaluation.result_store import ResultStore
+    from kljudge_jax.progress_update import ProgressUpdate
     from kljudge_jax.verification import parse_verifier
 
     rules = split_specs(options.rules)
@@ -62,13 +61,13 @@ def evaluate(options) -> int:
     runs = harness_runs([name.strip() for name in options.harness_tasks.split(",")], options.include_path)
     folder = results_folder(options.out)
     pair = load_pair(options)
-    finished = Finished(folder / "finished.jsonl", _asked(options, pair))
+    finished = ResultStore(folder / "finished.jsonl", _asked(options, pair))
     rows, failed = [], 0
     with Bar() as bar:
         every = [(rule, name) for rule in rules for name in runs]
         before = sum(one in finished for one in every)
         for done, (rule, name) in enumerate(every):
-            bar.keep(Step(f"{name}, {rule}", done, len(every), before))
+            bar.keep(ProgressUpdate(f"{name}, {rule}", done, len(every), before))
             if (rule, name) not in finished:
                 lm = KLJudgeLM(pair, rule, config=config)
                 found = runs[name](
@@ -80,7 +79,7 @@ def evaluate(options) -> int:
     compare_with_first(rows)
     table = harness_markdown(rows)
     kept = {"schema": 1, "command": options.words, "target": pair.target_name, "draft": pair.draft_name, "rows": rows}
-    (folder / "harness.json").write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+    write_json(folder / "harness.json", kept)
     (folder / "harness.md").write_text(table, encoding="utf-8")
     print(table, end="")
     return status_of(options, failed)

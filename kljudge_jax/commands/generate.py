@@ -17,10 +17,10 @@ from kljudge_jax.commands.options import (
     load_pair,
     model_options,
     note,
-    read_text,
 )
 from kljudge_jax.commands.progress import Bar
 from kljudge_jax.errors import InputError
+from kljudge_jax.tasks.files import read_text
 
 
 @command(

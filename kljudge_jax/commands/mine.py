@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+import dataclasses
+from typing import Any
 
 import click
 
@@ -20,16 +20,8 @@ from kljudge_jax.commands.options import (
 from kljudge_jax.commands.progress import Bar
 from kljudge_jax.errors import InputError
 
-if TYPE_CHECKING:
-    from kljudge_jax.judges.dataset import Dataset
-
-# What each kind of labels reads, in the names of the command line and of the functions that make them.
-_READS = {
-    "semi-greedy": {"split", "n", "seed", "max_new_tokens", "reference", "shortcut", "batch"},
-    "likelihood": {"split", "n", "seed", "max_new_tokens", "threshold", "window"},
-    "rollouts": {"split", "n", "seed", "max_new_tokens", "reference", "threshold", "rollouts", "temperature"},
-    "marked": set(),
-}
+_PROBLEMS = ("split", "n", "seed")
+_HOW = ("max_new_tokens", "reference", "shortcut", "batch", "threshold", "window", "rollouts", "temperature")
 
 
 def _which(name: str, help: str, **settings: Any) -> Option:
@@ -89,48 +81,35 @@ def _which(name: str, help: str, **settings: Any) -> Option:
     "every question that is finished is in {out}: repeat the command to go on",
 )
 def mine(options) -> int:
-    from kljudge_jax.evaluation.step import Step
     from kljudge_jax.judges.mining import mine
     from kljudge_jax.judges.semi_greedy import Options
-    from kljudge_jax.judges.sources import label_by_likelihood, label_by_rollouts, label_marked_answers
+    from kljudge_jax.judges.sources import Likelihood, Rollouts, label_marked_answers, label_mismatches
 
     if not has_draft(options):
         raise InputError("mining compares two models: name a --draft")
     marked = options.labels == "marked"
     if marked != (options.answers is not None) or marked == (options.task is not None):
         raise InputError("name a --task to mine, or --labels marked with its --answers")
-    names = sorted(set().union(*_READS.values()))
-    given = {name: value for name in names if (value := getattr(options, name)) is not None}
-    unread = [name for name in given if name not in _READS[options.labels]]
+    kinds: dict[str, Any] = {"semi-greedy": Options, "likelihood": Likelihood, "rollouts": Rollouts}
+    given = {name: value for name in (*_PROBLEMS, *_HOW) if (value := getattr(options, name)) is not None}
+    fields = [] if marked else [field.name for field in dataclasses.fields(kinds[options.labels])]
+    unread = sorted(given.keys() - {*fields, *(() if marked else _PROBLEMS)})
     if unread:
         raise InputError(f"--labels {options.labels} does not read --{unread[0].replace('_', '-')}: leave it out")
-    problems = {name: given.pop(name) for name in ("split", "n", "seed") if name in given}
-    settings = Options(**given) if options.labels == "semi-greedy" else None
+    problems = {name: given.pop(name) for name in _PROBLEMS if name in given}
+    by: Any = None if marked else kinds[options.labels](**given)
     task = None if marked else load_checked_task(options.task, options.run_code)
     pair = load_pair(options)
 
     with Bar() as bar:
-        before: list[int] = []  # questions that an earlier run finished
-
-        def counted(finished, questions):
-            before.append(finished - 1)  # told after each question
-            bar.show(Step(f"{finished} of {questions} questions", finished, questions, before[0]))
-
-        def searched(progress):
-            before.append(progress.finished)  # told first when none is finished yet
-            words = f"{progress.finished} of {progress.questions} questions, {progress.mismatches} mismatches"
-            bar.show(Step(words, progress.finished, progress.questions, before[0]))
-
         if marked:
-            data = label_marked_answers(pair, options.answers, options.out, progress=counted)
-        elif settings is not None:
-            task = as_model_reads(task, options.task, pair, options.run_code)
-            data = mine(pair, task, options.out, **problems, options=settings, progress=searched)
+            data = label_marked_answers(pair, options.answers, options.out, progress=bar.show)
         else:
             task = as_model_reads(task, options.task, pair, options.run_code)
-            makers: dict[str, Callable[..., Dataset]]
-            makers = {"likelihood": label_by_likelihood, "rollouts": label_by_rollouts}
-            data = makers[options.labels](pair, task, options.out, **problems, **given, progress=counted)
+            if isinstance(by, Options):
+                data = mine(pair, task, options.out, **problems, options=by, progress=bar.show)
+            else:
+                data = label_mismatches(pair, task, options.out, by, **problems, progress=bar.show)
     print(
         f"{options.out}: {len(data)} mismatches, {data['important'].mean() if len(data) else 0:.1%} of them important"
     )

@@ -228,15 +228,6 @@ def has_draft(options) -> bool:
     return options.draft is not None or options.target == EMBEDDED
 
 
-def read_text(path: str) -> str:
-    """The text of a file. Raises `InputError` where there is none."""
-    try:
-        return Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise InputError(f"cannot read {path}: {reason}") from error
-
-
 def status_of(options, failed: int) -> int:
     """The exit status of a command in so many of whose answers a model failed, which is told."""
     if failed:

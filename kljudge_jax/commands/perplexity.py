@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
-
 from kljudge_jax.commands.command import DIR, EMBEDDED, FILE, MODEL, OK, Whole, command, option
-from kljudge_jax.commands.options import MESH, REVISION, dtype_option, note, read_text
+from kljudge_jax.commands.options import MESH, REVISION, dtype_option, note
 from kljudge_jax.commands.progress import Bar
 from kljudge_jax.errors import InputError
-from kljudge_jax.results_folder import results_folder
+from kljudge_jax.results_folder import results_folder, write_json
+from kljudge_jax.tasks.files import read_text
 
 _BITS: dict[str, int | str] = {"int8": 8, "int4": 4, "file": "file"}
 _PRECISIONS = ("float32", "bfloat16", "float16", *_BITS)
@@ -39,9 +38,9 @@ _PRECISIONS = ("float32", "bfloat16", "float16", *_BITS)
 )
 def perplexity(options) -> int:
     from kljudge_jax.evaluation.perplexity import perplexity, perplexity_table
-    from kljudge_jax.evaluation.step import Step
-    from kljudge_jax.evaluation.text_table import aligned, markdown
     from kljudge_jax.machine import describe_machine
+    from kljudge_jax.progress_update import ProgressUpdate
+    from kljudge_jax.text_table import aligned, markdown
 
     names = [name.strip() for name in options.precisions.split(",")]
     wrong = [name for name in names if name not in _PRECISIONS]
@@ -52,7 +51,7 @@ def perplexity(options) -> int:
     found = []
     with Bar() as bar:
         for done, name in enumerate(names):
-            bar.keep(Step(name, done, len(names)))
+            bar.keep(ProgressUpdate(name, done, len(names)))
             pair = _load(options, name)
             window = min(options.window, pair.target.config.max_position)
             tokens = pair.tokenizer(text, add_special_tokens=False)["input_ids"][: options.tokens]
@@ -69,17 +68,9 @@ def perplexity(options) -> int:
         "target": options.target,
         "machine": describe_machine(),
         "tokens": count,
-        "rows": [
-            {
-                "precision": one.precision,
-                "weight_bytes": one.weight_bytes,
-                "perplexity": one.value,
-                "nats": one.nats.tolist(),
-            }
-            for one in found
-        ],
+        "rows": [one.to_json() for one in found],
     }
-    (folder / "perplexity.json").write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+    write_json(folder / "perplexity.json", kept)
     (folder / "perplexity.md").write_text(markdown(table), encoding="utf-8")
     print(aligned(table))
     note(f"{count} tokens in windows of {window}; {folder / 'perplexity.json'}")

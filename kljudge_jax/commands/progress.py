@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Column
 
-from kljudge_jax.evaluation.step import Step
+from kljudge_jax.progress_update import ProgressUpdate
 
 COMPILING = "compiling for these shapes (kept for next time)"
 
@@ -57,8 +57,8 @@ class Bar:
             self._progress.stop()
 
     def show(self, line: str) -> None:
-        """Draws a line; with how far and how long where it is a `Step`."""
-        if not isinstance(line, Step):
+        """Draws a line; with how far and how long where it is a `ProgressUpdate`."""
+        if not isinstance(line, ProgressUpdate):
             self._progress.update(self._task, description=line, refresh=True)
             return
         new, rest = line.done - line.before, line.total - line.done

@@ -60,13 +60,13 @@ _MOST_NAMED = 20
     "every batch that was answered is in {out}: repeat the command to go on",
 )
 def sweep(options) -> int:
-    from kljudge_jax.evaluation import sweep
     from kljudge_jax.evaluation.baselines import check_baselines, parse_baseline
-    from kljudge_jax.evaluation.examples import examples
-    from kljudge_jax.evaluation.report import TaskResult, findings, read_setting, write_report
-    from kljudge_jax.evaluation.summary import markdown_table, short_table, summarise
-    from kljudge_jax.evaluation.text_table import aligned
+    from kljudge_jax.evaluation.report.write import TaskResult, findings, read_metadata, write_report
+    from kljudge_jax.evaluation.sweep import run as sweep
+    from kljudge_jax.evaluation.sweep.examples import examples
+    from kljudge_jax.evaluation.sweep.summary import markdown_table, short_table, summarise
     from kljudge_jax.tasks import load_task
+    from kljudge_jax.text_table import aligned
     from kljudge_jax.verification import parse_verifier
 
     config = decoding_config(options)
@@ -78,12 +78,12 @@ def sweep(options) -> int:
     if any(rule != "none" for rule in rules):
         check_drafter(config, has_draft(options))
     check_baselines(specs, has_draft(options))
-    specs = [spec.strip() for spec in options.task.split(",")]
-    for spec in specs:
+    named = [spec.strip() for spec in options.task.split(",")]
+    for spec in named:
         load_checked_task(spec, options.run_code)
     plan = sweep.Plan(sweep.grid(specs, options.draft_lengths), options.n, options.split, config)
     pair = load_pair(options)
-    tasks = [as_model_reads(load_task(spec, run_code=options.run_code), spec, pair, options.run_code) for spec in specs]
+    tasks = [as_model_reads(load_task(spec, run_code=options.run_code), spec, pair, options.run_code) for spec in named]
     parts = sweep.parts(tasks, seeds, plan, options.out)
     answered, shown = defaultdict(list), defaultdict(list)
     for part in parts:
@@ -95,14 +95,17 @@ def sweep(options) -> int:
         for part in parts:
             if part.plan.config.seed == seeds[0]:
                 shown[part.task.name] = examples(pair, part, options.examples)
-    results = [TaskResult(name, summarise(sweep.pooled(records)), shown[name]) for name, records in answered.items()]
-    setting = read_setting([part.folder for part in parts], shlex.join(["kljudge", *options.words]))
-    files = write_report(options.out, results, setting)
+    results = [
+        TaskResult(name, summarise(sweep.pooled(records)), shown[name], config.greedy)
+        for name, records in answered.items()
+    ]
+    metadata = read_metadata([part.folder for part in parts], shlex.join(["kljudge", *options.words]))
+    files = write_report(options.out, results, metadata)
     for result in results:
         # A person gets columns that fit a terminal, a program those of the report.
         shown_table = f"{aligned(short_table(result.rows))}\n" if sys.stdout.isatty() else markdown_table(result.rows)
         print(f"{result.name}:\n\n{shown_table}")
-        print("".join(f"{line}\n" for line in findings(result.rows, setting.greedy)))
+        print("".join(f"{line}\n" for line in findings(result.rows, result.greedy)))
     print(f"Report: {files[0]}")
     failed = False
     for name, of_seeds in answered.items():
@@ -119,7 +122,7 @@ def sweep(options) -> int:
 
 def _problems(records, count: str) -> list[tuple[str, list[str]]]:
     """By rule, the problems whose records have something under `count`; of a baseline's it may be missing."""
-    from kljudge_jax.evaluation import sweep
+    from kljudge_jax.evaluation.sweep import run as sweep
 
     found = defaultdict(list)
     for record in records:

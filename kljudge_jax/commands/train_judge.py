@@ -24,9 +24,9 @@ from kljudge_jax.commands.progress import Bar
     "  kljudge generate --target embedded --verifier judge:judges/arithmetic,threshold=0.5 --raw 'Tom has 3 pens.'",
 )
 def train_judge(options) -> int:
-    from kljudge_jax.evaluation.step import Step
     from kljudge_jax.judges.jobs import train_judge
     from kljudge_jax.judges.training import Options
+    from kljudge_jax.progress_update import ProgressUpdate
 
     settings = Options(options.setup, options.model, class_weight=options.class_weight, seed=options.seed)
     with Bar() as bar:
@@ -34,7 +34,7 @@ def train_judge(options) -> int:
 
         def show(point):
             line = f"C {point.C:.3g}: validation AUC {point.validation_auc:.3f}"
-            bar.show(Step(line, next(points), len(settings.grid)))
+            bar.show(ProgressUpdate(line, next(points), len(settings.grid)))
 
         judge = train_judge(options.data, options.folder, settings, show)
     print(judge.markdown(), end="")

@@ -24,7 +24,7 @@ from kljudge_jax.commands.progress import Bar
     "the last checkpoint is in {folder}: repeat the command to go on",
 )
 def train_pair(options) -> int:
-    from kljudge_jax.evaluation.step import Step
+    from kljudge_jax.progress_update import ProgressUpdate
     from kljudge_jax.training.train_pair import DRAFT, TARGET, train_pair
 
     target = _changed(TARGET, options, options.target_steps, options.seed)
@@ -39,7 +39,9 @@ def train_pair(options) -> int:
                     other.stop()
                 bars[model] = stack.enter_context(Bar())
             bar = bars[model]
-            step = Step(f"{model}: {progress}", progress.step, progress.steps, before.setdefault(model, progress.step))
+            step = ProgressUpdate(
+                f"{model}: {progress}", progress.step, progress.steps, before.setdefault(model, progress.step)
+            )
             # What was measured stays on the screen; the rest gives way to the next report.
             (bar.keep if progress.accuracy or progress.step == progress.steps else bar.show)(step)
 

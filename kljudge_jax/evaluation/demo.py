@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from kljudge_jax.evaluation import sweep
-from kljudge_jax.evaluation.statistics import speed_ratio_interval
-from kljudge_jax.evaluation.step import Step
-from kljudge_jax.evaluation.summary import summarise
-from kljudge_jax.evaluation.text_table import markdown
-from kljudge_jax.evaluation.token_page import Answer, answer_of
+from kljudge_jax.evaluation.report.statistics import speed_ratio_interval
+from kljudge_jax.evaluation.report.token_page import Answer, answer_of
+from kljudge_jax.evaluation.sweep import run as sweep
+from kljudge_jax.evaluation.sweep.summary import summarise
 from kljudge_jax.generation.config import DecodingConfig
 from kljudge_jax.generation.generate import generate
 from kljudge_jax.generation.results import Generation
 from kljudge_jax.generation.stream import Event, stream
 from kljudge_jax.machine import describe_machine
 from kljudge_jax.models.pair import ModelPair
+from kljudge_jax.progress_update import ProgressUpdate
+from kljudge_jax.results_folder import write_json
 from kljudge_jax.tasks.base import Problem, Task
+from kljudge_jax.text_table import columns, markdown, ranged
 
 MAX_NEW_TOKENS = 160
 
@@ -69,7 +69,7 @@ class Demo:
         seconds = {rule: np.zeros(count) for rule in self.rules}
         for again in range(rounds):
             for i, problem in enumerate(near):
-                report(Step("single answers", again * count + i, rounds * count))
+                report(ProgressUpdate("single answers", again * count + i, rounds * count))
                 for rule in self.rules:
                     out = generate(self.pair, problem.prompt, trace=True, **self._options(rule))
                     tokens[rule][i] += out.stats.tokens
@@ -85,7 +85,7 @@ class Demo:
             config=DecodingConfig(MAX_NEW_TOKENS, batch=len(self.problems)),
         )
         for done, cell in enumerate(plan.cells):
-            report(Step(f"{len(self.problems)} problems, {title(cell.rule)}", done, len(plan.cells)))
+            report(ProgressUpdate(f"{len(self.problems)} problems, {title(cell.rule)}", done, len(plan.cells)))
             records += sweep.answer(self.pair, self.task, plan, cell, self.problems, range(len(self.problems)))
         return summarise(records)
 
@@ -113,31 +113,22 @@ def title(rule: str) -> str:
 
 def table(rows: Sequence[dict], speeds: dict[str, SpeedRatio]) -> list[list[str]]:
     """The comparison as cells of text, the head first."""
-    head = [
-        "rule",
-        "right",
-        "95 %",
-        "mean acceptance length",
-        "passes per answer",
-        "tokens/s, one by one",
-        "speedup",
-    ]
-    cells = [head]
+    lines = []
     for row in rows:
         plain, speed = row["rule"] == "none", speeds[row["rule"]]
         low, high = row["accuracy_interval"]
-        cells.append(
-            [
-                "plain" if plain else row["rule"],
-                f"{100 * row['accuracy']:.1f} %",
-                f"{100 * low:.0f} to {100 * high:.0f}",
-                f"{row['mean_acceptance_length']:.2f}",
-                f"{row['target_passes_per_answer']:.1f}",
-                f"{speed.tokens_per_second:.0f}",
-                "" if plain else f"{speed.ratio:.2f} ({speed.interval[0]:.2f} to {speed.interval[1]:.2f})",
-            ]
-        )  # fmt: skip
-    return cells
+        lines.append(
+            {
+                "rule": "plain" if plain else row["rule"],
+                "right": f"{100 * row['accuracy']:.1f} %",
+                "95 %": f"{100 * low:.0f} to {100 * high:.0f}",
+                "mean acceptance length": f"{row['mean_acceptance_length']:.2f}",
+                "passes per answer": f"{row['target_passes_per_answer']:.1f}",
+                "tokens/s, one by one": f"{speed.tokens_per_second:.0f}",
+                "speedup": "" if plain else ranged(speed.ratio, speed.interval),
+            }
+        )
+    return columns(lines)
 
 
 def write(folder: Path, cells: Sequence[Sequence[str]], rows: list[dict], speeds: dict[str, SpeedRatio]) -> None:
@@ -149,7 +140,7 @@ def write(folder: Path, cells: Sequence[Sequence[str]], rows: list[dict], speeds
         "cells": rows,
         "one_by_one": {rule: dataclasses.asdict(speed) for rule, speed in speeds.items()},
     }
-    (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / "summary.json", summary)
 
 
 def _speed_ratio(tokens, seconds, rule, baseline) -> SpeedRatio:

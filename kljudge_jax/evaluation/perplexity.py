@@ -34,6 +34,10 @@ class Perplexity:
         """exp of the mean over all tokens."""
         return math.exp(self.nats.sum() / self.tokens.sum())
 
+    def to_json(self) -> dict[str, object]:
+        shared = {"precision": self.precision, "weight_bytes": self.weight_bytes}
+        return shared | {"perplexity": self.value, "nats": self.nats.tolist()}
+
     def beside(self, first: Perplexity, draws: int = 2000, seed: int = 0) -> tuple[float, tuple[float, float]]:
         """How much higher it is than another model's on the same windows, as a share, and its 95 % interval.
 

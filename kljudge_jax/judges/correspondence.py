@@ -12,18 +12,22 @@ nothing once it has as many shifts as the states have numbers. The shifts before
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
+from scipy.stats import rankdata
 
 from kljudge_jax.errors import InputError
 from kljudge_jax.judges.dataset import Dataset
-from kljudge_jax.judges.metrics import ranks, roc_auc
-from kljudge_jax.results_folder import results_folder
+from kljudge_jax.judges.metrics import roc_auc
+from kljudge_jax.results_folder import results_folder, write_json
+from kljudge_jax.text_table import markdown, ranged
 from kljudge_jax.verification.head import Head
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _DECILES = 10
 _FOLDS = 5
@@ -42,6 +46,15 @@ _RIVALS = {
 }
 
 
+# Means of a decile, by the heads of their columns.
+_OF_A_DECILE = {
+    "kl": "KL(target, draft)",
+    "second_order_kl": "second order",
+    "target_entropy": "target entropy",
+    "draft_entropy": "draft entropy",
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class Estimate:
     """A number with its 95 % interval, by a bootstrap over questions."""
@@ -51,7 +64,7 @@ class Estimate:
     high: float
 
     def __str__(self) -> str:
-        return f"{self.value:.3f} ({self.low:.3f} to {self.high:.3f})"
+        return ranged(self.value, (self.low, self.high), ".3f")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,29 +111,21 @@ class Correspondence:
     trained_on: bool
     points: dict[str, list[float]]
 
-    def to_json(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
-
     def markdown(self) -> str:
         """Tables, each with its n."""
+        deciles = [["decile of the judge", "n", "P(important)", "important", *_OF_A_DECILE.values()]]
+        for i, d in enumerate(self.deciles, 1):
+            figures = [f"{getattr(d, name):.3f}" for name in _OF_A_DECILE]
+            deciles.append([str(i), str(d.rows), f"{d.probability:.3f}", f"{d.important:.1%}", *figures])
+        rivals = [["", "rank correlation with the judge", "AUC for the label"]]
+        rivals += [[name, str(self.rank_correlation.get(name, "")), str(auc)] for name, auc in self.auc.items()]
         lines = [
             f"{self.rows} mismatches of {self.questions} questions, {self.important:.1%} important; intervals are "
             "95 %, by a bootstrap over questions."
             + (" The judge was trained on some of these very questions, which flatters it." if self.trained_on else ""),
             "",
-            "| decile of the judge | n | P(important) | important | KL(target, draft) | second order | target entropy "
-            "| draft entropy |",
-            "|" + "---|" * 8,
-        ]
-        lines += [
-            f"| {i} | {d.rows} | {d.probability:.3f} | {d.important:.1%} | {d.kl:.3f} | {d.second_order_kl:.3f} "
-            f"| {d.target_entropy:.3f} | {d.draft_entropy:.3f} |"
-            for i, d in enumerate(self.deciles, 1)
-        ]
-        lines += ["", "| | rank correlation with the judge | AUC for the label |", "|---|---|---|"]
-        lines += [f"| {name} | {self.rank_correlation.get(name, '')} | {auc} |" for name, auc in self.auc.items()]
-        lines += [
-            "",
+            markdown(deciles),
+            markdown(rivals),
             f"A linear map of {self.shifts} logit-gap shifts explains, on questions it has not seen, "
             + " and ".join(f"{share:.1%} ({where} the token)" for where, share in self.explained.items())
             + f" of the variance of the judge's logit: at the least, since {self.rows} rows fit it. After the token "
@@ -152,25 +157,25 @@ def correspond(data: Dataset, head: Head, seed: int = 0, trained_on: bool = Fals
     if head.pair is not None and head.pair != data.pair:
         raise InputError(f"this judge was trained for {head.pair}, and the data is of {data.pair}")
     features = data.features(head.setup)
-    columns = {name: np.asarray(data.primitive(source), np.float64) for name, (source, _) in _RIVALS.items()}
+    rivals = {name: np.asarray(data.primitive(source), np.float64) for name, (source, _) in _RIVALS.items()}
     second = np.asarray(data["second_order_kl"], np.float64)
-    fit = np.isfinite(features).all(axis=1) & np.isfinite(second) & np.isfinite(list(columns.values())).all(axis=0)
+    fit = np.isfinite(features).all(axis=1) & np.isfinite(second) & np.isfinite(list(rivals.values())).all(axis=0)
     questions, important = data["question"][fit], np.asarray(data["important"][fit], bool)
     if len(np.unique(questions)) < _DECILES:
         raise InputError(f"a comparison needs {_DECILES} questions with mismatches, not {len(np.unique(questions))}")
     logit = np.asarray(jax.jit(head.logit)(features[fit]), np.float64)
     probability = 1 / (1 + np.exp(-logit))
-    columns, second = {name: values[fit] for name, values in columns.items()}, second[fit]
-    kl = columns["KL(target, draft)"]
+    rivals, second = {name: values[fit] for name, values in rivals.items()}, second[fit]
+    kl = rivals["KL(target, draft)"]
 
     tenths = np.array_split(np.argsort(logit, kind="stable"), _DECILES)
-    means = (kl, second, columns["target entropy"], columns["draft entropy"], important)
+    means = (kl, second, rivals["target entropy"], rivals["draft entropy"], important)
     deciles = [
         Decile(len(t), float(probability[t].mean()), *(float(values[t].mean()) for values in means)) for t in tenths
     ]
 
     draws = list(_resampled(questions, seed))
-    directions = {"the judge": (logit, 1)} | {name: (columns[name], sign) for name, (_, sign) in _RIVALS.items()}
+    directions = {"the judge": (logit, 1)} | {name: (rivals[name], sign) for name, (_, sign) in _RIVALS.items()}
     gaps = {where: data[name][fit] for where, name in (("before", "gap"), ("after", "next_gap"))}
     shown = np.random.default_rng(seed).permutation(len(kl))[:2000]
     return Correspondence(
@@ -180,7 +185,7 @@ def correspond(data: Dataset, head: Head, seed: int = 0, trained_on: bool = Fals
         deciles,
         {
             name: _estimate(lambda rows, v=values: _spearman(logit[rows], v[rows]), draws)
-            for name, values in columns.items()
+            for name, values in rivals.items()
         },
         {
             name: _estimate(lambda rows, v=sign * values: roc_auc(important[rows], v[rows]), draws)
@@ -200,26 +205,20 @@ def correspond(data: Dataset, head: Head, seed: int = 0, trained_on: bool = Fals
 
 
 def save_report(found: Correspondence, folder: str | Path) -> list[Path]:
-    """Writes `correspondence.json`, `.md` and, where Matplotlib is installed, `.png`; returns what was written."""
+    """Writes `correspondence.json`, `.md` and `.png`, and returns their paths."""
     folder = results_folder(folder)
-    written = [folder / "correspondence.json", folder / "correspondence.md"]
-    written[0].write_text(json.dumps(found.to_json(), indent=2) + "\n", encoding="utf-8")
-    written[1].write_text(found.markdown(), encoding="utf-8")
-    if draw(found, folder / "correspondence.png"):
-        written.append(folder / "correspondence.png")
+    data, text, picture = written = [folder / f"correspondence.{kind}" for kind in ("json", "md", "png")]
+    write_json(data, dataclasses.asdict(found))
+    text.write_text(found.markdown(), encoding="utf-8")
+    draw(found).savefig(picture, dpi=120)
     return written
 
 
-def draw(found: Correspondence, path: str | Path) -> bool:
-    """The picture: deciles against KL, the judge's score against KL, KL against its second order. False without
-    Matplotlib."""
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        return False
+def draw(found: Correspondence) -> Figure:
+    """The picture: deciles against KL, the judge's score against KL, KL against its second order."""
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(13, 4), layout="constrained")
-    FigureCanvasAgg(figure)
     left, middle, right = figure.subplots(1, 3)
     tenths = np.arange(1, len(found.deciles) + 1)
     left.plot(tenths, [d.kl for d in found.deciles], "o-", label="mean KL")
@@ -239,8 +238,7 @@ def draw(found: Correspondence, path: str | Path) -> bool:
     right.plot(ends, ends, "k:", label="equal")
     right.set(xscale="log", yscale="log", xlabel="KL(target, draft), nats", ylabel="second order, nats")
     right.legend()
-    figure.savefig(path, dpi=120)
-    return True
+    return figure
 
 
 def _resampled(questions: np.ndarray, seed: int):
@@ -260,7 +258,7 @@ def _estimate(statistic, draws: list[np.ndarray]) -> Estimate:
 
 def _spearman(a: np.ndarray, b: np.ndarray) -> float:
     """Spearman's rank correlation; 0 where one of the two is constant."""
-    a, b = ranks(a), ranks(b)
+    a, b = rankdata(a), rankdata(b)
     a, b = a - a.mean(), b - b.mean()
     return float(a @ b / max(np.sqrt((a @ a) * (b @ b)), 1e-12))
 

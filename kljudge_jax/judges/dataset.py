@@ -15,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -25,7 +26,7 @@ import numpy as np
 from kljudge_jax.errors import InputError
 from kljudge_jax.generation.display import scrolling_html
 from kljudge_jax.models.json_file import read_json
-from kljudge_jax.results_folder import results_folder
+from kljudge_jax.results_folder import results_folder, write_json
 from kljudge_jax.verification.features import PRIMITIVES, SETUPS, judge_features
 from kljudge_jax.verification.head import PairIdentity
 
@@ -133,7 +134,7 @@ def read_dataset(folder: str | Path) -> Dataset:
     columns = {}
     for name, (dtype, shape) in head["columns"].items():
         path = folder / "columns" / f"{name}.bin"
-        size = np.dtype(dtype).itemsize * int(np.prod(shape, dtype=np.int64))
+        size = _row_bytes(dtype, shape)
         count = path.stat().st_size // size if path.is_file() and size else 0
         if size and len(rows) and rows.max() >= count:
             raise InputError(f"{path} is shorter than {folder / 'questions.jsonl'} says: mine into a new folder")
@@ -173,19 +174,16 @@ class DatasetWriter:
         self._claim(json.loads(json.dumps(head)))
         self.records = _committed(self.folder)
         self._rows = max((record["first_row"] + record["rows"] for record in self.records), default=0)
-        self._files = {name: self._open(name) for name in self._schema}
-        log = self.folder / "questions.jsonl"
-        self._log = log.open("r+b" if log.exists() else "w+b")
-        self._log.truncate(len(_whole_lines(log)))
-        self._log.seek(0, os.SEEK_END)
+        for name in self._schema:
+            self._append(name, b"")
+        _write(self.folder / "questions.jsonl", len(_whole_lines(self.folder / "questions.jsonl")), b"")
 
     def __enter__(self) -> DatasetWriter:
         return self
 
     def __exit__(self, *_) -> None:
-        for file in (*self._files.values(), self._log, self._lock):
-            if file is not None:
-                file.close()
+        if self._lock is not None:
+            self._lock.close()
 
     @property
     def finished(self) -> set[int]:
@@ -218,36 +216,25 @@ class DatasetWriter:
             added += [{**row, "question": record["question"]} for row in rows]
         for name, (dtype, shape) in self._schema.items():
             values = np.array([row[name] for row in added], dtype).reshape(len(added), *shape)
-            self._files[name].write(values.tobytes())
-        self._sync(self._files.values())
+            self._append(name, values.tobytes())
         # Only now do the rows count.
-        self._log.write("".join(json.dumps(record) + "\n" for record in records).encode())
-        self._sync([self._log])
+        log = self.folder / "questions.jsonl"
+        _write(log, log.stat().st_size, "".join(json.dumps(record) + "\n" for record in records).encode())
         self.records += records
         self._rows += len(added)
 
-    def _sync(self, files) -> None:
-        for file in files:
-            file.flush()
-            os.fsync(file.fileno())
-
-    def _open(self, name: str):
+    def _append(self, name: str, values: bytes) -> None:
+        """Puts values behind the rows of a column that count."""
         path = self.folder / "columns" / f"{name}.bin"
-        file = path.open("r+b" if path.exists() else "w+b")
-        dtype, shape = self._schema[name]
-        size = self._rows * np.dtype(dtype).itemsize * int(np.prod(shape, dtype=np.int64))
-        if file.seek(0, os.SEEK_END) < size:
+        size = self._rows * _row_bytes(*self._schema[name])
+        if (path.stat().st_size if path.exists() else 0) < size:
             raise InputError(f"{path} is shorter than its questions say: mine into a new folder")
-        file.truncate(size)
-        file.seek(size)
-        return file
+        _write(path, size, values)
 
     def _claim(self, head: dict[str, Any]) -> None:
         path = self.folder / "dataset.json"
         if not path.exists():
-            whole = path.with_suffix(".partial")
-            whole.write_text(json.dumps(head, indent=2) + "\n", encoding="utf-8")
-            os.replace(whole, path)  # so that a kill leaves all of it or nothing
+            write_json(path, head)
             return
         found = _read_head(self.folder)
         differing = [name for name in ("pair", "columns") if found[name] != head[name]]
@@ -268,6 +255,20 @@ def _read_head(folder: Path) -> dict[str, Any]:
     if head.get("format") != _FORMAT or head.get("version") != _VERSION:
         raise InputError(f"{path} is not of version {_VERSION} of {_FORMAT}: mine into a new folder")
     return head
+
+
+def _row_bytes(dtype: str, shape: Sequence[int]) -> int:
+    return np.dtype(dtype).itemsize * math.prod(shape)
+
+
+def _write(path: Path, at: int, data: bytes) -> None:
+    """Writes after the first `at` bytes of a file, in place of what a killed writer left there, down to the disk."""
+    with path.open("r+b" if path.exists() else "wb") as file:
+        file.truncate(at)
+        file.seek(at)
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _committed(folder: Path) -> list[dict[str, Any]]:

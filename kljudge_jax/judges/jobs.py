@@ -57,7 +57,7 @@ def shares_questions(fitted_to: Mapping[str, Any], dataset: Dataset) -> bool:
 def correspond(
     data: str | Path, judge: str | Path, folder: str | Path, seed: int = 0
 ) -> tuple[correspondence.Correspondence, list[Path]]:
-    """Compares a saved judge with KL on a dataset; writes the tables, and the picture where Matplotlib is installed.
+    """Compares a saved judge with KL on a dataset; writes the tables and the picture.
 
     Args:
       data: folder that `mine` wrote, of questions that the judge was not trained on.

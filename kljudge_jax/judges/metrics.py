@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
+from scipy.stats import rankdata
 
 # AutoJudge's (arXiv 2504.20039): 26 quantiles are swept, and a recall of 90 % of important tokens is advised.
 _QUANTILES = 26
@@ -29,20 +30,13 @@ class ThresholdRow:
     passed: float
 
 
-def ranks(values: np.ndarray) -> np.ndarray:
-    """Ranks from 1 on, equal values at their mean rank: float64 `[n]`."""
-    _, place, count = np.unique(values, return_inverse=True, return_counts=True)
-    last = np.cumsum(count)
-    return (last - (count - 1) / 2)[place.reshape(-1)]
-
-
 def roc_auc(important: np.ndarray, scores: np.ndarray) -> float:
     """The probability that an important token scores above another one, ties counted half; NaN without both kinds."""
     important = np.asarray(important).astype(bool)
     positives, negatives = int(important.sum()), int((~important).sum())
     if not positives or not negatives:
         return float("nan")
-    return float((ranks(np.asarray(scores))[important].sum() - positives * (positives + 1) / 2) / positives / negatives)
+    return float((rankdata(scores)[important].sum() - positives * (positives + 1) / 2) / positives / negatives)
 
 
 def threshold_table(important: np.ndarray, probabilities: np.ndarray) -> list[ThresholdRow]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,36 +12,9 @@ from kljudge_jax.judges.dataset import Dataset, DatasetWriter, gap_ids, read_dat
 from kljudge_jax.judges.semi_greedy import Options, Search
 from kljudge_jax.models.fingerprint import fingerprints
 from kljudge_jax.models.pair import ModelPair
+from kljudge_jax.progress_update import ProgressUpdate
 from kljudge_jax.tasks.base import Task
 from kljudge_jax.verification.head import PairIdentity
-
-
-@dataclasses.dataclass(frozen=True)
-class Progress:
-    """How far mining has come, questions of earlier runs included.
-
-    Attributes:
-      finished: questions done.
-      questions: wanted.
-      mismatches: found so far.
-      important: those of them that change the answer.
-      seconds: since this run began.
-      remaining: seconds that the rest will take at this run's rate; None before its first question.
-    """
-
-    finished: int
-    questions: int
-    mismatches: int
-    important: int
-    seconds: float
-    remaining: float | None
-
-    def __str__(self) -> str:
-        share = self.important / max(self.mismatches, 1)
-        left = "" if self.remaining is None else f", {self.remaining:.0f} s to go"
-        return (
-            f"{self.finished} of {self.questions} questions, {self.mismatches} mismatches, {share:.1%} important{left}"
-        )
 
 
 def mine(
@@ -55,7 +27,7 @@ def mine(
     seed: int = 7,
     options: Options = Options(),  # noqa: B008 - frozen
     config: DecodingConfig | None = None,
-    progress: Callable[[Progress], None] = lambda progress: None,
+    progress: Callable[[str], None] = lambda line: None,
 ) -> Dataset:
     """Labels the draft's mismatches on `n` problems, into a dataset that a killed run goes on with.
 
@@ -68,7 +40,7 @@ def mine(
       seed: of the choice of problems.
       options: how.
       config: its `max_new_tokens`, `batch` and `seed` stand for those above. Mining is greedy, and drafts one token.
-      progress: called now and then.
+      progress: told now and then how many questions are done, by a `ProgressUpdate`.
 
     Returns:
       The dataset of all questions that are finished. A question's record says how it ended: "mined"; "no reference",
@@ -102,18 +74,17 @@ def mine(
     with DatasetWriter(folder, identity, origin, len(ids)) as writer:
         writer.expect([problem.prompt for problem in problems])
         done = writer.finished
-        waiting = len(set(range(len(problems))) - done)
-        began = time.perf_counter()
+        before = len(set(range(len(problems))) & done)
 
         def report():
             of = [record for record in writer.records if record["question"] < len(problems)]
-            new = len(of) - (len(problems) - waiting)
-            seconds = time.perf_counter() - began
-            remaining = seconds / new * (len(problems) - len(of)) if new else None
             rows, important = (sum(record[name] for record in of) for name in ("rows", "important"))
-            progress(Progress(len(of), len(problems), rows, important, seconds, remaining))
+            line = (
+                f"{len(of)} of {len(problems)} questions, {rows} mismatches, {important / max(rows, 1):.1%} important"
+            )
+            progress(ProgressUpdate(line, len(of), len(problems), before))
 
-        if waiting:
+        if before < len(problems):
             for finished in Search(pair, task, problems, done, options, ids).run():
                 if finished:
                     writer.append(finished)

@@ -10,6 +10,8 @@ from __future__ import annotations
 import math
 
 import numpy as np
+from scipy import stats
+from scipy.special import gammaln
 
 # How far a p-value may lie above the supremum that it stands for, as a share of it and at least; never below it.
 _EXCESS, _LEAST_EXCESS = 0.005, 1e-5
@@ -85,22 +87,12 @@ def paired_p_value(lost: int, won: int, n: int, budget: float, nuisance_risk: fl
 
 def binomial_p_value(k: int, n: int, share: float) -> float:
     """P(Binomial(n, share) <= k): the p-value of the hypothesis that a share is `share` or more, k of n seen."""
-    if share >= 1:
-        return float(k >= n)
-    i = np.arange(k + 1)
-    terms = _log_coefficients(i, np.zeros_like(i), n) + i * math.log(share) + (n - i) * math.log1p(-share)
-    return min(1.0, float(np.exp(terms).sum()))
+    return float(stats.binom.cdf(k, n, share))
 
 
 def binomial_upper_bound(k: int, n: int, risk: float) -> float:
     """The Clopper-Pearson upper limit of a share, k of n seen: above it with probability `risk` at most."""
-    if k >= n:
-        return 1.0
-    low, high = k / n, 1.0
-    while high - low > 1e-9:
-        middle = (low + high) / 2
-        low, high = (middle, high) if binomial_p_value(k, n, middle) > risk else (low, middle)
-    return high
+    return 1.0 if k >= n else float(stats.beta.isf(risk, k + 1, n - k))
 
 
 def _as_low(lost, won, n, budget, most) -> tuple[np.ndarray, np.ndarray]:
@@ -122,9 +114,7 @@ def _ceiling(n: int, share: float) -> int:
 
 def _log_coefficients(lost, won, n: int) -> np.ndarray:
     """log of n! / (lost! won! (n - lost - won)!)."""
-    log_factorial = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, n + 1)))])
-    lost, won = np.asarray(lost, int), np.asarray(won, int)
-    return log_factorial[n] - log_factorial[lost] - log_factorial[won] - log_factorial[n - lost - won]
+    return gammaln(n + 1) - gammaln(lost + 1) - gammaln(won + 1) - gammaln(n - lost - won + 1)
 
 
 def _total(fixed, lost, won, n, p, q) -> np.ndarray:

@@ -155,7 +155,7 @@ def width_of(tokens: int) -> int:
     return next((width for width in WIDTHS if width >= tokens), WIDTHS[-1])
 
 
-class Lane:
+class BatchedScorer:
     """One model with the cache of all questions in flight.
 
     Args:

@@ -24,7 +24,7 @@ from kljudge_jax.errors import InputError
 from kljudge_jax.generation import prompts
 from kljudge_jax.generation.detokenize import decode
 from kljudge_jax.judges.dataset import GAP_TOKENS
-from kljudge_jax.judges.passes import WIDTHS, Lane, compare, roll_out
+from kljudge_jax.judges.passes import WIDTHS, BatchedScorer, compare, roll_out
 from kljudge_jax.judges.reference import KINDS, Reference, make_reference
 from kljudge_jax.models.pair import ModelPair
 from kljudge_jax.parallel.hosts import fetch
@@ -121,8 +121,8 @@ class Search:
         self.group = max(1, self.batch // 4)
         longest = max(len(tokens) for _, _, tokens in every) + options.max_new_tokens
         capacity = -(-(longest + WIDTHS[-1]) // 64) * 64
-        self.target = Lane(pair.target, self.batch, capacity, self.group)
-        self.draft = Lane(pair.draft, self.batch, capacity, self.group)
+        self.target = BatchedScorer(pair.target, self.batch, capacity, self.group)
+        self.draft = BatchedScorer(pair.draft, self.batch, capacity, self.group)
         # What the device is told of each row before a rollout.
         self.tokens = np.zeros((self.batch, capacity), np.int32)
         self.length, self.limit = np.ones((2, self.batch), np.int32)
@@ -241,19 +241,21 @@ class Search:
         assert row is not None and question.reference is not None
         at = question.prompt + row["position"]
         same = question.reference.same(self._text(question, tokens))
-        self._record(question, row, not same, rolled_out=len(tokens) > at + 1)
-        question.left = at + 1
-        if row["draft_token"] in self.eos:
-            self._finish(question, "mined")
-            return False
-        if same:
+        goes_on = self._record(question, row, not same, rolled_out=len(tokens) > at + 1)
+        if goes_on and same:
             # The draft has read y up to the mismatch, which was its own choice.
             question.tokens, question.choices = tokens, question.choices[:at]
             question.target_known, question.draft_known = max(len(tokens) - 1, at), at
-        return True
+        return goes_on
 
-    def _record(self, question: _Question, row: dict[str, Any], important: bool, rolled_out: bool) -> None:
+    def _record(self, question: _Question, row: dict[str, Any], important: bool, rolled_out: bool) -> bool:
+        """Keeps a labelled row; whether the search goes on behind it, which it does not behind an end of text."""
         question.rows.append({**row, "important": important, "score": float(important), "rolled_out": rolled_out})
+        question.left = question.prompt + row["position"] + 1
+        ends = row["draft_token"] in self.eos
+        if ends:
+            self._finish(question, "mined")
+        return not ends
 
     def _read(self, some: list[_Question]) -> None:
         """Lets the draft read the part of y that it has not seen."""
@@ -293,12 +295,7 @@ class Search:
                 "draft_token": int(tokens[-1]),
             }
             if np.exp(row["primitives"][_LOGPROB]) < self.options.shortcut:
-                self._record(question, row, important=True, rolled_out=False)
-                question.left = at + 1
-                if row["draft_token"] in self.eos:
-                    self._finish(question, "mined")
-                else:
-                    open_.append(question)
+                open_ += [question] if self._record(question, row, important=True, rolled_out=False) else []
                 continue
             question.candidate = row
             if row["draft_token"] in self.eos or len(tokens) >= question.limit:

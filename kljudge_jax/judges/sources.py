@@ -6,9 +6,10 @@ scoring it whole; a killed run goes on at the question it was at.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -24,13 +25,12 @@ from kljudge_jax.judges.passes import compare
 from kljudge_jax.judges.reference import make_reference
 from kljudge_jax.models.fingerprint import fingerprints
 from kljudge_jax.models.pair import ModelPair
+from kljudge_jax.progress_update import ProgressUpdate
 from kljudge_jax.tasks.base import Problem, Task
 from kljudge_jax.tasks.files import read_records
 from kljudge_jax.verification.head import PairIdentity
 
 _STEP = 64  # texts are scored at lengths of so many tokens, so that few programs are compiled
-
-Report = Callable[[int, int], None]
 
 
 def label_marked_answers(
@@ -38,8 +38,7 @@ def label_marked_answers(
     path: str | Path,
     folder: str | Path,
     *,
-    gap_tokens: int = GAP_TOKENS,
-    progress: Report = lambda finished, questions: None,
+    progress: Callable[[str], None] = lambda line: None,
 ) -> Dataset:
     """Judge Decoding's data: every token of answers in which the first wrong token is marked.
 
@@ -50,8 +49,7 @@ def label_marked_answers(
         (0 for its first) at which the first wrong token stands. The published data has a right and a wrong answer
         to each of 500 prompts; answers to one prompt count as one question.
       folder: for the dataset.
-      gap_tokens: as in `judges.semi_greedy.Options`.
-      progress: called with finished and all questions.
+      progress: told after each question how many are done, by a `ProgressUpdate`.
 
     Raises:
       InputError: a line cannot be used.
@@ -78,107 +76,106 @@ def label_marked_answers(
         return "mined", found
 
     origin = {"labels": "judge-decoding", "task": Path(path).name}
-    return _write(pair, folder, origin, list(questions.values()), rows, gap_tokens, progress)
+    return _write(pair, folder, origin, list(questions.values()), rows, progress)
 
 
-def label_by_likelihood(
-    pair: ModelPair,
-    task: Task,
-    folder: str | Path,
-    *,
-    split: str = "train",
-    n: int = 1000,
-    seed: int = 7,
-    max_new_tokens: int = 256,
-    threshold: float = 1.0,
-    window: int = 20,
-    gap_tokens: int = GAP_TOKENS,
-    progress: Report = lambda finished, questions: None,
-) -> Dataset:
-    """SelfJudge's data: the draft's mismatches on the target's answer, by what the token costs in log-likelihood.
+@dataclasses.dataclass(frozen=True)
+class Likelihood:
+    """SelfJudge's labels: what the token costs in log-likelihood. Needs no checker.
 
-    Args:
+    Attributes:
+      max_new_tokens: the most tokens of an answer.
       threshold: in nats; a token that costs more is important. `Dataset.relabelled` tries another.
       window: how many tokens after it count as well.
-
-    The other arguments are those of `judges.mining.mine`. Needs no checker.
     """
 
-    def rows(index: int, problem: Problem, read: _Reader) -> tuple[str, list[dict]]:
-        tokens, start = read.answer(problem, max_new_tokens)
+    labels: ClassVar[str] = "selfjudge"
+
+    max_new_tokens: int = 256
+    threshold: float = 1.0
+    window: int = 20
+
+    def rows(self, index: int, problem: Problem, read: _Reader, task: Task, seed: int) -> tuple[str, list[dict]]:
+        tokens, start = read.answer(problem, self.max_new_tokens)
         original = read.log_probabilities(tokens)
         found = []
         for at, token in read.mismatches(tokens, start):
             swapped = tokens.copy()
             swapped[at] = token
-            cost = likelihood_difference(original, read.log_probabilities(swapped[: at + 1 + window]), at, window)
+            less_likely = read.log_probabilities(swapped[: at + 1 + self.window])
+            cost = likelihood_difference(original, less_likely, at, self.window)
             row = read.rows(swapped[: at + 1], start, [at])[0] | {"target_token": tokens[at]}
-            found.append(row | {"important": cost > threshold, "score": cost, "rolled_out": False})
+            found.append(row | {"important": cost > self.threshold, "score": cost, "rolled_out": False})
         return "mined", found
 
-    origin = {"labels": "selfjudge", "task": task.name, "split": split, "seed": seed, "dtype": pair.precision}
-    origin |= {"max_new_tokens": max_new_tokens, "threshold": threshold, "window": window}
-    return _write(pair, folder, origin, task.problems(split=split, n=n, seed=seed), rows, gap_tokens, progress)
 
+@dataclasses.dataclass(frozen=True)
+class Rollouts:
+    """Pivot-aware decoding's labels: by several sampled rollouts of the target each.
 
-def label_by_rollouts(
-    pair: ModelPair,
-    task: Task,
-    folder: str | Path,
-    *,
-    split: str = "train",
-    n: int = 1000,
-    seed: int = 7,
-    max_new_tokens: int = 256,
-    threshold: float = 0.5,
-    rollouts: int = 8,
-    temperature: float = 0.7,
-    reference: str = "target",
-    gap_tokens: int = GAP_TOKENS,
-    progress: Report = lambda finished, questions: None,
-) -> Dataset:
-    """Pivot-aware decoding's data: the draft's mismatches on the target's answer, by several sampled rollouts each.
-
-    Args:
+    Attributes:
+      max_new_tokens: the most tokens of an answer.
       threshold: a token after which a larger share of rollouts loses the answer is important.
-      rollouts: how many, of the target.
+      rollouts: how many.
       temperature: theirs.
-
-    The other arguments are those of `judges.mining.mine`.
+      reference: as in `judges.semi_greedy.Options`.
     """
 
-    def rows(index: int, problem: Problem, read: _Reader) -> tuple[str, list[dict]]:
-        tokens, start = read.answer(problem, max_new_tokens)
-        held_to = make_reference(task, problem, read.text(tokens[start:]), reference)
+    labels: ClassVar[str] = "pivot"
+
+    max_new_tokens: int = 256
+    threshold: float = 0.5
+    rollouts: int = 8
+    temperature: float = 0.7
+    reference: str = "target"
+
+    def rows(self, index: int, problem: Problem, read: _Reader, task: Task, seed: int) -> tuple[str, list[dict]]:
+        tokens, start = read.answer(problem, self.max_new_tokens)
+        held_to = make_reference(task, problem, read.text(tokens[start:]), self.reference)
         if held_to is None:
             return "no reference", []
         found = []
         for at, token in read.mismatches(tokens, start):
             swapped = np.append(tokens[:at], np.int32(token))
-            left = start + max_new_tokens - len(swapped)
-            answers = [swapped[start:]] * rollouts
-            if token not in pair.eos and left > 0:
+            left = start + self.max_new_tokens - len(swapped)
+            answers = [swapped[start:]] * self.rollouts
+            if token not in read.pair.eos and left > 0:
                 key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), index), at)
-                out = generate(
-                    pair, [swapped] * rollouts, verifier=None, max_new_tokens=left, temperature=temperature, key=key
-                )
+                asked: dict[str, Any] = {"max_new_tokens": left, "temperature": self.temperature, "key": key}
+                out = generate(read.pair, [swapped] * self.rollouts, verifier=None, **asked)
                 answers = [np.concatenate([swapped[start:], more]) for more in out.tokens]
             lost = pivot_score([held_to.same(read.text(answer)) for answer in answers])
             row = read.rows(swapped, start, [at])[0] | {"target_token": tokens[at]}
-            found.append(row | {"important": lost > threshold, "score": lost, "rolled_out": True})
+            found.append(row | {"important": lost > self.threshold, "score": lost, "rolled_out": True})
         return "mined", found
 
-    origin = {"labels": "pivot", "task": task.name, "split": split, "seed": seed, "dtype": pair.precision}
-    origin |= {"max_new_tokens": max_new_tokens, "threshold": threshold, "rollouts": rollouts}
-    origin |= {"temperature": temperature, "reference": reference}
-    return _write(pair, folder, origin, task.problems(split=split, n=n, seed=seed), rows, gap_tokens, progress)
+
+def label_mismatches(
+    pair: ModelPair,
+    task: Task,
+    folder: str | Path,
+    by: Likelihood | Rollouts,
+    *,
+    split: str = "train",
+    n: int = 1000,
+    seed: int = 7,
+    progress: Callable[[str], None] = lambda line: None,
+) -> Dataset:
+    """Labels the draft's mismatches on the target's answers, which stay as they are; arguments as of `mining.mine`."""
+
+    def rows(index: int, problem: Problem, read: _Reader) -> tuple[str, list[dict]]:
+        return by.rows(index, problem, read, task, seed)
+
+    origin = {"labels": by.labels, "task": task.name, "split": split, "seed": seed, "dtype": pair.precision}
+    questions = task.problems(split=split, n=n, seed=seed)
+    return _write(pair, folder, origin | dataclasses.asdict(by), questions, rows, progress)
 
 
-def _write(pair, folder, origin: Mapping[str, Any], questions: Sequence, rows: Callable, gap_tokens: int, progress):
+def _write(pair, folder, origin: Mapping[str, Any], questions: Sequence, rows: Callable, progress):
     identity = PairIdentity.of(pair)
     if pair.tokenizer is None:
         raise InputError("labels are made of text, and the pair has no tokenizer: load one with it")
-    read = _Reader(pair, gap_ids(identity.vocab_size, gap_tokens))
+    read = _Reader(pair, gap_ids(identity.vocab_size, GAP_TOKENS))
     with DatasetWriter(folder, identity, {**origin, "weights": fingerprints(pair)}, len(read.ids)) as writer:
         # A problem is its prompt; of marked answers the marks count as well.
         writer.expect([question.prompt if isinstance(question, Problem) else question for question in questions])
@@ -192,7 +189,9 @@ def _write(pair, folder, origin: Mapping[str, Any], questions: Sequence, rows: C
                 status, found = "failed", []
             important = sum(bool(row["important"]) for row in found)
             writer.append([({"question": index, "status": status, "important": important}, found)])
-            progress(len(writer.records), len(questions))
+            finished = len(writer.records)
+            line = f"{finished} of {len(questions)} questions"
+            progress(ProgressUpdate(line, finished, len(questions), before=len(done)))
     return read_dataset(folder)
 
 

@@ -22,6 +22,7 @@ from kljudge_jax.models.json_file import read_json
 from kljudge_jax.models.orbax import check_destination
 from kljudge_jax.models.pair import ModelPair
 from kljudge_jax.models.shipped import shipped_folder
+from kljudge_jax.results_folder import write_json
 from kljudge_jax.verification.features import SETUPS
 from kljudge_jax.verification.head import Head, PairIdentity
 
@@ -71,7 +72,7 @@ def save_head(folder: str | Path, head: Head, about: Mapping[str, Any]) -> None:
         manifest = json.loads(json.dumps(manifest))
         manifest["manifest_sha256"] = _own_digest(manifest)
         # Last, so that a folder that was cut short is not taken for a judge.
-        (folder / _MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+        write_json(folder / _MANIFEST, manifest)
     except OSError as error:
         raise InputError(f"{folder} cannot be written: {error}") from error
 

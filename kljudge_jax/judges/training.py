@@ -20,6 +20,7 @@ import optax
 from kljudge_jax.errors import InputError
 from kljudge_jax.judges.dataset import Dataset
 from kljudge_jax.judges.metrics import ThresholdRow, advised, roc_auc, threshold_table
+from kljudge_jax.text_table import markdown
 from kljudge_jax.verification.head import Head
 
 # AutoJudge's: 10^(-k/2) for k = 1 to 14, and five larger ones.
@@ -120,23 +121,21 @@ class TrainedJudge:
 
     def markdown(self) -> str:
         """Some rows of the threshold table, the advised one among them, under one line about the fit."""
-        lines = [
+        evenly = {round(i) for i in np.linspace(0, len(self.table) - 1, _ROWS_SHOWN)}
+        rows = [["threshold", "recall of important", "precision", "passed"]]
+        for i, row in enumerate(self.table):
+            mark = " (advised)" if row.threshold == self.advised_threshold else ""
+            if i in evenly or mark:
+                shares = [f"{share:.1%}" for share in (row.recall, row.precision, row.passed)]
+                rows.append([f"{row.threshold:.2g}{mark}", *shares])
+        said = (
             f"{self.options.setup} {self.options.model}, C {self.best.C:.3g}: validation AUC "
             f"{self.best.validation_auc:.3f} on {self.validation_rows} mismatches of {self.validation_questions} "
             f"questions ({self.best.train_auc:.3f} on the other {self.rows - self.validation_rows}); "
             f"{self.important / self.rows:.1%} of all {self.rows} important"
-            + (f"; {self.left_out} rows without finite features left out" if self.left_out else ""),
-            "",
-            "| threshold | recall of important | precision | passed |",
-            "|---|---|---|---|",
-        ]
-        evenly = {round(i) for i in np.linspace(0, len(self.table) - 1, _ROWS_SHOWN)}
-        for i, row in enumerate(self.table):
-            mark = " (advised)" if row.threshold == self.advised_threshold else ""
-            if i not in evenly and not mark:
-                continue
-            lines.append(f"| {row.threshold:.2g}{mark} | {row.recall:.1%} | {row.precision:.1%} | {row.passed:.1%} |")
-        return "\n".join(lines) + "\n"
+            + (f"; {self.left_out} rows without finite features left out" if self.left_out else "")
+        )
+        return f"{said}\n\n{markdown(rows)}"
 
     def _repr_markdown_(self) -> str:
         return self.markdown()
@@ -155,12 +154,9 @@ def fit_judge(
     Raises:
       InputError: there are too few questions to hold some out, or one part has labels of one kind only.
     """
-    features, important = data.features(options.setup), data["important"].astype(bool)
-    if not np.isfinite(features).all():
-        keep = np.isfinite(features).all(axis=1)  # one-hot drafts have infinite divergences; the rule rejects those
-        features, important, questions = features[keep], important[keep], data["question"][keep]
-    else:
-        questions = data["question"]
+    every = data.features(options.setup)
+    keep = np.isfinite(every).all(axis=1)  # one-hot drafts have infinite divergences; the rule rejects those
+    features, important, questions = every[keep], data["important"][keep].astype(bool), data["question"][keep]
     held_out = split_by_question(questions, options.validation_share, options.seed)
     for name, part in (("held out", held_out), ("fitted to", ~held_out)):
         if len(set(important[part].tolist())) < 2:

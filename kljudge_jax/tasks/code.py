@@ -37,25 +37,23 @@ class CodeTask(FileTask):
     Args:
       every: as in `FileTask`.
       run_code: allows it; without, problems can be read and `check` refuses.
-      seconds: of processor time for each answer.
 
     Raises:
       InputError: `run_code` on a system that cannot confine a process.
     """
 
-    def __init__(self, every: Sequence[tuple[str, CodeProblem]], run_code: bool, seconds: int = 5):
+    def __init__(self, every: Sequence[tuple[str, CodeProblem]], run_code: bool):
         if run_code:
             check_sandbox()
         super().__init__(every)
         self.run_code = run_code
-        self.seconds = seconds
 
     def check(self, problem: Problem, text: str) -> bool:
         """Whether the code in `text` passes the problem's tests. Raises `InputError` unless `run_code` was given."""
         if not self.run_code:
             raise InputError(f"Checking {self.name} runs model-written code: allow it with run_code=True (--run-code).")
         assert isinstance(problem, CodeProblem)
-        return run_program(f"{code_of(problem, text)}\n\n{problem.tests}\n", self.seconds).passed
+        return run_program(f"{code_of(problem, text)}\n\n{problem.tests}\n").passed
 
 
 def code_of(problem: CodeProblem, text: str) -> str:

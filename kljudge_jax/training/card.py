@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
 from scipy.stats import binomtest
 
+from kljudge_jax.results_folder import write_json
+from kljudge_jax.text_table import columns, markdown
 from kljudge_jax.training.agreement import KINDS, Agreement
 from kljudge_jax.training.trainer import Recipe
 
@@ -37,59 +38,57 @@ class Card:
 
     def write(self, folder: Path) -> None:
         """Writes `card.json` and `README.md`."""
-        (folder / "card.json").write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n", encoding="utf-8")
+        write_json(folder / "card.json", dataclasses.asdict(self))
         (folder / "README.md").write_text(self.to_markdown(), encoding="utf-8")
 
     def to_markdown(self) -> str:
-        versions = self.machine["versions"]
-        lines = [
-            "# A target and a draft, trained from nothing",
-            "",
-            f"Made on {self.machine['date']} by `kljudge train-pair`, on {self.machine['cores']} cores of "
-            f"{self.machine['processor']} ({self.machine['device']}, jax {versions['jax']}). "
-            "Each model starts from its own random weights and sees its own data; both read the same tokenizer. "
-            "`card.json` holds these figures "
-            "and every setting.",
-            "",
-            "| | shape | parameters | steps x examples | seed | minutes | "
-            + " | ".join(f"{task}, right of {self.problems}" for task in self.agreement)
-            + " |",
-            "|---|---|---|---|---|---|" + "---|" * len(self.agreement),
-        ]
-        for name, recipe in self.recipes.items():
-            config = recipe.config
-            row = [
-                name,
-                f"{config.num_layers} layers of {config.hidden_size}",
-                f"{self.parameters[name]:,}",
-                f"{recipe.steps:,} x {recipe.batch_size}",
-                str(recipe.seed),
-                f"{self.seconds[name] / 60:.0f}",
+        return "\n".join(
+            [
+                "# A target and a draft, trained from nothing",
+                "",
+                f"Made on {self.machine['date']} by `kljudge train-pair`, on {self.machine['cores']} cores of "
+                f"{self.machine['processor']} ({self.machine['device']}, jax {self.machine['versions']['jax']}). "
+                "Each model starts from its own random weights and sees its own data; both read the same tokenizer. "
+                "`card.json` holds these figures and every setting.",
+                "",
+                markdown(columns([self._model(name) for name in self.recipes])),
+                "Right answers are counted on problems of the test split, which shares no facts with the training "
+                "split, decoded greedily; intervals are 95 % (Wilson).",
+                "",
+                "Where the two disagree, along the target's own answers to test problems: the draft's likeliest token "
+                "is another one, by kind of token. `unsure` counts those where the target's top probability is at most "
+                "0.9, and KL is the median of KL(target || draft) there, in nats.",
+                "",
+                markdown(columns([_disagreement(t, k, found) for t, found in self.agreement.items() for k in KINDS])),
             ]
-            for task in self.agreement:
-                share = self.accuracy[name][task]
-                low, high = binomtest(round(share * self.problems), self.problems).proportion_ci(method="wilson")
-                row.append(f"{100 * share:.1f} % ({100 * low:.1f} to {100 * high:.1f})")
-            lines.append("| " + " | ".join(row) + " |")
-        lines += [
-            "",
-            "Right answers are counted on problems of the test split, which shares no facts with the training split, "
-            "decoded greedily; intervals are 95 % (Wilson).",
-            "",
-            "Where the two disagree, along the target's own answers to test problems: the draft's likeliest token is "
-            "another one, by kind of token. `unsure` counts those where the target's top probability is at most 0.9, "
-            "and KL is the median of KL(target || draft) there, in nats.",
-            "",
-            "| task | kind | tokens | disagree | share of disagreements | unsure | KL |",
-            "|---|---|---|---|---|---|---|",
-        ]
-        for task, found in self.agreement.items():
-            total = max(sum(found.mismatched.values()), 1)
-            for kind in KINDS:
-                kl = found.median_kl[kind]
-                lines.append(
-                    f"| {task} | {kind} | {found.tokens[kind]:,} | {found.mismatched[kind]:,} "
-                    f"| {100 * found.mismatched[kind] / total:.0f} % | {found.unsure[kind]:,} "
-                    f"| {'' if kl is None else format(kl, '.2f')} |"
-                )
-        return "\n".join(lines) + "\n"
+        )
+
+    def _model(self, name: str) -> dict[str, str]:
+        recipe, n = self.recipes[name], self.problems
+
+        def right(share: float) -> str:
+            interval = binomtest(round(share * n), n).proportion_ci(method="wilson")
+            return f"{100 * share:.1f} % ({100 * interval.low:.1f} to {100 * interval.high:.1f})"
+
+        return {
+            "": name,
+            "shape": f"{recipe.config.num_layers} layers of {recipe.config.hidden_size}",
+            "parameters": f"{self.parameters[name]:,}",
+            "steps x examples": f"{recipe.steps:,} x {recipe.batch_size}",
+            "seed": str(recipe.seed),
+            "minutes": f"{self.seconds[name] / 60:.0f}",
+            **{f"{task}, right of {n}": right(self.accuracy[name][task]) for task in self.agreement},
+        }
+
+
+def _disagreement(task: str, kind: str, found: Agreement) -> dict[str, str]:
+    kl = found.median_kl[kind]
+    return {
+        "task": task,
+        "kind": kind,
+        "tokens": f"{found.tokens[kind]:,}",
+        "disagree": f"{found.mismatched[kind]:,}",
+        "share of disagreements": f"{found.mismatched[kind] / max(sum(found.mismatched.values()), 1):.0%}",
+        "unsure": f"{found.unsure[kind]:,}",
+        "KL": "" if kl is None else f"{kl:.2f}",
+    }

@@ -21,11 +21,11 @@ from kljudge_jax.tasks.arithmetic import Arithmetic
 from kljudge_jax.tasks.conversion import Conversion, HardConversion
 from kljudge_jax.tasks.generated import GeneratedTask
 from kljudge_jax.tasks.load import load_task
+from kljudge_jax.training.accuracy import accuracy
 from kljudge_jax.training.agreement import measure_agreement
 from kljudge_jax.training.batches import Curriculum, Mixture
 from kljudge_jax.training.bpe import train_tokenizer
 from kljudge_jax.training.card import Card
-from kljudge_jax.training.greedy import accuracy
 from kljudge_jax.training.trainer import Progress, Recipe, train, training_seconds
 
 VOCAB_SIZE = 640

@@ -21,8 +21,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from kljudge_jax.errors import InputError
 from kljudge_jax.models.config import TransformerConfig
 from kljudge_jax.models.transformer import Transformer, assemble, parameters
+from kljudge_jax.training.accuracy import accuracy
 from kljudge_jax.training.batches import Curriculum, Mixture
-from kljudge_jax.training.greedy import accuracy
 from kljudge_jax.training.optimizer import Turns, make_optimizer
 
 

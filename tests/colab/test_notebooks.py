@@ -139,6 +139,6 @@ def run(book, folder, shows):
 
 @pytest.mark.parametrize("name", SHOWS)
 def test_the_cells_of_a_notebook_are_python_whose_calls_have_the_arguments_of_the_functions(name):
-    """Also where a notebook is too dear to run on every change: a name that has gone is found without it."""
+    """Also where a notebook takes too long to run on every change: a name that has gone is found without it."""
     (_, *cells) = [cell.source for cell in read(name).cells if cell.cell_type == "code"]
     assert sum(check_calls(source) for source in cells) > 0

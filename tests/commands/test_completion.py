@@ -11,7 +11,7 @@ import pytest
 import kljudge_jax
 from kljudge_jax import describe_rules
 from kljudge_jax.cli import main
-from kljudge_jax.commands.command import RULE_WORDS
+from kljudge_jax.commands.command import RULE_NAMES
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def test_bash_completes(script, typed, offered, tmp_path):
 
 
 def test_every_rule_is_offered():
-    assert sorted(RULE_WORDS) == sorted({"none", *(row["word"] for row in describe_rules())})
+    assert sorted(RULE_NAMES) == sorted({"none", *(row["spec"] for row in describe_rules())})
 
 
 @pytest.mark.parametrize("shell", ["zsh", "fish"])

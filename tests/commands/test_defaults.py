@@ -14,7 +14,7 @@ from kljudge_jax.evaluation import perplexity
 from kljudge_jax.generation.config import DEFAULTS, DecodingConfig
 from kljudge_jax.judges.mining import mine
 from kljudge_jax.judges.semi_greedy import Options as MiningOptions
-from kljudge_jax.judges.sources import label_by_likelihood, label_by_rollouts
+from kljudge_jax.judges.sources import Likelihood, Rollouts
 from kljudge_jax.judges.training import Options as TrainingOptions
 from kljudge_jax.spec import split_specs
 
@@ -76,7 +76,7 @@ def test_mining_says_the_defaults_of_what_it_calls():
     assert said.keys() >= {"n", "split", "seed", "max_new_tokens", "batch", "reference", "shortcut"}
     for name, found in said.items():
         assert found[1] == (f"{python[name]:g}" if isinstance(python[name], float) else str(python[name])), name
-    assert defaults_of(label_by_likelihood)["threshold"] == 1 and defaults_of(label_by_rollouts)["threshold"] == 0.5
+    assert defaults_of(Likelihood)["threshold"] == 1 and defaults_of(Rollouts)["threshold"] == 0.5
 
 
 def test_loading_has_the_defaults_of_from_pretrained():

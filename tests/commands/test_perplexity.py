@@ -60,7 +60,7 @@ def test_what_cannot_be_done_is_said(tmp_path, capsys):
     for options, said in (
         (["--precisions", "int3"], "--precisions are of"),
         (["--window", "0"], "start at 1"),
-        ([], "cannot read"),
+        ([], "cannot be read"),
     ):
         assert main(["perplexity", "--target", "embedded", "--text", str(text), *options]) == 2
         assert said in capsys.readouterr().err

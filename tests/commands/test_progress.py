@@ -8,7 +8,7 @@ import pytest
 
 from kljudge_jax.commands import progress
 from kljudge_jax.commands.progress import Bar, duration
-from kljudge_jax.evaluation.step import Step
+from kljudge_jax.progress_update import ProgressUpdate
 
 
 def on_a_terminal(monkeypatch):
@@ -28,7 +28,7 @@ def drawn(capsys):
 def test_programs_are_told_nothing(capsys, monkeypatch):
     monkeypatch.setattr("sys.stderr.isatty", lambda: False)
     with Bar() as bar:
-        bar.show(Step("batch 1", 1, 2))
+        bar.show(ProgressUpdate("batch 1", 1, 2))
         bar.keep("loss 0.5")
     assert capsys.readouterr() == ("", "")
 
@@ -36,22 +36,22 @@ def test_programs_are_told_nothing(capsys, monkeypatch):
 def test_a_terminal_sees_how_far_and_how_long(capsys, monkeypatch):
     on_a_terminal(monkeypatch)
     with Bar() as bar:
-        bar.show(Step("batch 1", 1, 4))
+        bar.show(ProgressUpdate("batch 1", 1, 4))
     assert any("25%" in line and line.rstrip().endswith("30 s left: batch 1") for line in drawn(capsys))
 
 
 def test_the_work_of_an_earlier_run_says_nothing_of_the_speed(capsys, monkeypatch):
     on_a_terminal(monkeypatch)
     with Bar() as bar:
-        bar.show(Step("x", 6, 10, before=5))
+        bar.show(ProgressUpdate("x", 6, 10, before=5))
     assert any("60%" in line and "40 s left: x" in line for line in drawn(capsys))
 
 
 def test_nothing_is_left_at_the_end_and_nothing_known_at_the_beginning(capsys, monkeypatch):
     on_a_terminal(monkeypatch)
     with Bar() as bar:
-        bar.show(Step("begun", 0, 4))
-        bar.show(Step("done", 4, 4))
+        bar.show(ProgressUpdate("begun", 0, 4))
+        bar.show(ProgressUpdate("done", 4, 4))
     said = "".join(drawn(capsys))
     assert "left" not in said and "done" in said
 
@@ -59,7 +59,7 @@ def test_nothing_is_left_at_the_end_and_nothing_known_at_the_beginning(capsys, m
 def test_a_line_never_breaks(capsys, monkeypatch):
     on_a_terminal(monkeypatch)
     with Bar() as bar:
-        bar.show(Step("y" * 200, 1, 2))
+        bar.show(ProgressUpdate("y" * 200, 1, 2))
     lines = drawn(capsys)
     assert any("yyyy" in line for line in lines) and all(len(line) <= 60 for line in lines)
 
@@ -92,4 +92,4 @@ def test_durations_are_said_as_people_do(seconds, said):
 
 
 def test_a_step_is_its_line():
-    assert Step("a line", 1, 2) == "a line"
+    assert ProgressUpdate("a line", 1, 2) == "a line"

@@ -16,7 +16,7 @@ def swept(tmp_path_factory):
     words = ["sweep", "--target", "embedded", "--task", "arithmetic", "--n", "3", "--batch", "3", "--out", str(folder)]
     words += ["--max-new-tokens", "24", "--draft-lengths", "4", "--examples", "0", "--rules", ",".join(RULES)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch_model, "_cores", lambda: 1)  # threads of tiny products wait more than they compute
+        patch.setattr(torch_model, "cores", lambda: 1)  # threads of tiny products wait more than they compute
         assert main(words) == 0
     return folder
 

@@ -28,8 +28,8 @@ from documentation import (
 
 import kljudge_jax as kj
 from kljudge_jax import _public, cli
-from kljudge_jax.evaluation import limits
 from kljudge_jax.evaluation.baselines import parse_baseline
+from kljudge_jax.evaluation.bench import limits
 from kljudge_jax.spec import split_specs
 from kljudge_jax.verification.rule import RULES
 
@@ -123,7 +123,7 @@ def test_what_a_page_shows_runs_from_top_to_bottom(page, reader, monkeypatch, ca
 
 @pytest.mark.parametrize("page", PYTHON)
 def test_calls_on_a_page_have_the_arguments_of_the_function(page):
-    """Also where a block is too dear to run on every change: a name that has gone is found without it."""
+    """Also where a block takes too long to run on every change: a name that has gone is found without it."""
     for block in code(page, "python"):
         check_calls(block)
 

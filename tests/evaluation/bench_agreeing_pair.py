@@ -23,11 +23,11 @@ from make_agreeing_pair import agreeing
 from kljudge_jax import DecodingConfig, ModelPair, generate
 from kljudge_jax.evaluation.baselines.base import Request
 from kljudge_jax.evaluation.baselines.hugging_face import HFAssisted, HFGenerate
-from kljudge_jax.evaluation.statistics import speed_ratio_interval
-from kljudge_jax.evaluation.text_table import markdown
+from kljudge_jax.evaluation.report.statistics import speed_ratio_interval
 from kljudge_jax.machine import describe_machine
 from kljudge_jax.models.linear import Storage
 from kljudge_jax.models.shapes import random_model, shape_config
+from kljudge_jax.text_table import markdown
 
 PLAIN = "plain:1"
 

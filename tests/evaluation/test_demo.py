@@ -10,8 +10,8 @@ import kljudge_jax as kj
 from kljudge_jax.cli import main
 from kljudge_jax.evaluation import demo
 from kljudge_jax.evaluation.demo import Demo, SpeedRatio, _speed_ratio
-from kljudge_jax.evaluation.text_table import aligned, markdown
 from kljudge_jax.tasks.base import Problem
+from kljudge_jax.text_table import aligned, markdown
 
 
 class Letters:

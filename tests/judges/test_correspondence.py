@@ -9,7 +9,6 @@ from judge_data import PAIR, made_dataset
 from scipy import stats
 
 from kljudge_jax.errors import InputError
-from kljudge_jax.judges import correspondence
 from kljudge_jax.judges.correspondence import correspond, save_report
 from kljudge_jax.judges.metrics import roc_auc
 from kljudge_jax.verification.head import Head
@@ -75,11 +74,6 @@ def test_the_report(found, tmp_path):
     assert text.count("\n| ") == 1 + 10 + 1 + 7 and "KL(target, draft)" in text
     assert f"explains, on questions it has not seen, {found.explained['before']:.1%} (before the token)" in text
     assert (tmp_path / "correspondence.png").read_bytes()[1:4] == b"PNG"
-
-
-def test_a_machine_without_matplotlib_gets_the_tables(found, tmp_path, monkeypatch):
-    monkeypatch.setattr(correspondence, "draw", lambda *_: False)
-    assert len(save_report(found, tmp_path)) == 2
 
 
 def test_another_pair_or_too_little_is_refused(data, head):

@@ -10,7 +10,7 @@ from toy_task import LetterParity
 from transcription import softmax
 
 from kljudge_jax.errors import InputError
-from kljudge_jax.judges.sources import label_by_likelihood, label_by_rollouts, label_marked_answers
+from kljudge_jax.judges.sources import Likelihood, Rollouts, label_marked_answers, label_mismatches
 
 TASK, NEW = LetterParity(), 10
 
@@ -34,7 +34,7 @@ def test_marked_answers(pair, tmp_path):
     (tmp_path / "marked.jsonl").write_text("\n".join(map(json.dumps, lines)))
     seen = []
     found = label_marked_answers(
-        pair, tmp_path / "marked.jsonl", tmp_path / "data", progress=lambda *now: seen.append(now)
+        pair, tmp_path / "marked.jsonl", tmp_path / "data", progress=lambda now: seen.append((now.done, now.total))
     )
     assert seen == [(1, 2), (2, 2)] and found.origin["labels"] == "judge-decoding"
     right, wrong = pair.tokenizer("de é f")["input_ids"], pair.tokenizer("gé€h")["input_ids"]
@@ -49,7 +49,7 @@ def test_marked_answers(pair, tmp_path):
 
 
 def test_likelihoods(pair, tmp_path):
-    found = label_by_likelihood(pair, TASK, tmp_path, n=3, max_new_tokens=NEW, threshold=2.0, window=3)
+    found = label_mismatches(pair, TASK, tmp_path, Likelihood(NEW, threshold=2.0, window=3), n=3)
     row = 0
     for i, problem in enumerate(TASK.problems(n=3)):
         prompt = pair.tokenizer(problem.prompt)["input_ids"]
@@ -71,14 +71,11 @@ def test_likelihoods(pair, tmp_path):
 
 
 def test_rollouts(pair, tmp_path):
-    found = label_by_rollouts(
-        pair, TASK, tmp_path, n=2, max_new_tokens=NEW, rollouts=4, temperature=1.0, threshold=0.25
-    )
+    by = Rollouts(NEW, rollouts=4, temperature=1.0, threshold=0.25)
+    found = label_mismatches(pair, TASK, tmp_path, by, n=2)
     assert len(found) and set(found["score"].tolist()) <= {0, 0.25, 0.5, 0.75, 1.0} and len(set(found["score"])) > 1
     np.testing.assert_array_equal(found["important"], found["score"] > 0.25)
-    again = label_by_rollouts(
-        pair, TASK, tmp_path, n=2, max_new_tokens=NEW, rollouts=4, temperature=1.0, threshold=0.25
-    )
+    again = label_mismatches(pair, TASK, tmp_path, by, n=2)
     np.testing.assert_array_equal(again["score"], found["score"])
 
 
@@ -101,5 +98,5 @@ def test_a_model_without_numbers_yields_no_labels(tmp_path):
     broken = dataclasses.replace(
         pair, draft=with_parameters(pair.draft, lambda name, x: x * np.nan if name == "final_norm.scale" else x)
     )
-    found = label_by_likelihood(broken, LetterParity(), tmp_path, n=2, max_new_tokens=8)
+    found = label_mismatches(broken, LetterParity(), tmp_path, Likelihood(8), n=2)
     assert len(found) == 0 and [record["status"] for record in found.questions] == ["failed", "failed"]

@@ -15,8 +15,8 @@ from kljudge_jax.models.pair import ModelPair
 from kljudge_jax.models.transformer import parameters
 from kljudge_jax.training import agreement, trainer
 from kljudge_jax.training import train_pair as module
+from kljudge_jax.training.accuracy import accuracy
 from kljudge_jax.training.agreement import measure_agreement
-from kljudge_jax.training.greedy import accuracy
 from kljudge_jax.training.train_pair import DRAFT, TARGET, pair_config, train_pair
 from kljudge_jax.training.trainer import Recipe
 

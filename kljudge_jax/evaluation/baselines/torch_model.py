@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import weakref
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -15,6 +14,7 @@ from huggingface_hub.errors import StrictDataclassError
 
 from kljudge_jax.errors import InputError
 from kljudge_jax.evaluation.baselines.hf_config import hf_config
+from kljudge_jax.machine import cores
 from kljudge_jax.models import names
 from kljudge_jax.models.transformer import Transformer, parameters
 
@@ -54,14 +54,9 @@ def torch_model(model: Transformer, role: str = "target") -> PreTrainedModel:
     if role not in made:
         import torch
 
-        torch.set_num_threads(_cores())
+        torch.set_num_threads(cores())
         made[role] = export(model).to(torch_device())
     return made[role]
-
-
-def _cores() -> int:
-    """How many cores this process may use, all of which JAX uses too."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextlib.contextmanager

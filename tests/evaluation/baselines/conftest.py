@@ -11,7 +11,7 @@ from kljudge_jax.models.weights import SafetensorsFolder, load
 def one_thread():
     """Torch on one core: on a busy machine the threads of tiny products wait for each other more than they compute."""
     patch = pytest.MonkeyPatch()
-    patch.setattr(torch_model, "_cores", lambda: 1)
+    patch.setattr(torch_model, "cores", lambda: 1)
     yield
     patch.undo()
 

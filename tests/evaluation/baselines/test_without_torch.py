@@ -10,7 +10,7 @@ BLOCKED = """
 import sys
 sys.modules["torch"] = sys.modules["accelerate"] = None  # so that they are nowhere to be found
 import kljudge_jax
-import kljudge_jax.evaluation.sweep
+import kljudge_jax.evaluation.sweep.run
 from kljudge_jax.cli import main
 status = main(sys.argv[1:])
 assert sys.modules["torch"] is None

@@ -1,0 +1,1 @@
+"""A relaxed rule's threshold from a budget that may be lost."""

@@ -1,0 +1,1 @@
+"""Rules x draft lengths over the problems of tasks."""
