@@ -20,8 +20,8 @@ from kljudge_jax.parallel.layout import Layout
 # A window is cut out of a cache that is so many times as long: what is copied is read, written, and read again.
 _TO_COPY = 4
 
-# Slots that lie in one tile of a TPU's memory.
-_TILE = 128
+# Numbers side by side in a TPU's memory: XLA puts slots there where a head has fewer.
+_LANES = 128
 
 
 class Layer(NamedTuple):
@@ -297,18 +297,15 @@ def _scattered(stored: jax.Array, new: jax.Array, start: jax.Array) -> jax.Array
 
 def _row_by_row(stored: jax.Array, new: jax.Array, start: jax.Array) -> jax.Array:
     """The same, a slice a row: a TPU runs a scatter as a loop over its rows, with the whole cache in it."""
-    _, groups, slots, dim = stored.shape
-    tile = min(_TILE, slots)
+    turned = stored.shape[3] < _LANES
+    if turned:
+        # Slots are then the lanes of such a cache: new ones are turned together, where each would be copied by itself.
+        new = jax.lax.optimization_barrier(new.swapaxes(2, 3))
     for row in range(stored.shape[0]):
-        at, value = start[row], new[row : row + 1]
-        if new.shape[2] == 1:
-            # Where slots are a TPU's lanes, which they are for heads of 64, a slot alone is first copied into a tile of
-            # its own in HBM: to read the tile that it lies in and to write it again takes less time.
-            first = jnp.minimum(at // tile * tile, slots - tile)
-            there = (jnp.arange(tile, dtype=jnp.int32) == at - first)[None, None, :, None]
-            old = jax.lax.dynamic_slice(stored, (row, 0, first, 0), (1, groups, tile, dim))
-            at, value = first, jnp.where(there, value, old)
-        stored = jax.lax.dynamic_update_slice(stored, value, (row, 0, at, 0))
+        value = new[row : row + 1]
+        stored = jax.lax.dynamic_update_slice(
+            stored, value.swapaxes(2, 3) if turned else value, (row, 0, start[row], 0)
+        )
     return stored
 
 

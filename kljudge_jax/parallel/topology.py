@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 from collections.abc import Sequence
@@ -40,12 +41,8 @@ def topology_devices(spec: str) -> Sequence[jax.Device]:
 def _tpu(kind: str, size: str) -> Sequence[jax.Device]:
     if not re.fullmatch(r"\d+x\d+(x\d+)?", size):
         raise InputError(f"write a TPU slice with its chips a side, as in {kind}:2x4, not {kind}:{size}")
-    try:
-        import libtpu  # noqa: F401 - so that its absence is said by name
-    except ImportError as error:
-        raise InputError(
-            "to compile for a TPU that is not here takes libtpu: pip install 'kljudge-jax[tpu-plan]'"
-        ) from error
+    if importlib.util.find_spec("libtpu") is None:
+        raise InputError("to compile for a TPU that is not here takes libtpu: pip install 'kljudge-jax[tpu-plan]'")
     from jax.experimental import topologies
 
     for name, value in _WITHOUT_TPU.items():

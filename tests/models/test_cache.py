@@ -1,9 +1,13 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from kljudge_jax.models.cache import KVCache, read_rows, write_rows
 from kljudge_jax.models.config import TransformerConfig
+from kljudge_jax.parallel.axes import parse_axes
+from kljudge_jax.parallel.layout import Layout
+from kljudge_jax.parallel.mesh import mesh_from_spec
 
 CONFIG = TransformerConfig("llama", 32, 16, 24, num_layers=3, num_heads=4, num_kv_heads=2, head_dim=4)
 
@@ -47,15 +51,14 @@ def test_write_rows_at_a_start_per_row():
         np.testing.assert_array_equal(got, want)
 
 
-@pytest.mark.parametrize("tokens", [1, 2, 9])
-def test_a_tpu_writes_the_same_slot_by_slot(tokens):
+@pytest.mark.parametrize("dim", [4, 128])
+@pytest.mark.parametrize("tokens", [1, 9])
+def test_a_tpu_writes_the_same_row_by_row(tokens, dim):
     starts = np.array([0, 127, 128, 300 - tokens], np.int32)
-    stored = np.arange(4 * 2 * 300 * 4, dtype=np.float32).reshape(4, 2, 300, 4)
-    new = -1 - np.arange(4 * 2 * tokens * 4, dtype=np.float32).reshape(4, 2, tokens, 4)
-    for slots in (300, 40):  # more than a tile, and less
-        given = stored[:, :, :slots], new, np.minimum(starts, slots - tokens)
-        found = [jax.jit(write_rows, static_argnums=(3, 4))(*given, None, kind) for kind in ("cpu", "tpu")]
-        np.testing.assert_array_equal(*found)
+    stored = np.arange(4 * 2 * 300 * dim, dtype=np.float32).reshape(4, 2, 300, dim)
+    new = -1 - np.arange(4 * 2 * tokens * dim, dtype=np.float32).reshape(4, 2, tokens, dim)
+    found = [jax.jit(write_rows, static_argnums=(3, 4))(stored, new, starts, None, kind) for kind in ("cpu", "tpu")]
+    np.testing.assert_array_equal(*found)
 
 
 @pytest.mark.parametrize("mesh", ["data=2,tensor=2", "tensor=4"])

@@ -13,7 +13,6 @@ import numpy as np
 from kljudge_jax.errors import InputError
 from kljudge_jax.evaluation.plan.hlo import Program
 from kljudge_jax.evaluation.plan.programs import KINDS, Compiled, abstract_pair, compiled_programs
-from kljudge_jax.evaluation.text_table import markdown
 from kljudge_jax.generation.config import DecodingConfig, DecodingFields, configured
 from kljudge_jax.generation.costs import bytes_read
 from kljudge_jax.generation.memory_plan import DEVICES, Model, Workload, gigabytes, largest_batch, plan_memory
@@ -23,6 +22,7 @@ from kljudge_jax.models.weights import resolve_dtype
 from kljudge_jax.parallel.free_memory import USABLE
 from kljudge_jax.parallel.placement import Placement
 from kljudge_jax.parallel.topology import topology_devices
+from kljudge_jax.text_table import markdown
 from kljudge_jax.verification.base import Verifier
 
 _MEGABYTE = 1 << 20
@@ -231,8 +231,8 @@ def _check_length(configs, tokens: int) -> None:
 
 
 def _read(program: Compiled, pair: ModelPair, draft_length: int) -> ProgramPlan:
-    memory = program.executable.memory_analysis()
-    text = Program(program.executable.as_text())
+    memory: Any = program.executable.memory_analysis()
+    text = Program(program.executable.as_text() or "")
     is_cycle = program.name.startswith("cycle")
     traffic = text.cycle() if is_cycle else text.traffic()
     floor = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -154,7 +154,7 @@ def compiled_programs(
         lowered = programs.run_cycles.lower(*models, rule, *asked, integers(), integers(), **static)
         yield compiled(f"cycle@{slots}", lowered, state)
     if "refill" in kinds:
-        entries = Entries(*prompts, integers(batch), integers(batch))
+        entries = Entries(*cast(Any, prompts), cast(Any, integers(batch)), cast(Any, integers(batch)))
         lowered = programs.refill.lower(*models, rule, state, entries, numbers, integers(), integers(), **static)
         yield compiled(f"refill@{slots}", lowered, state)
 
