@@ -154,7 +154,8 @@ def compiled_programs(
         lowered = programs.run_cycles.lower(*models, rule, *asked, integers(), integers(), **static)
         yield compiled(f"cycle@{slots}", lowered, state)
     if "refill" in kinds:
-        entries = Entries(*cast(Any, prompts), cast(Any, integers(batch)), cast(Any, integers(batch)))
+        placed = dict(zip(Entries._fields, (*prompts, integers(batch), integers(batch)), strict=True))
+        entries = Entries(**cast(Any, placed))
         lowered = programs.refill.lower(*models, rule, state, entries, numbers, integers(), integers(), **static)
         yield compiled(f"refill@{slots}", lowered, state)
 

@@ -1,0 +1,134 @@
+"""The programs of a run as the TPU compiler leaves them: what would be slow there is seen here, without a TPU."""
+
+import importlib.util
+import re
+
+import jax.numpy as jnp
+import pytest
+
+from kljudge_jax.evaluation.plan.hlo import Program
+from kljudge_jax.evaluation.plan.plan import _bytes, _share
+from kljudge_jax.evaluation.plan.programs import abstract_pair, compiled_programs
+from kljudge_jax.generation.config import DecodingConfig
+from kljudge_jax.models.config import TransformerConfig
+from kljudge_jax.parallel.placement import Placement
+from kljudge_jax.parallel.topology import topology_devices
+
+pytestmark = [
+    pytest.mark.tpu,
+    pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed"),
+]
+
+TARGET = TransformerConfig("llama", 2048, 512, 1024, num_layers=2, num_heads=8, num_kv_heads=4, head_dim=128)
+DRAFT = TransformerConfig("llama", 2048, 256, 512, num_layers=1, num_heads=4, num_kv_heads=4, head_dim=64)
+K, BATCH, PROMPT = 4, 4, 40
+MESHES = [("v5e:1x1", None), ("v5e:2x2", "tensor=4"), ("v5e:2x2", "data=2,tensor=2")]
+
+_kept = {}
+
+
+def compiled(topology, mesh, *kinds, batch=BATCH, rule="kl:0.4", temperature=0.0, top_p=1.0, **storage):
+    """The pair, and the compiled programs of those kinds by kind."""
+    key = topology, mesh, kinds, batch, rule, temperature, top_p, tuple(storage.items())
+    if key not in _kept:
+        devices = topology_devices(topology)
+        pair = abstract_pair(TARGET, DRAFT, Placement.parse(mesh, devices=devices), devices, **storage)
+        config = DecodingConfig(max_new_tokens=64, temperature=temperature, top_p=top_p, draft_length=K, batch=batch)
+        found = {made.name.partition("@")[0]: made for made in compiled_programs(pair, rule, config, PROMPT, kinds)}
+        _kept[key] = pair, found
+    return _kept[key]
+
+
+def cycle_of(*where, **how):
+    pair, found = compiled(*where, "cycle", **how)
+    return pair, found["cycle"], Program(found["cycle"].executable.as_text())
+
+
+@pytest.mark.parametrize(("topology", "mesh"), MESHES)
+def test_a_cycle_loops_over_draft_tokens_and_nothing_else(topology, mesh):
+    _, _, program = cycle_of(topology, mesh)
+    turns = [turns for turns, _ in program.cycle().loops]
+    assert turns == [K - 1]  # a write of rows that became a scatter would be a loop of BATCH turns
+
+
+@pytest.mark.parametrize(("topology", "mesh"), MESHES)
+def test_weights_and_caches_stay_where_they_lie_and_every_array_of_the_state_is_donated(topology, mesh):
+    pair, found, program = cycle_of(topology, mesh)
+    memory = found.executable.memory_analysis()
+    assert memory.output_size_in_bytes == memory.alias_size_in_bytes
+    smallest = min(_bytes(found.state.cache.keys[0]), _bytes(found.state.drafter.keys[0]))
+    for computation in program._computations.values():
+        for op in computation.values():
+            if op.code.removesuffix("-start") in ("all-gather", "all-to-all", "collective-permute"):
+                assert op.bytes < smallest / 4, op.text
+    # Weights are read, and not laid out anew: nothing as large as one is copied.
+    traffic, entry = program.cycle(), program.entry_copies()
+    assert not [size for size in traffic.copies + entry if size >= _bytes(pair.target) / 8]
+    # Logits of K + 1 and K positions, some of them several times, and not a cache or a matrix beside.
+    logits = 4 * BATCH * (2 * K + 1) * TARGET.vocab_size
+    assert memory.temp_size_in_bytes < 4 * logits + 2 * _bytes(found.state.cache)
+
+
+@pytest.mark.parametrize(("topology", "mesh"), MESHES)
+def test_a_cycle_moves_little_more_than_its_floor(topology, mesh):
+    pair, found, program = cycle_of(topology, mesh)
+    floor = _share(pair.target) + K * _share(pair.draft) + _bytes([found.state.cache, found.state.drafter])
+    assert program.cycle().moved < 1.5 * floor
+
+
+def test_collectives_of_a_cycle_are_those_of_its_layers_and_a_few_of_the_vocabulary():
+    _, _, program = cycle_of("v5e:2x2", "tensor=4")
+    found = program.cycle().collectives
+    layers = 2 * TARGET.num_layers + K * 2 * DRAFT.num_layers
+    assert set(found) == {"all-reduce"} and found["all-reduce"] <= layers + 1 + 3 * K + 8
+
+
+def test_top_p_adds_few_exchanges_on_a_mesh():
+    greedy = cycle_of("v5e:2x2", "tensor=4")[2].cycle().collectives["all-reduce"]
+    sampled = cycle_of("v5e:2x2", "tensor=4", temperature=0.8, top_p=0.9)[2].cycle().collectives["all-reduce"]
+    assert greedy < sampled <= greedy + 100 * (K + 1) / 9  # 100 at a draft length of 8
+
+
+def test_no_kernel_of_another_backend_is_in_the_program():
+    for where in MESHES:
+        calls = cycle_of(*where)[2].cycle().custom_calls
+        assert not [name for name in calls if "kljudge" in name.lower() or "triton" in name.lower()]
+
+
+def test_products_of_a_single_row_reach_the_matrix_unit():
+    """A product on the vector unit is a fusion without a convolution."""
+    _, _, program = cycle_of("v5e:1x1", None, batch=1)
+    texts = [
+        "".join(inside.text for inside in computation.values())
+        for computation in program._computations.values()
+        if any("draft/while" in op.source and op.source.endswith("dot_general") for op in computation.values())
+    ]
+    products = [text for text in texts if re.search(r"bf16\[\d+,(256|512)\]", text)]
+    assert products and all("convolution" in text for text in products if "reduce_sum" not in text)
+
+
+def test_a_cycle_in_fewer_bits_moves_fewer_bytes():
+    moved = {bits: cycle_of("v5e:1x1", None, bits=bits, draft_bits=bits)[2].cycle().moved for bits in (None, 8)}
+    weights = {bits: _bytes(compiled("v5e:1x1", None, "cycle", bits=bits, draft_bits=bits)[0]) for bits in (None, 8)}
+    assert weights[8] < 0.6 * weights[None] and moved[8] < 0.6 * moved[None]
+
+
+def test_prefill_and_refill_compile_and_donate_what_they_can():
+    _, found = compiled("v5e:2x2", "data=2,tensor=2", "prefill", "refill")
+    memory = found["refill"].executable.memory_analysis()
+    assert memory.output_size_in_bytes == memory.alias_size_in_bytes
+    # Shapes say where a state lies as `init` leaves it.
+    made = found["prefill"].executable.output_shardings
+    for sharding, leaf in zip(_leaves(made), _leaves(found["refill"].state), strict=True):
+        assert sharding.is_equivalent_to(leaf.sharding, leaf.ndim)
+
+
+def _leaves(tree):
+    import jax
+
+    return jax.tree.leaves(tree)
+
+
+def test_float32_models_compile_too():
+    _, _, program = cycle_of("v5e:1x1", None, dtype=jnp.float32)
+    assert program.cycle().moved
