@@ -18,6 +18,7 @@ from kljudge_jax.drafters.specs import parse_drafter
 from kljudge_jax.errors import InputError
 from kljudge_jax.generation.costs import estimate
 from kljudge_jax.verification import GreedyExact, SpeculativeSampling, Verifier, parse_verifier
+from kljudge_jax.verification.states import state_of
 
 
 class Plan(NamedTuple):
@@ -99,19 +100,10 @@ def plan(pair, verifier, drafter, draft_length, sampling: Sampling) -> Plan:
         verifier,
         draft_length=int(draft_length),
         vocab_size=pair.target.vocab_size,
-        draft_state=_state_of(states) if "draft_hidden" in needs else None,
-        target_state=_state_of(pair.target) if "target_hidden" in needs else None,
+        draft_state=state_of(states, "the rule") if "draft_hidden" in needs else None,
+        target_state=state_of(pair.target, "the rule") if "target_hidden" in needs else None,
     )
     return Plan(verifier, draft, drafter, int(draft_length), adaptive, cost, scorer)
-
-
-def _state_of(model: Any) -> tuple[int, jnp.dtype]:
-    """Size and dtype of a model's final-norm states."""
-    tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
-    features = jax.eval_shape(lambda model, tokens: model(tokens, model.init_cache(1, 1))[0], model, tokens)
-    if features.hidden is None:
-        raise InputError("the rule reads hidden states, and that model gives logits alone: choose another rule")
-    return features.hidden.shape[-1], features.hidden.dtype
 
 
 def _scorer(verifier, drafter, pair, sampling: Sampling) -> Scorer:

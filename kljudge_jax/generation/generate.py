@@ -88,7 +88,7 @@ def generate(
     run = Run(pair, prompts, verifier, draft_length, drafter, max_new_tokens, sampling, stop, key, trace, batch_size)
     watched = bool(run.stop) or progress is not None
     while run.unfinished:
-        block = _STOP_CYCLES if run.stop and run.queue.waiting else _WATCH_CYCLES if watched else _ALL_CYCLES
+        block = _STOP_CYCLES if run.stop and run.scheduler.waiting else _WATCH_CYCLES if watched else _ALL_CYCLES
         ended = run.advance(block, watched=answered is not None)
         if progress is not None:
             progress(run.progress())

@@ -30,6 +30,7 @@ from kljudge_jax.generation.row import Row, fetch_state
 from kljudge_jax.generation.scheduler import Scheduler
 from kljudge_jax.generation.score import PREFILL_CHUNK, count_shared_chunks, prefill_plan
 from kljudge_jax.models.flat_model import flatten
+from kljudge_jax.models.leaves import layout_of, parameter_bytes
 from kljudge_jax.models.pair import ModelPair
 from kljudge_jax.parallel.axes import VOCAB
 from kljudge_jax.parallel.placement import warn_uneven_batch
@@ -67,7 +68,7 @@ class Run:
         batch_size: int | None = None,
     ):
         self.pair = pair
-        layout = getattr(pair.target, "layout", None)
+        layout = layout_of(pair.target)
         self.sampling = sampling if layout is None else dataclasses.replace(sampling, split=layout.ways(VOCAB) > 1)
         self.stop = arguments.stop_strings(stop, pair)
         plan = arguments.plan(pair, verifier, drafter, draft_length, self.sampling)
@@ -126,9 +127,7 @@ class Run:
         self.scheduler = Scheduler(self.batch, slots)
         self.costs: CycleCosts | None = None
         if plan.adaptive is not None:
-            models = tuple(
-                model and (model.structure, sum(leaf.nbytes for leaf in model.leaves)) for model in self.models
-            )
+            models = tuple(model and (model.structure, parameter_bytes(model.leaves)) for model in self.models)
             # What costs are is much the same whatever room the prompts and the answers have.
             alike = dataclasses.replace(self.shape, capacity=0, room=0)
             # Where attention reads all of a cache, the caches' sizes decide too.

@@ -14,6 +14,7 @@ from kljudge_jax.core.protocols import check_methods
 from kljudge_jax.errors import InputError
 from kljudge_jax.models.compiled import keep_compiled
 from kljudge_jax.models.config import TransformerConfig
+from kljudge_jax.models.leaves import precision
 from kljudge_jax.models.linear import FILE
 from kljudge_jax.models.shapes import check_weights_fit
 from kljudge_jax.models.shipped import shipped_folder
@@ -86,7 +87,7 @@ class ModelPair:
     @property
     def precision(self) -> str:
         """What the matrices are kept as, for reports: "bfloat16", or "int8 (bfloat16), draft int4 (bfloat16)"."""
-        target, draft = _kept(self.target), None if self.draft is None else _kept(self.draft)
+        target, draft = precision(self.target), None if self.draft is None else precision(self.draft)
         return target if draft in (None, target) else f"{target}, draft {draft}"
 
     @classmethod
@@ -202,16 +203,6 @@ class ModelPair:
             cache_bits=cache_bits,
         )
         return dataclasses.replace(pair, target_name="embedded target", draft_name="embedded draft")
-
-
-def _kept(model: Any) -> str:
-    """What a model's matrices are kept as; of others' the dtype of most bytes."""
-    if hasattr(model, "storage"):
-        return str(model.storage)
-    sizes: dict[str, int] = {}
-    for leaf in jax.tree.leaves(model):
-        sizes[str(leaf.dtype)] = sizes.get(str(leaf.dtype), 0) + leaf.nbytes
-    return max(sizes, key=lambda name: sizes[name], default="nothing")
 
 
 def _cut(source: Checkpoint, vocab_size: int) -> TransformerConfig:
