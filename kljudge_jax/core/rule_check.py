@@ -12,6 +12,7 @@ import numpy as np
 
 from kljudge_jax.core.verify import row_axes
 from kljudge_jax.errors import InputError
+from kljudge_jax.pytree import is_registered
 from kljudge_jax.verification.base import Verdict, Verifier, VerifyInputs
 from kljudge_jax.verification.rule import NEEDS
 
@@ -20,6 +21,15 @@ _ASKED_FOR_A_VALUE = (
     jax.errors.TracerArrayConversionError,
     jax.errors.TracerIntegerConversionError,
 )
+
+
+def check_registered(rule: Any) -> None:
+    """Refuses a rule that `kljudge_jax.register` has not made a pytree of: JAX may run another's program for it."""
+    if not is_registered(type(rule)):
+        raise InputError(
+            f"{type(rule).__name__} is no pytree by kljudge_jax.register: write a rule as a frozen dataclass of "
+            "numbers under @kljudge_jax.register, in place of jax.tree_util.register_dataclass or any other registration"
+        )
 
 
 def check_rule(verifier: Verifier, *, draft_length: int, vocab_size: int, draft_state: Any, target_state: Any) -> None:

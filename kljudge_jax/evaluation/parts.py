@@ -46,7 +46,7 @@ def verdicts(run: Run) -> Probe:
     def repeat(_, n):
         return _verdicts(
             run.verifier, run.numbers(), _bare(run.state), proposal, scores, np.int32(n),
-            shape=run.shape, kind=type(run.verifier),
+            shape=run.shape,
         )  # fmt: skip
 
     return Probe(repeat)
@@ -57,7 +57,7 @@ def commit(run: Run) -> Probe:
     proposal, scores = _scored(run)
     _, outcome = _verdicts(
         run.verifier, run.numbers(), _bare(run.state), proposal, scores, np.int32(1),
-        shape=run.shape, kind=type(run.verifier),
+        shape=run.shape,
     )  # fmt: skip
 
     def repeat(held, n):
@@ -86,9 +86,8 @@ def prompts(run: Run) -> Probe:
     return Probe(lambda _, n: [run.start() for _ in range(n)], most=1)
 
 
-@functools.partial(jax.jit, static_argnames=("drafter", "shape", "kind"), donate_argnames="held")
-def _draft(target, draft, rule, numbers, state, held, repetitions, *, drafter, shape, kind):
-    del kind  # as in `generation.programs`
+@functools.partial(jax.jit, static_argnames=("drafter", "shape"), donate_argnames="held")
+def _draft(target, draft, rule, numbers, state, held, repetitions, *, drafter, shape):
     models = Models(unflatten(target), unflatten(draft))
 
     def step(held, state):
@@ -110,9 +109,8 @@ def _target_pass(target, tokens, count, cache, repetitions, *, scorer):
     return _repeated(step, cache, (tokens, count), repetitions)
 
 
-@functools.partial(jax.jit, static_argnames=("shape", "kind"))
-def _verdicts(rule, numbers, state, proposal, scores, repetitions, *, shape, kind):
-    del kind
+@functools.partial(jax.jit, static_argnames="shape")
+def _verdicts(rule, numbers, state, proposal, scores, repetitions, *, shape):
 
     def step(_, given):
         state, proposal, scores = given
@@ -134,9 +132,8 @@ def _commit(target, draft, numbers, state, held, proposal, scores, outcome, repe
     return _repeated(step, held, (state, proposal, scores, outcome), repetitions)
 
 
-@functools.partial(jax.jit, static_argnames=("drafter", "shape", "kind"), donate_argnames="held")
-def _cycle(target, draft, rule, numbers, state, held, repetitions, *, drafter, shape, kind):
-    del kind
+@functools.partial(jax.jit, static_argnames=("drafter", "shape"), donate_argnames="held")
+def _cycle(target, draft, rule, numbers, state, held, repetitions, *, drafter, shape):
     models = Models(unflatten(target), unflatten(draft))
 
     def step(held, state):

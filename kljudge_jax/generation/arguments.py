@@ -11,7 +11,7 @@ import numpy as np
 from kljudge_jax.core.controller import Adaptive
 from kljudge_jax.core.drafting import check_drafter
 from kljudge_jax.core.protocols import Drafter
-from kljudge_jax.core.rule_check import check_rule
+from kljudge_jax.core.rule_check import check_registered, check_rule
 from kljudge_jax.core.sampling import Sampling
 from kljudge_jax.core.scorers import DraftScorer, ReflectionScorer, Scorer
 from kljudge_jax.drafters.specs import parse_drafter
@@ -53,6 +53,7 @@ def plan(pair, verifier, drafter, draft_length, sampling: Sampling) -> Plan:
     name = type(verifier).__name__
     if not callable(verifier) or isinstance(verifier, type):
         raise InputError(f"a verifier is a rule such as KLJudge(0.4) or a spec such as 'kl:0.4', got {verifier!r}")
+    check_registered(verifier)
     if getattr(verifier, "greedy_only", False) and not sampling.greedy:
         raise InputError(f"{name} needs temperature 0: use SpeculativeSampling, or the spec 'exact' for either")
     if isinstance(drafter, str):

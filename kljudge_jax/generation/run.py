@@ -150,7 +150,7 @@ class Run:
     @property
     def static(self) -> dict[str, Any]:
         """The static arguments of the programs of this run."""
-        return {"drafter": self.drafter, "shape": self.shape, "kind": type(self.verifier)}
+        return {"drafter": self.drafter, "shape": self.shape}
 
     def numbers(self, budget: Any = 0, costs: np.ndarray | None = None) -> Numbers:
         """The data half of the run; a budget is for those programs that begin rows."""

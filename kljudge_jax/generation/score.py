@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from kljudge_jax.core.protocols import check_structure
 from kljudge_jax.core.state import Prefill
 from kljudge_jax.core.target import consume, logits_of
 from kljudge_jax.errors import InputError
@@ -50,6 +51,7 @@ def score(model: Any, tokens: jax.Array | np.ndarray) -> tuple[jax.Array, jax.Ar
     """
     if not callable(model) or not hasattr(model, "init_cache"):
         raise InputError(f"score takes a model such as pair.target, got {type(model).__name__}")
+    check_structure(model, "model")
     if not isinstance(tokens, jax.core.Tracer):
         tokens = np.asarray(tokens)
         vocab = model.vocab_size

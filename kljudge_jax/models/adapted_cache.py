@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from kljudge_jax.models.equal_functions import Function
+from kljudge_jax.pytree import register_node
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,19 +184,4 @@ def _ways(mesh: Mesh, axes: tuple[str, ...]) -> int:
     return ways
 
 
-def register_static(kind: type, data: tuple[str, ...], static: tuple[str, ...]) -> None:
-    # Not jax.tree_util.register_dataclass: in jaxlib 0.10.2 the structures of two such classes with as many fields
-    # compare equal.
-    def flatten(x):
-        return tuple(getattr(x, name) for name in data), tuple(getattr(x, name) for name in static)
-
-    def flatten_with_keys(x):
-        children, choices = flatten(x)
-        return tuple(zip(map(jax.tree_util.GetAttrKey, data), children, strict=True)), choices
-
-    jax.tree_util.register_pytree_with_keys(
-        kind, flatten_with_keys, lambda choices, children: kind(*children, *choices), flatten
-    )
-
-
-register_static(AdaptedCache, ("stacked", "length"), ("slots", "rows"))
+register_node(AdaptedCache, ("stacked", "length"), ("slots", "rows"))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import jax
 
-from kljudge_jax.core.protocols import check_methods
+from kljudge_jax.core.protocols import check_methods, check_structure
 from kljudge_jax.errors import InputError
 from kljudge_jax.models.compiled import keep_compiled
 from kljudge_jax.models.config import TransformerConfig
@@ -62,6 +62,8 @@ class ModelPair:
                 f"the draft is a {type(self.draft).__name__}: give a kljudge_jax.Model, or the arrays that a drafter "
                 "of your own keeps"
             )
+        if hasattr(self.draft, "init_cache"):
+            check_structure(self.draft, "draft")
         ours, theirs = self.target.vocab_size, getattr(self.draft, "vocab_size", None)
         if theirs is not None and ours != theirs:
             raise InputError(
