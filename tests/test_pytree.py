@@ -1,4 +1,4 @@
-"""Classes as pytrees: no two of them are taken for one, which JAX's own registration of dataclasses does not promise."""
+"""Classes as pytrees: no two are taken for one, which JAX's own registration of dataclasses does not promise."""
 
 import dataclasses
 import itertools

@@ -16,6 +16,7 @@ from kljudge_jax.core.sampling import Sampling
 from kljudge_jax.core.scorers import DraftScorer, ReflectionScorer, Scorer
 from kljudge_jax.drafters.specs import parse_drafter
 from kljudge_jax.errors import InputError
+from kljudge_jax.generation.config import section_pair
 from kljudge_jax.generation.costs import estimate
 from kljudge_jax.verification import GreedyExact, SpeculativeSampling, Verifier, parse_verifier
 from kljudge_jax.verification.states import state_of
@@ -43,8 +44,11 @@ class Plan(NamedTuple):
     scorer: Scorer
 
 
-def plan(pair, verifier, drafter, draft_length, sampling: Sampling) -> Plan:
-    """The rule, the drafter and the length; plain decoding is the strict rule over no draft at all."""
+def plan(pair, verifier, drafter, draft_length, sampling: Sampling, with_sections: bool = False) -> Plan:
+    """The rule, the drafter and the length; plain decoding is the strict rule over no draft at all.
+
+    A rule is told of sections where `with_sections` says that there are some.
+    """
     if isinstance(verifier, str):
         verifier = parse_verifier(verifier, sampling.greedy)
     if verifier is None:
@@ -103,6 +107,7 @@ def plan(pair, verifier, drafter, draft_length, sampling: Sampling) -> Plan:
         vocab_size=pair.target.vocab_size,
         draft_state=state_of(states, "the rule") if "draft_hidden" in needs else None,
         target_state=state_of(pair.target, "the rule") if "target_hidden" in needs else None,
+        with_sections=with_sections,
     )
     return Plan(verifier, draft, drafter, int(draft_length), adaptive, cost, scorer)
 
@@ -142,6 +147,14 @@ def stop_strings(stop, pair) -> tuple[str, ...]:
             f"{min(special)!r} is a special token, which no text holds: stop at text, or add its id to eos"
         )
     return stop
+
+
+def sections(section_ids: Any, vocab_size: int) -> jax.Array | None:
+    """The tokens that begin and end a section, int32 `[2]`; None where there are none."""
+    found = section_pair(section_ids)
+    if found is not None and max(found) >= vocab_size:
+        raise InputError(f"section_ids are {found}, outside the vocabulary of {vocab_size}")
+    return None if found is None else jnp.asarray(found, jnp.int32)
 
 
 def budget(max_new_tokens, batch: int) -> np.ndarray:

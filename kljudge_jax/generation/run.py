@@ -66,12 +66,14 @@ class Run:
         key: jax.Array | None,
         trace: bool,
         batch_size: int | None = None,
+        section_ids: tuple[int, int] | None = None,
     ):
         self.pair = pair
         layout = layout_of(pair.target)
         self.sampling = sampling if layout is None else dataclasses.replace(sampling, split=layout.ways(VOCAB) > 1)
         self.stop = arguments.stop_strings(stop, pair)
-        plan = arguments.plan(pair, verifier, drafter, draft_length, self.sampling)
+        self._sections = arguments.sections(section_ids, pair.target.vocab_size)
+        plan = arguments.plan(pair, verifier, drafter, draft_length, self.sampling, self._sections is not None)
         self.verifier, self.drafter, self.draft = plan.verifier, plan.drafter, plan.draft
         self.models = flatten(pair.target), flatten(plan.draft)
         texts = prompts.split(given)
@@ -155,7 +157,11 @@ class Run:
     def numbers(self, budget: Any = 0, costs: np.ndarray | None = None) -> Numbers:
         """The data half of the run; a budget is for those programs that begin rows."""
         return Numbers(
-            self.sampling, jnp.asarray(budget), self.eos, costs=None if costs is None else jnp.asarray(costs)
+            self.sampling,
+            jnp.asarray(budget),
+            self.eos,
+            self._sections,
+            None if costs is None else jnp.asarray(costs),
         )
 
     def start(self) -> LoopState:

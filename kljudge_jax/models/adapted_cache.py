@@ -149,11 +149,16 @@ class AdaptedCache:
             if len(axes) != 1 or x.shape[1 + axes[0]] != self.slots:
                 return jnp.take(x, source, axis=0)
 
-            def written(row, at, of):
-                new = jax.lax.dynamic_slice_in_dim(of, at, count, axis=axes[0])
-                return jax.lax.dynamic_update_slice_in_dim(row, new, at, axis=axes[0])
+            sizes = (1, *(count if i == axes[0] else size for i, size in enumerate(x.shape[1:])))
 
-            return jax.vmap(lambda row, at, of: written(row, at, x[of]))(x, start, source)
+            def written(row, at, of):
+                # A slice of all rows at once: mapped, it is a gather of so many slots, and of no row whole.
+                place = [jnp.zeros((), at.dtype)] * x.ndim
+                place[0], place[1 + axes[0]] = of.astype(at.dtype), at
+                new = jax.lax.dynamic_slice(x, place, sizes)[0]
+                return jax.lax.dynamic_update_slice(row, new, place[1:])
+
+            return jax.vmap(written)(x, start, source)
 
         moved = [copied(x, other) for x, other in zip(leaves, others, strict=True)]
         return dataclasses.replace(self, stacked=jax.tree.unflatten(structure, moved))
