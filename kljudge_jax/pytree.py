@@ -43,7 +43,8 @@ def is_mistaken(tree: Any) -> bool:
 
     So it is under `jax.tree_util.register_dataclass` and what stands on it, as `flax.struct.dataclass` does.
     """
-    children, structure = jax.tree.flatten(tree, is_leaf=lambda x: x is not tree)
+    flat: Any = jax.tree.flatten(tree, is_leaf=lambda x: x is not tree)
+    children, structure = flat
     node = structure.node_data()
     if node is None or not dataclasses.is_dataclass(node[0]) or not isinstance(node[1], tuple):
         return False

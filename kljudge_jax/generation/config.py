@@ -187,7 +187,7 @@ def section_pair(given: Any) -> tuple[int, int] | None:
     if given is None:
         return None
     found = list(given) if isinstance(given, Sequence) or hasattr(given, "tolist") else []
-    whole = [isinstance(token, numbers.Integral) and not isinstance(token, bool) and token >= 0 for token in found]
+    whole = [isinstance(token, numbers.Integral) and not isinstance(token, bool) and int(token) >= 0 for token in found]
     if len(found) != 2 or not all(whole) or found[0] == found[1]:
         raise InputError(f"section_ids are the tokens that begin and end a thinking block, two ids, got {given!r}")
     return int(found[0]), int(found[1])

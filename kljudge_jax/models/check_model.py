@@ -253,7 +253,7 @@ class _Checker:
             return
         starts = start + np.arange(self.rows)
         found = self._streams(self.model, self._window(self.tokens, starts), self._filled(starts), layers=(0, most))
-        for row, at in enumerate(starts):
+        for row, at in enumerate(starts.tolist()):
             cache = self._advanced(self.tokens[row], at)
             right = self._stream_steps(
                 self.model, self.tokens[row : row + 1, at : at + self.width], cache, layers=(most, 0)
