@@ -16,6 +16,7 @@ from kljudge_jax.core.drafting import check_drafter
 from kljudge_jax.core.prefill import enter_row, in_chunks, prefill
 from kljudge_jax.core.protocols import Drafter, Models, check_methods, layers_of
 from kljudge_jax.core.rows import repeated
+from kljudge_jax.core.rule_check import check_registered
 from kljudge_jax.core.state import DONE, MAX_CYCLES, SLOTS, LoopState, Numbers, Shape
 from kljudge_jax.core.target import check_rollback, new_cache
 from kljudge_jax.core.verify import check_row_numbers, row_axes
@@ -292,10 +293,7 @@ def _check(models: Models, drafter: Any, rule: Any, shape: Shape) -> None:
         raise InputError("plain decoding, with the drafter None, has a Shape.draft_length of 0")
     if not callable(rule):
         raise InputError(f"{rule!r} is no verification rule: see kljudge_jax.Verifier")
-    if jax.tree_util.all_leaves([rule]):
-        raise InputError(
-            f"{type(rule).__name__} is no pytree: write it as a frozen dataclass of numbers under @kljudge_jax.register"
-        )
+    check_registered(rule)
 
 
 def _is_ours(plug: Any) -> bool:

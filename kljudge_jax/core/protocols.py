@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from kljudge_jax.core.sampling import Sampling
 from kljudge_jax.errors import InputError
+from kljudge_jax.pytree import is_mistaken
 
 State = Any
 """What a drafter remembers: a pytree in which every array leads with rows or lies in a `Cache`."""
@@ -104,6 +105,17 @@ def check_methods(model: Any, whose: str) -> None:
                 f"the {whose} is a {type(model).__name__}, which has no {kind} {name!r}: give a kljudge_jax.Model, "
                 "or wrap a model of your own with kljudge_jax.adapt"
             )
+    check_structure(model, whose)
+
+
+def check_structure(model: Any, whose: str) -> None:
+    """Refuses a model for which JAX may run another model's program."""
+    if is_mistaken(model):
+        raise InputError(
+            f"the {whose} is a {type(model).__name__} under jax.tree_util.register_dataclass or what stands on it, "
+            "such as flax.struct.dataclass, and JAX takes two such classes with as many fields for one: write "
+            "@kljudge_jax.register over @dataclasses.dataclass(frozen=True) in its place"
+        )
 
 
 class Models(NamedTuple):

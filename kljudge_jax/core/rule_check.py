@@ -12,6 +12,7 @@ import numpy as np
 
 from kljudge_jax.core.verify import row_axes
 from kljudge_jax.errors import InputError
+from kljudge_jax.pytree import is_registered
 from kljudge_jax.verification.base import Verdict, Verifier, VerifyInputs
 from kljudge_jax.verification.rule import NEEDS
 
@@ -22,7 +23,24 @@ _ASKED_FOR_A_VALUE = (
 )
 
 
-def check_rule(verifier: Verifier, *, draft_length: int, vocab_size: int, draft_state: Any, target_state: Any) -> None:
+def check_registered(rule: Any) -> None:
+    """Refuses a rule that `kljudge_jax.register` has not made a pytree of: JAX may run another's program for it."""
+    if not is_registered(type(rule)):
+        raise InputError(
+            f"{type(rule).__name__} is no pytree by kljudge_jax.register: write a rule as a frozen dataclass of "
+            "numbers under @kljudge_jax.register, in place of jax.tree_util.register_dataclass or any other"
+        )
+
+
+def check_rule(
+    verifier: Verifier,
+    *,
+    draft_length: int,
+    vocab_size: int,
+    draft_state: Any,
+    target_state: Any,
+    with_sections: bool = False,
+) -> None:
     """Traces a rule that is not of this package twice, the first time that it is met in these shapes.
 
     Args:
@@ -30,6 +48,7 @@ def check_rule(verifier: Verifier, *, draft_length: int, vocab_size: int, draft_
       draft_length, vocab_size: K and V.
       draft_state, target_state: size and dtype `(Hd, dtype)`, `(Ht, dtype)` of the states that the rule needs; None
         where it needs none.
+      with_sections: it is told where each token would stand.
 
     Raises:
       InputError: the rule returns something else than a `Verdict` of the right shapes and dtypes, asks for the value
@@ -41,11 +60,13 @@ def check_rule(verifier: Verifier, *, draft_length: int, vocab_size: int, draft_
     # A rule sees its own row's number of those that are one a row.
     axes = row_axes(verifier)
     numbers = tuple((leaf.shape[axis == 0 :], leaf.dtype) for leaf, axis in zip(leaves, axes, strict=True))
-    _check(type(verifier), structure, numbers, draft_length, vocab_size, draft_state, target_state)
+    _check(type(verifier), structure, numbers, draft_length, vocab_size, draft_state, target_state, with_sections)
 
 
 @functools.lru_cache(maxsize=1024)
-def _check(rule: type, structure, numbers, length: int, vocab: int, draft_state, target_state) -> None:
+def _check(
+    rule: type, structure, numbers, length: int, vocab: int, draft_state, target_state, with_sections: bool
+) -> None:
     def array(dtype, *shape):
         return jax.ShapeDtypeStruct(shape, dtype)
 
@@ -65,6 +86,7 @@ def _check(rule: type, structure, numbers, length: int, vocab: int, draft_state,
         greedy=array(jnp.bool_),
         position=array(jnp.int32),
         remaining=array(jnp.int32),
+        section=array(jnp.int32, length + 1) if with_sections else None,
         carry=jax.eval_shape(first_carry, leaves) if hasattr(rule, "init_carry") else None,
     )
     key = jax.eval_shape(lambda: jax.random.key(0))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ from kljudge_jax.evaluation.loglikelihood import Continuation, log_likelihoods, 
 from kljudge_jax.generation import stats
 from kljudge_jax.generation.config import DecodingConfig, DecodingFields, configured
 from kljudge_jax.generation.generate import generate
+from kljudge_jax.models.leaves import shortest_limit
 from kljudge_jax.models.pair import ModelPair
 from kljudge_jax.verification import Verifier
 from kljudge_jax.verification.specs import spec_of
@@ -101,7 +103,7 @@ class KLJudgeLM(TemplateLM):
         config = configured("evaluate", config, decoding)
         drafts = verifier not in (None, "none") and getattr(config.drafter, "uses_draft_model", False)
         models = [model for model in (pair.target, pair.draft if drafts else None) if model is not None]
-        most = min(model.config.max_position for model in models)
+        most = shortest_limit(*models) or sys.maxsize  # where no model names one, a context is never cut
         if max_length is not None and not 1 < max_length <= most:
             raise InputError(f"max_length must be from 2 to {most}, which the models take, got {max_length}")
         self.pair = pair

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -9,9 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from kljudge_jax.core.protocols import Model
 from kljudge_jax.errors import InputError
 from kljudge_jax.generation.score import score
-from kljudge_jax.models.transformer import Transformer
+from kljudge_jax.models.leaves import shortest_limit
 
 # Rows and continuations are padded to powers of two from these on, so that few programs are compiled.
 _SHORTEST_ROW = 16
@@ -41,7 +43,7 @@ class LogLikelihood(NamedTuple):
 
 
 def log_likelihoods(
-    model: Transformer, continuations: Sequence[Continuation], batch_size: int = 8, max_length: int | None = None
+    model: Model, continuations: Sequence[Continuation], batch_size: int = 8, max_length: int | None = None
 ) -> Iterator[tuple[int, LogLikelihood]]:
     """Teacher-forced log-likelihoods, longest first.
 
@@ -59,7 +61,7 @@ def log_likelihoods(
     Raises:
       InputError: a side is empty, a continuation is longer than a row, or the model returns NaN or +inf.
     """
-    longest = max_length or model.config.max_position
+    longest = max_length or shortest_limit(model) or sys.maxsize
     for context, tokens in continuations:
         if not len(context) or not len(tokens):
             raise InputError("a log-likelihood needs at least one token of context and one to score: add text")
@@ -106,16 +108,18 @@ def windows(tokens: Sequence[int], prefix: int, max_length: int) -> list[Continu
 
 
 @jax.jit
-def _judge(model: Transformer, tokens: jax.Array, at: jax.Array, wanted: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _judge(model: Model, tokens: jax.Array, at: jax.Array, wanted: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Log-probabilities f32 `[B, C]` of tokens `wanted` int32 `[B, C]` after positions `at` int32 `[B, C]` of rows
     `tokens` int32 `[B, T]`, and whether each is the argmax, bool `[B, C]`."""
-    _, hidden = score(model, tokens)  # its logits of every position are not used, so they are not computed
-    states = jnp.take_along_axis(hidden, at[..., None], axis=1)
+    logits, hidden = score(model, tokens)
+    # The logits of every position are not used, so they are not computed, but of a model that gives nothing else.
+    alone = hidden is None
+    states = jnp.take_along_axis(logits if alone else hidden, at[..., None], axis=1)
     piece = min(at.shape[1], _POSITIONS)
 
     def judge(part):
         states, wanted = part
-        logits = model.logits(states)
+        logits = states if alone else model.logits(states)
         logprobs = jnp.take_along_axis(jax.nn.log_softmax(logits), wanted[:, None], axis=-1)[:, 0]
         return logprobs, jnp.argmax(logits, axis=-1) == wanted
 

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from kljudge_jax.core.protocols import Model
 from kljudge_jax.errors import InputError
 from kljudge_jax.evaluation.loglikelihood import log_likelihoods, windows
-from kljudge_jax.models.transformer import Transformer, parameters
+from kljudge_jax.models.leaves import parameter_bytes, precision
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,9 +51,7 @@ class Perplexity:
         return math.expm1(more.sum() / self.tokens.sum()), (float(low), float(high))
 
 
-def perplexity(
-    model: Transformer, tokens: Sequence[int], prefix: int, window: int = 512, batch_size: int = 4
-) -> Perplexity:
+def perplexity(model: Model, tokens: Sequence[int], prefix: int, window: int = 512, batch_size: int = 4) -> Perplexity:
     """A text under a model, in windows that each score `window` tokens; see `loglikelihood.windows`.
 
     Args:
@@ -70,8 +69,8 @@ def perplexity(
     parts = windows(tokens, prefix, window)
     totals = dict(log_likelihoods(model, parts, batch_size, window))
     return Perplexity(
-        str(model.storage),
-        sum(leaf.nbytes for leaf in parameters(model).values()),
+        precision(model),
+        parameter_bytes(model),
         np.array([len(part.tokens) for part in parts]),
         np.array([-totals[i].total for i in range(len(parts))]),
     )

@@ -11,13 +11,15 @@ import numpy as np
 from kljudge_jax.core.controller import Adaptive
 from kljudge_jax.core.drafting import check_drafter
 from kljudge_jax.core.protocols import Drafter
-from kljudge_jax.core.rule_check import check_rule
+from kljudge_jax.core.rule_check import check_registered, check_rule
 from kljudge_jax.core.sampling import Sampling
 from kljudge_jax.core.scorers import DraftScorer, ReflectionScorer, Scorer
 from kljudge_jax.drafters.specs import parse_drafter
 from kljudge_jax.errors import InputError
+from kljudge_jax.generation.config import section_pair
 from kljudge_jax.generation.costs import estimate
 from kljudge_jax.verification import GreedyExact, SpeculativeSampling, Verifier, parse_verifier
+from kljudge_jax.verification.states import state_of
 
 
 class Plan(NamedTuple):
@@ -42,8 +44,11 @@ class Plan(NamedTuple):
     scorer: Scorer
 
 
-def plan(pair, verifier, drafter, draft_length, sampling: Sampling) -> Plan:
-    """The rule, the drafter and the length; plain decoding is the strict rule over no draft at all."""
+def plan(pair, verifier, drafter, draft_length, sampling: Sampling, with_sections: bool = False) -> Plan:
+    """The rule, the drafter and the length; plain decoding is the strict rule over no draft at all.
+
+    A rule is told of sections where `with_sections` says that there are some.
+    """
     if isinstance(verifier, str):
         verifier = parse_verifier(verifier, sampling.greedy)
     if verifier is None:
@@ -52,6 +57,7 @@ def plan(pair, verifier, drafter, draft_length, sampling: Sampling) -> Plan:
     name = type(verifier).__name__
     if not callable(verifier) or isinstance(verifier, type):
         raise InputError(f"a verifier is a rule such as KLJudge(0.4) or a spec such as 'kl:0.4', got {verifier!r}")
+    check_registered(verifier)
     if getattr(verifier, "greedy_only", False) and not sampling.greedy:
         raise InputError(f"{name} needs temperature 0: use SpeculativeSampling, or the spec 'exact' for either")
     if isinstance(drafter, str):
@@ -99,19 +105,11 @@ def plan(pair, verifier, drafter, draft_length, sampling: Sampling) -> Plan:
         verifier,
         draft_length=int(draft_length),
         vocab_size=pair.target.vocab_size,
-        draft_state=_state_of(states) if "draft_hidden" in needs else None,
-        target_state=_state_of(pair.target) if "target_hidden" in needs else None,
+        draft_state=state_of(states, "the rule") if "draft_hidden" in needs else None,
+        target_state=state_of(pair.target, "the rule") if "target_hidden" in needs else None,
+        with_sections=with_sections,
     )
     return Plan(verifier, draft, drafter, int(draft_length), adaptive, cost, scorer)
-
-
-def _state_of(model: Any) -> tuple[int, jnp.dtype]:
-    """Size and dtype of a model's final-norm states."""
-    tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
-    features = jax.eval_shape(lambda model, tokens: model(tokens, model.init_cache(1, 1))[0], model, tokens)
-    if features.hidden is None:
-        raise InputError("the rule reads hidden states, and that model gives logits alone: choose another rule")
-    return features.hidden.shape[-1], features.hidden.dtype
 
 
 def _scorer(verifier, drafter, pair, sampling: Sampling) -> Scorer:
@@ -149,6 +147,14 @@ def stop_strings(stop, pair) -> tuple[str, ...]:
             f"{min(special)!r} is a special token, which no text holds: stop at text, or add its id to eos"
         )
     return stop
+
+
+def sections(section_ids: Any, vocab_size: int) -> jax.Array | None:
+    """The tokens that begin and end a section, int32 `[2]`; None where there are none."""
+    found = section_pair(section_ids)
+    if found is not None and max(found) >= vocab_size:
+        raise InputError(f"section_ids are {found}, outside the vocabulary of {vocab_size}")
+    return None if found is None else jnp.asarray(found, jnp.int32)
 
 
 def budget(max_new_tokens, batch: int) -> np.ndarray:

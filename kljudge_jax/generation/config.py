@@ -36,6 +36,8 @@ class DecodingConfig:
         "lookup:3".
       seed: of the draws when sampling; where problems are chosen, of the choice too.
       batch: answers decoded side by side; one that waits takes the slot of one that ended. None is all of them.
+      section_ids: the token that begins a thinking block and the one that ends it, for rules that read
+        `VerifyInputs.section`; None tells them of none.
 
     Raises:
       InputError: a value that cannot be.
@@ -68,6 +70,9 @@ class DecodingConfig:
             "least": 1,
         },
     )
+    section_ids: tuple[int, int] | None = field(
+        default=None, metadata={"help": "the tokens that begin and end a thinking block, for rules that read sections"}
+    )
 
     def __post_init__(self) -> None:
         import jax
@@ -88,6 +93,7 @@ class DecodingConfig:
         if not all(isinstance(text, str) and text for text in stop):
             raise InputError(f"stop holds strings of at least one character, got {self.stop!r}")
         object.__setattr__(self, "stop", stop)
+        object.__setattr__(self, "section_ids", section_pair(self.section_ids))
         if not isinstance(self.draft_length, Adaptive):
             object.__setattr__(self, "draft_length", parse_draft_length(str(self.draft_length)))
         if isinstance(self.drafter, str):
@@ -114,12 +120,14 @@ class DecodingConfig:
         return {name: getattr(self, name) for name in _FIELDS if name not in ("seed", "batch")}
 
     def to_json(self) -> dict[str, Any]:
-        """The fields as plain JSON, lengths and drafters as spec strings; no stop strings are not mentioned."""
+        """The fields as plain JSON, lengths and drafters as spec strings; no stop strings and no section ids are not
+        mentioned."""
         from kljudge_jax.drafters.specs import spec_of
 
         found = {name: getattr(self, name) for name in _FIELDS}
         found |= {"draft_length": spec_of(self.draft_length), "drafter": spec_of(self.drafter), "stop": list(self.stop)}
-        return {name: value for name, value in found.items() if name != "stop" or value}
+        found["section_ids"] = self.section_ids and list(self.section_ids)
+        return {name: value for name, value in found.items() if name not in ("stop", "section_ids") or value}
 
 
 _FIELDS = tuple(one.name for one in dataclasses.fields(DecodingConfig))
@@ -138,6 +146,7 @@ class DecodingFields(TypedDict, total=False):
     drafter: Drafter | str
     seed: int
     batch: int | None
+    section_ids: tuple[int, int] | None
 
 
 # Where the defaults of a call, and of the command of that name, are others.
@@ -172,6 +181,17 @@ def takes_config(call: Call) -> Call:
         return call(*positional, **given)
 
     return cast(Call, called)
+
+
+def section_pair(given: Any) -> tuple[int, int] | None:
+    """Section ids as two plain numbers. Raises `InputError` for anything else."""
+    if given is None:
+        return None
+    found = list(given) if isinstance(given, Sequence) or hasattr(given, "tolist") else []
+    whole = [isinstance(token, numbers.Integral) and not isinstance(token, bool) and int(token) >= 0 for token in found]
+    if len(found) != 2 or not all(whole) or found[0] == found[1]:
+        raise InputError(f"section_ids are the tokens that begin and end a thinking block, two ids, got {given!r}")
+    return int(found[0]), int(found[1])
 
 
 def _check_bounds(one: dataclasses.Field, value: Any) -> None:

@@ -6,10 +6,11 @@ import dataclasses
 from collections.abc import Hashable
 from typing import Any
 
-import jax
 import numpy as np
 
 from kljudge_jax.core.controller import MEASURED, SCORING_COST, Adaptive
+from kljudge_jax.models.leaves import parameter_bytes
+from kljudge_jax.models.transformer import Transformer
 from kljudge_jax.parallel.hosts import agreed
 
 # A length is timed in so many blocks of so many cycles, of which the fastest counts.
@@ -20,16 +21,14 @@ _PATIENCE = 4
 
 def bytes_read(model: Any) -> int:
     """The bytes of the weights that one token multiplies: all but an embedding table that is not the head as well."""
-    unread = 0
-    if getattr(getattr(model, "config", None), "tied_head", True) is False:
-        unread = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(model.embedding))
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(model)) - unread
+    untied = isinstance(model, Transformer) and not model.config.tied_head
+    return parameter_bytes(model) - (parameter_bytes(model.embedding) if untied else 0)
 
 
 def draft_cost(pair: Any, drafter: Any) -> float:
     """What one more draft token costs, as a share of a target pass over one token, by the weights that it reads."""
     model = drafter.reads(pair) if hasattr(drafter, "reads") else pair.draft
-    return 0.0 if model is None else bytes_read(model) / bytes_read(pair.target)
+    return 0.0 if model is None else bytes_read(model) / max(bytes_read(pair.target), 1)
 
 
 @dataclasses.dataclass

@@ -42,6 +42,7 @@ def generate(
     min_p: float = 0.0,
     repetition_penalty: float = 1.0,
     stop: str | Sequence[str] = (),
+    section_ids: tuple[int, int] | None = None,
     key: jax.Array | None = None,
     trace: bool = False,
     progress: Callable[[Progress], None] | None = None,
@@ -65,6 +66,8 @@ def generate(
       min_p: when sampling, drops tokens below this share of the likeliest one's probability; 0 drops none.
       repetition_penalty: 1.0, none; anything else is refused.
       stop: strings that end an answer where they begin.
+      section_ids: the token that begins a thinking block and the one that ends it, for rules that read
+        `VerifyInputs.section`; None tells them of none.
       key: PRNG key, of which row r uses `fold_in(key, r)`; or an array of B keys, one a row. Default `key(0)`.
       trace: also return `kl`, `logprobs` and `cycles`.
       progress: called with a `Progress` between blocks of cycles.
@@ -85,7 +88,8 @@ def generate(
     """
     arguments.check_penalty(repetition_penalty)
     sampling = Sampling.create(temperature, top_k, top_p, min_p)
-    run = Run(pair, prompts, verifier, draft_length, drafter, max_new_tokens, sampling, stop, key, trace, batch_size)
+    asked = draft_length, drafter, max_new_tokens, sampling, stop, key, trace, batch_size, section_ids
+    run = Run(pair, prompts, verifier, *asked)
     watched = bool(run.stop) or progress is not None
     while run.unfinished:
         block = _STOP_CYCLES if run.stop and run.scheduler.waiting else _WATCH_CYCLES if watched else _ALL_CYCLES

@@ -14,9 +14,7 @@ from kljudge_jax.core.state import LoopState, Numbers, Shape
 from kljudge_jax.models.flat_model import FlatModel, unflatten
 from kljudge_jax.verification.base import Verifier
 
-# In all of them `kind` is the rule's class: jit keys a program by the structure of its arguments, and jaxlib 0.10.2
-# takes the structures of two classes under `jax.tree_util.register_dataclass` with as many fields for equal.
-_STATIC = ("drafter", "shape", "kind")
+_STATIC = ("drafter", "shape")
 
 
 @functools.partial(jax.jit, static_argnames=(*_STATIC, "slots"))
@@ -32,11 +30,9 @@ def start(
     *,
     drafter: Drafter | None,
     shape: Shape,
-    kind: type,
     slots: int | None = None,
 ) -> LoopState:
     """`core.init`."""
-    del kind
     models = Models(unflatten(target), unflatten(draft))
     return loop.init(models, drafter, rule, prompts, lengths, keys, numbers, shape=shape, slots=slots, shared=shared)
 
@@ -54,10 +50,8 @@ def run_cycles(
     *,
     drafter: Drafter | None,
     shape: Shape,
-    kind: type,
 ) -> LoopState:
     """`core.decode`, after the rows `halted` bool `[B]` were stopped. `state` is donated."""
-    del kind
     models = Models(unflatten(target), unflatten(draft))
     state = dataclasses.replace(state, running=state.running & ~halted)
     return loop.decode(models, drafter, rule, state, numbers, shape=shape, max_cycles=max_cycles, enough=enough)
@@ -76,9 +70,7 @@ def refill(
     *,
     drafter: Drafter | None,
     shape: Shape,
-    kind: type,
 ) -> LoopState:
     """`core.admit`. `state` is donated."""
-    del kind
     models = Models(unflatten(target), unflatten(draft))
     return loop.admit(models, drafter, rule, state, entries, numbers, shape=shape, count=count, shared=shared)

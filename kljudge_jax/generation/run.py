@@ -30,6 +30,7 @@ from kljudge_jax.generation.run_shape import RunShape
 from kljudge_jax.generation.scheduler import Scheduler
 from kljudge_jax.generation.score import PREFILL_CHUNK, count_shared_chunks
 from kljudge_jax.models.flat_model import flatten
+from kljudge_jax.models.leaves import layout_of, parameter_bytes
 from kljudge_jax.models.pair import ModelPair
 from kljudge_jax.parallel.axes import VOCAB
 from kljudge_jax.parallel.placement import warn_uneven_batch
@@ -60,12 +61,14 @@ class Run:
         key: jax.Array | None,
         trace: bool,
         batch_size: int | None = None,
+        section_ids: tuple[int, int] | None = None,
     ):
         self.pair = pair
-        layout = getattr(pair.target, "layout", None)
+        layout = layout_of(pair.target)
         self.sampling = sampling if layout is None else dataclasses.replace(sampling, split=layout.ways(VOCAB) > 1)
         self.stop = arguments.stop_strings(stop, pair)
-        plan = arguments.plan(pair, verifier, drafter, draft_length, self.sampling)
+        self._sections = arguments.sections(section_ids, pair.target.vocab_size)
+        plan = arguments.plan(pair, verifier, drafter, draft_length, self.sampling, self._sections is not None)
         self.verifier, self.drafter, self.draft = plan.verifier, plan.drafter, plan.draft
         self.models = flatten(pair.target), flatten(plan.draft)
         texts = prompts.split(given)
@@ -117,9 +120,7 @@ class Run:
         self.scheduler = Scheduler(self.batch, slots)
         self.costs: CycleCosts | None = None
         if plan.adaptive is not None:
-            models = tuple(
-                model and (model.structure, sum(leaf.nbytes for leaf in model.leaves)) for model in self.models
-            )
+            models = tuple(model and (model.structure, parameter_bytes(model.leaves)) for model in self.models)
             # Where attention reads all of a cache, the caches' sizes decide too.
             caches = sizes.buckets if len(sizes.buckets) > 1 else None
             program = models, self.drafter, sizes.alike, type(self.verifier), self.sampling.greedy, slots, caches
@@ -140,12 +141,16 @@ class Run:
     @property
     def static(self) -> dict[str, Any]:
         """The static arguments of the programs of this run."""
-        return {"drafter": self.drafter, "shape": self.shape, "kind": type(self.verifier)}
+        return {"drafter": self.drafter, "shape": self.shape}
 
     def numbers(self, budget: Any = 0, costs: np.ndarray | None = None) -> Numbers:
         """The data half of the run; a budget is for those programs that begin rows."""
         return Numbers(
-            self.sampling, jnp.asarray(budget), self.eos, costs=None if costs is None else jnp.asarray(costs)
+            self.sampling,
+            jnp.asarray(budget),
+            self.eos,
+            self._sections,
+            None if costs is None else jnp.asarray(costs),
         )
 
     def start(self) -> LoopState:

@@ -8,10 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from kljudge_jax.core.protocols import check_structure
 from kljudge_jax.core.state import Prefill
 from kljudge_jax.core.target import consume, logits_of
 from kljudge_jax.errors import InputError
 from kljudge_jax.kernels.place import Place, here
+from kljudge_jax.models.transformer import Transformer
 
 # Longer prompts go in chunks, so that scores take [B, N, 128, S] and not [B, N, T, S].
 PREFILL_CHUNK = 128
@@ -22,8 +24,7 @@ CPU_CHUNK = 32
 
 def prefill_plan(model: Any) -> Prefill:
     """How prompts are consumed best where a model lies."""
-    storage = getattr(model, "storage", None)
-    alone = (here() if storage is None else storage.place) == Place("cpu")
+    alone = (model.storage.place if isinstance(model, Transformer) else here()) == Place("cpu")
     return Prefill(CPU_CHUNK, one_by_one=True) if alone else Prefill(PREFILL_CHUNK)
 
 
@@ -50,6 +51,7 @@ def score(model: Any, tokens: jax.Array | np.ndarray) -> tuple[jax.Array, jax.Ar
     """
     if not callable(model) or not hasattr(model, "init_cache"):
         raise InputError(f"score takes a model such as pair.target, got {type(model).__name__}")
+    check_structure(model, "model")
     if not isinstance(tokens, jax.core.Tracer):
         tokens = np.asarray(tokens)
         vocab = model.vocab_size

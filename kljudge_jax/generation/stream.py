@@ -56,6 +56,7 @@ def stream(
     min_p: float = 0.0,
     repetition_penalty: float = 1.0,
     stop: str | Sequence[str] = (),
+    section_ids: tuple[int, int] | None = None,
     key: jax.Array | None = None,
     trace: bool = False,
 ) -> Iterator[Event]:
@@ -69,7 +70,8 @@ def stream(
     """
     arguments.check_penalty(repetition_penalty)
     sampling = Sampling.create(temperature, top_k, top_p, min_p)
-    run = Run(pair, prompt, verifier, draft_length, drafter, max_new_tokens, sampling, stop, key, trace)
+    asked = draft_length, drafter, max_new_tokens, sampling, stop, key, trace, None, section_ids
+    run = Run(pair, prompt, verifier, *asked)
     if run.batch != 1:
         raise InputError(f"stream answers one prompt at a time, got {run.batch}: use generate for a batch")
     return _events(run)

@@ -9,7 +9,7 @@ from pathlib import Path
 from kljudge_jax.errors import InputError
 from kljudge_jax.generation.config import DecodingConfig
 from kljudge_jax.judges.dataset import Dataset, DatasetWriter, gap_ids, read_dataset
-from kljudge_jax.judges.semi_greedy import Options, Search
+from kljudge_jax.judges.semi_greedy import Options, Search, check_caches
 from kljudge_jax.models.fingerprint import fingerprints
 from kljudge_jax.models.pair import ModelPair
 from kljudge_jax.progress_update import ProgressUpdate
@@ -47,7 +47,8 @@ def mine(
       the target's answer has no final answer, or with "gold" is wrong; "failed", a model returned NaN or +inf.
 
     Raises:
-      InputError: the pair has no draft or tokenizer, a prompt does not fit, the task checks nothing, or the folder
+      InputError: the pair has no draft or tokenizer, or a model that gives logits alone or whose cache cannot take
+        back any number of tokens; a prompt does not fit, the task checks nothing, or the folder
         holds something else.
     """
     if config is not None:
@@ -56,6 +57,7 @@ def mine(
         seed, batch = config.seed, config.batch or options.batch
         options = dataclasses.replace(options, max_new_tokens=config.max_new_tokens, batch=batch)
     identity = PairIdentity.of(pair)
+    check_caches(pair)
     if pair.tokenizer is None:
         raise InputError("mining reads answers as text, and the pair has no tokenizer: load one with it")
     problems = task.problems(split=split, n=n, seed=seed)

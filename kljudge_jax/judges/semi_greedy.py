@@ -14,18 +14,22 @@ Many questions are in flight at once. Each keeps its prefix in both caches: a st
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterator
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
+from kljudge_jax.core.target import new_cache
 from kljudge_jax.errors import InputError
 from kljudge_jax.generation import prompts
 from kljudge_jax.generation.detokenize import decode
 from kljudge_jax.judges.dataset import GAP_TOKENS
 from kljudge_jax.judges.passes import WIDTHS, BatchedScorer, compare, roll_out
 from kljudge_jax.judges.reference import KINDS, Reference, make_reference
+from kljudge_jax.models.leaves import shortest_limit
 from kljudge_jax.models.pair import ModelPair
 from kljudge_jax.parallel.hosts import fetch
 from kljudge_jax.tasks.base import Problem, Task
@@ -105,13 +109,24 @@ class _Question:
         return int(others[0]) + self.left if len(others) else None
 
 
+def check_caches(pair: ModelPair) -> None:
+    """Refuses, before anything compiles, a pair whose caches cannot go back to any token of an answer."""
+    for model, whose in ((pair.target, "target"), (pair.draft, "draft")):
+        rollback = jax.eval_shape(functools.partial(new_cache, model, 1, WIDTHS[-1], whose)).rollback
+        if rollback is not None:
+            raise InputError(
+                f"mining goes back to any token of an answer, and the {whose}'s cache can take back {rollback} tokens "
+                "(Cache.rollback): give the model a cache without a ring"
+            )
+
+
 class Search:
     """The search over many questions; what is on the device is two caches."""
 
     def __init__(self, pair: ModelPair, task: Task, problems: list[Problem], done: set[int], options: Options, ids):
         assert pair.draft is not None
         self.pair, self.task, self.options = pair, task, options
-        self.most = min(pair.target.config.max_position, pair.draft.config.max_position)  # tokens of a text
+        self.most = shortest_limit(pair.target, pair.draft)  # tokens of a text
         self.ids = jnp.asarray(ids)
         self.eos = np.asarray(pair.eos, np.int32)
         every = [(i, problem, self._tokenize(problem)) for i, problem in enumerate(problems)]
@@ -142,8 +157,8 @@ class Search:
 
     def _tokenize(self, problem: Problem) -> np.ndarray:
         name = f"problem {problem.id}"
-        tokens = prompts.tokenize(problem.prompt, self.pair.tokenizer, self.pair.target.config.vocab_size, name)
-        if len(tokens) + self.options.max_new_tokens > self.most:
+        tokens = prompts.tokenize(problem.prompt, self.pair.tokenizer, self.pair.target.vocab_size, name)
+        if self.most is not None and len(tokens) + self.options.max_new_tokens > self.most:
             raise InputError(
                 f"{name} has {len(tokens)} tokens; with {self.options.max_new_tokens} new ones that is more than the "
                 f"{self.most} of the models: lower max_new_tokens"

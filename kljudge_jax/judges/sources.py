@@ -205,7 +205,7 @@ class _Reader:
     def __init__(self, pair: ModelPair, ids: np.ndarray):
         assert pair.tokenizer is not None
         self.pair, self.tokenizer, self.ids = pair, pair.tokenizer, jnp.asarray(ids)
-        self.vocab_size = pair.target.config.vocab_size
+        self.vocab_size = pair.target.vocab_size
 
     def text(self, tokens: np.ndarray) -> str:
         return self.tokenizer.decode([t for t in tokens if t not in self.pair.eos], skip_special_tokens=True)

@@ -13,8 +13,9 @@ from jax.sharding import Mesh, NamedSharding
 
 from kljudge_jax.core.protocols import Features
 from kljudge_jax.errors import InputError
-from kljudge_jax.models.adapted_cache import AdaptedCache, Rows, register_static
+from kljudge_jax.models.adapted_cache import AdaptedCache, Rows
 from kljudge_jax.models.equal_functions import Function
+from kljudge_jax.pytree import register_node
 from kljudge_jax.varying import varying_as
 
 Tree = TypeVar("Tree")
@@ -277,4 +278,4 @@ def _line(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-register_static(AdaptedModel, ("params",), ("calls",))
+register_node(AdaptedModel, ("params",), ("calls",))

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from kljudge_jax.models.equal_functions import Function
+from kljudge_jax.pytree import register_node
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,11 +149,16 @@ class AdaptedCache:
             if len(axes) != 1 or x.shape[1 + axes[0]] != self.slots:
                 return jnp.take(x, source, axis=0)
 
-            def written(row, at, of):
-                new = jax.lax.dynamic_slice_in_dim(of, at, count, axis=axes[0])
-                return jax.lax.dynamic_update_slice_in_dim(row, new, at, axis=axes[0])
+            sizes = (1, *(count if i == axes[0] else size for i, size in enumerate(x.shape[1:])))
 
-            return jax.vmap(lambda row, at, of: written(row, at, x[of]))(x, start, source)
+            def written(row, at, of):
+                # A slice of all rows at once: mapped, it is a gather of so many slots, and of no row whole.
+                place = [jnp.zeros((), at.dtype)] * x.ndim
+                place[0], place[1 + axes[0]] = of.astype(at.dtype), at
+                new = jax.lax.dynamic_slice(x, place, sizes)[0]
+                return jax.lax.dynamic_update_slice(row, new, place[1:])
+
+            return jax.vmap(written)(x, start, source)
 
         moved = [copied(x, other) for x, other in zip(leaves, others, strict=True)]
         return dataclasses.replace(self, stacked=jax.tree.unflatten(structure, moved))
@@ -183,19 +189,4 @@ def _ways(mesh: Mesh, axes: tuple[str, ...]) -> int:
     return ways
 
 
-def register_static(kind: type, data: tuple[str, ...], static: tuple[str, ...]) -> None:
-    # Not jax.tree_util.register_dataclass: in jaxlib 0.10.2 the structures of two such classes with as many fields
-    # compare equal.
-    def flatten(x):
-        return tuple(getattr(x, name) for name in data), tuple(getattr(x, name) for name in static)
-
-    def flatten_with_keys(x):
-        children, choices = flatten(x)
-        return tuple(zip(map(jax.tree_util.GetAttrKey, data), children, strict=True)), choices
-
-    jax.tree_util.register_pytree_with_keys(
-        kind, flatten_with_keys, lambda choices, children: kind(*children, *choices), flatten
-    )
-
-
-register_static(AdaptedCache, ("stacked", "length"), ("slots", "rows"))
+register_node(AdaptedCache, ("stacked", "length"), ("slots", "rows"))

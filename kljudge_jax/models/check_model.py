@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kljudge_jax.core.protocols import Cache, Features
+from kljudge_jax.core.protocols import Cache, Features, check_structure
 from kljudge_jax.errors import InputError
 from kljudge_jax.kernels.place import default_platform
 
@@ -45,7 +45,8 @@ def check_model(
 
     A pass of `draft_length + 1` tokens on an empty cache, on a warm one, after a rejected draft was taken back, and
     the two past the window; in one row and in rows of different lengths; then a larger cache, rows that are taken and
-    put, and a row that follows another. All over random tokens.
+    put, and a row that follows another; and where `num_layers` is above 0, what the call gives of its layers. All over
+    random tokens.
 
     Args:
       model: such as `kljudge_jax.adapt` returns.
@@ -77,6 +78,7 @@ def check_model(
         for start in starts:
             checker.passes(start, batch, past=start > _WARM)
     checker.larger(_WARM)
+    checker.layers(_WARM)
     if rows > 1:
         checker.taken(_WARM)
         checker.followed(_WARM)
@@ -100,6 +102,7 @@ class _Checker:
         for name in ("vocab_size", "num_layers", "max_length", "init_cache", "logits", "__call__"):
             if not hasattr(model, name):
                 raise InputError(f"{type(model).__name__} has no {name!r}: see kljudge_jax.Model")
+        check_structure(model, "model")
         try:
             hash(jax.tree.structure(model))
         except TypeError as error:
@@ -131,6 +134,7 @@ class _Checker:
         features, after = jax.eval_shape(lambda model, tokens, cache: model(tokens, cache), model, tokens, made)
         if not isinstance(features, Features):
             raise InputError(f"Model.__call__ returns {type(features).__name__} and a cache: the first is Features")
+        self._check_layers(tokens, made, features)
         logits = jax.eval_shape(_logits, model, features)
         if logits.shape != (*tokens.shape, model.vocab_size):
             raise InputError(
@@ -149,6 +153,39 @@ class _Checker:
         ]
         return max(rings, default=None)
 
+    def _check_layers(self, tokens: Any, cache: Any, features: Features) -> None:
+        """The shapes of what is given of layers, asked for or not."""
+        model, most = self.model, self.model.num_layers
+        if type(most) is not int or most < 0:
+            raise InputError(f"Model.num_layers is {most!r}: give a whole number, 0 where no layers can be asked for")
+        if features.layers:
+            raise InputError(f"Model.__call__ returns {len(features.layers)} layers, and none were asked for")
+        if not most:
+            return
+        wanted = (0, most)
+        try:
+            streams = jax.eval_shape(
+                lambda model, tokens, cache: model(tokens, cache, layers=wanted)[0].layers, model, tokens, cache
+            )
+        except TypeError as error:
+            reason = (str(error).splitlines() or ["a TypeError"])[0]
+            raise InputError(
+                f"Model.num_layers is {most}, and Model.__call__ cannot be asked for layers={wanted} ({reason}): take "
+                "the keyword, or let num_layers be 0"
+            ) from error
+        if not isinstance(streams, tuple) or len(streams) != len(wanted):
+            number = len(streams) if isinstance(streams, tuple | list) else type(streams).__name__
+            raise InputError(f"Model.__call__ returns {number} layers for layers={wanted}: return one each, in a tuple")
+        hidden = features.hidden
+        for layer, x in zip(wanted, streams, strict=True):
+            shape = list(getattr(x, "shape", ()))
+            size = hidden.shape[-1] if hidden is not None else shape[-1] if shape else "H"
+            if shape != [*tokens.shape, size]:
+                raise InputError(
+                    f"Model.__call__ returns {shape} as layer {layer} for tokens {list(tokens.shape)}: return "
+                    f"{[*tokens.shape, size]}"
+                )
+
     def _shapes(self, rows: int, slots: int) -> Any:
         return jax.eval_shape(lambda model: model.init_cache(rows, slots), self.model)
 
@@ -163,6 +200,8 @@ class _Checker:
         self._advance = jax.jit(_advance)
         self._steps = jax.jit(_steps)
         self._pass = jax.jit(_pass)
+        self._streams = jax.jit(_streams, static_argnames="layers")
+        self._stream_steps = jax.jit(_stream_steps, static_argnames="layers")
 
     def passes(self, start: int, batch: int, past: bool) -> None:
         """A pass from `start` on, row b from `start + b` on, and one after a draft that was taken back."""
@@ -207,6 +246,27 @@ class _Checker:
             raise InputError(f"Cache.resized({2 * self.slots}) returns a cache whose slots are {cache.slots}")
         self._compare(self._logits(self.tokens, starts, cache)[0], starts, "Cache.resized loses what was consumed")
 
+    def layers(self, start: int) -> None:
+        """The first and the last residual stream of a pass, against those of single steps asked for the other way."""
+        most = self.model.num_layers
+        if not most:
+            return
+        starts = start + np.arange(self.rows)
+        found = self._streams(self.model, self._window(self.tokens, starts), self._filled(starts), layers=(0, most))
+        for row, at in enumerate(starts.tolist()):
+            cache = self._advanced(self.tokens[row], at)
+            right = self._stream_steps(
+                self.model, self.tokens[row : row + 1, at : at + self.width], cache, layers=(most, 0)
+            )
+            for layer, several, single in zip((0, most), found, reversed(right), strict=True):
+                worst, token = self._off(np.asarray(several)[row], np.asarray(single))
+                if token is not None:
+                    raise InputError(
+                        f"Model.__call__ gives another layer {layer} for {self.width} tokens with layers={(0, most)} "
+                        f"than for single steps with layers={(most, 0)}: at position {at + token} it is {worst:.2g} of "
+                        "the largest number off; layer i is the residual stream after i blocks, in the order asked for"
+                    )
+
     def taken(self, start: int) -> None:
         """The last row taken out of a batch and decoded alone."""
         row = self.rows - 1
@@ -245,9 +305,21 @@ class _Checker:
 
     def _logits(self, tokens: np.ndarray, starts: np.ndarray, cache: Any) -> tuple[np.ndarray, Any]:
         """Those of one pass from `starts` on, `[B, width, V]`."""
-        window = np.stack([tokens[row, start : start + self.width] for row, start in enumerate(starts)])
-        logits, cache = self._pass(self.model, window, cache)
+        logits, cache = self._pass(self.model, self._window(tokens, starts), cache)
         return np.asarray(logits), cache
+
+    def _window(self, tokens: np.ndarray, starts: np.ndarray) -> np.ndarray:
+        """The tokens of a pass from `starts` on, int32 `[B, width]`."""
+        return np.stack([tokens[row, start : start + self.width] for row, start in enumerate(starts)])
+
+    def _off(self, found: np.ndarray, right: np.ndarray) -> tuple[float, int | None]:
+        """How far `found` `[T, n]` is from what is right, as a share of the largest number, and the first token that is
+        too far off; None where none is."""
+        size = max(float(np.max(np.abs(right))), 1e-30)
+        apart = np.max(np.abs(found - right), axis=-1) / size
+        worst = float(np.max(apart))
+        # NaN is wrong too.
+        return worst, None if worst <= self.tolerance else int(np.argmax(~(apart <= self.tolerance)))
 
     def _compare(
         self,
@@ -262,11 +334,8 @@ class _Checker:
         for row, start in enumerate(starts):
             cache = self._advanced(tokens[row], start)
             right = np.asarray(self._steps(self.model, tokens[row : row + 1, start : start + self.width], cache))
-            size = max(float(np.max(np.abs(right))), 1e-30)
-            apart = np.max(np.abs(found[row] - right), axis=-1) / size
-            worst = float(np.max(apart))
-            if not worst <= self.tolerance:  # NaN is wrong too
-                token = int(np.argmax(~(apart <= self.tolerance)))
+            worst, token = self._off(found[row], right)
+            if token is not None:
                 raise InputError(
                     f"{message}: at position {start + token} logits are {worst:.2g} of the largest one off those of "
                     f"single steps{'; ' + advice if advice else ''}"
@@ -285,6 +354,20 @@ def _logits(model: Any, features: Features) -> jax.Array:
 def _pass(model: Any, tokens: jax.Array, cache: Any) -> tuple[jax.Array, Any]:
     features, cache = model(tokens, cache)
     return _logits(model, features).astype(jnp.float32), cache
+
+
+def _streams(model: Any, tokens: jax.Array, cache: Any, *, layers: tuple[int, ...]) -> tuple[jax.Array, ...]:
+    return tuple(x.astype(jnp.float32) for x in model(tokens, cache, layers=layers)[0].layers)
+
+
+def _stream_steps(model: Any, tokens: jax.Array, cache: Any, *, layers: tuple[int, ...]) -> tuple[jax.Array, ...]:
+    """Streams `[T, H]` each of tokens int32 `[1, T]`, one at a time."""
+
+    def step(cache, token):
+        features, cache = model(token[None, None], cache, layers=layers)
+        return cache, tuple(x[0, 0].astype(jnp.float32) for x in features.layers)
+
+    return jax.lax.scan(step, cache, tokens[0])[1]
 
 
 def _advance(model: Any, tokens: jax.Array, count: jax.Array, cache: Any) -> Any:

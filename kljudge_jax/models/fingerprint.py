@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from kljudge_jax.models.leaves import as_array
 from kljudge_jax.models.pair import ModelPair
 from kljudge_jax.models.transformer import Transformer, parameters
 from kljudge_jax.parallel.hosts import fetch
@@ -15,17 +17,17 @@ from kljudge_jax.parallel.hosts import fetch
 _MOST_PLACES = 32  # along an axis
 
 
-def fingerprint(model: Transformer) -> str:
+def fingerprint(model: Any) -> str:
     """16 hexadecimal digits of some numbers of every parameter: the same on any mesh, and in float32 and bfloat16.
 
     Up to 32 x 32 numbers of a matrix count, as bfloat16 has them: training changes some of them, rounding a model to
-    bfloat16 none. A matrix of integers is another one.
+    bfloat16 none. A matrix of integers is another one. Of others' models it is of the leaves, by their places in the
+    tree: any pytree has one.
     """
     digest = hashlib.sha256()
-    for name, x in parameters(model).items():
-        some = np.asarray(_some(x))
-        whole = np.asarray(some.astype(jnp.bfloat16)) if jnp.issubdtype(x.dtype, jnp.floating) else some.astype("i1")
-        digest.update(f"{name} {x.shape}".encode() + whole.tobytes())
+    for name, leaf in _named(model):
+        x = as_array(leaf)
+        digest.update(f"{name} {x.shape}".encode() + _kept(np.asarray(_some(x))).tobytes())
     return digest.hexdigest()[:16]
 
 
@@ -34,7 +36,21 @@ def fingerprints(pair: ModelPair) -> dict[str, str | None]:
     return {"target": fingerprint(pair.target), "draft": None if pair.draft is None else fingerprint(pair.draft)}
 
 
-def _some(x: jax.Array) -> np.ndarray:
+def _named(model: Any) -> list[tuple[str, Any]]:
+    if isinstance(model, Transformer):
+        return list(parameters(model).items())
+    flat, _ = jax.tree_util.tree_flatten_with_path(model)
+    return [(jax.tree_util.keystr(path), leaf) for path, leaf in flat]
+
+
+def _kept(some: np.ndarray) -> np.ndarray:
+    """What of the numbers is digested."""
+    if jnp.issubdtype(some.dtype, jnp.floating):
+        return np.asarray(some.astype(jnp.bfloat16))
+    return some.astype("i1") if some.dtype.itemsize == 1 else some  # 4 bits take a byte each, too
+
+
+def _some(x: Any) -> np.ndarray:
     """The numbers of a parameter that count."""
     places = np.ix_(*(np.linspace(0, n - 1, min(n, _MOST_PLACES)).astype(np.int32) for n in x.shape))
     if _shares_memory(x):
@@ -42,9 +58,9 @@ def _some(x: jax.Array) -> np.ndarray:
     return fetch(_taken(x, places))
 
 
-def _shares_memory(x: jax.Array) -> bool:
+def _shares_memory(x: Any) -> bool:
     """Whether it lies in the host's memory, as a whole."""
-    return [device.platform for device in x.devices()] == ["cpu"]
+    return isinstance(x, np.ndarray) or [device.platform for device in x.devices()] == ["cpu"]
 
 
 @jax.jit

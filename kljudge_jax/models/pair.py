@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any, cast
 
 import jax
 
-from kljudge_jax.core.protocols import check_methods
+from kljudge_jax.core.protocols import check_methods, check_structure
 from kljudge_jax.errors import InputError
 from kljudge_jax.models.compiled import keep_compiled
 from kljudge_jax.models.config import TransformerConfig
+from kljudge_jax.models.leaves import precision
 from kljudge_jax.models.linear import FILE
 from kljudge_jax.models.shapes import check_weights_fit
 from kljudge_jax.models.shipped import shipped_folder
@@ -61,6 +62,8 @@ class ModelPair:
                 f"the draft is a {type(self.draft).__name__}: give a kljudge_jax.Model, or the arrays that a drafter "
                 "of your own keeps"
             )
+        if hasattr(self.draft, "init_cache"):
+            check_structure(self.draft, "draft")
         ours, theirs = self.target.vocab_size, getattr(self.draft, "vocab_size", None)
         if theirs is not None and ours != theirs:
             raise InputError(
@@ -86,7 +89,7 @@ class ModelPair:
     @property
     def precision(self) -> str:
         """What the matrices are kept as, for reports: "bfloat16", or "int8 (bfloat16), draft int4 (bfloat16)"."""
-        target, draft = _kept(self.target), None if self.draft is None else _kept(self.draft)
+        target, draft = precision(self.target), None if self.draft is None else precision(self.draft)
         return target if draft in (None, target) else f"{target}, draft {draft}"
 
     @classmethod
@@ -202,16 +205,6 @@ class ModelPair:
             cache_bits=cache_bits,
         )
         return dataclasses.replace(pair, target_name="embedded target", draft_name="embedded draft")
-
-
-def _kept(model: Any) -> str:
-    """What a model's matrices are kept as; of others' the dtype of most bytes."""
-    if hasattr(model, "storage"):
-        return str(model.storage)
-    sizes: dict[str, int] = {}
-    for leaf in jax.tree.leaves(model):
-        sizes[str(leaf.dtype)] = sizes.get(str(leaf.dtype), 0) + leaf.nbytes
-    return max(sizes, key=lambda name: sizes[name], default="nothing")
 
 
 def _cut(source: Checkpoint, vocab_size: int) -> TransformerConfig:

@@ -21,6 +21,7 @@ from kljudge_jax.models.linear import Storage, quantized_parts
 from kljudge_jax.models.transformer import Transformer, abstract, assemble, parameters
 from kljudge_jax.parallel.free_memory import usable_memory
 from kljudge_jax.parallel.layout import Layout
+from kljudge_jax.spec import assigned, read_spec
 
 
 def _llama3(factor: float, **sizes: Any) -> dict[str, Any]:
@@ -103,15 +104,16 @@ def shape_config(spec: str) -> TransformerConfig:
     Raises:
       InputError: no such shape, or more layers than it has.
     """
-    name, colon, rest = (part.strip() for part in spec.partition(":"))
+    name, items = read_spec(spec)
     if name not in SHAPES:
         raise InputError(f"choose a shape of {', '.join(SHAPES)}, not {name!r}")
     config = config_from_hf(SHAPES[name])
-    if not colon:
+    if not items:
         return config
-    key, _, number = (part.strip() for part in rest.partition("="))
-    if key != "layers" or not number.isdecimal() or not 1 <= int(number) <= config.num_layers:
-        raise InputError(f"write {name}:layers=N with an N from 1 to {config.num_layers}, not {spec!r}")
+    usage = f"{name}:layers=N with an N from 1 to {config.num_layers}"
+    number = assigned(spec, ["layers"], usage)["layers"]
+    if not number.isdecimal() or not 1 <= int(number) <= config.num_layers:
+        raise InputError(f"write {usage}, not {spec!r}")
     layers = int(number)
     return dataclasses.replace(config, num_layers=layers, windows=config.windows[:layers])
 

@@ -48,7 +48,7 @@ def measure_agreement(pair: ModelPair, problems: Sequence[Problem], max_new_toke
     for start in range(0, len(problems), _BATCH):
         prompts = [problem.prompt for problem in problems[start : start + _BATCH]]
         out = generate(pair, prompts, verifier=None, max_new_tokens=max_new_tokens)
-        asked = [tokenize(prompt, pair.tokenizer, pair.target.config.vocab_size) for prompt in prompts]
+        asked = [tokenize(prompt, pair.tokenizer, pair.target.vocab_size) for prompt in prompts]
         rows.append(_compare(pair, asked, out.tokens))
     token, mismatch, top, kl = (np.concatenate(column) for column in zip(*rows, strict=True))
     counts: dict[str, dict[str, Any]] = {"tokens": {}, "mismatched": {}, "unsure": {}, "median_kl": {}}
@@ -73,7 +73,7 @@ def token_kinds(pair: ModelPair) -> np.ndarray:
             return 0
         return 1 if any(c.isdigit() for c in text) else 2
 
-    return np.array([kind(token) for token in range(pair.target.config.vocab_size)], np.int32)
+    return np.array([kind(token) for token in range(pair.target.vocab_size)], np.int32)
 
 
 def _compare(pair, prompts, answers) -> tuple[np.ndarray, ...]:

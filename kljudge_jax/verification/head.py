@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from kljudge_jax.errors import InputError
 from kljudge_jax.verification.base import VerifyInputs
 from kljudge_jax.verification.features import SETUPS, feature_count, judge_features, logit_primitives
+from kljudge_jax.verification.states import state_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,13 +32,13 @@ class PairIdentity:
 
     @classmethod
     def of(cls, pair: Any) -> PairIdentity:
-        """Of a `ModelPair`. Raises `InputError` if it has no draft model."""
-        if pair.draft is None:
+        """Of a `ModelPair`. Raises `InputError` if it has no draft model, or a model without states."""
+        if not hasattr(pair.draft, "init_cache"):
             raise InputError("the pair has no draft model: load one, for a judge reads both models")
-        target, draft = pair.target.config, pair.draft.config
         names = (name.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1] for name in (pair.target_name, pair.draft_name))
         target_name, draft_name = names
-        return cls(target_name, draft_name, target.hidden_size, draft.hidden_size, target.vocab_size)
+        target_size, draft_size = (state_of(model, "a learned judge")[0] for model in (pair.target, pair.draft))
+        return cls(target_name, draft_name, target_size, draft_size, pair.target.vocab_size)
 
     def __str__(self) -> str:
         return (

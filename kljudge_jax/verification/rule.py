@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from kljudge_jax.errors import InputError
+from kljudge_jax.pytree import register_node
 from kljudge_jax.verification.base import Verdict, VerifyInputs
 from kljudge_jax.verification.distributions import (
     Normaliser,
@@ -243,6 +244,10 @@ def _check_class(rule: type[Rule]) -> None:
 def register(rule: type) -> type:
     """Makes a frozen dataclass a rule: a pytree whose numbers are data, known to spec strings by its `spec_name`.
 
+    A `Model` of one's own, or its cache, is registered the same way: arrays are data, and what is not is a field with
+    `metadata={"static": True}`. JAX takes two classes under its own `register_dataclass` for one where they have as
+    many fields, so those are refused.
+
     One that derives from `Rule` has its fields from `verification.parameters`, or plain numbers. Any other maps
     `(key, VerifyInputs)` to a `Verdict` in its own `__call__`, and has no spec name. A class that is defined again, as
     when a notebook's cell is run twice, takes the place of the old one.
@@ -258,26 +263,8 @@ def register(rule: type) -> type:
         RULES[:] = [old for old in RULES if (old.__module__, old.__qualname__) != (rule.__module__, rule.__qualname__)]
         _check_class(rule)
     fields = dataclasses.fields(rule)
-    data = tuple(field.name for field in fields if not field.metadata.get("static"))
-    static = tuple(field.name for field in fields if field.metadata.get("static"))
-
-    def flatten(instance):
-        return tuple(getattr(instance, name) for name in data), tuple(getattr(instance, name) for name in static)
-
-    def flatten_with_keys(instance):
-        children, choices = flatten(instance)
-        return tuple(zip(map(jax.tree_util.GetAttrKey, data), children, strict=True)), choices
-
-    def unflatten(choices, children):
-        # Not by its constructor, which refuses some of what JAX puts in place of numbers, such as None in `shard_map`.
-        instance = object.__new__(rule)
-        for name, value in zip(static + data, (*choices, *children), strict=True):
-            object.__setattr__(instance, name, value)
-        return instance
-
-    # Not jax.tree_util.register_dataclass: in jaxlib 0.10.2 the structures of two such classes with as many fields
-    # compare equal, and when their hashes collide, one time in thirty, jit runs one rule's program for the other.
-    jax.tree_util.register_pytree_with_keys(rule, flatten_with_keys, unflatten, flatten)
+    data = [field.name for field in fields if not field.metadata.get("static")]
+    register_node(rule, data, [field.name for field in fields if field.metadata.get("static")])
     if issubclass(rule, Rule):
         RULES.append(rule)
     return rule

@@ -3,6 +3,7 @@
 import dataclasses
 import time
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -97,6 +98,37 @@ def with_draft(**changes):
     return lambda answer: (dataclasses.replace(answer[0], **{k: f(answer[0]) for k, f in changes.items()}), *answer[1:])
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class UnderJax:
+    number: jax.Array
+
+    def __call__(self, key, inputs):
+        return EXACT(key, inputs)
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class Static:
+    def __call__(self, key, inputs):
+        return EXACT(key, inputs)
+
+
+class Derived(kj.GreedyExact):
+    """A pytree by nothing: JAX looks for the class itself."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TargetUnderJax(Scalar):
+    pass
+
+
+@flax.struct.dataclass
+class TargetUnderFlax(Scalar):
+    pass
+
+
 OTHER_VOCABULARY = Scalar.random(0, vocab=24).parameters
 NO_STATE = type("Stateless", (), {"propose": Head.propose, "layers": ()})()
 BAD = {
@@ -150,6 +182,22 @@ BAD = {
         "24 tokens, and the target's 23: see Draft.logits",
     ),
     "an unregistered rule": (TARGET, HEAD, Unregistered(), "Unregistered is no pytree.*kljudge_jax.register"),
+    "a rule under JAX's own": (TARGET, HEAD, UnderJax(jnp.float32(0)), "UnderJax is no pytree by kljudge_jax.register"),
+    "a static rule": (TARGET, HEAD, Static(), "Static is no pytree by kljudge_jax.register"),
+    "a rule that derives from a registered one": (TARGET, HEAD, Derived(), "Derived is no pytree by kljudge_jax.reg"),
+    "a target under JAX's own": (
+        TargetUnderJax(TARGET.parameters),
+        HEAD,
+        EXACT,
+        "TargetUnderJax under .*kljudge_jax.reg",
+    ),
+    "a target under flax": (TargetUnderFlax(TARGET.parameters), HEAD, EXACT, "TargetUnderFlax under .*kljudge_jax.reg"),
+    "a draft under JAX's own": (
+        (TARGET, TargetUnderJax(TARGET.parameters)),
+        kj.ModelDraft(),
+        EXACT,
+        "the draft is a TargetUnderJax under",
+    ),
     "a rule that is none": (TARGET, HEAD, 0.5, "no verification rule: see kljudge_jax.Verifier"),
     "a rule without a verdict": (TARGET, HEAD, rule(__call__=lambda *_: (1, 2)), "TheirRule returns a tuple.*Verdict"),
     "a rule that forgets": (
@@ -205,6 +253,7 @@ def test_generate_refuses_them_too():
         "a drafter that forgets",
         "a draft of another vocabulary",
         "an unregistered rule",
+        "a rule under JAX's own",
         "a rule that forgets",
     ):
         target, drafter, verifier, message = BAD[name]
@@ -225,6 +274,20 @@ def test_generate_refuses_them_too():
 def test_a_pair_refuses_what_is_no_model_by_name(target):
     with pytest.raises(kj.InputError, match=r"the target is a .*kljudge_jax.Model, or wrap .* kljudge_jax.adapt"):
         kj.ModelPair(target)
+
+
+@pytest.mark.parametrize("kind", [TargetUnderJax, TargetUnderFlax])
+def test_a_pair_and_a_score_refuse_a_model_that_is_taken_for_another(kind):
+    wrong = kind(TARGET.parameters)
+    for refused, whose in (
+        (lambda: kj.ModelPair(wrong), "target"),
+        (lambda: kj.ModelPair(TARGET, wrong), "draft"),
+        (lambda: kj.score(wrong, np.zeros((1, 2), np.int32)), "model"),
+    ):
+        match = rf"the {whose} is a {kind.__name__} under .*: write @kljudge_jax\.register over @dataclasses\.dataclass"
+        with compilations() as compiled, pytest.raises(kj.InputError, match=match) as raised:
+            refused()
+        assert not compiled and "\n" not in str(raised.value)
 
 
 def test_a_pair_takes_any_arrays_as_a_draft_but_no_function():

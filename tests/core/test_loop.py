@@ -34,7 +34,7 @@ def started(pair, budget=40, capacity=64):
     """A state as `generate` makes it, and a function that runs a block of greedy exact cycles."""
     none = np.zeros(len(PROMPTS), bool)
     rule = kj.GreedyExact()
-    static = {"drafter": kj.ModelDraft(), "shape": Shape(DRAFT_LENGTH, 64, capacity), "kind": type(rule)}
+    static = {"drafter": kj.ModelDraft(), "shape": Shape(DRAFT_LENGTH, 64, capacity)}
     prompts = np.stack([np.pad(prompt, (0, 16 - len(prompt))) for prompt in PROMPTS]).astype(np.int32)
     lengths = np.array([len(prompt) for prompt in PROMPTS], np.int32)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), jnp.arange(len(PROMPTS)))
@@ -174,7 +174,7 @@ ENTRY %main (a: f32[8,16], b: bf16[4,2]) -> f32[8,16] {
     assert hlo.aliased(program) == {1, 3}
 
 
-@jax.tree_util.register_dataclass
+@kj.register
 @dataclasses.dataclass(frozen=True)
 class SignOfStates:
     """Accepts a draft token by a sign of the states after it: a rule as one would write it."""

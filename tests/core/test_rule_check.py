@@ -20,7 +20,7 @@ SHAPES = {"draft_length": 4, "vocab_size": 9, "draft_state": None, "target_state
 def rule(call):
     """A rule with one number, as one would write it."""
     made = dataclasses.make_dataclass("Mine", [("number", float)], namespace={"__call__": call}, frozen=True)
-    return jax.tree_util.register_dataclass(made)(jnp.float32(1.0))
+    return kj.register(made)(jnp.float32(1.0))
 
 
 def verdict(inputs, **changes):

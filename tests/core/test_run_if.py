@@ -15,7 +15,7 @@ from kljudge_jax.generation import programs
 def compiled(target, draft, rule, drafter, shape, costs=None):
     """The text of the loop of cycles over three rows."""
     batch = 3
-    static = {"drafter": drafter, "shape": shape, "kind": type(rule)}
+    static = {"drafter": drafter, "shape": shape}
     rows, given = jax.ShapeDtypeStruct((batch,), jnp.int32), numbers(8, end_ids=[5], costs=costs)
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), batch))
     prompts = jax.ShapeDtypeStruct((batch, 16), jnp.int32)

@@ -151,7 +151,7 @@ def test_reflection_needs_a_tokenizer(pair):
 
 
 def test_a_scorer_that_there_is_not_is_refused(pair):
-    @jax.tree_util.register_dataclass
+    @kj.register
     @dataclasses.dataclass(frozen=True)
     class Lost:
         number: float = 0.0

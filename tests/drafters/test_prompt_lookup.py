@@ -99,7 +99,7 @@ def test_ngrams_that_cannot_be_are_refused(ngram):
 
 
 def test_a_rule_that_reads_the_drafts_states_is_refused(pair):
-    @jax.tree_util.register_dataclass
+    @kj.register
     @dataclasses.dataclass(frozen=True)
     class Curious:
         number: float = 0.0

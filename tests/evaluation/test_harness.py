@@ -211,3 +211,22 @@ def test_without_the_harness_one_line_names_the_extra(capsys, monkeypatch):
     assert main(["evaluate", "--target", "embedded", "--harness-tasks", "gsm8k"]) == 2
     err = capsys.readouterr().err
     assert "kljudge-jax[harness]" in err and len(err.strip().splitlines()) == 1
+
+
+def test_others_models_are_scored_and_asked():
+    """A model with neither a configuration nor a longest text, which gives logits alone."""
+    from test_others_models import made
+
+    harness, theirs = needs_harness(), made("logits")
+    lm = harness.KLJudgeLM(theirs, "exact", batch_size=2, draft_length=3)
+    assert lm.max_length == sys.maxsize
+    until = {"until": ["\n"], "max_gen_toks": 8}
+    (text,) = lm.generate_until([instance("generate_until", "abc", until)], disable_tqdm=True)
+    plain = kj.generate(theirs, "abc", verifier=None, max_new_tokens=8, stop="\n")
+    assert text == plain.text[0]
+    ((total, _),) = lm.loglikelihood([instance("loglikelihood", "abc", "de")], disable_tqdm=True)
+    assert np.isfinite(total) and total < 0
+    (rolling,) = lm.loglikelihood_rolling([instance("loglikelihood_rolling", "abcde")], disable_tqdm=True)
+    assert np.isfinite(rolling) and rolling < total
+    short = harness.KLJudgeLM(made("logits", max_length=40), "exact")
+    assert short.max_length == 40

@@ -234,7 +234,10 @@ def test_a_token_that_is_never_written_spoils_nothing():
         ({"verifier": "nonsense"}, "nonsense"),
         ({"verifier": kj.KLJudge}, "a verifier is a rule such as"),
         ({"verifier": 3}, "a verifier is a rule such as"),
-        ({"verifier": lambda key, inputs: None}, "which is no number: write a rule as a frozen dataclass"),
+        (
+            {"verifier": lambda key, inputs: None},
+            "function is no pytree by kljudge_jax.register: write a rule as a frozen dataclass",
+        ),
         ({"drafter": None}, "a drafter is one such as"),
         ({"key": 7}, "key is a PRNG key"),
         ({"key": jax.random.split(jax.random.key(0), 3)}, "one a prompt"),
@@ -266,8 +269,7 @@ def test_two_rules_with_as_many_fields_are_two_programs(pair):
             return kj.Verdict(jnp.int32(accepted), jnp.int32(token), jnp.zeros(inputs.draft_tokens.shape, bool))
 
         made = dataclasses.make_dataclass(name, [("number", float)], namespace={"__call__": call}, frozen=True)
-        # As one would write it. In jaxlib 0.10.2 the structures of two such classes compare equal.
-        return jax.tree_util.register_dataclass(made)(1.0)
+        return kj.register(made)(1.0)
 
     # One claims more than was drafted, the other writes a token that there is not: the loop commits no garbage.
     every = answer(pair, rule("Every", 99, 7))

@@ -142,7 +142,7 @@ def test_a_second_call_compiles_nothing_whatever_its_prompts(pair):
 def test_any_number_of_new_prompts_is_one_program(pair, monkeypatch):
     chex.clear_trace_counter()
     traced = chex.assert_max_traces(programs.refill.__wrapped__, n=1)
-    once = jax.jit(traced, static_argnames=("drafter", "shape", "kind"), donate_argnames="state")
+    once = jax.jit(traced, static_argnames=("drafter", "shape"), donate_argnames="state")
     sizes = set()
 
     def watched(target, draft, rule, state, entries, numbers, count, *args, **options):
@@ -157,7 +157,7 @@ def test_any_number_of_new_prompts_is_one_program(pair, monkeypatch):
 def test_new_prompts_are_written_in_place(pair):
     batch, capacity = 3, 320
     rule = kj.GreedyExact()
-    static = {"drafter": kj.ModelDraft(), "shape": Shape(2, 8, capacity), "kind": type(rule)}
+    static = {"drafter": kj.ModelDraft(), "shape": Shape(2, 8, capacity)}
     rows, given = jax.ShapeDtypeStruct((batch,), jnp.int32), numbers(8)
     prompts, keys = jax.ShapeDtypeStruct((batch, 16), jnp.int32), jax.random.split(jax.random.key(0), batch)
     begun = pair.target, pair.draft, rule

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tiny_pairs
 from flax import nnx
+from foreign import VOCAB, Scalar
 from test_adapt import bonsai, gemma, plain, ring, tunix
 
 import kljudge_jax as kj
@@ -131,6 +132,75 @@ for kind in BROKEN.values():
 def test_a_method_of_the_cache_that_is_wrong_is_named(method):
     with pytest.raises(InputError, match=rf"Cache\.{method} "):
         kj.check_model(Broken(gemma(), method))
+
+
+@kj.register
+@dataclasses.dataclass(frozen=True)
+class Streams:
+    """A model that gives its layers, as `wrong` gets them wrong."""
+
+    model: Scalar
+    wrong: str = dataclasses.field(metadata={"static": True})
+
+    vocab_size, num_layers, max_length = VOCAB, Scalar.num_layers, None
+
+    def init_cache(self, batch, slots):
+        return self.model.init_cache(batch, slots)
+
+    def __call__(self, tokens, cache, *, layers=()):
+        if self.wrong == "sorted":
+            layers = tuple(sorted(layers))
+        if self.wrong == "always":
+            layers = (0,)
+        features, after = self.model(tokens, cache, layers=layers)
+        streams = features.layers
+        if self.wrong == "the last token's":
+            streams = tuple(x[:, -1:] for x in streams)
+        if self.wrong == "by place":  # of the pass, as a model would that begins at 0 in every pass
+            streams = tuple(x + jnp.arange(x.shape[1], dtype=x.dtype)[None, :, None] for x in streams)
+        if self.wrong == "too few":
+            streams = streams[:1]
+        return features._replace(layers=streams), after
+
+    def logits(self, hidden):
+        return self.model.logits(hidden)
+
+
+@kj.register
+@dataclasses.dataclass(frozen=True)
+class Deaf(Streams):
+    def __call__(self, tokens, cache):
+        return super().__call__(tokens, cache)
+
+
+@pytest.fixture(scope="module")
+def scalar():
+    return Scalar.random(0)
+
+
+def test_layers_that_are_right_pass(scalar):
+    found = kj.check_model(Streams(scalar, "nothing"))
+    assert found.difference < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ("always", r"Model\.__call__ returns 1 layers, and none were asked for"),
+        ("the last token's", r"returns \[2, 1, 16\] as layer 0 for tokens \[2, 5\]: return \[2, 5, 16\]"),
+        ("too few", r"returns 1 layers for layers=\(0, 2\): return one each, in a tuple"),
+        ("sorted", r"another layer 0 for 5 tokens with layers=\(0, 2\) than for single steps with layers=\(2, 0\)"),
+        ("by place", r"another layer 0 for 5 tokens .*: at position 6 it is .* off; layer i is the residual stream"),
+    ],
+)
+def test_layers_that_are_wrong_are_found(scalar, wrong, message):
+    with pytest.raises(InputError, match=message):
+        kj.check_model(Streams(scalar, wrong))
+
+
+def test_a_model_that_says_it_has_layers_and_cannot_be_asked_is_found(scalar):
+    with pytest.raises(InputError, match=r"num_layers is 2, and Model\.__call__ cannot be asked for layers=\(0, 2\)"):
+        kj.check_model(Deaf(scalar, "nothing"))
 
 
 def test_what_can_be_seen_without_running_is_named():

@@ -50,3 +50,24 @@ def test_a_pair_has_one_of_each_model():
     pair = tiny_pair()
     assert fingerprints(pair) == {"target": fingerprint(pair.target), "draft": fingerprint(pair.draft)}
     assert fingerprints(dataclasses.replace(pair, draft=None))["draft"] is None
+
+
+def test_any_pytree_has_one():
+    def tree(**changes):
+        leaves = {
+            "value": np.float32([[1, 2], [3, 4]]),
+            "half": jnp.ones((3,), jnp.bfloat16),
+            "whole": jnp.asarray([1, 300], jnp.int32),
+            "key": jax.random.key(0),
+            "number": 0.5,
+        }
+        return {"layers": [leaves | changes]}
+
+    assert fingerprint(tree()) == fingerprint(jax.tree.map(lambda x: x, tree()))
+    changes = {"value": np.float32([[1, 2], [3, 5]]), "whole": jnp.asarray([1, 556], jnp.int32)}
+    changes |= {"key": jax.random.key(1), "number": 0.75, "half": jnp.ones((4,), jnp.bfloat16)}
+    found = [fingerprint(tree(**{name: value})) for name, value in changes.items()]
+    assert len({fingerprint(tree()), *found}) == 6
+    # Another leaf of the same numbers is another model.
+    other = tree()["layers"][0]
+    assert fingerprint({"layers": [other | {"next": other.pop("value")}]}) != fingerprint(tree())

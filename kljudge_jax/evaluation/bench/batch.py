@@ -174,6 +174,7 @@ class Batch:
             config.stop,
             jax.random.key(config.seed + draw),
             False,
+            section_ids=config.section_ids,
         )
 
     def _answer(self, rule: str, *_: Any) -> None:

@@ -121,15 +121,14 @@ def _cycle(of: _Fixed, held, state):
     return _rolled_back(_held(after), state, of.shape), _bare(after)
 
 
-@functools.partial(jax.jit, static_argnames=("part", "drafter", "shape", "kind"), donate_argnames="held")
-def _repeated(target, draft, rule, numbers, held, given, repetitions, *, part, drafter, shape, kind):
+@functools.partial(jax.jit, static_argnames=("part", "drafter", "shape"), donate_argnames="held")
+def _repeated(target, draft, rule, numbers, held, given, repetitions, *, part, drafter, shape):
     """`held, result = part(fixed, held, given)`, so many times; the last `held` and the last result.
 
     Both are returned to the host: what nobody reads XLA would not compute, and what is donated needs a place to go.
     `held` is what a part updates in place. `given` is the same in every turn; XLA must not see that, or it would
     lift out of the loop what depends on nothing else.
     """
-    del kind  # as in `generation.programs`
     part = functools.partial(part, _Fixed(Models(unflatten(target), unflatten(draft)), rule, numbers, drafter, shape))
     shapes = jax.eval_shape(lambda *args: part(*args)[1], held, given)
     results = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)

@@ -14,6 +14,7 @@ from kljudge_jax.evaluation.bench.batch import PLAIN, Batch, Plan, pass_over
 from kljudge_jax.evaluation.bench.cost_model import CostModel, acceptance_rate, advice, expected_tokens, nondecreasing
 from kljudge_jax.evaluation.bench.limits import Reached, Work
 from kljudge_jax.evaluation.bench.timing import Timing, added, spread
+from kljudge_jax.models.transformer import Transformer
 from kljudge_jax.verification import SyntheticAcceptance, parse_verifier
 
 EMPTY_CALL = "empty call"  # the probe of `limits.empty_call`
@@ -36,7 +37,7 @@ def batch_figures(
     for width in batch.widths:
         timing = timings[batch.named(pass_over(width))]
         work = _pass_work(batch.pair.target, batch.runs[batch.common], batch.size, width)
-        passes[str(width)] = timing.to_json() | _achieved(timing, work, reached["target"])
+        passes[str(width)] = timing.to_json() | ({} if work is None else _achieved(timing, work, reached["target"]))
     return {
         "batch": batch.size,
         "capacity": capacity,
@@ -205,7 +206,7 @@ def _profile(batch, rule, pieces, host, cycle, reached) -> list[dict[str, Any]]:
     scored = _pass_work(target, run, rows, run.shape.scorer.slots(length))
     work = {
         "target": scored,
-        "verdicts": limits.verdict_work(target.config.vocab_size, rows, length),
+        "verdicts": limits.verdict_work(target.vocab_size, rows, length),
         "draft": _draft_work(batch, rule) if length else None,
         "commit": limits.commit_work(batch.size, length),
     }
@@ -235,11 +236,17 @@ def _draft_work(batch, rule) -> Work | None:
         return None
     rows = batch.runs[rule].state.cache.length.shape[0]
     first, others = (_pass_work(batch.draft, batch.runs[rule], rows, n) for n in (2, 1))
-    return first + others.times(run.shape.draft_length - 1)
+    return None if first is None or others is None else first + others.times(run.shape.draft_length - 1)
 
 
-def _pass_work(model, run, rows: int, positions: int) -> Work:
-    """A pass after the prompts of a run, where its parts are timed."""
+def _pass_work(model, run, rows: int, positions: int) -> Work | None:
+    """A pass after the prompts of a run, where its parts are timed.
+
+    None of another's model: nothing says of a tree of arrays which of them a token multiplies, for a table is looked up
+    and some experts are left out.
+    """
+    if not isinstance(model, Transformer):
+        return None
     slots = limits.slots_read(model, run.lengths, positions, run.state.cache.slots)
     return limits.pass_work(model, rows, positions, slots)
 

@@ -11,13 +11,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from kljudge_jax.errors import InputError
 from kljudge_jax.evaluation.bench.timing import Probe, Timing
 from kljudge_jax.generation.costs import bytes_read
 from kljudge_jax.kernels.place import default_platform
 from kljudge_jax.models.cache import KVCache
 from kljudge_jax.models.config import TransformerConfig
+from kljudge_jax.models.leaves import arrays
 from kljudge_jax.models.shapes import count_parameters
-from kljudge_jax.models.transformer import Transformer, parameters
+from kljudge_jax.models.transformer import Transformer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,19 +95,25 @@ def empty_call() -> Probe:
     return Probe(lambda _, n: [jax.block_until_ready(_empty(np.int32(0))) for _ in range(n)])
 
 
-def weight_bytes(model: Transformer) -> int:
+def weight_bytes(model: Any) -> int:
     """Bytes that `read` reads."""
     return sum(leaf.nbytes for leaf in _matrices(model))
 
 
-def read(model: Transformer, axis: int) -> Probe:
+def read(model: Any, axis: int) -> Probe:
     """A plain read of all matrices of a model: their sums along an axis."""
     matrices = [_in_words(leaf) for leaf in _matrices(model)]
     return Probe(lambda _, n: _read(matrices, np.int32(n), axis=axis))
 
 
-def _matrices(model: Transformer) -> list[jax.Array]:
-    return [leaf for leaf in parameters(model).values() if leaf.ndim > 1]  # tiled weights have 4 axes
+def _matrices(model: Any) -> list[jax.Array]:
+    found = [leaf for leaf in arrays(model) if leaf.ndim > 1 and leaf.size]  # tiled weights have 4 axes
+    if not found:
+        raise InputError(
+            f"a bench reads the parameters of a model, and the leaves of this {type(model).__name__} hold no matrix: "
+            "keep its parameters in its leaves (`params` of kljudge_jax.adapt), not in its functions"
+        )
+    return found
 
 
 def _in_words(leaf: jax.Array) -> jax.Array:
@@ -113,6 +121,8 @@ def _in_words(leaf: jax.Array) -> jax.Array:
     widen smaller numbers, or to add integers, than to read them. Tiles lie in the memory of the host."""
     if leaf.ndim == 2:
         return leaf
+    if jnp.issubdtype(leaf.dtype, jnp.floating) or leaf.nbytes // len(leaf) % 4:
+        return jnp.reshape(leaf, (len(leaf), -1))
     return jnp.asarray(np.asarray(leaf).reshape(len(leaf), -1).view(np.float32))
 
 

@@ -13,6 +13,7 @@ from kljudge_jax.generation.memory_plan import Model, Workload, plan_memory
 from kljudge_jax.kernels.place import default_platform
 from kljudge_jax.models.cache import cache_dtype
 from kljudge_jax.models.config import TransformerConfig
+from kljudge_jax.models.leaves import dtype_of
 from kljudge_jax.models.linear import FILE, Storage
 from kljudge_jax.models.pair import ModelPair
 from kljudge_jax.models.shapes import bytes_per_device, random_model, shape_config
@@ -64,7 +65,7 @@ def random_pair(
 def with_random_draft(pair: ModelPair, draft: str, placement: Placement, bits: int | str | None = None) -> ModelPair:
     """The pair with a draft of a published shape, random weights, and the target's vocabulary and dtype."""
     _check_bits(bits)
-    vocab, dtype = pair.target.config.vocab_size, pair.target.dtype
+    vocab, dtype = pair.target.vocab_size, dtype_of(pair.target)
     config: TransformerConfig = dataclasses.replace(shape_config(draft), vocab_size=vocab)
     storage = Storage(dtype, bits, placement.draft(config))
     check_memory(bytes_per_device(config, storage), 0, placement)
@@ -89,7 +90,7 @@ def check_memory(weights: int, caches: int, placement: Placement) -> None:
 
 def random_prompts(pair: ModelPair, count: int, length: int, seed: int) -> list[np.ndarray]:
     """Prompts of random token ids, int32 `[length]` each."""
-    ids = np.random.default_rng(seed).integers(0, pair.target.config.vocab_size, (count, length))
+    ids = np.random.default_rng(seed).integers(0, pair.target.vocab_size, (count, length))
     return list(ids.astype(np.int32))
 
 

@@ -11,9 +11,10 @@ from kljudge_jax.evaluation.bench.figures import EMPTY_CALL, batch_figures
 from kljudge_jax.evaluation.bench.timing import SHORTEST_SAMPLE, measure
 from kljudge_jax.generation.compile_clock import cache_hits
 from kljudge_jax.machine import cores, describe_machine, is_busy, load_average, peak_memory
+from kljudge_jax.models.leaves import arrays, dtype_of, parameter_bytes
 from kljudge_jax.models.pair import ModelPair
 from kljudge_jax.models.shapes import count_parameters
-from kljudge_jax.models.transformer import Transformer, parameters
+from kljudge_jax.models.transformer import Transformer
 
 __all__ = ["KIND", "PLAIN", "SCHEMA", "Plan", "describe_model", "run_bench"]
 
@@ -40,7 +41,7 @@ def run_bench(
     batches = [Batch(pair, prompts, plan, size) for size in plan.batches]
     draft = batches[0].draft
     models = {"target": pair.target} | ({} if draft is None else {"draft": draft})
-    probes = {"square product": limits.matmul(pair.target.dtype), EMPTY_CALL: limits.empty_call()}
+    probes = {"square product": limits.matmul(dtype_of(pair.target)), EMPTY_CALL: limits.empty_call()}
     for name, model in models.items():
         for axis in (0, 1):
             probes[f"read of the {name}, axis {axis}"] = limits.read(model, axis)
@@ -80,8 +81,17 @@ def run_bench(
     }
 
 
-def describe_model(model: Transformer, name: str) -> dict[str, Any]:
-    """Name, shape and size of a model."""
+def describe_model(model: Any, name: str) -> dict[str, Any]:
+    """Name, shape and size of a model; of another's what its protocol and its leaves say."""
+    if not isinstance(model, Transformer):
+        told = ((key, getattr(model, key, None)) for key in ("num_layers", "vocab_size"))
+        return {
+            "name": name,
+            "family": type(model).__name__,
+            "shape": {key: value for key, value in told if value is not None},
+            "parameters": sum(leaf.size for leaf in arrays(model)),
+            "bytes": parameter_bytes(model),
+        }
     config = model.config
     shape = ("hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads", "head_dim", "vocab_size")
     return {
@@ -89,5 +99,5 @@ def describe_model(model: Transformer, name: str) -> dict[str, Any]:
         "family": config.family,
         "shape": {key: getattr(config, key) for key in shape},
         "parameters": count_parameters(model.config),
-        "bytes": sum(leaf.nbytes for leaf in parameters(model).values()),
+        "bytes": parameter_bytes(model),
     }

@@ -130,7 +130,7 @@ def compiled_programs(
     rule = jax.tree.map(shaped, plan.verifier)
     numbers = jax.tree.map(shaped, Numbers(sampling, jnp.int32(0), jnp.zeros((len(pair.eos),), jnp.int32)))
     begun = dataclasses.replace(numbers, budget=integers(batch))
-    static = {"drafter": plan.drafter, "shape": sizes.shape, "kind": type(plan.verifier)}
+    static = {"drafter": plan.drafter, "shape": sizes.shape}
     prompts = integers(batch, sizes.width), integers(batch), keys
 
     def compiled(name, lowered, state):

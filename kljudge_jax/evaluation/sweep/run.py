@@ -21,7 +21,9 @@ from kljudge_jax.generation.generate import generate
 from kljudge_jax.generation.results import Generation
 from kljudge_jax.machine import describe_machine
 from kljudge_jax.models.fingerprint import fingerprints
+from kljudge_jax.models.leaves import layout_of
 from kljudge_jax.models.pair import ModelPair
+from kljudge_jax.models.transformer import Transformer
 from kljudge_jax.parallel.axes import LOGICAL
 from kljudge_jax.parallel.mesh import mesh_sizes
 from kljudge_jax.progress_update import ProgressUpdate
@@ -186,6 +188,13 @@ def run_sweep(
     check_baselines(names, pair.draft is not None)
     if plan.config.stop and any(name.startswith("hf") for name in names):
         raise InputError("Transformers' decoding ends at no stop string here: leave out stop, or the cells hf")
+    for baseline in (parse_baseline(name) for name in names if name.startswith("hf")):
+        for model in (pair.target, pair.draft if baseline is not None and baseline.needs_draft else None):
+            if not isinstance(model, Transformer | None):
+                raise InputError(
+                    f"the cells hf give Transformers the weights of a kljudge_jax.Transformer, and the pair has a "
+                    f"{type(model).__name__}: leave them out"
+                )
     problems = task.problems(split=plan.split, n=plan.n, seed=plan.config.seed)
     folder = results_folder(folder)
     _claim(folder / "plan.json", pair, task, plan, problems)
@@ -301,7 +310,7 @@ def _row_keys(seed: int, places: Sequence[int]) -> jax.Array:
 def _placed(pair: ModelPair) -> dict:
     """Where a pair lies: another mesh adds in another order, and its answers are not to be mixed with these."""
     models = {"target": pair.target, "draft": pair.draft}
-    layouts = {role: model.layout for role, model in models.items() if model is not None and model.layout is not None}
+    layouts = {role: layout for role, model in models.items() if (layout := layout_of(model)) is not None}
     return {
         "sizes": mesh_sizes(layouts["target"].mesh),
         **{role: dict(zip(LOGICAL, map(list, layout.axes), strict=True)) for role, layout in layouts.items()},
@@ -320,7 +329,7 @@ def _claim(path: Path, pair: ModelPair, task: Task, plan: Plan, problems: Sequen
         "target": pair.target_name,
         "draft": pair.draft_name,
         "dtype": pair.precision,
-        "mesh": None if pair.target.layout is None else _placed(pair),
+        "mesh": None if layout_of(pair.target) is None else _placed(pair),
         "task": task.name,
         "weights": fingerprints(pair),
         "problems": problems_digest(problems),

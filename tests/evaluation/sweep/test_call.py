@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import pytest
 from sweep_records import Letters
 from tiny_pairs import text_pair
@@ -56,15 +57,18 @@ def test_a_rule_itself_is_as_good_as_its_spec_string(pair, kept, tmp_path):
         kj.sweep(pair, Letters(), ["none", 0.4], **SIZES)
 
 
-@jax.tree_util.register_dataclass
+@kj.register
 @dataclasses.dataclass(frozen=True)
-class Stubborn(kj.TokenRule):
-    """Accepts every draft token or none; registered with JAX alone, so that no other test meets it."""
+class Stubborn:
+    """Accepts every draft token or none; without a base class, so that no spec string names it."""
 
     table: jax.Array
 
-    def acceptance(self, inputs, odds):
-        return self.table
+    def __call__(self, key, inputs):
+        real = jnp.arange(len(inputs.draft_tokens)) < inputs.draft_count
+        accepted = jnp.sum(jnp.cumprod(real & (self.table > 0)), dtype=jnp.int32)
+        token = jnp.argmax(inputs.target_logits[accepted]).astype(jnp.int32)
+        return kj.Verdict(accepted, token, jnp.zeros(real.shape, bool))
 
 
 def test_rules_of_ones_own_that_hold_arrays_are_told_apart(pair):

@@ -1,0 +1,62 @@
+"""What can be said of any model, ours or another's: what its leaves take, what they are kept as, where they lie."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kljudge_jax.models.transformer import Transformer
+from kljudge_jax.parallel.layout import Layout
+
+
+def arrays(model: Any) -> list[Any]:
+    """The leaves of a model, or of any pytree; a plain number as an array, a PRNG key as its data."""
+    return [as_array(leaf) for leaf in jax.tree.leaves(model)]
+
+
+def as_array(leaf: Any) -> Any:
+    """A leaf with a shape and a dtype of NumPy's kind."""
+    if not hasattr(leaf, "dtype"):
+        return np.asarray(leaf)
+    return jax.random.key_data(leaf) if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
+
+
+def parameter_bytes(model: Any) -> int:
+    """What all its parameters take."""
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in arrays(model))
+
+
+def precision(model: Any) -> str:
+    """What its matrices are kept as, for reports: "int8 (bfloat16)"; of others' the dtype of most bytes."""
+    if isinstance(model, Transformer):
+        return str(model.storage)
+    return _of_most_bytes(arrays(model), "nothing")
+
+
+def dtype_of(model: Any) -> jnp.dtype:
+    """Of its products: of others' models the floating dtype of most bytes, float32 where no leaf has one."""
+    if isinstance(model, Transformer):
+        return jnp.dtype(model.dtype)
+    floats = [leaf for leaf in arrays(model) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    return jnp.dtype(_of_most_bytes(floats, "float32"))
+
+
+def layout_of(model: Any) -> Layout | None:
+    """How a model of ours lies on a mesh; None of others', who know that themselves, and on one device."""
+    return model.layout if isinstance(model, Transformer) else None
+
+
+def shortest_limit(*models: Any) -> int | None:
+    """The most tokens of a row that all of these models take; None is any number."""
+    limits = [limit for model in models if (limit := getattr(model, "max_length", None)) is not None]
+    return min(limits, default=None)
+
+
+def _of_most_bytes(leaves: list[Any], otherwise: str) -> str:
+    sizes: dict[str, int] = {}
+    for leaf in leaves:
+        sizes[str(leaf.dtype)] = sizes.get(str(leaf.dtype), 0) + leaf.nbytes
+    return max(sizes, key=lambda name: sizes[name], default=otherwise)
