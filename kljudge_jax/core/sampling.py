@@ -30,8 +30,10 @@ class Sampling:
       top_p: f32 `[]`, the least probability mass that stays.
       min_p: f32 `[]`, the least probability of a token that stays, as a share of the likeliest token's; 0 is off.
       greedy: temperature 0. Static: greedy decoding compiles to no sorting and no draws.
-      cuts_k, cuts_p: top-k and top-p are on. Static, since to search the vocabulary costs as much as a small layer.
+      truncated: top-k or top-p is on. Static, since a sort of the vocabulary costs as much as a small layer.
       split: the vocabulary is split over devices, and is not to be sorted: that would gather it on each of them.
+      searched: of a split vocabulary, whether it is searched for top-k's bound, and for top-p's. Static, since every
+        step of a search is an exchange between the devices.
     """
 
     temperature: jax.Array
@@ -39,9 +41,9 @@ class Sampling:
     top_p: jax.Array
     min_p: jax.Array
     greedy: bool = dataclasses.field(metadata={"static": True})
-    cuts_k: bool = dataclasses.field(metadata={"static": True})
-    cuts_p: bool = dataclasses.field(metadata={"static": True})
+    truncated: bool = dataclasses.field(metadata={"static": True})
     split: bool = dataclasses.field(default=False, metadata={"static": True})
+    searched: tuple[bool, bool] = dataclasses.field(default=(True, True), metadata={"static": True})
 
     @classmethod
     def create(cls, temperature: float = 0.0, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0) -> Sampling:
@@ -53,8 +55,7 @@ class Sampling:
         if any(traced):
             greedy = not traced[0] and temperature == 0
             given = jnp.float32(temperature), jnp.int32(top_k), jnp.float32(top_p), jnp.float32(min_p)
-            cuts = traced[1] or top_k > 0, traced[2] or top_p < 1
-            return cls(*given, greedy, *(not greedy and on for on in cuts))
+            return cls(*given, greedy, not greedy and (any(traced[1:3]) or top_k > 0 or top_p < 1))
         if not _is_number(temperature) or not (temperature == 0 or _LOWEST_TEMPERATURE <= temperature < math.inf):
             raise InputError(f"temperature must be 0 (greedy) or at least {_LOWEST_TEMPERATURE}, got {temperature}")
         if not _is_number(top_k) or not 0 <= top_k < 2**31 or top_k != int(top_k):
@@ -70,9 +71,12 @@ class Sampling:
             jnp.float32(top_p),
             jnp.float32(min_p),
             greedy,
-            not greedy and top_k > 0,
-            not greedy and top_p < 1,
+            not greedy and (top_k > 0 or top_p < 1),
         )
+
+    def over_split_vocabulary(self) -> Sampling:
+        """The same where the vocabulary is split over devices. The numbers may not be traced."""
+        return dataclasses.replace(self, split=True, searched=(bool(self.top_k > 0), bool(self.top_p < 1)))
 
 
 def _is_number(value) -> bool:
@@ -91,16 +95,15 @@ def process_logits(logits: jax.Array, sampling: Sampling) -> jax.Array:
     # below", so that a NaN stays one.
     floor = jnp.max(logits, axis=-1, keepdims=True) + jnp.log(sampling.min_p)
     floored = jnp.where(logits < floor, -jnp.inf, logits)
-    if not sampling.cuts_k and not sampling.cuts_p:
+    if not sampling.truncated:
         return floored
     if sampling.split:
         return jnp.where(_stays(logits, sampling), floored, -jnp.inf)
     vocab = logits.shape[-1]
     ordered = -jnp.sort(-logits, axis=-1)
-    if sampling.cuts_k:
-        kept = jnp.where(sampling.top_k > 0, jnp.minimum(sampling.top_k, vocab), vocab)
-        least = jnp.take(ordered, kept - 1, axis=-1)[..., None]
-        ordered = jnp.where(ordered >= least, ordered, -jnp.inf)
+    kept = jnp.where(sampling.top_k > 0, jnp.minimum(sampling.top_k, vocab), vocab)
+    least = jnp.take(ordered, kept - 1, axis=-1)[..., None]
+    ordered = jnp.where(ordered >= least, ordered, -jnp.inf)
     mass = jax.nn.softmax(ordered, axis=-1)
     # A token stays while the mass strictly above it has not reached top_p, so the likeliest one always stays. The
     # comparison with 1 is by hand: rounding lets the sum reach 1 before the last token.
@@ -134,10 +137,10 @@ def _stays(logits: jax.Array, sampling: Sampling) -> jax.Array:
         return jax.lax.fori_loop(0, 32 // _BITS, step, jnp.zeros((*logits.shape[:-1], 1), jnp.uint32))
 
     stays = jnp.ones_like(order, bool)
-    if sampling.cuts_k:
+    if sampling.searched[0]:
         bound = jnp.where(sampling.top_k > 0, highest(jnp.ones_like(order), sampling.top_k.astype(jnp.uint32)), 0)
         stays = order >= bound
-    if sampling.cuts_p:
+    if sampling.searched[1]:
         mass = jax.nn.softmax(jnp.where(stays, logits, -jnp.inf), axis=-1)
         stays = stays & ((order >= highest(mass, sampling.top_p)) | (sampling.top_p >= 1))
     return stays

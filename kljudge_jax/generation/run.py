@@ -65,7 +65,8 @@ class Run:
     ):
         self.pair = pair
         layout = layout_of(pair.target)
-        self.sampling = sampling if layout is None else dataclasses.replace(sampling, split=layout.ways(VOCAB) > 1)
+        split = layout is not None and layout.ways(VOCAB) > 1
+        self.sampling = sampling.over_split_vocabulary() if split else sampling
         self.stop = arguments.stop_strings(stop, pair)
         self._sections = arguments.sections(section_ids, pair.target.vocab_size)
         plan = arguments.plan(pair, verifier, drafter, draft_length, self.sampling, self._sections is not None)

@@ -58,5 +58,5 @@ def shortest_limit(*models: Any) -> int | None:
 def _of_most_bytes(leaves: list[Any], otherwise: str) -> str:
     sizes: dict[str, int] = {}
     for leaf in leaves:
-        sizes[str(leaf.dtype)] = sizes.get(str(leaf.dtype), 0) + leaf.nbytes
+        sizes[str(leaf.dtype)] = sizes.get(str(leaf.dtype), 0) + leaf.size * leaf.dtype.itemsize
     return max(sizes, key=lambda name: sizes[name], default=otherwise)

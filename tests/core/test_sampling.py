@@ -1,7 +1,5 @@
 """Temperature, top-k and top-p beside the ones of Transformers."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -148,5 +146,5 @@ def test_a_split_vocabulary_is_cut_where_a_sorted_one_is(top_k, top_p):
     logits[::3] = np.round(logits[::3])  # ties
     logits[:, 7] = -np.inf
     sampling = Sampling.create(0.7, top_k, top_p)
-    split = dataclasses.replace(sampling, split=True)
+    split = sampling.over_split_vocabulary()
     np.testing.assert_array_equal(process_logits(logits, split), process_logits(logits, sampling))

@@ -9,21 +9,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from foreign import SIZE, Scalar, norm
-from kljudge_jax.evaluation.bench_models import random_prompts
 from sweep_records import Letters
 from tiny_pairs import byte_tokenizer, compilations, tokens_of
 from toy_task import LetterParity
 
 import kljudge_jax as kj
 from kljudge_jax.errors import InputError
-from kljudge_jax.evaluation import limits
+from kljudge_jax.evaluation.bench import limits
+from kljudge_jax.evaluation.bench.models import random_prompts
 from kljudge_jax.evaluation.loglikelihood import Continuation, log_likelihoods
 from kljudge_jax.evaluation.perplexity import perplexity
 from kljudge_jax.judges import passes, semi_greedy
 from kljudge_jax.judges import training as judge_training
 from kljudge_jax.judges.mining import mine
 from kljudge_jax.judges.semi_greedy import Options
-from kljudge_jax.judges.sources import label_by_likelihood
+from kljudge_jax.judges.sources import Likelihood, label_mismatches
 from kljudge_jax.verification.head import PairIdentity
 
 VOCAB, NEW, LENGTH = 257, 12, 3
@@ -177,7 +177,7 @@ def test_mining_a_judge_and_decoding_with_it(seeing, tmp_path):
 
 
 def test_labels_by_likelihood(seeing, tmp_path):
-    data = label_by_likelihood(seeing, LetterParity(), tmp_path, n=2, max_new_tokens=NEW, gap_tokens=5)
+    data = label_mismatches(seeing, LetterParity(), tmp_path, Likelihood(NEW), n=2)
     assert {record["status"] for record in data.questions} == {"mined"} and np.isfinite(data["score"]).all()
 
 
@@ -219,7 +219,7 @@ def test_mining_needs_states_and_caches_that_go_back(tmp_path):
     logits, ring = made("logits"), made("adapted", rollback=6)
     match = r"a learned judge reads hidden states, and that model gives logits alone \(Features.hidden"
     refused(match, lambda: mine(logits, LetterParity(), tmp_path / "data", n=2))
-    refused(match, lambda: label_by_likelihood(logits, LetterParity(), tmp_path / "data", n=2))
+    refused(match, lambda: label_mismatches(logits, LetterParity(), tmp_path / "data", Likelihood(NEW), n=2))
     match = r"the target's cache can take back 6 tokens \(Cache.rollback\)"
     refused(match, lambda: mine(ring, LetterParity(), tmp_path / "data", n=2))
     assert not (tmp_path / "data").exists()
@@ -227,7 +227,7 @@ def test_mining_needs_states_and_caches_that_go_back(tmp_path):
 
 @pytest.mark.parametrize("pair", slowly("protocol"), indirect=True)
 def test_cells_of_transformers_are_ours_alone(pair, monkeypatch):
-    monkeypatch.setattr("kljudge_jax.evaluation.sweep.check_baselines", lambda *_: None)  # torch may not be here
+    monkeypatch.setattr("kljudge_jax.evaluation.sweep.run.check_baselines", lambda *_: None)  # torch may not be here
     asked = {"draft_lengths": [LENGTH], "n": 2, "max_new_tokens": NEW}
     for cell in ("hf", "hf:assisted"):
         refused("the cells hf give", lambda cell=cell: kj.sweep(pair, Letters(), ["none", cell], **asked))

