@@ -6,6 +6,7 @@ import importlib.util
 import os
 import re
 from collections.abc import Sequence
+from pathlib import Path
 
 import jax
 
@@ -23,6 +24,9 @@ _WITHOUT_TPU = {
 # device to JAX.
 TPUS = ("v4", "v5e", "v5p", "v6e")
 
+# The CUDA compiler takes a description of the card.
+GPUS = tuple(sorted(path.stem for path in (Path(__file__).parent / "cards").glob("*.txtpb")))
+
 
 def topology_devices(spec: str) -> Sequence[jax.Device]:
     """The devices of a topology such as "v5e:2x4" (a TPU slice) or "h100:4" (GPUs of one host).
@@ -35,7 +39,11 @@ def topology_devices(spec: str) -> Sequence[jax.Device]:
     kind, _, size = spec.partition(":")
     if kind in TPUS:
         return _tpu(kind, size)
-    raise InputError(f"choose a topology of {', '.join(TPUS)}, as in v5e:2x4, not {spec!r}")
+    if kind in GPUS:
+        return _gpu(kind, size)
+    raise InputError(
+        f"choose a topology of {', '.join(TPUS)}, as in v5e:2x4, or of {', '.join(GPUS)}, as in h100:8, not {spec!r}"
+    )
 
 
 def _tpu(kind: str, size: str) -> Sequence[jax.Device]:
@@ -53,4 +61,20 @@ def _tpu(kind: str, size: str) -> Sequence[jax.Device]:
         described = topologies.get_topology_desc(platform="tpu", topology_name=f"{kind}:{size}", **single)
     except Exception as error:  # libtpu's own, of several classes
         raise InputError(f"libtpu knows no slice {kind}:{size}: {str(error).splitlines()[0]}") from error
+    return described.devices
+
+
+def _gpu(kind: str, size: str) -> Sequence[jax.Device]:
+    if not size.isdecimal() or not 1 <= int(size) <= 8:
+        raise InputError(f"write how many GPUs of one host, from 1 to 8, as in {kind}:8, not {kind}:{size}")
+    if importlib.util.find_spec("jax_cuda12_plugin") is None:
+        raise InputError(
+            "to compile for a GPU that is not here takes JAX's CUDA plugin: pip install 'kljudge-jax[gpu-plan]'"
+        )
+    from jax.experimental import topologies
+
+    card = (Path(__file__).parent / "cards" / f"{kind}.txtpb").read_text(encoding="utf-8")
+    described = topologies.get_topology_desc(
+        platform="cuda", topology_name=kind, topology=f"1x1x{size}", target_config=card
+    )
     return described.devices
