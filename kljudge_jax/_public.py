@@ -12,6 +12,8 @@ from kljudge_jax.evaluation.bench.call import Bench as Bench
 from kljudge_jax.evaluation.bench.call import bench as bench
 from kljudge_jax.evaluation.calibration.call import Calibration as Calibration
 from kljudge_jax.evaluation.calibration.call import calibrate as calibrate
+from kljudge_jax.evaluation.plan.plan import TopologyPlan as TopologyPlan
+from kljudge_jax.evaluation.plan.plan import plan as plan
 from kljudge_jax.evaluation.report.compare import Comparison as Comparison
 from kljudge_jax.evaluation.report.compare import compare as compare
 from kljudge_jax.evaluation.report.write import TaskResult as TaskResult

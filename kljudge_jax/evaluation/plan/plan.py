@@ -70,7 +70,7 @@ class ProgramPlan:
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class TopologyPlan:
     """A run on devices that need not be here.
 
     Attributes:
@@ -158,7 +158,7 @@ def plan(
     config: DecodingConfig | None = None,
     report: Callable[[str], None] | None = None,
     **fields: Unpack[DecodingFields],
-) -> Plan:
+) -> TopologyPlan:
     """Compiles the programs of a run for devices that need not be here, and says what the compiler says.
 
     Nothing is executed, and no weight is read. There are no times in it: a compiler does not know them.
@@ -208,7 +208,7 @@ def plan(
     worked_out = plan_memory(*models, workload).total
     limit = USABLE * DEVICES[topology.partition(":")[0]]
     sizes = {"target": _bytes(pair.target)} | ({} if pair.draft is None else {"draft": _bytes(pair.draft)})
-    made = Plan(
+    made = TopologyPlan(
         topology,
         mesh,
         settings,
