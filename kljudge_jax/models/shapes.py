@@ -170,7 +170,10 @@ def random_model(config: TransformerConfig, storage: Storage, seed: int = 0) -> 
             values[name] = _fill(sharding)(jax.random.fold_in(key, i), leaf.shape, leaf.dtype, config.hidden_size)
             scheme = storage.scheme(name, leaf.shape[-1])
             if scheme is not None:
-                values |= quantized_parts(name, tiled_where_native(quantize(values[name], scheme), storage.place))
+                parts = quantized_parts(name, tiled_where_native(quantize(values[name], scheme), storage.place))
+                values |= {
+                    part: jax.device_put(x, _sharding(part, x.shape, storage.layout)) for part, x in parts.items()
+                }
     return assemble(config, values, storage)
 
 

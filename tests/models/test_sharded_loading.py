@@ -76,7 +76,7 @@ def test_rounded_shards_are_read_some_rows_at_a_time(sources, scheme, mesh, bits
     if bits == "file" and scheme != "quantised gguf":
         pytest.skip("has no integers of its own")
     with monkeypatch.context() as patch:
-        patch.setattr(weights, "tiled_where_native", lambda weight: weight)  # on a mesh integers lie in rows
+        patch.setattr(weights, "tiled_where_native", lambda weight, place: weight)  # on a mesh integers lie in rows
         whole = parameters(load(source, weights.storage_of(source, jnp.float32, bits, None)))
     at_once = 2048
     monkeypatch.setattr(weights, "_ROUNDED_AT_ONCE", at_once)
