@@ -77,6 +77,7 @@ class Model:
       cache_dtype: of its caches; None is the same.
       bits: of its matrices, as `linear.Storage` has it.
       cache_bits: of its caches, the same.
+      platform: of its devices, on which it hangs how its matrices are quantized, as `linear.Storage` has it.
     """
 
     config: TransformerConfig
@@ -85,13 +86,14 @@ class Model:
     cache_dtype: Any = None
     bits: int | str | None = None
     cache_bits: int | None = None
+    platform: str | None = None
 
     @classmethod
     def of(cls, model: Transformer) -> Model:
         """That of a model that is loaded."""
         kept = model.storage
         caches = cache_dtype(kept.dtype, kept.place.platform)
-        return cls(model.config, kept.layout, kept.dtype, caches, kept.bits, kept.cache_bits)
+        return cls(model.config, kept.layout, kept.dtype, caches, kept.bits, kept.cache_bits, kept.place.platform)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -200,7 +202,7 @@ def gigabytes(count: float) -> str:
 
 
 def _weights(model: Model) -> int:
-    return bytes_per_device(model.config, Storage(model.dtype, model.bits, model.layout))
+    return bytes_per_device(model.config, Storage(model.dtype, model.bits, model.layout, platform=model.platform))
 
 
 def _share(model: Model, axes: tuple[str | None, ...], shape: tuple[int, ...]) -> int:

@@ -130,11 +130,15 @@ def _multiplied(rows: jax.Array, weight: Weight, place: Place) -> jax.Array:
     group = weight.scheme.group
     if group is None:
         return _dot(rows, dequantize(weight, rows.dtype))
+    values = weight.values
+    if place.platform == "gpu":
+        # XLA would merge the products of the same rows into one, and write its weight in the dtype of the rows.
+        rows, values = jax.lax.optimization_barrier((rows, values))
     if group == 0:
-        return _dot(rows, weight.values.astype(rows.dtype)) * weight.scale[None]
+        return _dot(rows, values.astype(rows.dtype)) * weight.scale[None]
     grouped = rows.reshape(rows.shape[0], -1, group)
     if place.platform == "gpu" and len(rows) <= _MOST_PARTIAL_ROWS and weight.minimum is None:
-        values = weight.values.astype(rows.dtype)
+        values = values.astype(rows.dtype)
         partial = jnp.einsum("mgk,gko->gmo", grouped, values, preferred_element_type=jnp.float32)
         return jnp.sum(partial * weight.scale.astype(jnp.float32), axis=0)
     return jnp.einsum("mgk,gko->mo", grouped, in_groups(weight, rows.dtype), preferred_element_type=jnp.float32)

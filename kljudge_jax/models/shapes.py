@@ -130,10 +130,15 @@ def bytes_per_device(config: TransformerConfig, storage: Storage = Storage()) ->
         some, total = dataclasses.replace(config, num_layers=layers, windows=config.windows[:layers]), 0
         for name, leaf in parameters(abstract(some, storage)).items():
             share = _sharding(name, leaf.shape, storage.layout).shard_shape(leaf.shape)
-            total += math.prod(share) * leaf.dtype.itemsize
+            total += math.ceil(math.prod(share) * _bits(leaf.dtype) / 8)
         return total
 
     return of(1) + (config.num_layers - 1) * (of(2) - of(1)) if config.num_layers > 1 else of(1)
+
+
+def _bits(dtype) -> int:
+    """Of a number in a device's memory, where two of 4 bits share a byte."""
+    return 4 if dtype in (jnp.int4, jnp.uint4) else 8 * dtype.itemsize
 
 
 def check_weights_fit(models: Sequence[tuple[TransformerConfig, Storage]]) -> None:
