@@ -103,16 +103,17 @@ INT8_PER_OUTPUT = Scheme(8, group=0)
 _GROUPS_ON_GPU = (512, 256, 128, 64, COLUMNS)
 
 
-def scheme_for(bits: int, in_size: int, platform: str) -> Scheme:
+def scheme_for(bits: int, in_size: int, platform: str, ways: int = 1) -> Scheme:
     """How that platform's products want a matrix of 8 or 4 bits whose rows have that length.
 
-    Rows that are no whole blocks of 32 take 8 bits. On a GPU each group's product is written to memory, so groups are
-    as long as 512 columns where they divide a row; on a TPU they cost nothing, and are the blocks of files.
+    Rows that are no whole blocks of 32 take 8 bits. On a TPU groups cost nothing, and are the blocks of files. On a GPU
+    each group's product is written to memory: they are as long as 512 columns, where that divides what one of `ways`
+    devices has of a row.
     """
     if bits == 4 and can_be_int4(in_size):
         if platform == "cpu":
             return INT4
-        return Scheme(4, group=COLUMNS if platform == "tpu" else _longest_group(in_size))
+        return Scheme(4, group=COLUMNS if platform == "tpu" else _longest_group(in_size, ways))
     return INT8 if platform == "cpu" else INT8_PER_OUTPUT
 
 
@@ -129,8 +130,9 @@ def kept_on(scheme: Scheme, platform: str, gathered: bool = False) -> Scheme:
     return INT8_PER_OUTPUT
 
 
-def _longest_group(in_size: int) -> int:
-    return next(group for group in _GROUPS_ON_GPU if in_size % group == 0)
+def _longest_group(in_size: int, ways: int) -> int:
+    whole = ways if in_size % (ways * COLUMNS) == 0 else 1  # else no group is a device's own
+    return next(group for group in _GROUPS_ON_GPU if in_size // whole % group == 0)
 
 
 def can_be_int4(in_size: int) -> bool:

@@ -19,7 +19,8 @@ def fingerprint(model: Transformer) -> str:
     """16 hexadecimal digits of some numbers of every parameter: the same on any mesh, and in float32 and bfloat16.
 
     Up to 32 x 32 numbers of a matrix count, as bfloat16 has them: training changes some of them, rounding a model to
-    bfloat16 none. A matrix of integers is another one.
+    bfloat16 none. A quantized matrix is another one; so is one of 4 bits for a platform whose groups are others, and on
+    GPUs for another mesh, which may need shorter ones.
     """
     digest = hashlib.sha256()
     for name, x in parameters(model).items():

@@ -66,7 +66,8 @@ class Storage:
         if self.bits is None:
             return None
         # What a file has before it is opened is not known, but hardly ever more than 8 bits.
-        return scheme_for(4 if self.bits == 4 and name.startswith("layers.") else 8, in_size, platform)
+        ways = 1 if self.layout is None else self.layout.input_ways(name)
+        return scheme_for(4 if self.bits == 4 and name.startswith("layers.") else 8, in_size, platform, ways)
 
 
 def is_matrix(name: str) -> bool:

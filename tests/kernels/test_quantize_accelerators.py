@@ -178,6 +178,12 @@ def test_each_platform_has_its_form():
         assert scheme_for(8, 100, platform) == scheme_for(4, 80, platform) == INT8_PER_OUTPUT
     assert scheme_for(4, 96, "tpu") == scheme_for(4, 4096, "tpu") == Scheme(4, group=32)
     assert [scheme_for(4, size, "gpu").group for size in (4096, 4864, 896, 96)] == [512, 256, 128, 32]
+    # A device has whole groups: 28 of 512 columns do not divide over 8, and 3 blocks not over 2.
+    assert [scheme_for(4, size, "gpu", ways).group for size, ways in ((14336, 4), (14336, 8), (96, 2))] == [
+        512,
+        256,
+        32,
+    ]
 
 
 def test_a_file_keeps_the_blocks_that_a_platform_reads_as_such():
