@@ -93,11 +93,12 @@ def _compiled(options, config) -> int:
 
 def _worked_out(options, workload) -> int:
     from kljudge_jax.evaluation.memory_table import planned
-    from kljudge_jax.generation.memory_plan import DEVICES, gigabytes, largest_batch, plan_memory
+    from kljudge_jax.generation.memory_plan import DEVICES, gigabytes, largest_batch, plan_memory, platform_of
     from kljudge_jax.parallel.free_memory import USABLE
 
     names = ("target", "draft", "mesh", "dtype", "axes", "draft_axes", "bits", "draft_bits", "cache_bits")
-    models = planned(**{name: getattr(options, name) for name in names})
+    platform = platform_of(options.device) if options.device else None
+    models = planned(platform=platform, **{name: getattr(options, name) for name in names})
     tokens = workload.prompt_tokens + workload.max_new_tokens
     most_tokens = min(model.config.max_position for model in models if model is not None)
     if tokens > most_tokens:

@@ -36,6 +36,7 @@ def planned(
     bits: int | str | None = None,
     draft_bits: int | str | None = None,
     cache_bits: int | None = None,
+    platform: str | None = None,
 ) -> tuple[Model, Model | None]:
     """Target and draft, by what `named_config` takes, on a mesh of devices that need not be here.
 
@@ -47,7 +48,7 @@ def planned(
     vocab = min(config.vocab_size for config in configs)
     configs = [dataclasses.replace(config, vocab_size=vocab) for config in configs]
     models = [
-        Model(config, place(config), wanted, bits=rounded, cache_bits=cache_bits)
+        Model(config, place(config), wanted, bits=rounded, cache_bits=cache_bits, platform=platform)
         for config, place, rounded in zip(
             configs, (placement.target, placement.draft), (bits, draft_bits), strict=False
         )

@@ -20,7 +20,13 @@ from kljudge_jax.parallel.free_memory import usable_memory
 from kljudge_jax.parallel.layout import Layout
 
 # HBM of one device as JAX sees them, bytes: the vendors' data sheets.
-DEVICES = {"v5e": 16e9, "v5p": 95e9, "v6e": 32e9, "h100": 80e9, "h200": 141e9}
+DEVICES = {"v4": 32e9, "v5e": 16e9, "v5p": 95e9, "v6e": 32e9, "h100": 80e9, "h200": 141e9}
+
+
+def platform_of(device: str) -> str:
+    """The platform of one of `DEVICES`: on it hangs how matrices are quantized."""
+    return "tpu" if device.startswith("v") else "gpu"
+
 
 _SLOT_BUCKET = 64  # caches are allocated in steps of this many slots
 _FLOAT32 = 4
@@ -77,6 +83,7 @@ class Model:
       cache_dtype: of its caches; None is the same.
       bits: of its matrices, as `linear.Storage` has it.
       cache_bits: of its caches, the same.
+      platform: of its devices, on which it hangs how its matrices are quantized, as `linear.Storage` has it.
     """
 
     config: TransformerConfig
@@ -85,13 +92,14 @@ class Model:
     cache_dtype: Any = None
     bits: int | str | None = None
     cache_bits: int | None = None
+    platform: str | None = None
 
     @classmethod
     def of(cls, model: Transformer) -> Model:
         """That of a model that is loaded."""
         kept = model.storage
         caches = cache_dtype(kept.dtype, kept.place.platform)
-        return cls(model.config, kept.layout, kept.dtype, caches, kept.bits, kept.cache_bits)
+        return cls(model.config, kept.layout, kept.dtype, caches, kept.bits, kept.cache_bits, kept.place.platform)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -200,7 +208,7 @@ def gigabytes(count: float) -> str:
 
 
 def _weights(model: Model) -> int:
-    return bytes_per_device(model.config, Storage(model.dtype, model.bits, model.layout))
+    return bytes_per_device(model.config, Storage(model.dtype, model.bits, model.layout, platform=model.platform))
 
 
 def _share(model: Model, axes: tuple[str | None, ...], shape: tuple[int, ...]) -> int:

@@ -7,7 +7,10 @@
 | CPU, otherwise | bfloat16 | 1 | XLA, on two equal rows |
 | TPU | any | 1 | XLA, on two equal rows |
 | any | float | any | XLA |
-| any | quantized | any | XLA, on the weight in the dtype of the rows |
+| any | quantized, blocks | any | XLA, on the weight in the dtype of the rows |
+| any | int8, a scale an output | any | XLA, on the integers; scales multiply the product |
+| GPU | int4 in groups | up to `_MOST_PARTIAL_ROWS` | XLA, a product a group; scales multiply each |
+| any | int4 in groups | any | XLA, over groups and their columns at once; a TPU dequantizes within the product |
 """
 
 from __future__ import annotations
@@ -22,11 +25,15 @@ import numpy as np
 
 from kljudge_jax.kernels.cpu_library import library
 from kljudge_jax.kernels.place import Place, default_platform, here
-from kljudge_jax.kernels.quantize import QuantizedTensor, dequantize, to_tiles
+from kljudge_jax.kernels.quantize import QuantizedTensor, dequantize, in_groups, to_tiles
 from kljudge_jax.varying import varying_as
 
 # From here on a product is bound by arithmetic, and XLA's, which packs the weight first, is as fast or faster.
 _MOST_ROWS = 192
+
+# Each group's product is written and read again, `8 * rows / group` bytes a weight: from here on dequantized weights,
+# 4 bytes each in bfloat16, are fewer, in groups of 512.
+_MOST_PARTIAL_ROWS = 256
 
 # What part of float32's time bfloat16 may take at most to be called faster.
 _CLEARLY = 0.75
@@ -62,15 +69,13 @@ def products(rows: jax.Array, weights: Sequence[Weight], place: Place | None = N
         return _native(rows, *weights)
     if native and len(stored) > 1:
         return tuple(product(rows, weight, place) for weight in weights)
-    return tuple(
-        _by_xla(rows, dequantize(weight, rows.dtype) if isinstance(weight, QuantizedTensor) else weight, place)
-        for weight in weights
-    )
+    return tuple(_by_xla(rows, weight, place) for weight in weights)
 
 
 def tiled_where_native(weight: QuantizedTensor, place: Place | None = None) -> QuantizedTensor:
-    """A weight in rows, as products want it: in the tiled layout where they are native."""
-    return to_tiles(weight) if (here() if place is None else place).native else weight
+    """A weight as `quantize` makes it, as products want it: rows in the tiled layout where they are native."""
+    native = weight.scheme.group is None and (here() if place is None else place).native
+    return to_tiles(weight) if native else weight
 
 
 @functools.cache
@@ -107,15 +112,40 @@ def _stored(weight: Weight):
     return weight.dtype
 
 
-def _by_xla(rows: jax.Array, weight: jax.Array, place: Place) -> jax.Array:
+def _by_xla(rows: jax.Array, weight: Weight, place: Place) -> jax.Array:
     # XLA's CPU backend multiplies a single bfloat16 row by a scalar loop, 8 to 12 times slower than two rows. On a TPU
     # it multiplies and reduces one row on the vector unit: two reach the matrix unit.
-    slow_alone = place.platform == "tpu" or (place.platform == "cpu" and rows.dtype == jnp.bfloat16)
-    duplicated = rows.shape[0] == 1 and slow_alone
-    if duplicated:
-        rows = jnp.concatenate([rows, rows])
-    out = jax.lax.dot_general(rows, weight, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
-    return out[:1] if duplicated else out
+    tpu = place.platform == "tpu"
+    slow_alone = tpu or (place.platform == "cpu" and rows.dtype == jnp.bfloat16)
+    if rows.shape[0] != 1 or not slow_alone:
+        return _multiplied(rows, weight, place)
+    rows = jnp.concatenate([rows, rows])
+    # Fused into the product, the doubling costs a quarter of its time.
+    return _multiplied(jax.lax.optimization_barrier(rows) if tpu else rows, weight, place)[:1]
+
+
+def _multiplied(rows: jax.Array, weight: Weight, place: Place) -> jax.Array:
+    if not isinstance(weight, QuantizedTensor):
+        return _dot(rows, weight)
+    group = weight.scheme.group
+    if group is None:
+        return _dot(rows, dequantize(weight, rows.dtype))
+    values = weight.values
+    if place.platform == "gpu":
+        # XLA would merge the products of the same rows into one, and write its weight in the dtype of the rows.
+        rows, values = jax.lax.optimization_barrier((rows, values))
+    if group == 0:
+        return _dot(rows, values.astype(rows.dtype)) * weight.scale[None]
+    grouped = rows.reshape(rows.shape[0], -1, group)
+    if place.platform == "gpu" and len(rows) <= _MOST_PARTIAL_ROWS and weight.minimum is None:
+        values = values.astype(rows.dtype)
+        partial = jnp.einsum("mgk,gko->gmo", grouped, values, preferred_element_type=jnp.float32)
+        return jnp.sum(partial * weight.scale.astype(jnp.float32), axis=0)
+    return jnp.einsum("mgk,gko->mo", grouped, in_groups(weight, rows.dtype), preferred_element_type=jnp.float32)
+
+
+def _dot(rows: jax.Array, weight: jax.Array) -> jax.Array:
+    return jax.lax.dot_general(rows, weight, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
 
 
 def _call(target: str, rows: jax.Array, weights: Sequence[Weight], **options) -> tuple[jax.Array, ...]:

@@ -9,6 +9,10 @@ What 5 or 6 bits have above these four follows, in 4 or 8 bytes: byte b of the f
 b + 8, ..., from its lowest on; the first four of the eight hold pairs of bits of columns 0 to 15 in the same way, the
 others those of columns 16 to 31. In the tiled layout, which the native products read, the same bytes lie in another
 order: of 16 outputs four neighbouring ones each, output by output.
+
+XLA's compilers for TPU and GPU write the whole dequantized weight to memory where blocks lie so. What they read as it
+is stored: int8 with one scale an output, which multiplies the product; and int4 in groups of columns, a group's columns
+before its outputs, whose scales multiply within the product on a TPU, and the groups' own products on a GPU.
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import operator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +28,10 @@ import numpy as np
 
 COLUMNS = 32  # of a row that are stored together
 _TILE = 16  # outputs side by side
-_LARGEST = float(jnp.finfo(jnp.float16).max)
+
+# A step of int4 in groups longer than a block is the best of these parts of the one that meets the largest magnitude:
+# the more values share a step, the more they gain where the few largest ones are cut.
+_PARTS_OF_A_STEP = np.linspace(1.0, 0.5, 11, dtype=np.float32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,17 +42,27 @@ class Scheme:
       bits: 8, 6, 5 or 4, of a value.
       each: columns that share a scale: 16 with 6 bits, else 32.
       minimum: whether they share a minimum too; in 5 or 4 bits alone.
+      group: None for the blocks of files; else the form for accelerators: 0 in 8 bits, for a scale an output, and in 4
+        bits how many columns share a scale, which must divide those there are.
     """
 
     bits: int
     minimum: bool = False
+    group: int | None = None
 
     def __post_init__(self):
         assert self.bits in ((5, 4) if self.minimum else (8, 6, 5, 4))
+        assert self.group is None or (self.bits == 8 and self.group == 0) or (self.bits == 4 and self.group > 0)
 
     @property
     def each(self) -> int:
-        return 16 if self.bits == 6 else COLUMNS
+        assert self.group != 0, "all columns of a row"
+        return self.group or (16 if self.bits == 6 else COLUMNS)
+
+    @property
+    def scale_dtype(self) -> Any:
+        """Of scales and minima. Accelerators are slower with float16, and their int4 is multiplied in bfloat16."""
+        return jnp.float16 if self.group is None else jnp.bfloat16 if self.group else jnp.float32
 
 
 @functools.partial(
@@ -58,8 +76,10 @@ class QuantizedTensor:
 
     Attributes:
       values: int8 `[O, C]` or, of fewer bits, uint8 `[O, C * bits / 8]` in rows, C being I up to a whole 32; in tiles
-        `[ceil(O / 16), C * bits / 32, 16, 4]`.
-      scale: float16 `[O, C / each]` in rows, `[ceil(O / 16), C / each, 16]` in tiles.
+        `[ceil(O / 16), C * bits / 32, 16, 4]`. With a scale an output int8 `[O, I]`; in groups int4, or uint4 with a
+        minimum, `[I / group, group, O]`.
+      scale: float16 `[O, C / each]` in rows, `[ceil(O / 16), C / each, 16]` in tiles; float32 `[O]`, one an output;
+        bfloat16 `[I / group, 1, O]` in groups.
       minimum: the same, or None.
       shape: `(O, I)` of the dequantized weight.
       scheme: how they are stored.
@@ -73,11 +93,51 @@ class QuantizedTensor:
 
     @property
     def tiled(self) -> bool:
-        """Whether the layout is tiled; rows if not."""
+        """Whether the layout is tiled."""
         return self.values.ndim == 4
 
 
 INT8, INT4 = Scheme(8), Scheme(4)
+INT8_PER_OUTPUT = Scheme(8, group=0)
+
+_GROUPS_ON_GPU = (512, 256, 128, 64, COLUMNS)
+
+
+def scheme_for(bits: int, in_size: int, platform: str, ways: int = 1) -> Scheme:
+    """How that platform's products want a matrix of 8 or 4 bits whose rows have that length.
+
+    Rows that are no whole blocks of 32 take 8 bits. On a TPU groups cost nothing, and are the blocks of files. On a GPU
+    each group's product is written to memory: they are as long as 512 columns, where that divides what one of `ways`
+    devices has of a row.
+    """
+    if bits == 4 and can_be_int4(in_size):
+        if platform == "cpu":
+            return INT4
+        return Scheme(4, group=COLUMNS if platform == "tpu" else _longest_group(in_size, ways))
+    return INT8 if platform == "cpu" else INT8_PER_OUTPUT
+
+
+def kept_on(scheme: Scheme, platform: str, gathered: bool = False) -> Scheme:
+    """How a matrix that a file has in blocks is kept on a platform; `gathered` is one whose rows are taken alone.
+
+    A CPU keeps any block, a TPU those of 4 bits, whose rows do not lie together. The rest are rounded again to 8 bits
+    with a scale an output, since their blocks would be slower: fewer bits would lose more than the file did.
+    """
+    if platform == "cpu":
+        return scheme
+    if platform == "tpu" and scheme.bits == 4 and not gathered:
+        return dataclasses.replace(scheme, group=COLUMNS)
+    return INT8_PER_OUTPUT
+
+
+def _longest_group(in_size: int, ways: int) -> int:
+    whole = ways if in_size % (ways * COLUMNS) == 0 else 1  # else no group is a device's own
+    return next(group for group in _GROUPS_ON_GPU if in_size // whole % group == 0)
+
+
+def stored_bits(dtype) -> int:
+    """Bits that a number takes of a device's memory; NumPy gives int4 a byte."""
+    return 4 if dtype in (jnp.int4, jnp.uint4) else 8 * jnp.dtype(dtype).itemsize
 
 
 def can_be_int4(in_size: int) -> bool:
@@ -87,15 +147,21 @@ def can_be_int4(in_size: int) -> bool:
 
 @functools.partial(jax.jit, static_argnums=1)
 def quantize(weight: jax.Array, scheme: Scheme) -> QuantizedTensor:
-    """A weight `[O, I]` quantized, in rows.
+    """A weight `[O, I]` quantized, in rows, or in the accelerators' form that the scheme names.
 
     Without a minimum, in 8 bits a block's largest magnitude is met by 127 steps, and in fewer its value of largest
-    magnitude by the first level. With one, its least and largest values are met by the first and the last level. A
-    block with a NaN or an infinity has a scale of NaN.
+    magnitude by the first level; but groups of more than 32 take the step of least squared error of a few shorter ones
+    and that. With a minimum, its least and largest values are met by the first and the last level. A block with a NaN
+    or an infinity has a scale of NaN.
     """
     outputs, size = weight.shape
     wide = jnp.asarray(weight, jnp.float32)
-    blocks = jnp.pad(wide, ((0, 0), (0, -size % COLUMNS))).reshape(outputs, -1, scheme.each)
+    each = size if scheme.group == 0 else scheme.each
+    assert scheme.group is None or size % each == 0
+    blocks = jnp.pad(
+        wide, ((0, 0), (0, -size % each if scheme.group else -size % COLUMNS if scheme.group is None else 0))
+    )
+    blocks = blocks.reshape(outputs, -1, each)
     least, most = jnp.min(blocks, axis=2), jnp.max(blocks, axis=2)
     levels = 2**scheme.bits
     if scheme.minimum:
@@ -107,18 +173,57 @@ def quantize(weight: jax.Array, scheme: Scheme) -> QuantizedTensor:
     else:
         lowest, highest = -levels // 2, levels // 2 - 1
         step = jnp.where(-least > most, least, most) / lowest
+        if each > COLUMNS:
+            step = _least_loss(blocks, step, lowest, highest)
     # What is no number must not be rounded to one. A maximum may drop a NaN, so this asks each weight.
     sound = jnp.all(jnp.isfinite(blocks), axis=2)
-    scale = jnp.where(sound, jnp.clip(step, -_LARGEST, _LARGEST), jnp.nan).astype(jnp.float16)
+    largest = float(jnp.finfo(scheme.scale_dtype).max)
+    scale = jnp.where(sound, jnp.clip(step, -largest, largest), jnp.nan).astype(scheme.scale_dtype)
     minimum = None
-    known = scale.astype(jnp.float32)[..., None]
     if scheme.minimum:
-        minimum = jnp.clip(least, -_LARGEST, _LARGEST).astype(jnp.float16)
+        minimum = jnp.clip(least, -largest, largest).astype(scheme.scale_dtype)
         blocks = blocks - minimum.astype(jnp.float32)[..., None]
-    found = jnp.clip(jnp.round(blocks / jnp.where(known == 0, 1, known)), lowest, highest)
+    found = _rounded(blocks, scale.astype(jnp.float32), lowest, highest)
+    if scheme.group:
+        return _in_groups(found, scale, minimum, (outputs, size), scheme)
     found = found.reshape(outputs, -1)
+    if scheme.group == 0:
+        return QuantizedTensor(found.astype(jnp.int8), scale[:, 0], None, (outputs, size), scheme)
     values = found.astype(jnp.int8) if scheme.bits == 8 else pack((found - lowest).astype(jnp.uint8), scheme.bits)
     return QuantizedTensor(values, scale, minimum, (outputs, size), scheme)
+
+
+def _rounded(blocks: jax.Array, step: jax.Array, lowest: int, highest: int) -> jax.Array:
+    """Blocks `[O, C / each, each]` in whole steps `[O, C / each]`, float32."""
+    return jnp.clip(jnp.round(blocks / jnp.where(step == 0, 1, step)[..., None]), lowest, highest)
+
+
+def _least_loss(blocks: jax.Array, step: jax.Array, lowest: int, highest: int) -> jax.Array:
+    """Of some parts of each step the one by which its block loses least."""
+
+    def loss(part):
+        tried = part * step
+        return jnp.sum((_rounded(blocks, tried, lowest, highest) * tried[..., None] - blocks) ** 2, axis=2)
+
+    parts = jnp.asarray(_PARTS_OF_A_STEP)
+    return step * parts[jnp.argmin(jax.lax.map(loss, parts), axis=0)]
+
+
+def _in_groups(found, scale, minimum, shape, scheme) -> QuantizedTensor:
+    """Whole steps `[O, I / group, group]`, and `[O, I / group]` of what groups share, as they are stored."""
+    values = jnp.transpose(found, (1, 2, 0)).astype(jnp.int4 if minimum is None else jnp.uint4)
+    scale, minimum = (None if x is None else x.T[:, None].astype(scheme.scale_dtype) for x in (scale, minimum))
+    return QuantizedTensor(values, scale, minimum, shape, scheme)
+
+
+@jax.jit
+def to_groups(weight: QuantizedTensor) -> QuantizedTensor:
+    """A weight of 4 bits in rows, in groups of its blocks: the same values, scales and minima rounded to bfloat16."""
+    assert weight.scheme.bits == 4 and weight.shape[1] % COLUMNS == 0 and not weight.tiled
+    found = _unpack(weight.values, 4).reshape(*weight.scale.shape, COLUMNS).astype(jnp.int8)
+    found = found if weight.scheme.minimum else found - 8
+    scheme = dataclasses.replace(weight.scheme, group=COLUMNS)
+    return _in_groups(found, weight.scale, weight.minimum, weight.shape, scheme)
 
 
 def pack(values, bits: int):
@@ -168,6 +273,10 @@ def to_tiles(weight: QuantizedTensor) -> QuantizedTensor:
 
 def dequantize(weight: QuantizedTensor, dtype) -> jax.Array:
     """The dequantized weight, `[O, I]` in `dtype`."""
+    if weight.scheme.group == 0:
+        return _per_output(weight.values, weight.scale, dtype)
+    if weight.scheme.group:
+        return in_groups(weight, dtype).reshape(weight.shape[1], -1).T
     if weight.tiled:
         values, scale, minimum = (
             None if x is None else jnp.swapaxes(x, 1, 2).reshape(len(x) * _TILE, -1)[: weight.shape[0]]
@@ -181,6 +290,8 @@ def dequantize(weight: QuantizedTensor, dtype) -> jax.Array:
 def rows_of(weight: QuantizedTensor, outputs: jax.Array, dtype) -> jax.Array:
     """Some rows of the dequantized weight: `outputs` int32 `[...]`, clipped to those there are, to `[..., I]`."""
     at = jnp.clip(outputs.reshape(-1), 0, weight.shape[0] - 1)
+    if weight.scheme.group is not None:
+        return _accelerated_rows(weight, at, dtype).reshape(*outputs.shape, -1)
     if weight.tiled:
         tile, lane = at // _TILE, at % _TILE
         values = weight.values[tile, :, lane].reshape(len(at), -1)
@@ -189,6 +300,32 @@ def rows_of(weight: QuantizedTensor, outputs: jax.Array, dtype) -> jax.Array:
         values, scale = weight.values[at], weight.scale[at]
         minimum = None if weight.minimum is None else weight.minimum[at]
     return _dequantize_rows(values, scale, minimum, weight, dtype).reshape(*outputs.shape, -1)
+
+
+def in_groups(weight: QuantizedTensor, dtype) -> jax.Array:
+    """A weight in groups, dequantized where its values lie: `[I / group, group, O]` in `dtype`."""
+    wide = weight.values.astype(jnp.float32) * weight.scale.astype(jnp.float32)
+    if weight.minimum is not None:
+        wide = wide + weight.minimum.astype(jnp.float32)
+    return wide.astype(dtype)
+
+
+def outputs_axis(scheme: Scheme, ndim: int) -> int:
+    """Which axis of a leaf of a weight, as `quantize` makes it, its outputs are."""
+    return ndim - 1 if scheme.group else 0
+
+
+def _per_output(values, scale, dtype):
+    return (values.astype(jnp.float32) * scale[:, None]).astype(dtype)
+
+
+def _accelerated_rows(weight, at, dtype):
+    """Rows `at` of a weight in one of the accelerators' forms, `[N, I]`."""
+    if weight.scheme.group == 0:
+        return _per_output(weight.values[at], weight.scale[at], dtype)
+    parts = (None if x is None else x[..., at] for x in (weight.values, weight.scale, weight.minimum))
+    some = QuantizedTensor(*parts, (len(at), weight.shape[1]), weight.scheme)
+    return dequantize(some, dtype)
 
 
 def _dequantize_rows(values, scale, minimum, weight, dtype):

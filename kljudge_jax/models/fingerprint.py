@@ -21,7 +21,8 @@ def fingerprint(model: Any) -> str:
     """16 hexadecimal digits of some numbers of every parameter: the same on any mesh, and in float32 and bfloat16.
 
     Up to 32 x 32 numbers of a matrix count, as bfloat16 has them: training changes some of them, rounding a model to
-    bfloat16 none. A matrix of integers is another one. Of others' models it is of the leaves, by their places in the
+    bfloat16 none. A quantized matrix is another one; so is one of 4 bits for a platform whose groups are others, and on
+    GPUs for another mesh, which may need shorter ones. Of others' models it is of the leaves, by their places in the
     tree: any pytree has one.
     """
     digest = hashlib.sha256()

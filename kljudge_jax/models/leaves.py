@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from kljudge_jax.kernels.quantize import stored_bits
 from kljudge_jax.models.transformer import Transformer
 from kljudge_jax.parallel.layout import Layout
 
@@ -26,7 +27,7 @@ def as_array(leaf: Any) -> Any:
 
 def parameter_bytes(model: Any) -> int:
     """What all its parameters take."""
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in arrays(model))
+    return sum(map(_bytes, arrays(model)))
 
 
 def precision(model: Any) -> str:
@@ -55,8 +56,12 @@ def shortest_limit(*models: Any) -> int | None:
     return min(limits, default=None)
 
 
+def _bytes(leaf: Any) -> int:
+    return leaf.size * stored_bits(leaf.dtype) // 8
+
+
 def _of_most_bytes(leaves: list[Any], otherwise: str) -> str:
     sizes: dict[str, int] = {}
     for leaf in leaves:
-        sizes[str(leaf.dtype)] = sizes.get(str(leaf.dtype), 0) + leaf.size * leaf.dtype.itemsize
+        sizes[str(leaf.dtype)] = sizes.get(str(leaf.dtype), 0) + _bytes(leaf)
     return max(sizes, key=lambda name: sizes[name], default=otherwise)

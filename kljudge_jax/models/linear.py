@@ -11,11 +11,12 @@ from flax import nnx
 
 from kljudge_jax.kernels.place import Place, default_platform
 from kljudge_jax.kernels.product import product, products, tiled_where_native
-from kljudge_jax.kernels.quantize import INT4, INT8, QuantizedTensor, Scheme, can_be_int4, quantize, rows_of
+from kljudge_jax.kernels.quantize import QuantizedTensor, Scheme, kept_on, quantize, rows_of, scheme_for
 from kljudge_jax.parallel.layout import Layout
 
 FILE = "file"
-"""`Storage.bits` of matrices that stay quantized as the file that they come from has them."""
+"""`Storage.bits` of matrices that stay quantized as the file that they come from has them, or as near as the platform's
+products can read them (`quantize.kept_on`)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,12 +59,15 @@ class Storage:
 
     def scheme(self, name: str, in_size: int) -> Scheme | None:
         """How the matrix of that dotted name is stored, whose rows have that length; None for one in `dtype`."""
+        platform = self.place.platform
         if self.bits == FILE and self.schemes:
-            return dict(self.schemes).get(name)
+            theirs = dict(self.schemes).get(name)
+            return None if theirs is None else kept_on(theirs, platform, gathered=name.startswith("embedding."))
         if self.bits is None:
             return None
         # What a file has before it is opened is not known, but hardly ever more than 8 bits.
-        return INT4 if self.bits == 4 and name.startswith("layers.") and can_be_int4(in_size) else INT8
+        ways = 1 if self.layout is None else self.layout.input_ways(name)
+        return scheme_for(4 if self.bits == 4 and name.startswith("layers.") else 8, in_size, platform, ways)
 
 
 def is_matrix(name: str) -> bool:

@@ -126,7 +126,8 @@ class ModelPair:
           draft_axes: the same of the draft, such as "replicated"; None is `axes`.
           bits: 8 or 4, to round the target's matrices to as they are loaded; "file" to leave them quantized as a .gguf
             file has them; None keeps them in `dtype`. Fewer bytes are read for a token, and something of
-            the model is lost: with "file" only what rows are rounded by, and those on one CPU alone.
+            the model is lost: with "file" only what rows are rounded by, and those on one CPU alone; TPU and GPU
+            round again, to 8 bits, what they would be slow with, and a warning says so.
           draft_bits: the same of the draft.
           cache_bits: 8, for quantized keys and values of both models, a scale a head and position: half the bytes
             of a cache in bfloat16. None keeps them in `dtype`.

@@ -14,7 +14,7 @@ from jax.sharding import SingleDeviceSharding
 
 from kljudge_jax.errors import InputError
 from kljudge_jax.kernels.product import tiled_where_native
-from kljudge_jax.kernels.quantize import quantize
+from kljudge_jax.kernels.quantize import quantize, stored_bits
 from kljudge_jax.models.config import TransformerConfig
 from kljudge_jax.models.families import config_from_hf
 from kljudge_jax.models.linear import Storage, quantized_parts
@@ -132,7 +132,7 @@ def bytes_per_device(config: TransformerConfig, storage: Storage = Storage()) ->
         some, total = dataclasses.replace(config, num_layers=layers, windows=config.windows[:layers]), 0
         for name, leaf in parameters(abstract(some, storage)).items():
             share = _sharding(name, leaf.shape, storage.layout).shard_shape(leaf.shape)
-            total += math.prod(share) * leaf.dtype.itemsize
+            total += math.ceil(math.prod(share) * stored_bits(leaf.dtype) / 8)
         return total
 
     return of(1) + (config.num_layers - 1) * (of(2) - of(1)) if config.num_layers > 1 else of(1)
@@ -172,7 +172,10 @@ def random_model(config: TransformerConfig, storage: Storage, seed: int = 0) -> 
             values[name] = _fill(sharding)(jax.random.fold_in(key, i), leaf.shape, leaf.dtype, config.hidden_size)
             scheme = storage.scheme(name, leaf.shape[-1])
             if scheme is not None:
-                values |= quantized_parts(name, tiled_where_native(quantize(values[name], scheme), storage.place))
+                parts = quantized_parts(name, tiled_where_native(quantize(values[name], scheme), storage.place))
+                values |= {
+                    part: jax.device_put(x, _sharding(part, x.shape, storage.layout)) for part, x in parts.items()
+                }
     return assemble(config, values, storage)
 
 

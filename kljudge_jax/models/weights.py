@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -14,7 +15,7 @@ from jax.sharding import NamedSharding
 
 from kljudge_jax.errors import InputError
 from kljudge_jax.kernels.product import fastest_dtype, tiled_where_native
-from kljudge_jax.kernels.quantize import QuantizedTensor, Scheme, quantize
+from kljudge_jax.kernels.quantize import INT8_PER_OUTPUT, QuantizedTensor, Scheme, outputs_axis, quantize, to_groups
 from kljudge_jax.models import names
 from kljudge_jax.models.config import TransformerConfig
 from kljudge_jax.models.families import config_from_hf
@@ -27,6 +28,7 @@ from kljudge_jax.parallel.layout import Layout
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+_log = logging.getLogger(__name__)
 
 _ROUNDED_AT_ONCE = 1 << 24  # values of a matrix
 
@@ -79,7 +81,24 @@ def storage_of(
             f"{source.where} has no quantized matrix to keep, as a .gguf file in Q4_K_M or such has: ask for 8 or 4 "
             f"bits, which round it, in place of {FILE!r}, or for none"
         )
-    return Storage(dtype, bits, layout, tuple(sorted(schemes.items())), cache_bits)
+    storage = Storage(dtype, bits, layout, tuple(sorted(schemes.items())), cache_bits)
+    _say_what_is_rounded_again(source.where, storage)
+    return storage
+
+
+def _say_what_is_rounded_again(where: str, storage: Storage) -> None:
+    kept = [(theirs, storage.scheme(name, 0)) for name, theirs in storage.schemes]
+    again = sorted({theirs.bits for theirs, ours in kept if ours == INT8_PER_OUTPUT})
+    if again:
+        _log.warning(
+            "%s: matrices in blocks of %s bits are slow on a %s or cannot be read a row at a time, so %d of %d are "
+            "rounded again, to 8 bits with a scale an output",
+            where,
+            ", ".join(map(str, again)),
+            storage.place.platform.upper(),
+            sum(ours == INT8_PER_OUTPUT for _, ours in kept),
+            len(kept),
+        )
 
 
 def resolve_dtype(name: str) -> Any:
@@ -140,9 +159,10 @@ def _read_quantized(
     source: TensorSource, name: str, rows: slice, width: int, scheme: Scheme, storage: Storage
 ) -> QuantizedTensor:
     """Some rows of a quantized matrix: the file's own, or rounded from what it has."""
-    if storage.bits == FILE:
+    if storage.bits == FILE and scheme.group != 0:
         assert isinstance(source, QuantizedSource)
-        return source.read_quantized(name, rows)
+        found = source.read_quantized(name, rows)
+        return found if scheme.group is None else to_groups(found)
     return quantize(jnp.asarray(source.read(name, (rows, slice(0, width)))), scheme)
 
 
@@ -156,19 +176,20 @@ def _load_quantized_shards(
     wide = jax.ShapeDtypeStruct(shape, jnp.float32)
     leaves = quantized_parts(name, jax.eval_shape(lambda x: quantize(x, scheme), wide))
     shardings = {leaf: layout.parameter(leaf, like.shape) for leaf, like in leaves.items()}
+    axes = {leaf: outputs_axis(scheme, like.ndim) for leaf, like in leaves.items()}
     wanting: list[tuple[str, jax.Device, tuple[int, int], tuple[slice, ...]]] = []
     for leaf, sharding in shardings.items():
         for device, index in sharding.addressable_devices_indices_map(leaves[leaf].shape).items():
             assert index is not None
-            wanting.append((leaf, device, index[0].indices(shape[0])[:2], index[1:]))
+            wanting.append((leaf, device, index[axes[leaf]].indices(shape[0])[:2], index))
     rounded = {leaf: np.empty(like.shape, like.dtype) for leaf, like in leaves.items()}  # rows of others stay untouched
     for first, last in _pieces({bounds for _, _, bounds, _ in wanting}, max(1, _ROUNDED_AT_ONCE // shape[1])):
         part = _read_quantized(source, name, slice(first, last), shape[1], scheme, storage)
         for leaf, rows in quantized_parts(name, part).items():
-            rounded[leaf][first:last] = rows
+            rounded[leaf][(slice(None),) * axes[leaf] + (slice(first, last),)] = rows
     placed: dict[str, list[jax.Array]] = {leaf: [] for leaf in leaves}
-    for leaf, device, bounds, rest in wanting:
-        placed[leaf].append(jax.device_put(np.array(rounded[leaf][(slice(*bounds), *rest)]), device))
+    for leaf, device, _, index in wanting:
+        placed[leaf].append(jax.device_put(np.array(rounded[leaf][index]), device))
     return {
         leaf: jax.make_array_from_single_device_arrays(leaves[leaf].shape, shardings[leaf], arrays)
         for leaf, arrays in placed.items()

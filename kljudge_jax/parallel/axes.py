@@ -54,6 +54,8 @@ def parameter_axes(name: str, ndim: int) -> tuple[str | None, ...]:
     into, out = ends
     if ndim == 2:  # a matrix, or the scales or minima of one in integers
         return (out, into)
+    if ndim == 3:  # the same in groups of columns
+        return (into, None, out)
     # What is added to or multiplies the output. Hidden states are never split by their size.
     return (None if out == EMBED else out,)
 

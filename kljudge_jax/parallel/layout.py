@@ -68,6 +68,11 @@ class Layout:
         """Over how many devices a logical axis is split; for the batch, at most."""
         return _product(self.mesh, self._split(logical))
 
+    def input_ways(self, name: str) -> int:
+        """Over how many devices the inputs of the matrix of a dotted name are split."""
+        into = parameter_axes(name, 2)[1]
+        return 1 if into is None else self.ways(into)
+
     def row_ways(self, rows: int) -> int:
         """Over how many devices so many rows of a batch are split."""
         return _product(self.mesh, _dividing(self.mesh, self._split(BATCH), rows))

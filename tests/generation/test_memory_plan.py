@@ -15,7 +15,7 @@ from kljudge_jax.errors import InputError
 from kljudge_jax.generation import memory_plan
 from kljudge_jax.generation.memory_plan import Model, Workload, check_fits, largest_batch, plan_memory
 from kljudge_jax.generation.run import Run
-from kljudge_jax.models.transformer import assemble, parameters
+from kljudge_jax.models.transformer import abstract, assemble, parameters
 from kljudge_jax.parallel.placement import Placement
 
 OPTIONS = {"vocab_size": 256, "num_heads": 4, "num_kv_heads": 2}
@@ -101,6 +101,17 @@ def test_half_the_bytes_in_half_the_precision():
     assert whole.target_weights / 2 < half.target_weights < whole.target_weights * 0.51  # norms stay float32
     mixed = dataclasses.replace(model(None, jnp.bfloat16), cache_dtype=jnp.float32)
     assert plan_memory(mixed, None, WORKLOAD).caches == whole.caches
+
+
+def test_what_weights_take_hangs_on_the_platform():
+    eight = {
+        platform: plan_memory(
+            dataclasses.replace(model(None), bits=8, platform=platform), None, WORKLOAD
+        ).target_weights
+        for platform in ("cpu", "tpu")
+    }
+    rounded = dataclasses.replace(tiny_pair().target.storage, bits=8, platform="tpu")
+    assert eight["tpu"] < eight["cpu"] and Model.of(abstract(tiny_config(), rounded)).platform == "tpu"
 
 
 @pytest.mark.parametrize(

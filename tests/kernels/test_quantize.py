@@ -205,12 +205,12 @@ def test_native_rows_of_whole_numbers_are_met_exactly_alone_and_beside_others(sc
 
 @schemes
 @pytest.mark.parametrize("tiles", [True, False])
-def test_what_is_no_number_stays_in_its_row(scheme, panels):
+def test_what_is_no_number_stays_in_its_row(scheme, tiles):
     weight = quantize(draw(4, 19, 128), scheme)
     for poison in (np.nan, np.inf):
         x = draw(5, 3, 128)
         x[1, 100] = poison
-        got = np.asarray(_product(x, to_tiles(weight) if panels else weight))
+        got = np.asarray(_product(x, to_tiles(weight) if tiles else weight))
         assert not np.isfinite(got[1]).any() and np.isfinite(got[[0, 2]]).all()
 
 

@@ -1,5 +1,7 @@
 """Published shapes against the published parameter counts, and random models of a shape."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -112,3 +114,24 @@ def test_biases_are_zero(monkeypatch):
     named = parameters(random_model(shape_config("tiny"), Storage()))
     biases = [leaf for name, leaf in named.items() if name.endswith("bias")]
     assert biases and not any(leaf.any() for leaf in biases)
+
+
+@pytest.mark.parametrize("platform", ["tpu", "gpu"])
+def test_a_random_model_for_an_accelerator_lies_as_planned(tiny, platform):
+    config = dataclasses.replace(tiny, hidden_size=64, intermediate_size=128)
+    layout = Placement.parse("fsdp=2,tensor=2").target(config)
+    for bits in (8, 4):
+        storage = Storage(jnp.bfloat16, bits, layout, platform=platform)
+        model = random_model(config, storage)
+        for name, x in parameters(model).items():
+            assert x.sharding.is_equivalent_to(layout.parameter(name, x.shape), x.ndim), name
+        out = jax.jit(lambda model: model.logits(model(np.ones((2, 3), np.int32))[0].hidden))(model)
+        assert np.isfinite(out).all() and np.asarray(out).std() > 0
+
+
+def test_two_numbers_of_four_bits_are_a_byte():
+    config = shape_config("llama-3.1-8b:layers=1")
+    eight, four = (bytes_per_device(config, Storage(jnp.bfloat16, bits, platform="tpu")) for bits in (8, 4))
+    matrices = 4096 * (4096 * 2 + 1024 * 2 + 3 * 14336)
+    outputs = 4096 * 2 + 1024 * 2 + 2 * 14336 + 4096
+    assert eight - four == matrices / 2 + 4 * outputs - 2 * matrices / 32  # less scales: an output's, and a block's

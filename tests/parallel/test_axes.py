@@ -33,6 +33,11 @@ def test_every_matrix_of_a_model_has_axes_and_no_norm_has(family):
         ("layers.0.attention.query_norm.scale", (None,)),
         ("layers.0.mlp.down.weight", ("embed", "mlp")),
         ("embedding.table", ("vocab", "embed")),
+        ("layers.0.mlp.up.weight", ("embed", None, "mlp")),  # in groups of columns, with its scale
+        ("layers.0.mlp.up.scale", ("embed", None, "mlp")),
+        ("layers.0.mlp.up.scale", ("mlp",)),  # one an output
+        ("layers.0.mlp.down.scale", (None,)),
+        ("embedding.scale", ("vocab",)),
         ("final_norm.scale", (None,)),
     ],
 )

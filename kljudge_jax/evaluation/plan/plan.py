@@ -16,6 +16,8 @@ from kljudge_jax.evaluation.plan.programs import KINDS, Compiled, abstract_pair,
 from kljudge_jax.generation.config import DecodingConfig, DecodingFields, configured
 from kljudge_jax.generation.costs import bytes_read
 from kljudge_jax.generation.memory_plan import DEVICES, Model, Workload, gigabytes, largest_batch, plan_memory
+from kljudge_jax.kernels.quantize import stored_bits
+from kljudge_jax.models.leaves import parameter_bytes
 from kljudge_jax.models.named_config import named_config
 from kljudge_jax.models.pair import ModelPair
 from kljudge_jax.models.weights import resolve_dtype
@@ -258,13 +260,13 @@ def _read(program: Compiled, pair: ModelPair, draft_length: int) -> ProgramPlan:
 
 def _share(model: Any) -> int:
     """Bytes of weights that one device reads of a model for a token."""
-    return round(bytes_read(model) * _bytes(model) / sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(model)))
+    return round(bytes_read(model) * _bytes(model) / parameter_bytes(model))
 
 
 def _bytes(tree: Any) -> int:
     """What a tree of shapes takes of one device."""
     return sum(
-        int(np.prod(x.sharding.shard_shape(x.shape))) * x.dtype.itemsize
+        int(np.prod(x.sharding.shard_shape(x.shape))) * stored_bits(x.dtype) // 8
         for x in jax.tree.leaves(tree)
         if not jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
     )
