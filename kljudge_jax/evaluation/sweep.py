@@ -24,6 +24,7 @@ from kljudge_jax.machine import describe_machine
 from kljudge_jax.models.fingerprint import fingerprints
 from kljudge_jax.models.pair import ModelPair
 from kljudge_jax.parallel.axes import LOGICAL
+from kljudge_jax.parallel.hosts import share
 from kljudge_jax.parallel.mesh import mesh_sizes
 from kljudge_jax.results_folder import results_folder
 from kljudge_jax.tasks.base import Problem, Task
@@ -188,6 +189,7 @@ def run_sweep(
         raise InputError("Transformers' decoding ends at no stop string here: leave out stop, or the cells hf")
     problems = task.problems(split=plan.split, n=plan.n, seed=plan.config.seed)
     folder = results_folder(folder)
+    share(folder, "plan.json", "answers.jsonl")
     _claim(folder / "plan.json", pair, task, plan, problems)
     path = folder / "answers.jsonl"
     records = list(read_records(path))

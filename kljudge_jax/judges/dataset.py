@@ -25,6 +25,7 @@ import numpy as np
 from kljudge_jax.errors import InputError
 from kljudge_jax.generation.display import scrolling_html
 from kljudge_jax.models.json_file import read_json
+from kljudge_jax.parallel import hosts
 from kljudge_jax.results_folder import results_folder
 from kljudge_jax.verification.features import PRIMITIVES, SETUPS, judge_features
 from kljudge_jax.verification.head import PairIdentity
@@ -170,6 +171,7 @@ class DatasetWriter:
             "columns": {name: [dtype, list(shape)] for name, (dtype, shape) in self._schema.items()},
         }
         self._lock = _lock(self.folder)
+        hosts.share(self.folder, "dataset.json", "questions.jsonl")
         self._claim(json.loads(json.dumps(head)))
         self.records = _committed(self.folder)
         self._rows = max((record["first_row"] + record["rows"] for record in self.records), default=0)
@@ -236,7 +238,7 @@ class DatasetWriter:
         file = path.open("r+b" if path.exists() else "w+b")
         dtype, shape = self._schema[name]
         size = self._rows * np.dtype(dtype).itemsize * int(np.prod(shape, dtype=np.int64))
-        if file.seek(0, os.SEEK_END) < size:
+        if file.seek(0, os.SEEK_END) < size and hosts.is_first():  # the others have no rows of before
             raise InputError(f"{path} is shorter than its questions say: mine into a new folder")
         file.truncate(size)
         file.seek(size)
