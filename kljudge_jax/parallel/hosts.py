@@ -38,11 +38,10 @@ def join(hosts: int | None = None, coordinator: str | None = None, host: int | N
         raise InputError("give --hosts N, --coordinator ADDRESS:PORT and --host INDEX together, or --hosts auto alone")
     if hosts is not None and host is not None and not 0 <= host < hosts:
         raise InputError(f"--host counts from 0 to {hosts - 1}, got {host}")
+    jax.config.update("jax_enable_preemption_service", False)  # which would take SIGTERM for itself
     try:
         jax.distributed.initialize(
-            coordinator,
-            hosts,
-            host,
+            *(coordinator, hosts, host),
             initialization_timeout=patience,
             heartbeat_timeout_seconds=patience,
             shutdown_timeout_seconds=patience,

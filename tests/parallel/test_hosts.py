@@ -108,8 +108,8 @@ def test_two_hosts_sweep_as_one_does(tmp_path, capsys):
 
 # Two more processes on the two cores that other tests use: one may not be heard of for longer than the patience.
 @pytest.mark.hosts
-@pytest.mark.parametrize("lost", [0, 1])
-def test_two_hosts_go_on_after_one_was_lost(lost, tiny_folders, tmp_path, capsys):
+@pytest.mark.parametrize(("lost", "by"), [(0, signal.SIGKILL), (1, signal.SIGTERM)])
+def test_two_hosts_go_on_after_one_was_lost(lost, by, tiny_folders, tmp_path, capsys):
     alone, out = tmp_path / "alone", tmp_path / "out"
     assert main(sweep(tiny_folders, alone, 24)) == 0
     capsys.readouterr()
@@ -119,7 +119,7 @@ def test_two_hosts_go_on_after_one_was_lost(lost, tiny_folders, tmp_path, capsys
     processes = together(words, patience=20)
     try:
         at_work(processes, out)
-        os.killpg(processes[lost].pid, signal.SIGKILL)
+        os.killpg(processes[lost].pid, by)
         left = processes[1 - lost]
         _, said = left.communicate(timeout=300)
     finally:
