@@ -70,20 +70,20 @@ def sweep(options) -> int:
     from kljudge_jax.verification import parse_verifier
 
     config = decoding_config(options)
-    asked = split_specs(options.rules)
-    rules = [spec for spec in asked if parse_baseline(spec) is None]
+    specs = split_specs(options.rules)
+    rules = [spec for spec in specs if parse_baseline(spec) is None]
     for rule in rules:
         parse_verifier(rule, config.greedy)
     seeds = options.seeds or [options.seed]
     if any(rule != "none" for rule in rules):
         check_drafter(config, has_draft(options))
-    check_baselines(asked, has_draft(options))
-    specs = [spec.strip() for spec in options.task.split(",")]
-    for spec in specs:
+    check_baselines(specs, has_draft(options))
+    named = [spec.strip() for spec in options.task.split(",")]
+    for spec in named:
         load_checked_task(spec, options.run_code)
-    plan = sweep.Plan(sweep.grid(asked, options.draft_lengths), options.n, options.split, config)
+    plan = sweep.Plan(sweep.grid(specs, options.draft_lengths), options.n, options.split, config)
     pair = load_pair(options)
-    tasks = [as_model_reads(load_task(spec, run_code=options.run_code), spec, pair, options.run_code) for spec in specs]
+    tasks = [as_model_reads(load_task(spec, run_code=options.run_code), spec, pair, options.run_code) for spec in named]
     parts = sweep.parts(tasks, seeds, plan, options.out)
     answered, shown = defaultdict(list), defaultdict(list)
     for part in parts:
