@@ -234,11 +234,12 @@ def _name(param: click.Parameter) -> str:
 
 
 def _run(run: Callable[[types.SimpleNamespace], int], options: types.SimpleNamespace) -> int:
-    from kljudge_jax.commands.on_hosts import run_on_hosts
     from kljudge_jax.models.compiled import keep_compiled
 
     keep_compiled()  # for commands that load no pair too
     if getattr(options, "hosts", None) is not None:
+        from kljudge_jax.commands.on_hosts import run_on_hosts
+
         return run_on_hosts(run, options)
     if getattr(options, "coordinator", None) is not None or getattr(options, "host", None) is not None:
         raise InputError("--coordinator and --host are of several hosts: say how many with --hosts")

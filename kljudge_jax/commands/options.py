@@ -86,7 +86,7 @@ def model_options(required: bool = True) -> tuple[Option, ...]:
         ),
         option("--coordinator", "of the first host", group=group, metavar="ADDRESS:PORT"),
         option("--host", "which host this is, from 0", group=group, type=int),
-        option("--patience", "seconds after which a silent host ends the run", group=group, default=60),
+        option("--patience", "seconds after which a silent host ends the run", group=group, type=Whole(), default=60),
     )
 
 

@@ -26,6 +26,7 @@ import numpy as np
 from kljudge_jax.errors import InputError
 from kljudge_jax.generation.display import scrolling_html
 from kljudge_jax.models.json_file import read_json
+from kljudge_jax.parallel import hosts
 from kljudge_jax.results_folder import results_folder, write_json
 from kljudge_jax.verification.features import PRIMITIVES, SETUPS, judge_features
 from kljudge_jax.verification.head import PairIdentity
@@ -171,6 +172,7 @@ class DatasetWriter:
             "columns": {name: [dtype, list(shape)] for name, (dtype, shape) in self._schema.items()},
         }
         self._lock = _lock(self.folder)
+        hosts.share(self.folder, "dataset.json", "questions.jsonl")
         self._claim(json.loads(json.dumps(head)))
         self.records = _committed(self.folder)
         self._rows = max((record["first_row"] + record["rows"] for record in self.records), default=0)
@@ -227,7 +229,8 @@ class DatasetWriter:
         """Puts values behind the rows of a column that count."""
         path = self.folder / "columns" / f"{name}.bin"
         size = self._rows * _row_bytes(*self._schema[name])
-        if (path.stat().st_size if path.exists() else 0) < size:
+        # Other hosts than the first have no rows of before.
+        if (path.stat().st_size if path.exists() else 0) < size and hosts.is_first():
             raise InputError(f"{path} is shorter than its questions say: mine into a new folder")
         _write(path, size, values)
 

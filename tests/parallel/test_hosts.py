@@ -11,11 +11,12 @@ import time
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from judge_data import PAIR, made_dataset
 
 import kljudge_jax
 from kljudge_jax.cli import main
 from kljudge_jax.errors import InputError
-from kljudge_jax.judges.dataset import read_dataset
+from kljudge_jax.judges.dataset import DatasetWriter, read_dataset
 from kljudge_jax.parallel import hosts
 
 ROOT = os.path.dirname(os.path.dirname(kljudge_jax.__file__))
@@ -98,7 +99,7 @@ def test_two_hosts_sweep_as_one_does(tmp_path, capsys):
     capsys.readouterr()
     statuses, printed, said = run_together([*words, str(out)], patience=300)
     assert statuses == [0, 0], said
-    assert "| kl:0.4 |" in printed[0] and printed[1] == ""
+    assert "| kl:0.4 |" in printed[0] and "Gloo" not in printed[0] and printed[1] == ""
     assert answers(out) == answers(alone)
     # On one device it is another sweep.
     assert main([*words, str(out)]) == 2
@@ -107,8 +108,8 @@ def test_two_hosts_sweep_as_one_does(tmp_path, capsys):
 
 # Two more processes on the two cores that other tests use: one may not be heard of for longer than the patience.
 @pytest.mark.hosts
-@pytest.mark.parametrize("lost", [0, 1])
-def test_two_hosts_go_on_after_one_was_lost(lost, tiny_folders, tmp_path, capsys):
+@pytest.mark.parametrize(("lost", "by"), [(0, signal.SIGKILL), (1, signal.SIGTERM)])
+def test_two_hosts_go_on_after_one_was_lost(lost, by, tiny_folders, tmp_path, capsys):
     alone, out = tmp_path / "alone", tmp_path / "out"
     assert main(sweep(tiny_folders, alone, 24)) == 0
     capsys.readouterr()
@@ -118,7 +119,7 @@ def test_two_hosts_go_on_after_one_was_lost(lost, tiny_folders, tmp_path, capsys
     processes = together(words, patience=20)
     try:
         at_work(processes, out)
-        os.killpg(processes[lost].pid, signal.SIGKILL)
+        os.killpg(processes[lost].pid, by)
         left = processes[1 - lost]
         _, said = left.communicate(timeout=300)
     finally:
@@ -192,37 +193,76 @@ def test_hosts_that_are_half_named_are_refused(words, message):
 def test_one_host_is_what_there_is_otherwise(tmp_path):
     assert not hosts.several() and hosts.is_first()
     assert hosts.agreed(7) == 7
-    assert hosts.common_folder(tmp_path) == tmp_path
+    hosts.share(tmp_path, "answers.jsonl")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.fixture
-def through_a_device(monkeypatch):
-    """One host that takes itself for one of several: what it sends goes through JAX's types."""
+def becomes(monkeypatch):
+    """One host that takes itself for the first of several, or for another one that is sent what the first one sent."""
+    sent = []
+
+    def send(array):
+        sent.append(np.asarray(jnp.asarray(array)))  # through JAX's types
+        return sent[-1]
+
+    def receive(array):
+        first = sent.pop(0)
+        assert (array.shape, array.dtype) == (first.shape, first.dtype)  # or the hosts would wait for each other
+        return first
+
+    def become(first):
+        monkeypatch.setattr(hosts, "is_first", lambda: first)
+        monkeypatch.setattr(hosts, "_from_first", send if first else receive)
+        return sent
+
     monkeypatch.setattr(hosts, "several", lambda: True)
-    monkeypatch.setattr(hosts, "_from_first", lambda array: np.asarray(jnp.asarray(array)))
+    return become
 
 
 @pytest.mark.parametrize("number", [0, 7, -3, 2**31 - 1, 2**31, 3_000_000_000, 2**61])
-def test_hosts_agree_on_numbers_that_32_bits_do_not_hold(number, through_a_device):
+def test_hosts_agree_on_numbers_that_32_bits_do_not_hold(number, becomes):
+    becomes(first=True)
     assert hosts.agreed(number) == number
+    becomes(first=False)
+    assert hosts.agreed(number + 1) == number
 
 
-def test_a_folder_goes_to_other_hosts_in_pieces(tmp_path, monkeypatch, through_a_device):
+def test_files_of_the_first_host_go_to_the_others_in_pieces(tmp_path, monkeypatch, becomes):
     monkeypatch.setattr(hosts, "_PIECE", 1000)
-    (tmp_path / "answers.jsonl").write_bytes(bytes(range(256)) * 40)
-    sent = hosts._bytes_from_first(hosts._packed(tmp_path))
-    monkeypatch.setattr(hosts, "_bytes_from_first", lambda packed: sent)
-    monkeypatch.setattr(hosts, "is_first", lambda: False)
-    copy = hosts.common_folder(tmp_path)
-    assert copy != tmp_path and (copy / "answers.jsonl").read_bytes() == (tmp_path / "answers.jsonl").read_bytes()
+    first, other = tmp_path / "first", tmp_path / "other"
+    first.mkdir()
+    other.mkdir()
+    (first / "answers.jsonl").write_bytes(bytes(range(256)) * 40)
+    becomes(first=True)
+    hosts.share(first, "answers.jsonl", "plan.json")
+    sent = becomes(first=False)
+    hosts.share(other, "answers.jsonl", "plan.json")
+    assert not sent and [path.name for path in other.iterdir()] == ["answers.jsonl"]
+    assert (other / "answers.jsonl").read_bytes() == (first / "answers.jsonl").read_bytes()
 
 
-def test_what_libraries_print_as_hosts_meet_is_no_result(capfd):
-    os.write(1, b"before\n")
-    with hosts.chatter_aside():
-        os.write(1, b"[Gloo] connected\n")
-    os.write(1, b"after\n")
-    assert capfd.readouterr() == ("before\nafter\n", "[Gloo] connected\n")
+def test_other_hosts_mine_on_from_what_the_first_one_has_finished(tmp_path, becomes):
+    """They have its list of questions, not its rows, which nothing they do reads."""
+    data, first, other = made_dataset(questions=3, each=2), tmp_path / "first", tmp_path / "other"
+
+    def mined(folder, questions):
+        with DatasetWriter(folder, PAIR, {"seed": 1}, 9) as writer:
+            done = writer.finished
+            for i in questions:
+                rows = [{n: data[n][row] for n in data.columns} for row in np.flatnonzero(data["question"] == i)]
+                writer.append([({"question": i, "status": "mined"}, rows)])
+        return done
+
+    becomes(first=True)
+    assert mined(first, [0, 1]) == set()
+    becomes(first=True).clear()
+    assert mined(first, [2]) == {0, 1}
+    becomes(first=False)
+    assert mined(other, [2]) == {0, 1}
+    whole, aside = read_dataset(first), read_dataset(other)
+    assert whole.questions == aside.questions
+    np.testing.assert_array_equal(whole["target_hidden"][4:], aside["target_hidden"][4:])
 
 
 def test_the_command_line_refuses_hosts_without_a_mesh_or_a_number(capsys):

@@ -87,7 +87,7 @@ def test_no_kl_is_computed_from_truncated_logits():
     cut_target, cut_draft = np.array(raw_target), np.array(raw_draft)
     cut_target[0, 1:], cut_draft[0, :2] = -np.inf, -np.inf
     inputs = as_inputs([2], 1, cut_draft, cut_target, raw_draft, raw_target, False)
-    assert float(jax.jit(KLJudge(0.4).distribution)(inputs)[1]) == 1
+    assert float(jax.jit(KLJudge(0.4).acceptance_distribution)(inputs)[1]) == 1
 
 
 def test_a_sweep_compiles_once():

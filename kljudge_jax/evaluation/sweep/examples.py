@@ -11,6 +11,7 @@ from kljudge_jax.evaluation.baselines import parse_baseline
 from kljudge_jax.evaluation.report.token_page import Answer, answer_of
 from kljudge_jax.evaluation.sweep.run import Part, decode
 from kljudge_jax.models.pair import ModelPair
+from kljudge_jax.parallel.hosts import share
 from kljudge_jax.results_folder import write_json
 
 Examples = list[tuple[str, list[Answer]]]
@@ -23,6 +24,7 @@ def examples(pair: ModelPair, part: Part, count: int) -> Examples:
     again at no cost.
     """
     path = part.folder / "examples.json"
+    share(part.folder, path.name)
     if path.exists():
         found = _read(path)
         if len(found) == count:

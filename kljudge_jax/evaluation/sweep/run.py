@@ -25,6 +25,7 @@ from kljudge_jax.models.leaves import layout_of
 from kljudge_jax.models.pair import ModelPair
 from kljudge_jax.models.transformer import Transformer
 from kljudge_jax.parallel.axes import LOGICAL
+from kljudge_jax.parallel.hosts import share
 from kljudge_jax.parallel.mesh import mesh_sizes
 from kljudge_jax.progress_update import ProgressUpdate
 from kljudge_jax.results_folder import results_folder, write_json
@@ -197,6 +198,7 @@ def run_sweep(
                 )
     problems = task.problems(split=plan.split, n=plan.n, seed=plan.config.seed)
     folder = results_folder(folder)
+    share(folder, "plan.json", "answers.jsonl")
     _claim(folder / "plan.json", pair, task, plan, problems)
     path = folder / "answers.jsonl"
     records = list(read_records(path))

@@ -1,0 +1,75 @@
+"""Whether a draft is quicker split over the devices of a mesh, or whole on each of them.
+
+Split, a device reads a part of its weights for a draft token, and the devices exchange sums twice a layer. Whole, it
+reads all of them and exchanges nothing. Small drafts are quicker whole.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from jax.sharding import Mesh
+
+from kljudge_jax.parallel.axes import EMBED, HEADS, MLP, VOCAB
+from kljudge_jax.parallel.layout import Layout
+
+# Bytes a second that a device reads of its memory, by what its kind is called in: the vendors' data sheets.
+_BANDWIDTH = {
+    "v5 lite": 819e9,
+    "v6 lite": 1640e9,
+    "v5": 2765e9,
+    "v4": 1228e9,
+    "A100": 2039e9,
+    "H100": 3352e9,
+    "H200": 4800e9,
+    "B200": 8000e9,
+}
+_OTHERWISE = 1000e9
+
+# Seconds that devices take to exchange a few kilobytes: an assumption, of the size that ICI and NVLink are known for.
+_EXCHANGE = 5e-6
+
+_BYTES = 2  # of a weight in bfloat16
+
+
+class DraftPlacement(NamedTuple):
+    """Where a draft is quicker.
+
+    Attributes:
+      whole: on each device, all of it.
+      reason: the two estimates, in a sentence.
+    """
+
+    whole: bool
+    reason: str
+
+
+def draft_placement(split: Layout, config: Any) -> DraftPlacement:
+    """Estimates a draft token of a model of that configuration, split as in a layout and whole.
+
+    On a CPU, and on a mesh without devices, it stays split: how fast devices read and exchange is not known there.
+    """
+    ways = {axis: split.ways(axis) for axis in (HEADS, MLP, VOCAB, EMBED)}
+    if split.platform in (None, "cpu") or max(ways.values()) == 1:
+        return DraftPlacement(False, "the draft lies as the target does")
+    hidden, inner = config.hidden_size, config.intermediate_size
+    attention = 2 * hidden * config.head_dim * (config.num_heads + config.num_kv_heads)
+    per_layer = _BYTES * (attention / ways[HEADS] + 3 * hidden * inner / ways[MLP])
+    head = _BYTES * hidden * config.vocab_size
+    read = (config.num_layers * per_layer + head / ways[VOCAB]) / ways[EMBED]
+    whole = config.num_layers * _BYTES * (attention + 3 * hidden * inner) + head
+    # Of the sums behind attention and MLP, and of the vocabulary's: embedding, maximum and index.
+    exchanges = config.num_layers * ((ways[HEADS] > 1) + (ways[MLP] > 1)) + 3 * (ways[VOCAB] > 1)
+    bandwidth = _bandwidth(split.mesh)
+    seconds = read / bandwidth + exchanges * _EXCHANGE, whole / bandwidth
+    return DraftPlacement(
+        seconds[1] < seconds[0],
+        f"a draft token reads {whole / 1e6:.0f} MB of the draft whole ({1e3 * seconds[1]:.2f} ms by estimate), and "
+        f"{read / 1e6:.0f} MB with {exchanges} exchanges split as the target ({1e3 * seconds[0]:.2f} ms): it is "
+        f"{'kept whole on each device (draft axes "target" split it)' if seconds[1] < seconds[0] else 'split'}",
+    )
+
+
+def _bandwidth(mesh: Any) -> float:
+    kind = mesh.devices.flat[0].device_kind if isinstance(mesh, Mesh) else ""
+    return next((speed for name, speed in _BANDWIDTH.items() if name.lower() in kind.lower()), _OTHERWISE)
