@@ -27,7 +27,12 @@ MESH = (
         group="Models",
         metavar="AXES",
     ),
-    option("--draft-axes", "the same of the draft, such as replicated (as --axes)", group="Models", metavar="AXES"),
+    option(
+        "--draft-axes",
+        "the same of the draft: replicated, target (as the target lies), or axes; by default what takes less time",
+        group="Models",
+        metavar="AXES",
+    ),
 )
 
 _BITS = click.Choice((8, 4, "file"))

@@ -61,12 +61,13 @@ def draft_placement(split: Layout, config: Any) -> DraftPlacement:
     # Of the sums behind attention and MLP, and of the vocabulary's: embedding, maximum and index.
     exchanges = config.num_layers * ((ways[HEADS] > 1) + (ways[MLP] > 1)) + 3 * (ways[VOCAB] > 1)
     bandwidth = _bandwidth(split.mesh)
-    seconds = read / bandwidth + exchanges * _EXCHANGE, whole / bandwidth
+    split_ms, whole_ms = 1e3 * (read / bandwidth + exchanges * _EXCHANGE), 1e3 * whole / bandwidth
+    verdict = "it is kept whole, unless the draft axes are 'target'" if whole_ms < split_ms else "it is split"
     return DraftPlacement(
-        seconds[1] < seconds[0],
-        f"a draft token reads {whole / 1e6:.0f} MB of the draft whole ({1e3 * seconds[1]:.2f} ms by estimate), and "
-        f"{read / 1e6:.0f} MB with {exchanges} exchanges split as the target ({1e3 * seconds[0]:.2f} ms): it is "
-        f"{'kept whole on each device (draft axes "target" split it)' if seconds[1] < seconds[0] else 'split'}",
+        whole_ms < split_ms,
+        f"by estimate a draft token takes {whole_ms:.2f} ms where each device has the draft whole ({whole / 1e6:.0f} "
+        f"MB are read), and {split_ms:.2f} ms split as the target ({read / 1e6:.0f} MB and {exchanges} exchanges): "
+        f"{verdict}",
     )
 
 

@@ -172,7 +172,7 @@ def plan(
       topology: the devices, such as "v5e:2x4".
       mesh: how models are spread over them, such as "data=2,tensor=4"; None is all of them on "tensor".
       axes: changes to the table of logical axes, for the target.
-      draft_axes: the same for the draft.
+      draft_axes: the same for the draft; "target" is `axes`, and None that or "replicated", by what takes less time.
       dtype: of weights and caches.
       bits: of the target's matrices, 8 or 4; None keeps them in `dtype`.
       draft_bits: the same of the draft.

@@ -33,7 +33,9 @@ def compiled(topology, mesh, *kinds, batch=BATCH, rule="kl:0.4", temperature=0.0
     key = topology, mesh, kinds, batch, rule, temperature, top_p, tuple(storage.items())
     if key not in _kept:
         devices = topology_devices(topology)
-        pair = abstract_pair(TARGET, DRAFT, Placement.parse(mesh, devices=devices), devices, **storage)
+        pair = abstract_pair(
+            TARGET, DRAFT, Placement.parse(mesh, draft_axes=mesh and "target", devices=devices), devices, **storage
+        )
         config = DecodingConfig(max_new_tokens=64, temperature=temperature, top_p=top_p, draft_length=K, batch=batch)
         found = {made.name.partition("@")[0]: made for made in compiled_programs(pair, rule, config, PROMPT, kinds)}
         _kept[key] = pair, found
