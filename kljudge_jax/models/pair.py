@@ -123,7 +123,7 @@ class ModelPair:
           mesh: devices to spread the models over, such as "data=2,tensor=4"; None is one device.
           axes: what of the target is split over which axis of the mesh, as changes to the table of `parallel.axes`
             ("vocab=none,batch=data+fsdp"); None is that table.
-          draft_axes: the same of the draft, such as "replicated", or "target" for `axes`; None is, on a CPU, `axes`, and
+          draft_axes: the same of the draft, such as "replicated", or "target" for `axes`; None is `axes` on a CPU, and
             elsewhere that or "replicated", whichever takes less time by estimate.
           bits: 8 or 4, to round the target's matrices to as they are loaded; "file" to leave them quantized as a .gguf
             file has them; None keeps them in `dtype`. Fewer bytes are read for a token, and something of
