@@ -29,6 +29,7 @@ ONLY_PARSED = {
     ("bench", "llama-3.1-8b"): "a model of eight billion parameters",
     ("bench", "smollm2-135m"): "a draft of the shape of a model of 135 million parameters",
     ("sweep", "--hosts"): "several hosts",
+    ("plan", "--topology"): "it takes a compiler that a test run may lack, and minutes; it has tests of its own",
     ("bench", "qwen2.5-coder", "--profile"): "its page shows `bench --profile` of another pair, and that is run",
     ("sweep", "--out results/assisted"): "another page has a sweep of these baselines, and that is run",
     ("evaluate", "gsm8k"): "the harness fetches this task from the hub",
@@ -49,7 +50,7 @@ _ONLY_WHERE_NAMED = {"--check-n"}
 # which each finds what it reads. A run of the tests marked `slow` runs the others too.
 DAILY = [
     ("rules", ""),
-    ("plan", "--target"),
+    ("plan", "--device"),
     ("convert", ""),
     ("compare", ""),
     ("generate", "--file prompt.txt"),

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
-from scipy.stats import rankdata
 
 from kljudge_jax.errors import InputError
 from kljudge_jax.judges.dataset import Dataset
@@ -258,6 +257,8 @@ def _estimate(statistic, draws: list[np.ndarray]) -> Estimate:
 
 def _spearman(a: np.ndarray, b: np.ndarray) -> float:
     """Spearman's rank correlation; 0 where one of the two is constant."""
+    from scipy.stats import rankdata
+
     a, b = rankdata(a), rankdata(b)
     a, b = a - a.mean(), b - b.mean()
     return float(a @ b / max(np.sqrt((a @ a) * (b @ b)), 1e-12))

@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.stats import rankdata
 
 # AutoJudge's (arXiv 2504.20039): 26 quantiles are swept, and a recall of 90 % of important tokens is advised.
 _QUANTILES = 26
@@ -32,6 +31,8 @@ class ThresholdRow:
 
 def roc_auc(important: np.ndarray, scores: np.ndarray) -> float:
     """The probability that an important token scores above another one, ties counted half; NaN without both kinds."""
+    from scipy.stats import rankdata
+
     important = np.asarray(important).astype(bool)
     positives, negatives = int(important.sum()), int((~important).sum())
     if not positives or not negatives:

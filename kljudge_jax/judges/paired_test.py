@@ -10,8 +10,6 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from scipy import stats
-from scipy.special import gammaln
 
 # How far a p-value may lie above the supremum that it stands for, as a share of it and at least; never below it.
 _EXCESS, _LEAST_EXCESS = 0.005, 1e-5
@@ -87,11 +85,15 @@ def paired_p_value(lost: int, won: int, n: int, budget: float, nuisance_risk: fl
 
 def binomial_p_value(k: int, n: int, share: float) -> float:
     """P(Binomial(n, share) <= k): the p-value of the hypothesis that a share is `share` or more, k of n seen."""
+    from scipy import stats
+
     return float(stats.binom.cdf(k, n, share))
 
 
 def binomial_upper_bound(k: int, n: int, risk: float) -> float:
     """The Clopper-Pearson upper limit of a share, k of n seen: above it with probability `risk` at most."""
+    from scipy import stats
+
     return 1.0 if k >= n else float(stats.beta.isf(risk, k + 1, n - k))
 
 
@@ -114,6 +116,8 @@ def _ceiling(n: int, share: float) -> int:
 
 def _log_coefficients(lost, won, n: int) -> np.ndarray:
     """log of n! / (lost! won! (n - lost - won)!)."""
+    from scipy.special import gammaln
+
     return gammaln(n + 1) - gammaln(lost + 1) - gammaln(won + 1) - gammaln(n - lost - won + 1)
 
 

@@ -6,8 +6,6 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from scipy.stats import binomtest
-
 from kljudge_jax.results_folder import write_json
 from kljudge_jax.text_table import columns, markdown
 from kljudge_jax.training.agreement import KINDS, Agreement
@@ -64,9 +62,12 @@ class Card:
         )
 
     def _model(self, name: str) -> dict[str, str]:
+        from scipy.stats import binomtest
+
         recipe, n = self.recipes[name], self.problems
 
         def right(share: float) -> str:
+
             interval = binomtest(round(share * n), n).proportion_ci(method="wilson")
             return f"{100 * share:.1f} % ({100 * interval.low:.1f} to {100 * interval.high:.1f})"
 

@@ -44,6 +44,7 @@ def test_the_bits_of_a_file_stand_beside_its_floats(tmp_path, capsys):
     assert "has no quantized matrix" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_mesh_changes_no_figure(tmp_path):
     text, found = tmp_path / "text.txt", []
     text.write_text("Ann has 3 apples and buys 4 more. " * 20, encoding="utf-8")

@@ -42,7 +42,7 @@ def test_fewer_bits_are_planned_for(capsys):
     assert main(words) == 1
     assert "no batch fits" in capsys.readouterr().out
     assert main([*words, "--bits", "8"]) == 0
-    assert "target weights      53.9 GB" in capsys.readouterr().out
+    assert "target weights      50.8 GB" in capsys.readouterr().out
 
 
 def test_more_tokens_than_the_models_take_are_refused(capsys):

@@ -138,7 +138,7 @@ SCHEMES = {"float32": lambda model: model, "bfloat16": in_bfloat16, "int8": roun
 # Batch, what multiplies, and how tokens are drawn: every one of each, not every combination.
 LOOPS = [
     (3, "float32", 0.0),
-    (1, "float32", 0.8),
+    pytest.param(1, "float32", 0.8, marks=pytest.mark.slow),
     pytest.param(3, "bfloat16", 0.8, marks=pytest.mark.slow),
     pytest.param(3, "int8", 0.0, marks=pytest.mark.slow),
 ]

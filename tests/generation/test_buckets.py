@@ -13,7 +13,7 @@ import kljudge_jax as kj
 from kljudge_jax.core.loop import UNBOUNDED
 from kljudge_jax.core.sampling import Sampling
 from kljudge_jax.core.state import LoopState
-from kljudge_jax.generation import buckets, programs, run
+from kljudge_jax.generation import buckets, programs, run_shape
 from kljudge_jax.generation.buckets import cache_buckets
 from kljudge_jax.generation.run import Run
 from kljudge_jax.models import cache as cache_room
@@ -49,7 +49,7 @@ def small(monkeypatch):
         return run_cycles(*args, **options)
 
     monkeypatch.setattr(programs, "run_cycles", watched)
-    monkeypatch.setattr(run, "cache_buckets", lambda *args: (*STEPS, args[-1]))
+    monkeypatch.setattr(run_shape, "cache_buckets", lambda *args: (*STEPS, args[-1]))
     return seen
 
 
@@ -70,7 +70,7 @@ def test_answers_are_those_of_a_whole_cache(pair, small, monkeypatch, options):
     grown = answer(pair, prompts=PROMPTS, **options)
     assert set(small) > {*STEPS}
     with monkeypatch.context() as patch:
-        patch.setattr(run, "cache_buckets", lambda *args: args[-1:])
+        patch.setattr(run_shape, "cache_buckets", lambda *args: args[-1:])
         assert tokens_of(grown) == tokens_of(answer(pair, prompts=PROMPTS, **options))
 
 
@@ -79,7 +79,7 @@ def test_a_cache_shrinks_when_the_longest_answer_has_ended_and_grows_again(pair,
     prompts, budgets = PROMPTS * 2, [TOKENS, 4, 4, TOKENS - 20, 4, 4, TOKENS, 20]
     out = answer(pair, "exact", prompts, max_new_tokens=budgets, batch_size=2, draft_length=3)
     assert any(a > b for a, b in itertools.pairwise(small))
-    monkeypatch.setattr(run, "cache_buckets", lambda *args: args[-1:])
+    monkeypatch.setattr(run_shape, "cache_buckets", lambda *args: args[-1:])
     assert tokens_of(out) == tokens_of(answer(pair, "exact", prompts, max_new_tokens=budgets, draft_length=3))
 
 

@@ -108,9 +108,7 @@ def test_greedy_decoding_is_the_models_own(kind):
     assert dataclasses.replace(target, params=opposed.params).calls is target.calls
 
 
-@pytest.mark.parametrize(
-    "kind", [kind if kind == "tunix" else pytest.param(kind, marks=pytest.mark.slow) for kind in MAKE]
-)
+@pytest.mark.parametrize("kind", [pytest.param(kind, marks=pytest.mark.slow) for kind in MAKE])
 def test_a_judge_and_sampling_run(kind):
     target, draft = MAKE[kind](), MAKE[kind](change=lambda path, x: x * np.float32(0.9))
     judged = answer(target, draft, "kl:0.4", trace=True)

@@ -1,5 +1,7 @@
 """Loading straight into shards: the same numbers, and no more read than the shards of this host's devices."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -115,9 +117,16 @@ def q4(tmp_path_factory):
     return GGUFFile(tiny_gguf.write_model(tmp_path_factory.mktemp("q4") / "q4.gguf", big, kind))
 
 
-@pytest.mark.parametrize("platform", ["tpu", "gpu"])
-@pytest.mark.parametrize("bits", [8, 4, "file"])
-@pytest.mark.parametrize("mesh", ["fsdp=2,tensor=2", "data=2,tensor=4"])
+_DAILY = [("data=2,tensor=4", 4, "gpu"), ("fsdp=2,tensor=2", 8, "tpu")]
+
+
+@pytest.mark.parametrize(
+    ("mesh", "bits", "platform"),
+    [
+        case if case in _DAILY else pytest.param(*case, marks=pytest.mark.slow)
+        for case in itertools.product(["fsdp=2,tensor=2", "data=2,tensor=4"], [8, 4, "file"], ["tpu", "gpu"])
+    ],
+)
 def test_what_accelerators_multiply_is_loaded_in_shards(q4, mesh, bits, platform, monkeypatch):
     monkeypatch.setattr(weights, "_ROUNDED_AT_ONCE", 2048)
 

@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 
 import numpy as np
-from scipy.optimize import isotonic_regression
 
 from kljudge_jax.generation.stats import Cycle
 
@@ -72,6 +71,8 @@ def nondecreasing(passes: Mapping[int, float]) -> dict[int, float]:
     A pass over more positions does all the work of one over fewer; that it was timed as less is noise, and a length
     chosen by it is too.
     """
+    from scipy.optimize import isotonic_regression
+
     places = sorted(passes)
     nearest = isotonic_regression([passes[place] for place in places]).x
     return dict(zip(places, nearest.tolist(), strict=True))

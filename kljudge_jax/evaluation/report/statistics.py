@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from statistics import NormalDist
 
 import numpy as np
-from scipy import stats
 
-_Z95 = float(stats.norm.ppf(0.975))
+_Z95 = NormalDist().inv_cdf(0.975)
 
 
 def wilson_interval(successes: int, n: int) -> tuple[float, float]:
     """The 95 % interval of a share, Wilson 1927; (0, 1) of nothing."""
+    from scipy import stats
+
     if n == 0:
         return 0.0, 1.0
     interval = stats.binomtest(successes, n).proportion_ci(method="wilson")
@@ -21,6 +23,8 @@ def wilson_interval(successes: int, n: int) -> tuple[float, float]:
 
 def mcnemar(ours: Sequence[bool], theirs: Sequence[bool]) -> float:
     """Exact two-sided p-value of McNemar's test that two sets of paired outcomes have one success rate."""
+    from scipy import stats
+
     won = sum(a and not b for a, b in zip(ours, theirs, strict=True))
     lost = sum(b and not a for a, b in zip(ours, theirs, strict=True))
     return float(stats.binomtest(won, won + lost).pvalue) if won + lost else 1.0
@@ -78,6 +82,8 @@ def speed_ratio_interval(
 
 def _log_interval(cases: np.ndarray, signs: Sequence[int]) -> tuple[float, float]:
     """Of exp(signs . log(totals)), cases f64 `[S, n]`; the first row says how much a case weighs."""
+    from scipy import stats
+
     totals = cases.sum(axis=1, keepdims=True)
     if not totals.all():
         return 0.0, 0.0
