@@ -15,6 +15,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import time
 from collections.abc import Sequence
@@ -131,9 +132,10 @@ def _multiplied(rows: jax.Array, weight: Weight, place: Place) -> jax.Array:
     if group is None:
         return _dot(rows, dequantize(weight, rows.dtype))
     values = weight.values
-    if place.platform == "gpu":
+    if place.platform == "gpu" or (place.platform == "tpu" and group > 0):
         # XLA would merge the products of the same rows into one, and write its weight in the dtype of the rows.
         rows, values = jax.lax.optimization_barrier((rows, values))
+        weight = dataclasses.replace(weight, values=values)
     if group == 0:
         return _dot(rows, values.astype(rows.dtype)) * weight.scale[None]
     grouped = rows.reshape(rows.shape[0], -1, group)

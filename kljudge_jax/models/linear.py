@@ -154,6 +154,10 @@ class Embedding(nnx.Module):
             # table is the same in every turn of a loop: then it makes a float32 copy of the whole table beforehand.
             table, tokens = jax.lax.optimization_barrier((table, tokens))
         if isinstance(table, QuantizedTensor):
+            if tokens.size == 1 and self.place.platform == "tpu":
+                # Of one row XLA makes a slice, and lays the whole table out anew for it; of two it makes a gather.
+                pair = jnp.concatenate([tokens.reshape(1), tokens.reshape(1)])
+                return rows_of(table, pair, self.dtype)[:1].reshape(*tokens.shape, -1)
             return rows_of(table, tokens, self.dtype)
         return jnp.take(table, tokens, axis=0, mode="clip").astype(self.dtype)
 

@@ -138,7 +138,7 @@ class TopologyPlan:
             f"caches {gigabytes(self.caches)}\n\n{markdown(rows)}\n"
             f"a batch of {self.config.batch} takes {gigabytes(self.total)} of {gigabytes(self.limit)} "
             f"({USABLE:.0%} of a device's memory) and {verdict}; {batch}\n"
-            f"worked out without the compiler: {gigabytes(self.worked_out)}\n"
+            f"worked out without the compiler: {gigabytes(self.worked_out)}, and code that only the compiler knows\n"
         )
 
 
