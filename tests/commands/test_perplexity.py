@@ -29,6 +29,7 @@ def test_precisions_stand_beside_the_first(tmp_path, capsys):
     assert "int4 (float32)" in shown and "float32" in (tmp_path / "out" / "perplexity.md").read_text()
 
 
+@pytest.mark.slow
 def test_the_bits_of_a_file_stand_beside_its_floats(tmp_path, capsys):
     model = make_hf_model("qwen2", vocab_size=257, hidden_size=64, intermediate_size=96)
     path = write_model(tmp_path / "tiny.gguf", model, GGMLQuantizationType.Q5_0, byte_tokenizer())

@@ -129,7 +129,13 @@ TRACES = {
 }
 
 
-@pytest.mark.parametrize("name", TRACES)
+# Of which a plain run traces those whose states differ most.
+_DAILY = {"several drafts", "a draft that adapts", "sections", "plain decoding"}
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in _DAILY else pytest.param(name, marks=pytest.mark.slow) for name in TRACES]
+)
 def test_every_way_of_decoding_traces_inside_shard_map(name):
     """Only traced: what a program does there, it does by the same operations as elsewhere."""
     drafter, rule, static, data = TRACES[name]

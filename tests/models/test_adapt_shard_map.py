@@ -12,7 +12,7 @@ import kljudge_jax as kj
 from kljudge_jax import core
 
 
-@pytest.mark.parametrize("kind", ["bonsai", "gemma"])
+@pytest.mark.parametrize("kind", ["bonsai", pytest.param("gemma", marks=pytest.mark.slow)])
 def test_inside_shard_map(kind):
     mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:2])
     model = MAKE[kind]()
