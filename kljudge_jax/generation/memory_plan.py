@@ -20,7 +20,7 @@ from kljudge_jax.parallel.free_memory import usable_memory
 from kljudge_jax.parallel.layout import Layout
 
 # HBM of one device as JAX sees them, bytes: the vendors' data sheets.
-DEVICES = {"v4": 32e9, "v5e": 16e9, "v5p": 95e9, "v6e": 32e9, "h100": 80e9, "h200": 141e9}
+DEVICES = {"v5e": 16e9, "v5p": 95e9, "v6e": 32e9, "h100": 80e9, "h200": 141e9}
 
 
 def platform_of(device: str) -> str:

@@ -17,12 +17,12 @@ _WITHOUT_TPU = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_WORKER_HOSTNAMES": "localhost",
     "TPU_WORKER_ID": "0",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
 
-# The sizes that each kind of TPU comes in, in chips; a v5e and a v6e chip has one core, and a v4 or v5p chip is one
-# device to JAX.
-TPUS = ("v4", "v5e", "v5p", "v6e")
+# Of which a chip is one device to JAX. (Compiled for without a TPU, a chip of v4 is two.)
+TPUS = ("v5e", "v5p", "v6e")
 
 # The CUDA compiler takes a description of the card.
 GPUS = tuple(sorted(path.stem for path in (Path(__file__).parent / "cards").glob("*.txtpb")))
@@ -53,14 +53,18 @@ def _tpu(kind: str, size: str) -> Sequence[jax.Device]:
         raise InputError("to compile for a TPU that is not here takes libtpu: pip install 'kljudge-jax[tpu-plan]'")
     from jax.experimental import topologies
 
-    for name, value in _WITHOUT_TPU.items():
-        os.environ.setdefault(name, value)
     chips = [int(side) for side in size.split("x")]
     single = {"chips_per_host_bounds": [1, 1, 1]} if chips == [1, 1] or chips == [1, 1, 1] else {}
+    # Only as long as libtpu starts: a TPU that is here is found by what its own variables say.
+    added = {name: value for name, value in _WITHOUT_TPU.items() if name not in os.environ}
+    os.environ.update(added)
     try:
         described = topologies.get_topology_desc(platform="tpu", topology_name=f"{kind}:{size}", **single)
     except Exception as error:  # libtpu's own, of several classes
         raise InputError(f"libtpu knows no slice {kind}:{size}: {str(error).splitlines()[0]}") from error
+    finally:
+        for name in added:
+            del os.environ[name]
     return described.devices
 
 
