@@ -55,6 +55,10 @@ def plan(options) -> int:
         config.longest if options.draft is not None else 0,
         sampling=not config.greedy,
     )
+    if options.topology is None and options.json:
+        raise InputError("--json is of a plan with --topology: leave it out")
+    if options.table and options.topology is not None:
+        raise InputError("--table is of published machines: leave out --topology")
     if options.table:
         print(memory_table(dataclasses.replace(workload, draft_length=config.longest)), end="")
         return OK
@@ -76,6 +80,7 @@ def _compiled(options, config) -> int:
     import os
 
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # nothing runs, so that no device of this machine is taken
+    os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")  # of a plugin that is only to compile
     from kljudge_jax.evaluation.plan.plan import plan as compile_plan
 
     names = ("topology", "mesh", "axes", "draft_axes", "dtype", "bits", "draft_bits", "cache_bits", "verifier")

@@ -23,6 +23,9 @@ _TO_COPY = 4
 # Numbers side by side in a TPU's memory: XLA puts slots there where a head has fewer.
 _LANES = 128
 
+# Rows of a cache that are written one by one; programs of more take minutes to compile.
+_MOST_UNROLLED = 64
+
 
 class Layer(NamedTuple):
     """Keys and values of one layer, `[B, G, S, D]` each, and where they lie on a mesh."""
@@ -274,7 +277,7 @@ def write_rows(
       platform: of its devices; None is the layout's, or the default one.
     """
     new = new.astype(stored.dtype)
-    if place_of(layout, platform).platform != "tpu":
+    if place_of(layout, platform).platform != "tpu" or stored.shape[0] > _MOST_UNROLLED:
         return _placed(_scattered(stored, new, start), layout)
     spec = PartitionSpec(None) if layout is None else layout.attention_sharding(stored.shape).spec
     if layout is None or spec[0] is None:

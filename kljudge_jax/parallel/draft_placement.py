@@ -47,16 +47,17 @@ class DraftPlacement(NamedTuple):
 def draft_placement(split: Layout, config: Any) -> DraftPlacement:
     """Estimates a draft token of a model of that configuration, split as in a layout and whole.
 
-    On a CPU, and on a mesh without devices, it stays split: how fast devices read and exchange is not known there.
+    On a CPU, and on a mesh without devices, it stays split: how fast devices read and exchange is not known there. It
+    does so too where weights are split by hidden size ("fsdp"), to be gathered when they are used.
     """
-    ways = {axis: split.ways(axis) for axis in (HEADS, MLP, VOCAB, EMBED)}
-    if split.platform in (None, "cpu") or max(ways.values()) == 1:
+    ways = {axis: split.ways(axis) for axis in (HEADS, MLP, VOCAB)}
+    if split.platform in (None, "cpu") or max(ways.values()) == 1 or split.ways(EMBED) > 1:
         return DraftPlacement(False, "the draft lies as the target does")
     hidden, inner = config.hidden_size, config.intermediate_size
     attention = 2 * hidden * config.head_dim * (config.num_heads + config.num_kv_heads)
     per_layer = _BYTES * (attention / ways[HEADS] + 3 * hidden * inner / ways[MLP])
     head = _BYTES * hidden * config.vocab_size
-    read = (config.num_layers * per_layer + head / ways[VOCAB]) / ways[EMBED]
+    read = config.num_layers * per_layer + head / ways[VOCAB]
     whole = config.num_layers * _BYTES * (attention + 3 * hidden * inner) + head
     # Of the sums behind attention and MLP, and of the vocabulary's: embedding, maximum and index.
     exchanges = config.num_layers * ((ways[HEADS] > 1) + (ways[MLP] > 1)) + 3 * (ways[VOCAB] > 1)

@@ -24,6 +24,13 @@ _WITHOUT_TPU = {
 # Of which a chip is one device to JAX. (Compiled for without a TPU, a chip of v4 is two.)
 TPUS = ("v5e", "v5p", "v6e")
 
+# Slices that can be rented, chips a side.
+_SIZES = {
+    "v5e": "1x1 2x2 2x4 4x4 4x8 8x8 8x16 16x16",
+    "v6e": "1x1 2x2 2x4 4x4 4x8 8x8 8x16 16x16",
+    "v5p": "1x1x1 2x2x1 2x2x2 2x2x4 2x4x4 4x4x4 4x4x8 4x8x8 8x8x8",
+}
+
 # The CUDA compiler takes a description of the card.
 GPUS = tuple(sorted(path.stem for path in (Path(__file__).parent / "cards").glob("*.txtpb")))
 
@@ -36,7 +43,7 @@ def topology_devices(spec: str) -> Sequence[jax.Device]:
     Raises:
       InputError: no such topology, or the compiler is not installed.
     """
-    kind, _, size = spec.partition(":")
+    kind, _, size = spec.strip().lower().partition(":")
     if kind in TPUS:
         return _tpu(kind, size)
     if kind in GPUS:
@@ -48,7 +55,8 @@ def topology_devices(spec: str) -> Sequence[jax.Device]:
 
 def _tpu(kind: str, size: str) -> Sequence[jax.Device]:
     if not re.fullmatch(r"\d+x\d+(x\d+)?", size):
-        raise InputError(f"write a TPU slice with its chips a side, as in {kind}:2x4, not {kind}:{size}")
+        example = f"{kind}:{_SIZES[kind].split()[2]}"
+        raise InputError(f"write a TPU slice with its chips a side, as in {example}, not {kind}:{size}")
     if importlib.util.find_spec("libtpu") is None:
         raise InputError("to compile for a TPU that is not here takes libtpu: pip install 'kljudge-jax[tpu-plan]'")
     from jax.experimental import topologies
@@ -61,7 +69,10 @@ def _tpu(kind: str, size: str) -> Sequence[jax.Device]:
     try:
         described = topologies.get_topology_desc(platform="tpu", topology_name=f"{kind}:{size}", **single)
     except Exception as error:  # libtpu's own, of several classes
-        raise InputError(f"libtpu knows no slice {kind}:{size}: {str(error).splitlines()[0]}") from error
+        raise InputError(
+            f"libtpu knows no slice {kind}:{size}: choose one of {', '.join(_SIZES[kind].split())}, or another that is "
+            f"made of whole hosts ({str(error).splitlines()[0]})"
+        ) from error
     finally:
         for name in added:
             del os.environ[name]
@@ -77,8 +88,13 @@ def _gpu(kind: str, size: str) -> Sequence[jax.Device]:
         )
     from jax.experimental import topologies
 
+    # JAX's plugin refuses to start without a CUDA runtime, which nothing needs that only compiles.
+    os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
     card = (Path(__file__).parent / "cards" / f"{kind}.txtpb").read_text(encoding="utf-8")
-    described = topologies.get_topology_desc(
-        platform="cuda", topology_name=kind, topology=f"1x1x{size}", target_config=card
-    )
+    try:
+        described = topologies.get_topology_desc(
+            platform="cuda", topology_name=kind, topology=f"1x1x{size}", target_config=card
+        )
+    except Exception as error:  # the plugin's own, of several classes
+        raise InputError(f"JAX's CUDA plugin cannot compile for {kind}:{size}: {str(error).splitlines()[0]}") from error
     return described.devices

@@ -133,6 +133,8 @@ class Program:
                 operation = _operation(found[2], found[3], bool(found[1]))
                 if operation is not None:
                     current[operation.name] = operation
+        if not hasattr(self, "entry"):
+            raise ValueError("the text is no program: it has no ENTRY")
 
     def operations(self, computation: str) -> Iterator[Operation]:
         yield from self._computations[computation].values()
@@ -174,7 +176,9 @@ class Program:
         kind = code.removesuffix("-start")
         if kind in COLLECTIVES:
             found.collectives[kind] += 1
-            found.collective_bytes[kind] += max((shape.bytes for shape in operation.shapes), default=0)
+            # One that is started names its operand and its result; several that were combined are all results.
+            sizes = [shape.bytes for shape in operation.shapes]
+            found.collective_bytes[kind] += max(sizes, default=0) if code != kind else sum(sizes)
         if code == "custom-call":
             target = re.search(r'custom_call_target="([^"]*)"', operation.text)
             found.custom_calls[target[1] if target else ""] += 1

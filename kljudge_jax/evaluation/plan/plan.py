@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -15,14 +15,14 @@ from kljudge_jax.evaluation.plan.hlo import Program
 from kljudge_jax.evaluation.plan.programs import KINDS, Compiled, abstract_pair, compiled_programs
 from kljudge_jax.generation.config import DecodingConfig, DecodingFields, configured
 from kljudge_jax.generation.costs import bytes_read
-from kljudge_jax.generation.memory_plan import DEVICES, Model, Workload, gigabytes, largest_batch, plan_memory
+from kljudge_jax.generation.memory_plan import DEVICES, Model, Workload, check_fits, largest_batch, plan_memory
 from kljudge_jax.kernels.quantize import stored_bits
 from kljudge_jax.models.leaves import parameter_bytes
 from kljudge_jax.models.named_config import named_config
 from kljudge_jax.models.pair import ModelPair
 from kljudge_jax.models.weights import resolve_dtype
 from kljudge_jax.parallel.free_memory import USABLE
-from kljudge_jax.parallel.placement import Placement
+from kljudge_jax.parallel.placement import Placement, warn_uneven_batch
 from kljudge_jax.parallel.topology import topology_devices
 from kljudge_jax.text_table import markdown
 from kljudge_jax.verification.base import Verifier
@@ -85,7 +85,7 @@ class TopologyPlan:
       worked_out: bytes on each device as `memory_plan` works them out without a compiler.
       programs: what the compiler says of each program.
       limit: bytes that may be used of each device.
-      largest: the largest batch that fits: worked out, less what the compiler adds.
+      largest: the largest batch that fits, by estimate: worked out, with what the compiler adds to this one.
     """
 
     topology: str
@@ -116,29 +116,32 @@ class TopologyPlan:
 
     def __str__(self) -> str:
         rows = [["", "arguments", "temporaries", "code", "HBM traffic", "floor", "traffic / floor", "collectives"]]
+        clocked = any(program.cycles for program in self.programs)
+        rows[0] += ["estimated cycles"] * clocked
         for program in self.programs:
             floor = program.floor
             exchanged = ", ".join(
-                f"{count} {kind} ({gigabytes(moved)})" for kind, (count, moved) in program.collectives.items()
+                f"{count} {kind} ({_size(moved)})" for kind, (count, moved) in program.collectives.items()
             )
             rows.append(
                 [
                     program.name,
-                    *map(gigabytes, (program.arguments, program.temporaries, program.code, program.moved)),
-                    gigabytes(floor) if floor else "",
+                    *map(_size, (program.arguments, program.temporaries, program.code, program.moved)),
+                    _size(floor) if floor else "",
                     f"{program.moved / floor:.2f}" if floor else "",
                     exchanged or "none",
+                    *[f"{program.cycles / 1e6:.1f} M"] * clocked,
                 ]
             )
-        verdict = "fits" if self.fits else f"does not fit: {gigabytes(self.total - self.limit)} are missing"
-        batch = f"the largest batch that fits is {self.largest}" if self.largest else "no batch fits"
-        weights = ", ".join(f"{whose} {gigabytes(count)}" for whose, count in self.weights.items())
+        verdict = "fits" if self.fits else f"does not fit: {_size(self.total - self.limit)} are missing"
+        batch = f"the largest batch that fits is {self.largest} by estimate" if self.largest else "no batch fits"
+        weights = ", ".join(f"{whose} {_size(count)}" for whose, count in self.weights.items())
         return (
             f"each device of {self.topology}, mesh {self.mesh or 'none'}: weights {weights}; "
-            f"caches {gigabytes(self.caches)}\n\n{markdown(rows)}\n"
-            f"a batch of {self.config.batch} takes {gigabytes(self.total)} of {gigabytes(self.limit)} "
+            f"caches {_size(self.caches)}\n\n{markdown(rows)}\n"
+            f"a batch of {self.config.batch} takes {_size(self.total)} of {_size(self.limit)} "
             f"({USABLE:.0%} of a device's memory) and {verdict}; {batch}\n"
-            f"worked out without the compiler: {gigabytes(self.worked_out)}, and code that only the compiler knows\n"
+            f"worked out without the compiler: {_size(self.worked_out)}\n"
         )
 
 
@@ -163,7 +166,7 @@ def plan(
 ) -> TopologyPlan:
     """Compiles the programs of a run for devices that need not be here, and says what the compiler says.
 
-    Nothing is executed, and no weight is read. There are no times in it: a compiler does not know them.
+    Nothing is executed, and no weight is read. It says no time: that is not known before a program runs.
 
     Args:
       target: a published shape such as "llama-3.1-8b", a hub id, a folder or a .gguf file; `llama-3.1-8b:layers=4` is
@@ -185,30 +188,37 @@ def plan(
       **fields: of `DecodingConfig`, in place of those of `config`.
 
     Raises:
-      InputError: no such model, topology, mesh or dtype; more tokens than the models take; or the compiler is not
-        installed.
+      InputError: no such model, topology, mesh, dtype or bits; more tokens than the models take; models that do not
+        fit the devices, with what is missing and what would do; or the compiler is not installed.
     """
     settings = configured("plan", config, fields)
-    configs = [named_config(name) for name in (target, draft) if name is not None]
+    batch = settings.batch or 1
+    needs_draft = getattr(settings.drafter, "uses_draft_model", True)
+    if draft is None and needs_draft and (draft_axes, draft_bits) != (None, None):
+        raise InputError("draft_axes and draft_bits are of a draft, and there is none: name it")
+    _check(kinds, (bits, draft_bits), cache_bits, prompt_tokens)
+    configs = [named_config(name) for name in (target, draft if needs_draft else None) if name is not None]
     _check_length(configs, prompt_tokens + settings.max_new_tokens)
     devices = topology_devices(topology)
     if mesh is None and len(devices) > 1:
         mesh = f"tensor={len(devices)}"
     placement = Placement.parse(mesh, axes, draft_axes, devices=devices)
     kept = {"dtype": resolve_dtype(dtype), "bits": bits, "draft_bits": draft_bits, "cache_bits": cache_bits}
-    pair = abstract_pair(configs[0], configs[1] if draft is not None else None, placement, devices, **kept)
-    needs_draft = getattr(settings.drafter, "uses_draft_model", True)
+    pair = abstract_pair(configs[0], configs[1] if len(configs) > 1 else None, placement, devices, **kept)
     rule = None if draft is None and needs_draft else verifier
     length = 0 if rule is None else settings.longest
+    models = Model.of(pair.target), None if pair.draft is None else Model.of(pair.draft)
+    workload = Workload(batch, prompt_tokens, settings.max_new_tokens, length, not settings.greedy)
+    limit = USABLE * DEVICES[topology.strip().lower().partition(":")[0]]
+    check_fits(*models, workload, limit)  # before minutes go into compiling what cannot be loaded
+    if pair.target.layout is not None:
+        warn_uneven_batch(pair.target.layout, batch)
     found, state = [], None
     for program in compiled_programs(pair, rule, settings, prompt_tokens, kinds, report):
-        found.append(_read(program, pair, length))
-        state = program.state
+        found.append(_read(program, pair, None if rule is None else settings.drafter, length))
+        state, workload = program.state, dataclasses.replace(workload, drafts=program.drafts)
     assert state is not None
-    models = Model.of(pair.target), None if pair.draft is None else Model.of(pair.draft)
-    workload = Workload(settings.batch or 1, prompt_tokens, settings.max_new_tokens, length, not settings.greedy)
     worked_out = plan_memory(*models, workload).total
-    limit = USABLE * DEVICES[topology.partition(":")[0]]
     sizes = {"target": _bytes(pair.target)} | ({} if pair.draft is None else {"draft": _bytes(pair.draft)})
     made = TopologyPlan(
         topology,
@@ -226,13 +236,22 @@ def plan(
     return dataclasses.replace(made, largest=largest_batch(*models, workload, limit - more))
 
 
+def _check(kinds: Collection[str], bits: Sequence[int | None], cache_bits: int | None, prompt_tokens: int) -> None:
+    if not kinds or not set(kinds) <= set(KINDS):
+        raise InputError(f"kinds are some of {', '.join(KINDS)}, not {', '.join(map(str, kinds)) or 'none'}")
+    if not set(bits) <= {None, 8, 4} or cache_bits not in (None, 8):
+        raise InputError("bits and draft_bits are 8 or 4, and cache_bits 8, or None")
+    if prompt_tokens < 1:
+        raise InputError(f"prompt_tokens starts at 1, got {prompt_tokens}")
+
+
 def _check_length(configs, tokens: int) -> None:
     most = min(config.max_position for config in configs)
     if tokens > most:
         raise InputError(f"prompt_tokens and max_new_tokens make {tokens}, and the models take {most}")
 
 
-def _read(program: Compiled, pair: ModelPair, draft_length: int) -> ProgramPlan:
+def _read(program: Compiled, pair: ModelPair, drafter: Any, draft_length: int) -> ProgramPlan:
     memory: Any = program.executable.memory_analysis()
     text = Program(program.executable.as_text() or "")
     is_cycle = program.name.startswith("cycle")
@@ -240,7 +259,8 @@ def _read(program: Compiled, pair: ModelPair, draft_length: int) -> ProgramPlan:
     floor = None
     if is_cycle:
         floor = _share(pair.target) + _bytes(program.state.cache) + _bytes(program.state.drafter)
-        floor += draft_length * _share(pair.draft) if pair.draft is not None else 0
+        drafts = pair.draft if not hasattr(drafter, "reads") else drafter.reads(pair)
+        floor += draft_length * _share(drafts) if drafts is not None else 0
     copies = traffic.copies + text.entry_copies()
     return ProgramPlan(
         name=program.name,
@@ -256,6 +276,12 @@ def _read(program: Compiled, pair: ModelPair, draft_length: int) -> ProgramPlan:
         copies=sum(count for size, count in copies.items() if size > _MEGABYTE),
         cycles=traffic.cycles,
     )
+
+
+def _size(count: float) -> str:
+    """Bytes in three digits."""
+    unit, name = (1e9, "GB") if count >= 1e9 else (1e6, "MB")
+    return f"{count / unit:.3g} {name}" if count < 1e12 else f"{count / unit:.0f} {name}"
 
 
 def _share(model: Any) -> int:

@@ -38,12 +38,14 @@ class Compiled(NamedTuple):
       executable: what XLA made of it.
       seconds: that compiling took.
       state: the run's state, as shapes.
+      drafts: rows that an answer takes.
     """
 
     name: str
     executable: jax.stages.Compiled
     seconds: float
     state: LoopState
+    drafts: int
 
 
 def abstract_model(config: TransformerConfig, storage: Storage, device: jax.Device) -> Transformer:
@@ -138,11 +140,12 @@ def compiled_programs(
             report(name)
         start = time.perf_counter()
         executable = lowered.compile()
-        return Compiled(name, executable, time.perf_counter() - start, state)
+        return Compiled(name, executable, time.perf_counter() - start, state, plan.scorer.drafts)
 
     first = sizes.slots(prompt_tokens)
     given = (*models, rule, *prompts, begun, integers())
     state = jax.eval_shape(lambda *given: programs.start(*given, slots=first, **static), *given)
+    state = placed_state(state, pair, whole)
     if "prefill" in kinds:
         yield compiled(f"prefill@{first}", programs.start.lower(*given, slots=first, **static), state)
     for slots in sizes.buckets[sizes.buckets.index(first) :]:

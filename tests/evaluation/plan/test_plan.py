@@ -1,0 +1,100 @@
+"""A plan from end to end, with this machine's compiler in the place of a chip's, and what is refused."""
+
+import json
+
+import jax
+import pytest
+
+import kljudge_jax as kj
+from kljudge_jax.cli import main
+from kljudge_jax.errors import InputError
+from kljudge_jax.evaluation.plan import plan as module
+from kljudge_jax.models.shapes import SHAPES
+
+TINY = {"model_type": "llama", "vocab_size": 256, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
+TINY |= {"num_attention_heads": 4, "num_key_value_heads": 4, "max_position_embeddings": 512, "rms_norm_eps": 1e-5}
+
+
+@pytest.fixture(autouse=True)
+def here(monkeypatch):
+    """A shape that compiles in seconds, and four devices that are here."""
+    monkeypatch.setitem(SHAPES, "small", TINY)
+    monkeypatch.setattr(module, "topology_devices", lambda spec: jax.devices()[: 1 if "1x1" in spec else 4])
+
+
+ASKED = {"topology": "v5e:2x2", "prompt_tokens": 20, "max_new_tokens": 16, "draft_length": 2, "batch": 4}
+
+
+def test_a_plan_says_what_the_compiler_says():
+    names = []
+    found = kj.plan("small", "small:layers=1", mesh="data=2,tensor=2", **ASKED, report=names.append)
+    assert names == [program.name for program in found.programs] == ["prefill@64", "cycle@64", "refill@64"]
+    cycle = found.programs[1]
+    assert cycle.collectives["all-reduce"][0] > 0 and cycle.read > 0 and cycle.floor is not None
+    assert cycle.arguments > found.weights["target"] + found.weights["draft"] + found.caches
+    assert found.fits and found.total < found.limit and found.largest > 1000
+    assert json.loads(json.dumps(found.to_json()))["programs"][1]["floor"] == cycle.floor
+    assert "| cycle@64 |" in str(found) and "fits; the largest batch that fits is" in str(found)
+
+
+def test_a_floor_counts_what_a_drafter_reads():
+    asked = ASKED | {"topology": "v5e:1x1", "kinds": ("cycle",)}
+    plain = kj.plan("small", **asked)
+    lookup, half = (kj.plan("small", drafter=drafter, **asked) for drafter in ("lookup:3", "self:1"))
+    model = kj.plan("small", "small:layers=1", **asked)
+    assert lookup.programs[0].floor - lookup.caches == plain.programs[0].floor - plain.caches
+    assert half.programs[0].floor > lookup.programs[0].floor
+    # The draft, K times, and its caches.
+    more = 2 * module._share(module.abstract_pair(*_configs(), *_placed()).draft)
+    assert model.programs[0].floor - model.caches == plain.programs[0].floor - plain.caches + more
+
+
+def _configs():
+    return [module.named_config(name) for name in ("small", "small:layers=1")]
+
+
+def _placed():
+    return module.Placement.parse(None), jax.devices()[:1]
+
+
+def test_a_rule_of_several_drafts_is_planned_with_them():
+    asked = ASKED | {"topology": "v5e:1x1", "kinds": ("cycle",), "temperature": 1.0}
+    one = kj.plan("small", "small:layers=1", verifier="exact", **asked)
+    four = kj.plan("small", "small:layers=1", verifier="kseq:drafts=4", **asked)
+    assert 3.9 < four.caches / one.caches < 4.1 and four.largest < one.largest / 2
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"bits": 3}, "bits and draft_bits are 8 or 4"),
+        ({"cache_bits": 4}, "cache_bits 8"),
+        ({"kinds": ("refil",)}, "kinds are some of prefill, cycle, refill, not refil"),
+        ({"kinds": ()}, "not none"),
+        ({"prompt_tokens": 0}, "prompt_tokens starts at 1"),
+        ({"prompt_tokens": 600}, "make 616, and the models take 512"),
+        ({"draft_bits": 8}, "there is none: name it"),
+        ({"target": "tinny"}, "no shape of"),
+    ],
+)
+def test_what_cannot_be_planned_is_refused(given, says):
+    with pytest.raises(InputError, match=says):
+        kj.plan(**({"target": "small"} | ASKED | given))
+
+
+def test_models_that_fit_no_device_are_refused_before_anything_compiles():
+    with pytest.raises(InputError, match=r"would hold 141.* and has 14.7 GB for them: spread the models"):
+        kj.plan("llama-3.1-70b", **(ASKED | {"topology": "v5e:1x1", "report": pytest.fail}))
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--target", "small", "--json"], "--json is of a plan with --topology"),
+        (["--table", "--topology", "v5e:1x1"], "leave out --topology"),
+        (["--target", "small", "--topology", "v5e:1x1", "--device", "v5e"], "leave out --device"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(words, says, capsys):
+    assert main(["plan", *words]) == 2
+    assert says in capsys.readouterr().err
