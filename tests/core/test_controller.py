@@ -141,6 +141,7 @@ def test_evidence_fades_but_not_while_nothing_is_drafted():
     np.testing.assert_allclose(unsure.tested, 0.9 * now.tested + 1, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_greedy_lossless_tokens_do_not_hang_on_company(small):
     together = answer(small, "exact", draft_length=HOPEFUL, trace=True)
     assert {cycle.drafted for row in together.cycles for cycle in row} == {0, 1, 2}

@@ -67,7 +67,10 @@ def check_diary(state, prompts):
         np.testing.assert_allclose(told["features"], streams, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("one_by_one", [False, True], ids=["in chunks", "one by one"])
+@pytest.mark.parametrize(
+    "one_by_one",
+    [pytest.param(False, id="in chunks", marks=pytest.mark.slow), pytest.param(True, id="one by one")],
+)
 def test_a_head_writes_the_targets_own_tokens_and_sees_what_the_target_computes(one_by_one):
     static = {"drafter": Diary(HEAD), "shape": shape(one_by_one)}
     numbers = kj.core.numbers([NEW] * 4)
@@ -168,7 +171,7 @@ def test_generate_takes_a_head_and_a_model_of_somebody_else():
     assert relaxed.stats.relaxed > 0
 
 
-@pytest.mark.parametrize("kind", [Scalar, PerShard])
+@pytest.mark.parametrize("kind", [Scalar, pytest.param(PerShard, marks=pytest.mark.slow)])
 def test_a_model_with_one_scalar_position_decodes_inside_shard_map(kind):
     mesh = Mesh(np.asarray(jax.devices()[:4]), ("data",))
     target = kind(TARGET.parameters)

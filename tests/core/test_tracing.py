@@ -217,7 +217,8 @@ def test_other_numbers_trace_nothing_anew():
     run(kj.core.Models(other.target, other.draft), rule, prompts, lengths, keys(4), data)
 
 
-@pytest.mark.parametrize("temperature", [0.0, pytest.param(0.8, marks=slow)])
+@slow
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
 def test_a_threshold_a_row_decodes_each_row_as_it_would_alone(temperature):
     thresholds = [0.05, 0.4, 1.0, 3.0]
     # One prompt and one key, so that the threshold alone tells the rows apart.

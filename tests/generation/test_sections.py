@@ -56,6 +56,7 @@ def test_generate_tells_a_rule_where_a_token_would_stand(pair):
     assert relaxed == out.stats.relaxed > 0 and outside > 0
 
 
+@pytest.mark.slow
 def test_others_pass_them_on(text_pair, tmp_path):
     pair = text_pair
     prompt = Letters().problems(n=1, seed=0)[0].prompt
