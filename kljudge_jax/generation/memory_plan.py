@@ -112,7 +112,7 @@ class MemoryPlan:
       prefill: what lives within a pass over a piece of the prompts: attention scores, the MLP's inner states.
       cycle: the same of a pass over a draft, and the logits of K + 1 positions of the target and K of the draft,
         float32, as often as a rule keeps them.
-      laid_out: int4 weights as a TPU's products take them: its compiler lays them out anew for each block of cycles.
+      laid_out: int4 weights as products on accelerators take them: XLA lays them out anew for each block of cycles.
     """
 
     target_weights: int
@@ -217,11 +217,12 @@ def _weights(model: Model) -> int:
 
 
 def _laid_out(model: Model) -> int:
-    if model.bits != 4 or model.platform != "tpu":
+    if model.bits != 4 or model.platform not in ("tpu", "gpu"):
         return 0
-    # A weight of 4 bits takes half a byte and a scale for 32 of them two: 7/16 of a byte less than one of 8 bits.
+    # A weight of 4 bits takes half a byte; on a TPU, where 32 share a scale of two bytes, that is 7/16 of a byte less
+    # than one of 8 bits takes.
     as_int8 = dataclasses.replace(model, bits=8)
-    return round(8 / 7 * (_weights(as_int8) - _weights(model)))
+    return round((8 / 7 if model.platform == "tpu" else 1) * (_weights(as_int8) - _weights(model)))
 
 
 def _share(model: Model, axes: tuple[str | None, ...], shape: tuple[int, ...]) -> int:

@@ -15,7 +15,11 @@ from kljudge_jax.errors import InputError
 from kljudge_jax.generation import memory_plan
 from kljudge_jax.generation.memory_plan import Model, Workload, check_fits, largest_batch, plan_memory
 from kljudge_jax.generation.run import Run
+from kljudge_jax.models.shapes import shape_config
 from kljudge_jax.models.transformer import abstract, assemble, parameters
+from kljudge_jax.parallel.axes import parse_axes
+from kljudge_jax.parallel.layout import Layout
+from kljudge_jax.parallel.mesh import abstract_mesh
 from kljudge_jax.parallel.placement import Placement
 
 OPTIONS = {"vocab_size": 256, "num_heads": 4, "num_kv_heads": 2}
@@ -140,3 +144,16 @@ def test_a_run_is_refused_with_its_own_prompts_before_it_starts(monkeypatch):
 def test_where_prompts_are_not_known_a_batch_fits_at_most():
     with pytest.raises(InputError, match=r"at a batch of 64, whatever the prompts, .*: a batch of at most \d+ fits"):
         check_fits(model(None), None, dataclasses.replace(WORKLOAD, batch=64), 1e6, at_least=True)
+
+
+@pytest.mark.parametrize(("platform", "total"), [("tpu", 2.415e9), ("gpu", 9.517e9), ("cpu", None)])
+def test_what_xla_lays_out_anew_of_int4_weights_is_counted(platform, total):
+    """Against XLA's own figures, less program code: 8B + 1B, one answer, tensor=4 of v5e and one H100."""
+    configs = [shape_config(name) for name in ("llama-3.1-8b", "llama-3.2-1b")]
+    mesh = abstract_mesh("tensor=4") if platform == "tpu" else None
+    models = [
+        Model(config, mesh and Layout.create(mesh, parse_axes(None), config), jnp.bfloat16, bits=4, platform=platform)
+        for config in configs
+    ]
+    found = plan_memory(*models, Workload(1))
+    assert found.total == pytest.approx(total, rel=0.05) if total else found.laid_out == 0
