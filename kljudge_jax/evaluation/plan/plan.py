@@ -280,7 +280,7 @@ def _read(program: Compiled, pair: ModelPair, drafter: Any, draft_length: int) -
 
 def _size(count: float) -> str:
     """Bytes in three digits."""
-    unit, name = (1e9, "GB") if count >= 1e9 else (1e6, "MB")
+    unit, name = (1e9, "GB") if count >= 1e9 else (1e6, "MB") if count >= 1e5 or not count else (1e3, "kB")
     return f"{count / unit:.3g} {name}" if count < 1e12 else f"{count / unit:.0f} {name}"
 
 
