@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -45,7 +46,9 @@ def bound(adaptive, now, costs, left=99):
 
 def after(adaptive, now, wanted, drafted, accepted):
     """What is remembered after a cycle in which rows that wanted so many tokens drafted and accepted so many."""
-    return _UPDATE(adaptive, now, *(np.asarray(x, np.int32).reshape(-1) for x in (wanted, drafted, accepted)))
+    found = _UPDATE(adaptive, now, *(np.asarray(x, np.int32).reshape(-1) for x in (wanted, drafted, accepted)))
+    chex.assert_trees_all_equal_shapes(found, now)
+    return found
 
 
 @pytest.mark.parametrize("minimum", [0, 1, 3])

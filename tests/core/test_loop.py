@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import chex
 import hlo
 import jax
 import jax.numpy as jnp
@@ -73,7 +74,11 @@ def test_a_cache_filled_to_its_last_slot_is_never_written_past(pair, monkeypatch
 
 def test_blocks_of_cycles_add_up_to_the_whole(pair):
     state, run = started(pair)
-    whole = jax.device_get(run(state, 1000))
+    begun = jax.eval_shape(lambda state: state, state)
+    ended = run(state, 1000)
+    chex.assert_trees_all_equal_shapes_and_dtypes(begun, jax.eval_shape(lambda state: state, ended))
+    chex.assert_tree_all_finite([ended.cache, ended.drafter])
+    whole = jax.device_get(ended)
     state, run = started(pair)
     blocks = 0
     while state.running.any():

@@ -1,5 +1,6 @@
 """Temperature, top-k and top-p beside the ones of Transformers."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -108,10 +109,12 @@ def test_draws_follow_the_distribution():
 
 
 def test_changing_the_numbers_compiles_nothing():
-    before = process._cache_size()
+    once = jax.jit(chex.assert_max_traces(process_logits, n=1))
     for temperature, top_k, top_p in ((0.5, 0, 0.5), (2, 3, 1.0), (1.0, 40, 0.2)):
-        process(random_logits(), Sampling.create(temperature, top_k, top_p))
-    assert process._cache_size() - before <= 1
+        logits = random_logits()
+        found = once(logits, Sampling.create(temperature, top_k, top_p))
+        chex.assert_equal_shape([logits, found])
+        chex.assert_type(found, jnp.float32)
 
 
 @pytest.mark.parametrize(

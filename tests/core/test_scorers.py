@@ -1,5 +1,6 @@
 """What the target sees of a draft, against scores of whole sequences."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,7 +24,10 @@ def scored(model, scorer, width=3):
 def test_a_reflection_scores_the_draft_and_a_copy_after_the_prompt(pair):
     scorer = ReflectionScorer((21, 22))
     scores, plain = scored(pair.target, scorer), scored(pair.target, DraftScorer())
-    assert plain.reflected is None and scores.logits.shape == scores.reflected.shape == plain.logits.shape
+    assert plain.reflected is None
+    chex.assert_shape(
+        [scores.logits, scores.reflected, plain.logits], (len(PROMPTS), DRAFTS.shape[1] + 1, pair.target.vocab_size)
+    )
     for row, (prompt, drafted, count) in enumerate(zip(PROMPTS, DRAFTS.tolist(), COUNT.tolist(), strict=True)):
         real = slice(None, count + 1)
         np.testing.assert_allclose(scores.logits[row, real], plain.logits[row, real], atol=1e-4)

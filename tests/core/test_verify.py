@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -79,6 +80,8 @@ def test_every_rule_decides_on_every_drafters_proposals(rule):
                 raw = {"draft_logits": inputs.raw_draft_logits, "target_logits": inputs.raw_target_logits}
                 inputs = dataclasses.replace(inputs, **raw, greedy=jnp.asarray(True))
             verdict = verdicts(rule, jax.random.split(jax.random.key(2), len(SEQUENCES)), inputs)
+            chex.assert_shape([verdict.num_accepted, verdict.next_token], (len(SEQUENCES),))
+            chex.assert_shape(verdict.relaxed, (len(SEQUENCES), LENGTH))
             accepted, tokens = np.asarray(verdict.num_accepted), np.asarray(verdict.next_token)
             counts, targets = np.asarray(inputs.draft_count), np.asarray(inputs.target_logits)
             assert (accepted >= 0).all() and (accepted <= counts).all()
