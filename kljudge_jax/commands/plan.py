@@ -48,11 +48,14 @@ def plan(options) -> int:
     from kljudge_jax.generation.memory_plan import DEVICES, Workload
 
     config = decoding_config(options)
+    reads_draft = getattr(config.drafter, "uses_draft_model", True)
+    if options.topology is None and not reads_draft:
+        options.draft = None
     workload = Workload(
         config.batch or 1,
         options.prompt_tokens,
         config.max_new_tokens,
-        config.longest if options.draft is not None else 0,
+        config.longest if options.draft is not None or not reads_draft else 0,
         sampling=not config.greedy,
     )
     if options.topology is None and options.json:

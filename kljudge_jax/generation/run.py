@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -303,9 +302,7 @@ class Run:
         state = self.state
         if slots == state.cache.slots:
             return False
-        self.state = dataclasses.replace(
-            state, cache=state.cache.resized(slots), drafter=rows.resized(state.drafter, slots)
-        )
+        self.state = rows.resized(state, slots)
         return True
 
     def _refill(self) -> None:

@@ -49,3 +49,11 @@ def test_more_tokens_than_the_models_take_are_refused(capsys):
     words = ["plan", "--target", "llama-3.2-1b", "--draft", "llama-3.2-1b:layers=2"]
     assert main([*words, "--prompt-tokens", "200000"]) == 2
     assert "make 200256, and the models take" in capsys.readouterr().err
+
+
+def test_a_drafter_that_reads_no_draft_is_planned_without_one(capsys):
+    words = ["plan", "--target", "llama-3.2-1b:layers=2", "--draft", "llama-3.2-1b:layers=1"]
+    assert main([*words, "--drafter", "lookup:3"]) == 0
+    assert "draft weights        0.0 MB" in capsys.readouterr().out
+    assert main(words) == 0
+    assert "draft weights        0.6 GB" in capsys.readouterr().out

@@ -27,7 +27,7 @@ from kljudge_jax.parallel.topology import topology_devices
 from kljudge_jax.text_table import markdown
 from kljudge_jax.verification.base import Verifier
 
-_MEGABYTE = 1 << 20
+_MEGABYTE = 1_000_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -226,7 +226,7 @@ def plan(
         settings,
         prompt_tokens,
         sizes,
-        _bytes([x for x in (state.cache, state.drafter)]),
+        _bytes((state.cache, state.drafter)),
         worked_out,
         tuple(found),
         limit,

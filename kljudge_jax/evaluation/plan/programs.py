@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
+from kljudge_jax.core import rows
 from kljudge_jax.core.loop import Entries
 from kljudge_jax.core.sampling import Sampling
 from kljudge_jax.core.state import LoopState, Numbers
@@ -149,7 +150,7 @@ def compiled_programs(
     if "prefill" in kinds:
         yield compiled(f"prefill@{first}", programs.start.lower(*given, slots=first, **static), state)
     for slots in sizes.buckets[sizes.buckets.index(first) :]:
-        state = placed_state(jax.eval_shape(lambda state, slots=slots: _with_slots(state, slots), state), pair, whole)
+        state = placed_state(jax.eval_shape(lambda state, slots=slots: rows.resized(state, slots), state), pair, whole)
         if "cycle" not in kinds:
             continue
         costs = None if plan.adaptive is None else shaped(jnp.zeros((sizes.shape.draft_length + 1,)))
@@ -161,12 +162,6 @@ def compiled_programs(
         entries = Entries(**cast(Any, placed))
         lowered = programs.refill.lower(*models, rule, state, entries, numbers, integers(), integers(), **static)
         yield compiled(f"refill@{slots}", lowered, state)
-
-
-def _with_slots(state: LoopState, slots: int) -> LoopState:
-    from kljudge_jax.core import rows
-
-    return dataclasses.replace(state, cache=state.cache.resized(slots), drafter=rows.resized(state.drafter, slots))
 
 
 def placed_state(state: LoopState, pair: ModelPair, alone: jax.sharding.Sharding) -> LoopState:
