@@ -3,6 +3,8 @@
 import contextlib
 import hashlib
 import importlib.metadata
+import importlib.util
+import mmap
 import os
 import pathlib
 import platform
@@ -26,3 +28,15 @@ def folder() -> pathlib.Path:
             if sum(file.stat().st_size for file in kept.rglob("*")) > _MOST_BYTES:
                 shutil.rmtree(kept, ignore_errors=True)
     return own
+
+
+def known(flag: str) -> list[str]:
+    """The flag, where the jaxlib at hand has it: XLA ends a process at one that it does not know."""
+    package = importlib.util.find_spec("jaxlib")
+    assert package is not None and package.origin is not None
+    name = flag.removeprefix("--").partition("=")[0].encode()
+    for library in pathlib.Path(package.origin).parent.glob("libjax_common*"):
+        with library.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            if content.find(name) >= 0:
+                return [flag]
+    return []
