@@ -65,11 +65,13 @@ class Sampling:
         if not _is_number(min_p) or not 0 <= min_p <= 1:
             raise InputError(f"min_p must be from 0 (off) to 1, got {min_p}")
         greedy = temperature == 0
+        # An array made by jax.numpy is a program of its own to compile.
+        put = jax.device_put
         return cls(
-            jnp.float32(temperature),
-            jnp.int32(top_k),
-            jnp.float32(top_p),
-            jnp.float32(min_p),
+            put(np.float32(temperature)),
+            put(np.int32(top_k)),
+            put(np.float32(top_p)),
+            put(np.float32(min_p)),
             greedy,
             not greedy and (top_k > 0 or top_p < 1),
         )

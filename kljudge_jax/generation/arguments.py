@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -90,10 +91,11 @@ def plan(pair, verifier, drafter, draft_length, sampling: Sampling, with_section
                 f"{name} holds {number!r}, which is no number: write a rule as a frozen dataclass of numbers under "
                 "@kljudge_jax.register"
             )
-        number = jnp.asarray(number)
-        if jnp.issubdtype(number.dtype, jnp.floating):
-            return number.astype(jnp.float32)
-        return number.astype(jnp.int32) if jnp.issubdtype(number.dtype, jnp.integer) else number
+        # On the host: each conversion by jax.numpy would be a program of its own to compile.
+        number = number if isinstance(number, jax.Array) else np.asarray(number)
+        kinds = {jnp.floating: np.float32, jnp.integer: np.int32}
+        dtype = next((ours for kind, ours in kinds.items() if jnp.issubdtype(number.dtype, kind)), number.dtype)
+        return jax.device_put(number.astype(dtype))
 
     draft = pair.draft if getattr(drafter, "uses_draft_model", True) else None
     verifier = jax.tree.map(as_data, verifier)
@@ -154,7 +156,7 @@ def sections(section_ids: Any, vocab_size: int) -> jax.Array | None:
     found = section_pair(section_ids)
     if found is not None and max(found) >= vocab_size:
         raise InputError(f"section_ids are {found}, outside the vocabulary of {vocab_size}")
-    return None if found is None else jnp.asarray(found, jnp.int32)
+    return None if found is None else jax.device_put(np.asarray(found, np.int32))
 
 
 def budget(max_new_tokens, batch: int) -> np.ndarray:
@@ -206,9 +208,14 @@ def row_keys(key, batch: int) -> tuple[np.ndarray, Any]:
         key = jax.random.wrap_key_data(key)
     if key.ndim == 0:
         # As many as a power of two, so that another number of prompts compiles nothing.
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, np.arange(1 << (batch - 1).bit_length()))
+        keys = _folded(key, count=1 << (batch - 1).bit_length())
     elif key.shape == (batch,):
         keys = key
     else:
         raise InputError(f"key is one PRNG key or one a prompt: got shape {key.shape} for {batch} prompts")
     return np.asarray(jax.random.key_data(keys))[:batch], jax.random.key_impl(keys)
+
+
+@functools.partial(jax.jit, static_argnames="count")
+def _folded(key: jax.Array, *, count: int) -> jax.Array:
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(count))

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from kljudge_jax.core import rows
@@ -111,7 +110,7 @@ class Run:
                 capacity=sizes.shape.capacity,
             ),
         )
-        self.eos = jnp.asarray(pair.eos, jnp.int32)
+        self.eos = jax.device_put(np.asarray(pair.eos, np.int32))
         # On the host: to index an array on the device costs a dispatch.
         self._keys, self._key_kind = arguments.row_keys(key, self.batch)
         self._budget = budget
@@ -147,10 +146,10 @@ class Run:
         """The data half of the run; a budget is for those programs that begin rows."""
         return Numbers(
             self.sampling,
-            jnp.asarray(budget),
+            jax.device_put(np.asarray(budget)),
             self.eos,
             self._sections,
-            None if costs is None else jnp.asarray(costs),
+            None if costs is None else jax.device_put(costs),
         )
 
     def start(self) -> LoopState:
@@ -284,7 +283,7 @@ class Run:
         )
 
     def _row_keys(self, prompts: slice | np.ndarray) -> jax.Array:
-        return jax.random.wrap_key_data(jnp.asarray(self._keys[prompts]), impl=self._key_kind)
+        return jax.random.wrap_key_data(jax.device_put(self._keys[prompts]), impl=self._key_kind)
 
     def _cut(self, row: Row) -> Row:
         cut = cut_at_stop(self.pair.tokenizer, row.text_tokens(self.pair.eos)[0], self.stop) if self.stop else None
@@ -323,7 +322,7 @@ class Run:
                 self.lengths[places],
                 self._row_keys(places),
                 self._budget[places],
-                jnp.asarray(np.resize(np.array(slots, np.int32), self.scheduler.slots)),
+                jax.device_put(np.resize(np.array(slots, np.int32), self.scheduler.slots)),
             ),
             self.numbers(),
             np.int32(len(some)),

@@ -9,7 +9,7 @@ import os
 import re
 from pathlib import Path
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize
@@ -130,9 +130,9 @@ class GGUFFile:
         with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
             starts = range(0, len(stored), step)
             pieces = list(pool.map(lambda start: integers(stored[start : start + step], entry.kind), starts))
-        values, scale = (jnp.asarray(np.concatenate([piece[i] for piece in pieces])) for i in (0, 1))
+        values, scale = (jax.device_put(np.concatenate([piece[i] for piece in pieces])) for i in (0, 1))
         least = [piece[2] for piece in pieces if piece[2] is not None]
-        minimum = jnp.asarray(np.concatenate(least)) if least else None
+        minimum = jax.device_put(np.concatenate(least)) if least else None
         scheme = form_of(entry.kind)
         assert scheme is not None
         return QuantizedTensor(values, scale, minimum, (len(stored), entry.shape[-1]), scheme)

@@ -147,7 +147,7 @@ def load(
             array = source.read(name)
             if array.shape != want.shape:
                 array = array[tuple(slice(size) for size in want.shape)]
-            values[name] = jnp.asarray(_cast(array, want.dtype, name, source.where))
+            values[name] = jax.device_put(_cast(array, want.dtype, name, source.where))
             del array  # else it would still be held while the next one is read
         else:
             rows = _read_quantized(source, name, slice(0, want.shape[0]), want.shape[1], scheme, storage)
@@ -163,7 +163,7 @@ def _read_quantized(
         assert isinstance(source, QuantizedSource)
         found = source.read_quantized(name, rows)
         return found if scheme.group is None else to_groups(found)
-    return quantize(jnp.asarray(source.read(name, (rows, slice(0, width)))), scheme)
+    return quantize(jax.device_put(source.read(name, (rows, slice(0, width)))), scheme)
 
 
 def _load_quantized_shards(

@@ -146,6 +146,14 @@ def test_a_second_call_and_a_new_threshold_compile_nothing(pair):
     assert not compiled
 
 
+def test_a_first_answer_compiles_few_programs(pair):
+    jax.clear_caches()
+    for sampling, most in (({}, 5), ({"temperature": 0.7, "top_p": 0.9}, 2)):
+        with compilations() as compiled:
+            kj.generate(pair, PROMPTS[:1], verifier="kl:0.4", draft_length=3, max_new_tokens=6, **sampling)
+        assert 2 <= len(compiled) <= most, compiled
+
+
 def test_host_transfers_do_not_grow_with_the_tokens(pair, monkeypatch):
     fetched = []
     get = jax.device_get
