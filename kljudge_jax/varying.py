@@ -21,6 +21,13 @@ def varying_as(tree: Any, like: jax.Array) -> Any:
     return jax.tree.map(cast, tree) if axes else tree
 
 
+def result_like(like: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
+    """The type of what a kernel makes of `like`, which differs from device to device where that does."""
+    kind: Any = jax.typeof(like)
+    name = "manual_axis_type" if hasattr(kind, "manual_axis_type") else "vma"
+    return jax.ShapeDtypeStruct(shape, dtype, **{name: getattr(kind, name)})
+
+
 def _varies_over(x: jax.Array) -> frozenset[Any]:
     """The axes of a mesh over which `shard_map` knows an array to vary."""
     kind: Any = jax.typeof(x)

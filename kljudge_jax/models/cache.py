@@ -11,9 +11,10 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
+from kljudge_jax.kernels import gpu_attention
 from kljudge_jax.kernels.attention import cached_attention, is_native
 from kljudge_jax.kernels.place import Place, default_platform
-from kljudge_jax.models.attention import attend
+from kljudge_jax.models.attention import attend, attend_written
 from kljudge_jax.models.config import TransformerConfig
 from kljudge_jax.parallel.layout import Layout
 
@@ -68,6 +69,9 @@ class Layer(NamedTuple):
         keys = write_rows(self.keys, key, start, layout, self.platform)
         values = write_rows(self.values, value, start, layout, self.platform)
         layer = self._replace(keys=keys, values=values)
+        if _reads_written(layout, self.platform, keys) and gpu_attention.pays(_on_a_device(keys, layout)):
+            mixed = attend_written(query, keys, values, start, window=window, softcap=softcap, layout=layout)
+            return mixed, layer
         slots = jnp.arange(keys.shape[2])[None, None]
         seen = window + length - 1  # from the first query's window to the last query
         # Not on a mesh: each row's window begins elsewhere, and its rows lie on several devices.
@@ -227,12 +231,23 @@ class KVCache(Positions):
 
     @property
     def reads_all(self) -> bool:
-        return not is_native(place_of(self.layout, self.platform), self.keys[0])
+        keys = self.keys[0]
+        native = is_native(place_of(self.layout, self.platform), keys)
+        return not native and not _reads_written(self.layout, self.platform, keys)
 
 
 def place_of(layout: Layout | None, platform: str | None = None) -> Place:
     """Where a cache or a model lies; without a platform it is the layout's, or the default one."""
     return Place(platform or (layout and layout.platform) or default_platform(), layout is None)
+
+
+def _reads_written(layout: Layout | None, platform: str | None, keys: jax.Array) -> bool:
+    """Whether a GPU's kernel attends to such keys `[B, G, S, D]`, where a layer has enough of them."""
+    return gpu_attention.reads_written(place_of(layout, platform).platform, keys.dtype, keys.shape[3])
+
+
+def _on_a_device(keys: jax.Array, layout: Layout | None) -> tuple[int, ...]:
+    return keys.shape if layout is None else layout.attention_sharding(keys.shape).shard_shape(keys.shape)
 
 
 def cache_dtype(dtype: Any, platform: str) -> Any:
