@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
+import importlib.util
 
 import click
 
 from kljudge_jax.commands.command import FAILED, MODEL, OK, RULE, Whole, command, flag, option
 from kljudge_jax.commands.options import MESH, decoding_config, decoding_options, dtype_option, note
 from kljudge_jax.errors import InputError
+from kljudge_jax.evaluation.plan.quiet_start import quiet_start
+
+if importlib.util.find_spec("jax_cuda12_plugin") is not None:
+    # JAX, which the defaults of options import, loads the plugin's libraries: they say that they find no card.
+    with quiet_start():
+        importlib.import_module("jax")
 
 _BITS = click.Choice((8, 4))
 
@@ -82,10 +90,17 @@ def _compiled(options, config) -> int:
     import json
     import os
 
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # nothing runs, so that no device of this machine is taken
-    os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")  # of a plugin that is only to compile
-    from kljudge_jax.evaluation.plan.plan import plan as compile_plan
+    import jax
 
+    if not os.environ.get("JAX_PLATFORMS"):
+        jax.config.update("jax_platforms", "cpu")  # nothing runs, so that no device of this machine is taken
+    os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")  # of a plugin that is only to compile
+    with quiet_start():
+        from kljudge_jax.evaluation.plan.plan import plan as compile_plan
+        from kljudge_jax.parallel.topology import topology_devices
+
+        topology_devices(options.topology)
+        jax.devices()  # JAX looks for what is here when it is first asked
     names = ("topology", "mesh", "axes", "draft_axes", "dtype", "bits", "draft_bits", "cache_bits", "verifier")
     found = compile_plan(
         options.target,
