@@ -24,8 +24,8 @@ def varying_as(tree: Any, like: jax.Array) -> Any:
 def result_like(like: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
     """The type of what a kernel makes of `like`, which differs from device to device where that does."""
     kind: Any = jax.typeof(like)
-    name = "manual_axis_type" if hasattr(kind, "manual_axis_type") else "vma"
-    return jax.ShapeDtypeStruct(shape, dtype, **{name: getattr(kind, name)})
+    kinds: Any = {name: getattr(kind, name) for name in ("manual_axis_type", "vma") if hasattr(kind, name)}
+    return jax.ShapeDtypeStruct(shape, dtype, **dict(list(kinds.items())[:1]))
 
 
 def _varies_over(x: jax.Array) -> frozenset[Any]:

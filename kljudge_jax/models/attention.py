@@ -68,7 +68,7 @@ def attend(
     return placed(mixed).transpose(0, 3, 1, 2, 4).reshape(batch, length, heads, dim).astype(query.dtype)
 
 
-def attend_written(
+def attend_on_gpu(
     query: jax.Array,
     keys: jax.Array,
     values: jax.Array,

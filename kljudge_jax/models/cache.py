@@ -14,8 +14,9 @@ from jax.sharding import PartitionSpec
 from kljudge_jax.kernels import gpu_attention
 from kljudge_jax.kernels.attention import cached_attention, is_native
 from kljudge_jax.kernels.place import Place, default_platform
-from kljudge_jax.models.attention import attend, attend_written
+from kljudge_jax.models.attention import attend, attend_on_gpu
 from kljudge_jax.models.config import TransformerConfig
+from kljudge_jax.models.written_attention import attend_written, blocks_of, is_long
 from kljudge_jax.parallel.layout import Layout
 
 # A window is cut out of a cache that is so many times as long: what is copied is read, written, and read again.
@@ -59,8 +60,8 @@ class Layer(NamedTuple):
           `[B, T, N, D]`, and the layer with T more tokens a row.
         """
         length, layout = query.shape[1], self.layout
-        start = positions[:, 0]
-        if is_native(place_of(layout, self.platform), self.keys):
+        start, place = positions[:, 0], place_of(layout, self.platform)
+        if is_native(place, self.keys):
             mixed, all_keys, all_values = cached_attention(
                 query, key, value, start, self.keys, self.values, window=window, softcap=softcap
             )
@@ -69,9 +70,13 @@ class Layer(NamedTuple):
         keys = write_rows(self.keys, key, start, layout, self.platform)
         values = write_rows(self.values, value, start, layout, self.platform)
         layer = self._replace(keys=keys, values=values)
+        sees: dict[str, Any] = {"window": window, "softcap": softcap, "layout": layout}
         if _reads_written(layout, self.platform, keys) and gpu_attention.pays(_on_a_device(keys, layout)):
-            mixed = attend_written(query, keys, values, start, window=window, softcap=softcap, layout=layout)
-            return mixed, layer
+            return attend_on_gpu(query, keys, values, start, **sees), layer
+        blocks = blocks_of(query.shape, keys, keys.dtype, layout, place.platform)
+        if blocks is not None:
+            mixed = attend_written(query.astype(keys.dtype), keys, values, start, blocks, **sees)
+            return mixed.astype(query.dtype), layer
         slots = jnp.arange(keys.shape[2])[None, None]
         seen = window + length - 1  # from the first query's window to the last query
         # Not on a mesh: each row's window begins elsewhere, and its rows lie on several devices.
@@ -79,8 +84,7 @@ class Layer(NamedTuple):
             first = jnp.clip(start - (seen - length), 0, keys.shape[2] - seen)
             keys, values = (read_rows(x, first, seen) for x in (keys, values))
             slots = first[:, None, None] + jnp.arange(seen)[None, None]
-        mixed = attend(query, keys, values, positions, slots, window=window, softcap=softcap, layout=layout)
-        return mixed, layer
+        return attend(query, keys, values, positions, slots, **sees), layer
 
 
 class Positions:
@@ -106,7 +110,7 @@ class Positions:
     @property
     def reads_all(self) -> bool:
         """Whether a pass reads every slot, so that a smaller cache makes it faster; else it reads those written."""
-        return True
+        return not is_long(self.slots, place_of(self.layout, self.platform).platform)
 
     def layer(self, i: int) -> Any:
         return self.layer_type(*(getattr(self, name)[i] for name in self.stored), self.layout, self.platform)
@@ -233,7 +237,7 @@ class KVCache(Positions):
     def reads_all(self) -> bool:
         keys = self.keys[0]
         native = is_native(place_of(self.layout, self.platform), keys)
-        return not native and not _reads_written(self.layout, self.platform, keys)
+        return super().reads_all and not native and not _reads_written(self.layout, self.platform, keys)
 
 
 def place_of(layout: Layout | None, platform: str | None = None) -> Place:

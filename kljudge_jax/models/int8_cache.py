@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from kljudge_jax.models.attention import attend
-from kljudge_jax.models.cache import Positions, numbers_only, write_rows
+from kljudge_jax.models.cache import Positions, numbers_only, place_of, write_rows
 from kljudge_jax.models.config import TransformerConfig
+from kljudge_jax.models.written_attention import attend_written, blocks_of
 from kljudge_jax.parallel.layout import Layout
 
 _LARGEST = 127
@@ -45,18 +46,20 @@ class Int8Layer(NamedTuple):
             for old, fresh in zip((self.keys, self.key_scales, self.values, self.value_scales), new, strict=True)
         ]
         keys, key_scales, values, value_scales = stored
-        mixed = attend(
-            query,
-            keys,
-            values,
-            positions,
-            jnp.arange(keys.shape[2])[None, None],
-            window=window,
-            softcap=softcap,
-            layout=self.layout,
-            key_scale=key_scales[..., 0],
-            value_scale=value_scales[..., 0],
-        )
+        read: dict[str, Any] = {
+            "window": window,
+            "softcap": softcap,
+            "layout": self.layout,
+            "key_scale": key_scales[..., 0],
+            "value_scale": value_scales[..., 0],
+        }
+        place = place_of(self.layout, self.platform)
+        blocks = blocks_of(query.shape, keys, query.dtype, self.layout, place.platform)
+        if blocks is None:
+            slots = jnp.arange(keys.shape[2])[None, None]
+            mixed = attend(query, keys, values, positions, slots, **read)
+        else:
+            mixed = attend_written(query, keys, values, positions[:, 0], blocks, **read)
         return mixed, Int8Layer(keys, values, key_scales, value_scales, self.layout, self.platform)
 
 
