@@ -1,11 +1,12 @@
 """How many slots the caches of a run have at a time: XLA's attention reads every slot there is, written or not.
 
-So the caches grow with the answers, from one bucket to the next, between two blocks of cycles. A bucket is one more
-program of cycles, compiled when an answer first needs it. The two other ways cost more: to switch between slices of a
-whole cache makes a GPU wait for the host in every layer of every pass, and holds all buckets in one program that
-compiles as many times as long before the first token; a slice as long as the bucket in a program of its own compiles as
-often as this, and copies what it cuts out, where XLA does not fuse the cut into the product. Here no product sees
-anything but a whole array, and to grow takes one copy of the cache for each doubling.
+Where attention reads what is written, natively on a CPU and from some thousand slots on a TPU, a cache has all that a
+run may need. Elsewhere the caches grow with the answers, from one bucket to the next, between two blocks of cycles. A
+bucket is one more program of cycles, compiled when an answer first needs it. The two other ways cost more: to switch
+between slices of a whole cache makes a GPU wait for the host in every layer of every pass, and holds all buckets in one
+program that compiles as many times as long before the first token; a slice as long as the bucket in a program of its
+own compiles as often as this, and copies what it cuts out, where XLA does not fuse the cut into the product. Here no
+product sees anything but a whole array, and to grow takes one copy of the cache for each doubling.
 """
 
 from __future__ import annotations
@@ -26,16 +27,21 @@ _UNFELT = 1 / 64
 def cache_buckets(target: Any, draft: Any, rows: int, capacity: int) -> tuple[int, ...]:
     """The sizes of cache for `rows` rows that may need up to `capacity` slots, ascending, `capacity` the last.
 
-    Powers of two, unless attention reads only what is written, as it does where it is native.
+    Powers of two, up to where attention reads only what is written.
     """
     models = [model for model in (target, draft) if hasattr(model, "init_cache")]
-    slots = [jax.eval_shape(lambda model=model: model.init_cache(rows, 1)) for model in models]
-    if not any(getattr(slot, "reads_all", True) for slot in slots):
-        return (capacity,)
+
+    def caches(slots: int) -> list[Any]:
+        return [jax.eval_shape(lambda model=model: model.init_cache(rows, slots)) for model in models]
+
+    def reads_all(slots: int) -> bool:
+        return any(getattr(cache, "reads_all", True) for cache in caches(slots))
+
+    slots = caches(1)
     a_slot = sum(leaf.size * leaf.dtype.itemsize for slot in slots for leaf in jax.tree.leaves(slot) if leaf.ndim > 1)
     unfelt = _UNFELT * sum(map(bytes_read, models)) / a_slot
     bucket, buckets = _FIRST, []
-    while 3 * bucket <= 2 * capacity:
+    while 3 * bucket <= 2 * capacity and reads_all(bucket):
         if 2 * bucket > unfelt:
             buckets.append(bucket)
         bucket *= 2

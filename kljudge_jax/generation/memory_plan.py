@@ -16,6 +16,7 @@ from kljudge_jax.models.config import TransformerConfig
 from kljudge_jax.models.linear import Storage
 from kljudge_jax.models.shapes import bytes_per_device
 from kljudge_jax.models.transformer import Transformer
+from kljudge_jax.models.written_attention import blocks_of
 from kljudge_jax.parallel.free_memory import usable_memory
 from kljudge_jax.parallel.layout import Layout
 
@@ -252,12 +253,25 @@ def _attention_share(model: Model, shape: tuple[int, ...]) -> int:
     return math.prod(shape if model.layout is None else model.layout.attention_sharding(shape).shard_shape(shape))
 
 
+def _scores(model: Model, workload: Workload, width: int) -> tuple[int, ...]:
+    heads, groups = model.config.num_heads, model.config.num_kv_heads
+    return workload.rows, groups, heads // groups, width, workload.slots
+
+
+def _by_blocks(model: Model, workload: Workload, width: int) -> bool:
+    """Whether attention over so many tokens a row takes its cache in blocks, whose scores do not leave a core."""
+    config, platform = model.config, model.platform or (model.layout and model.layout.platform)
+    dtype = jnp.dtype(jnp.int8 if model.cache_bits is not None else model.cache_dtype or model.dtype)
+    keys = jax.ShapeDtypeStruct((workload.rows, config.num_kv_heads, workload.slots, config.head_dim), dtype)
+    query = workload.rows, width, config.num_heads, config.head_dim
+    return platform is not None and blocks_of(query, keys, model.dtype, model.layout, platform) is not None
+
+
 def _working(model: Model, workload: Workload, width: int) -> int:
     """Of a pass over so many tokens a row: scores and their softmax, and the MLP's two products."""
     config, batch = model.config, workload.rows
     size = jnp.dtype(model.dtype).itemsize
-    group = config.num_heads // config.num_kv_heads
-    scores = _attention_share(model, (batch, config.num_kv_heads, group, width, workload.slots))
+    scores = 0 if _by_blocks(model, workload, width) else _attention_share(model, _scores(model, workload, width))
     inner = _share(model, ("batch", None, "mlp"), (batch, width, config.intermediate_size))
     states = _share(model, ("batch", None, None), (batch, width, config.hidden_size))
     return max((_FLOAT32 + size) * scores, (2 * size + _FLOAT32) * inner) + 4 * size * states

@@ -7,6 +7,7 @@ is, and a loop of products over blocks reads of every row as much as of the long
 
 from __future__ import annotations
 
+import re
 from typing import Any, NamedTuple
 
 import jax
@@ -106,6 +107,9 @@ def written_attention(
     if turned:
         # Slots are the lanes of such a cache: said so, nothing has to move.
         keys, values = keys.swapaxes(2, 3), values.swapaxes(2, 3)
+    if not interpret:
+        # XLA would bring a whole cache of a few megabytes into VMEM, and back, to have blocks of it there.
+        keys, values = (pltpu.with_memory_space_constraint(x, pltpu.HBM) for x in (keys, values))
     steps, count = _written_blocks(start, length, block, in_row, window)
 
     def row_of(steps, i):
@@ -189,11 +193,31 @@ def written_attention(
             ],
         ),
         compiler_params=pltpu.CompilerParams(dimension_semantics=("arbitrary", "arbitrary")),
-        # A plan of the compiled program reads the size of a block here, and of what share of a cache it is.
-        name=f"written_attention_{block}_of_{slots}_window_{window}",
+        # Which blocks it reads is known when it runs: who reads the compiled program works it out of its name.
+        name=kernel_name(block, slots, length, window),
         interpret=interpret,
     )(steps, start, *given)
     return out.reshape(query.shape)
+
+
+def kernel_name(block: int, slots: int, length: int, window: int) -> str:
+    """What a compiled program calls the kernel: sizes of a block and a row, queries of a row and what each sees."""
+    return f"written_attention_{block}_of_{slots}_for_{length}_window_{window}"
+
+
+def share_read(name: str, written: int) -> tuple[int, int] | None:
+    """Of each row, how many slots the kernel of that name reads, and of how many; None of what is no such kernel.
+
+    Args:
+      name: any text with `kernel_name` in it.
+      written: slots of a row that are written, the last of them by its last query.
+    """
+    found = re.search(r"\bwritten_attention_(\d+)_of_(\d+)_for_(\d+)_window_(\d+)", name)
+    if found is None:
+        return None
+    block, slots, length, window = map(int, found.groups())
+    first = max(0, written - length + 1 - window) // block if window else 0
+    return min(slots, -(-written // block) * block) - first * block, slots
 
 
 def _product(left: jax.Array, right: jax.Array, transposed: bool) -> jax.Array:

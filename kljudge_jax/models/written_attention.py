@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import jax
 from jax.sharding import PartitionSpec
 
@@ -72,11 +70,6 @@ def attend_written(
         attend = jax.shard_map(attend, mesh=layout.mesh, in_specs=specs, out_specs=ours)
     mixed = attend(*given)
     return mixed.transpose(0, 3, 1, 2, 4).reshape(query.shape)
-
-
-def slots_read(written: int, blocks: Blocks, slots: int) -> int:
-    """How many of a row's slots a pass reads whose last query stands in slot `written - 1`."""
-    return min(slots, math.ceil(written / blocks.slots) * blocks.slots)
 
 
 def _grouped(query: tuple[int, ...], groups: int) -> tuple[int, ...]:

@@ -13,6 +13,8 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from kljudge_jax.kernels.written_attention import share_read
+
 _SHAPE = re.compile(r"\b([a-z]+\d*[a-z0-9]*)\[([\d,]*)\](?:\{([^{}]*)\})?")
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*)$")
@@ -82,15 +84,17 @@ class Traffic:
 
     Attributes:
       read, written: bytes of HBM.
+      blocks: of what is read, the blocks of caches that a kernel reads as far as rows are written.
       collectives: how many of each kind, and their bytes.
       copies: bytes of each whole array that is copied or transposed, and how often.
       loops: turns of each loop, and what of the program it came from.
       custom_calls: how often each target is called.
-      cycles: the compiler's estimates, where it has them. They leave out collectives and asynchronous copies.
+      cycles: the compiler's estimates, where it has them. They leave out collectives, asynchronous copies and kernels.
     """
 
     read: int = 0
     written: int = 0
+    blocks: int = 0
     collectives: collections.Counter = dataclasses.field(default_factory=collections.Counter)
     collective_bytes: collections.Counter = dataclasses.field(default_factory=collections.Counter)
     copies: collections.Counter = dataclasses.field(default_factory=collections.Counter)
@@ -115,9 +119,16 @@ class Traffic:
 
 
 class Program:
-    """A compiled program, read from its text."""
+    """A compiled program, read from its text.
 
-    def __init__(self, text: str):
+    Args:
+      text: the optimised, scheduled HLO.
+      written: slots that each row's caches hold when a pass has written its own. A kernel that reads as far as that is
+        taken to read so much; None is all slots.
+    """
+
+    def __init__(self, text: str, written: int | None = None):
+        self._held = written
         self._computations: dict[str, dict[str, Operation]] = {}
         current: dict[str, Operation] = {}
         for line in text.splitlines():
@@ -186,12 +197,28 @@ class Program:
             return found
         if code in _ASYNCHRONOUS:
             return found + self._asynchronous(operation)
+        shares = share_read(operation.source, self._held or 0) if code == "custom-call" else None
+        if shares is not None:
+            return found + self._kernel(operation, around, *shares)
         if code in ("copy", "transpose") and operation.shapes and not operation.shapes[0].space:
             found.copies[operation.shapes[0].bytes] += 1
         read = sum(
             self._read(operation, i, around[name]) for i, name in enumerate(operation.operands) if name in around
         )
         return found + Traffic(read=read, written=self._written(operation, around))
+
+    def _kernel(self, operation: Operation, around: dict[str, Operation], part: int, slots: int) -> Traffic:
+        """What attention moves that reads `part` of the slots of caches, and all of what else it is given."""
+        read = blocks = 0
+        for i, name in enumerate(operation.operands):
+            if name not in around:
+                continue
+            whole = self._read(operation, i, around[name])
+            if whole and slots in around[name].shapes[0].sizes[2:]:
+                whole = whole if self._held is None else whole * part // slots
+                blocks += whole
+            read += whole
+        return Traffic(read, self._written(operation, around), blocks)
 
     def _asynchronous(self, operation: Operation) -> Traffic:
         """A transfer between HBM and VMEM, by what arrives."""

@@ -17,6 +17,7 @@ from kljudge_jax.generation.config import DecodingConfig, DecodingFields, config
 from kljudge_jax.generation.costs import bytes_read
 from kljudge_jax.generation.memory_plan import DEVICES, Model, Workload, check_fits, largest_batch, plan_memory
 from kljudge_jax.kernels.quantize import stored_bits
+from kljudge_jax.models.cache import Positions
 from kljudge_jax.models.leaves import parameter_bytes
 from kljudge_jax.models.named_config import named_config
 from kljudge_jax.models.pair import ModelPair
@@ -42,10 +43,13 @@ class ProgramPlan:
       not_donated: results that do not take the place of an argument.
       seconds: that compiling took here.
       read, written: HBM traffic; of cycles, in one cycle. Loops whose turns depend on data count once.
-      floor: what a cycle reads at least: the target's weights once, the draft's K times, caches once; else None.
+      context: slots of a row that are taken to be written, where a kernel reads no others of its caches; else None.
+      cache_read: of `read`, what such kernels read of caches.
+      floor: what a cycle reads at least: the target's weights once, the draft's K times, caches once, of those that a
+        kernel reads what is written; else None.
       collectives: how many of each kind, and their bytes.
       copies: arrays above a megabyte that are copied or transposed.
-      cycles: the compiler's own estimate of clock cycles, where it gives one; collectives are not in it.
+      cycles: the compiler's own estimate of clock cycles, where it gives one; collectives and kernels are not in it.
     """
 
     name: str
@@ -60,6 +64,8 @@ class ProgramPlan:
     collectives: dict[str, tuple[int, int]]
     copies: int
     cycles: int
+    context: int | None = None
+    cache_read: int = 0
 
     @property
     def total(self) -> int:
@@ -126,7 +132,8 @@ class TopologyPlan:
             rows.append(
                 [
                     program.name,
-                    *map(_size, (program.arguments, program.temporaries, program.code, program.moved)),
+                    *map(_size, (program.arguments, program.temporaries, program.code)),
+                    _size(program.moved) + (f" at {program.context} tokens" if program.context else ""),
                     _size(floor) if floor else "",
                     f"{program.moved / floor:.2f}" if floor else "",
                     exchanged or "none",
@@ -159,6 +166,7 @@ def plan(
     cache_bits: int | None = None,
     verifier: Verifier | str | None = "kl:0.4",
     prompt_tokens: int = 512,
+    context: int | None = None,
     kinds: Collection[str] = KINDS,
     config: DecodingConfig | None = None,
     report: Callable[[str], None] | None = None,
@@ -182,6 +190,8 @@ def plan(
       cache_bits: 8, for a quantized KV cache.
       verifier: the rule; without a draft there is none.
       prompt_tokens: of the longest prompt.
+      context: tokens of a row that are taken to be in its caches when traffic is counted, where attention reads those
+        and no more: on TPUs from some thousand slots on. None is the prompt and half an answer.
       kinds: which programs: "prefill", "cycle" and "refill".
       config: how answers are decoded; `batch` of them side by side.
       report: is told each program's name before it compiles.
@@ -198,7 +208,12 @@ def plan(
         raise InputError("draft_axes and draft_bits are of a draft, and there is none: name it")
     _check(kinds, (bits, draft_bits), cache_bits, prompt_tokens)
     configs = [named_config(name) for name in (target, draft if needs_draft else None) if name is not None]
-    _check_length(configs, prompt_tokens + settings.max_new_tokens)
+    tokens = prompt_tokens + settings.max_new_tokens
+    _check_length(configs, tokens)
+    if context is None:
+        context = prompt_tokens + settings.max_new_tokens // 2
+    if not 1 <= context <= tokens:
+        raise InputError(f"context is of 1 to {tokens} tokens, those of the prompt and the answer, and not {context}")
     devices = topology_devices(topology)
     if mesh is None and len(devices) > 1:
         mesh = f"tensor={len(devices)}"
@@ -215,7 +230,7 @@ def plan(
         warn_uneven_batch(pair.target.layout, batch)
     found, state = [], None
     for program in compiled_programs(pair, rule, settings, prompt_tokens, kinds, report):
-        found.append(_read(program, pair, None if rule is None else settings.drafter, length))
+        found.append(_read(program, pair, None if rule is None else settings.drafter, length, context))
         state, workload = program.state, dataclasses.replace(workload, drafts=program.drafts)
     assert state is not None
     worked_out = plan_memory(*models, workload).total
@@ -251,14 +266,14 @@ def _check_length(configs, tokens: int) -> None:
         raise InputError(f"prompt_tokens and max_new_tokens make {tokens}, and the models take {most}")
 
 
-def _read(program: Compiled, pair: ModelPair, drafter: Any, draft_length: int) -> ProgramPlan:
+def _read(program: Compiled, pair: ModelPair, drafter: Any, draft_length: int, context: int) -> ProgramPlan:
     memory: Any = program.executable.memory_analysis()
-    text = Program(program.executable.as_text() or "")
     is_cycle = program.name.startswith("cycle")
+    text = Program(program.executable.as_text() or "", context)
     traffic = text.cycle() if is_cycle else text.traffic()
     floor = None
     if is_cycle:
-        floor = _share(pair.target) + _bytes(program.state.cache) + _bytes(program.state.drafter)
+        floor = _share(pair.target) + _read_once((program.state.cache, program.state.drafter), context)
         drafts = pair.draft if not hasattr(drafter, "reads") else drafter.reads(pair)
         floor += draft_length * _share(drafts) if drafts is not None else 0
     copies = traffic.copies + text.entry_copies()
@@ -275,6 +290,8 @@ def _read(program: Compiled, pair: ModelPair, drafter: Any, draft_length: int) -
         collectives={kind: (count, traffic.collective_bytes[kind]) for kind, count in traffic.collectives.items()},
         copies=sum(count for size, count in copies.items() if size > _MEGABYTE),
         cycles=traffic.cycles,
+        context=context if traffic.blocks else None,
+        cache_read=traffic.blocks,
     )
 
 
@@ -287,6 +304,17 @@ def _size(count: float) -> str:
 def _share(model: Any) -> int:
     """Bytes of weights that one device reads of a model for a token."""
     return round(bytes_read(model) * _bytes(model) / parameter_bytes(model))
+
+
+def _read_once(tree: Any, context: int) -> int:
+    """Bytes that one device reads of the caches and arrays of a state, at so many tokens a row."""
+
+    def of(x: Any) -> int:
+        if isinstance(x, Positions) and not x.reads_all:
+            return _bytes(x) * min(context, x.slots) // x.slots
+        return _bytes(x)
+
+    return sum(map(of, jax.tree.leaves(tree, is_leaf=lambda x: isinstance(x, Positions))))
 
 
 def _bytes(tree: Any) -> int:
