@@ -67,7 +67,8 @@ def attend_written(
         ours, theirs = (layout.attention_sharding(x).spec for x in (shape, keys.shape))
         rows, scales = PartitionSpec(theirs[0]), PartitionSpec(*theirs[:2])
         specs = (ours, rows, theirs, theirs, scales, scales)[: len(given)]
-        attend = jax.shard_map(attend, mesh=layout.mesh, in_specs=specs, out_specs=ours)
+        # The interpreter of kernels, in which tests run, knows no arrays that vary from device to device.
+        attend = jax.shard_map(attend, mesh=layout.mesh, in_specs=specs, out_specs=ours, check_vma=False)
     mixed = attend(*given)
     return mixed.transpose(0, 3, 1, 2, 4).reshape(query.shape)
 
