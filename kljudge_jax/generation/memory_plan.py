@@ -260,7 +260,9 @@ def _scores(model: Model, workload: Workload, width: int) -> tuple[int, ...]:
 
 def _by_blocks(model: Model, workload: Workload, width: int) -> bool:
     """Whether attention over so many tokens a row takes its cache in blocks, whose scores do not leave a core."""
-    config, platform = model.config, model.platform or (model.layout and model.layout.platform)
+    config, platform = model.config, model.platform
+    if platform is None and model.layout is not None:
+        platform = model.layout.platform
     dtype = jnp.dtype(jnp.int8 if model.cache_bits is not None else model.cache_dtype or model.dtype)
     keys = jax.ShapeDtypeStruct((workload.rows, config.num_kv_heads, workload.slots, config.head_dim), dtype)
     query = workload.rows, width, config.num_heads, config.head_dim

@@ -107,9 +107,6 @@ def written_attention(
     if turned:
         # Slots are the lanes of such a cache: said so, nothing has to move.
         keys, values = keys.swapaxes(2, 3), values.swapaxes(2, 3)
-    if not interpret:
-        # XLA would bring a whole cache of a few megabytes into VMEM, and back, to have blocks of it there.
-        keys, values = (pltpu.with_memory_space_constraint(x, pltpu.HBM) for x in (keys, values))
     steps, count = _written_blocks(start, length, block, in_row, window)
 
     def row_of(steps, i):
@@ -177,6 +174,9 @@ def written_attention(
     side = pl.BlockSpec((1, heads, dim, block), of_lanes) if turned else pl.BlockSpec((1, heads, block, dim), of_slots)
     scales = [] if key_scale is None or value_scale is None else [key_scale[:, :, None], value_scale[:, :, None]]
     given = [query.reshape(batch, groups, rows, dim), keys, values, *scales]
+    if not interpret:
+        # XLA would bring a whole cache of a few megabytes into VMEM, and back, to have blocks of it there.
+        given[1:] = [pltpu.with_memory_space_constraint(x, pltpu.HBM) for x in given[1:]]
     steps, start, given[1:] = varying_as((steps, start, given[1:]), query)
     out = pl.pallas_call(
         kernel,
@@ -223,14 +223,12 @@ def share_read(name: str, written: int) -> tuple[int, int] | None:
 def _product(left: jax.Array, right: jax.Array, transposed: bool) -> jax.Array:
     """`left right`, or `left right^T`, in float32."""
     dimensions = (((1,), (1 if transposed else 0,)), ((), ()))
-    # A chip's default for float32 is less.
-    precision = jax.lax.Precision.HIGHEST if left.dtype == jnp.float32 else None
+    # A chip's default for float32 is less, and 16 bits know no more than one, whatever JAX's own default is set to.
+    precision = jax.lax.Precision.HIGHEST if left.dtype == jnp.float32 else jax.lax.Precision.DEFAULT
     return jax.lax.dot_general(left, right, dimensions, precision=precision, preferred_element_type=jnp.float32)
 
 
-def _written_blocks(
-    start: jax.Array, length: int, block: int, in_row: int, window: int
-) -> tuple[jax.Array, jax.Array]:
+def _written_blocks(start: jax.Array, length: int, block: int, in_row: int, window: int) -> tuple[jax.Array, jax.Array]:
     """Which blocks of a cache the queries of all rows can see: int32 `[B in_row]`, as row times in_row plus block,
     row after row, of which the first int32 `[]` count."""
     first = jnp.maximum(start - (window - 1), 0) // block if window else jnp.zeros_like(start)

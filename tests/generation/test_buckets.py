@@ -18,6 +18,7 @@ from kljudge_jax.generation.buckets import cache_buckets
 from kljudge_jax.generation.run import Run
 from kljudge_jax.models import cache as cache_room
 from kljudge_jax.models.cache import KVCache
+from kljudge_jax.models.linear import Storage
 from kljudge_jax.models.shapes import count_parameters, shape_config
 from kljudge_jax.models.transformer import abstract
 
@@ -163,3 +164,11 @@ def test_a_step_is_one_that_is_felt(monkeypatch):
 def test_native_attention_needs_no_steps(pair, monkeypatch):
     monkeypatch.setattr(cache_room, "is_native", lambda *_: True)
     assert cache_buckets(pair.target, pair.draft, 4, 8192) == (8192,)
+
+
+def test_on_a_tpu_caches_grow_up_to_where_attention_reads_what_is_written(monkeypatch):
+    monkeypatch.setattr(buckets, "bytes_read", lambda model: 2 * count_parameters(model.config))
+    storage = Storage(jnp.bfloat16, platform="tpu")
+    target, draft = (abstract(shape_config(name), storage) for name in ("llama-3.1-8b", "llama-3.2-1b"))
+    assert cache_buckets(target, draft, 32, 32768) == (256, 512, 1024, 2048, 32768)
+    assert cache_buckets(target, draft, 32, 3072) == (256, 512, 1024, 2048, 3072)

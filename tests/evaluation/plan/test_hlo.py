@@ -124,3 +124,29 @@ def test_a_program_of_this_machine_is_read():
     program = Program(compiled.as_text())
     assert not collections.Counter(program.traffic().collectives)
     assert program.traffic().moved >= 256 * 256 * 4  # its turns are in data, not in the text: once is known
+
+
+# Two rows of 4096 slots, four heads: queries and what they read lie in VMEM, scales beside the caches.
+KERNEL = """HloModule jit_pass, is_scheduled=true
+
+ENTRY %main (n: s32[], k: bf16[2,4,4096,128], v: bf16[2,4,4096,128], s: f32[2,4,1,4096], q: bf16[2,4,9,128]) -> bf16[2,4,9,128] {
+  %n = s32[] parameter(0)
+  %k = bf16[2,4,4096,128]{3,2,1,0:T(8,128)(2,1)} parameter(1)
+  %v = bf16[2,4,4096,128]{3,2,1,0:T(8,128)(2,1)} parameter(2)
+  %s = f32[2,4,1,4096]{3,2,1,0:T(1,128)} parameter(3)
+  %q = bf16[2,4,9,128]{3,2,1,0:T(8,128)(2,1)} parameter(4)
+  ROOT %kernel = bf16[2,4,9,128]{3,2,1,0:T(8,128)(2,1)S(1)} custom-call(%n, %q, %k, %v, %s), custom_call_target="tpu_custom_call", metadata={op_name="jit(f)/written_attention_128_of_4096_for_9_window_WINDOW/pallas_call"}
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("window", "written", "slots"),
+    [(0, None, 4096), (0, 1024, 1024), (0, 1025, 1152), (0, 4096, 4096), (256, 1025, 384)],
+)
+def test_a_kernel_that_reads_written_blocks_is_counted_by_them(window, written, slots):
+    program = Program(KERNEL.replace("WINDOW", str(window)), written)
+    side, scales, query = 2 * 4 * slots * 128 * 2, 2 * 4 * slots * 4, 2 * 4 * 9 * 128 * 2
+    found = program.traffic()
+    assert (found.blocks, found.read, found.written) == (2 * side + scales, 2 * side + scales + query, 0)
+    assert found.times(3).blocks == 3 * found.blocks and found.custom_calls["tpu_custom_call"] == 1

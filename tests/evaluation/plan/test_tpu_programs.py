@@ -28,16 +28,16 @@ MESHES = [("v5e:1x1", None), ("v5e:2x2", "tensor=4"), ("v5e:2x2", "data=2,tensor
 _kept = {}
 
 
-def compiled(topology, mesh, *kinds, batch=BATCH, rule="kl:0.4", temperature=0.0, top_p=1.0, **storage):
+def compiled(topology, mesh, *kinds, batch=BATCH, rule="kl:0.4", temperature=0.0, top_p=1.0, prompt=PROMPT, **storage):
     """The pair, and the compiled programs of those kinds by kind."""
-    key = topology, mesh, kinds, batch, rule, temperature, top_p, tuple(storage.items())
+    key = topology, mesh, kinds, batch, rule, temperature, top_p, prompt, tuple(storage.items())
     if key not in _kept:
         devices = topology_devices(topology)
         pair = abstract_pair(
             TARGET, DRAFT, Placement.parse(mesh, draft_axes=mesh and "target", devices=devices), devices, **storage
         )
         config = DecodingConfig(max_new_tokens=64, temperature=temperature, top_p=top_p, draft_length=K, batch=batch)
-        found = {made.name.partition("@")[0]: made for made in compiled_programs(pair, rule, config, PROMPT, kinds)}
+        found = {made.name.partition("@")[0]: made for made in compiled_programs(pair, rule, config, prompt, kinds)}
         _kept[key] = pair, found
     return _kept[key]
 
@@ -142,3 +142,31 @@ def test_prefill_and_refill_compile_and_donate_what_they_can():
 def test_float32_models_compile_too():
     _, _, program = cycle_of("v5e:1x1", None, dtype=jnp.float32)
     assert program.cycle().moved
+
+
+@pytest.mark.parametrize(
+    ("topology", "mesh", "storage"),
+    [("v5e:1x1", None, {"cache_bits": 8}), ("v5e:2x2", "data=2,tensor=2", {}), ("v6e:1x1", None, {})],
+    ids=["int8", "mesh", "v6e"],
+)
+def test_a_long_cache_is_read_as_far_as_it_is_written_and_stays_where_it_lies(topology, mesh, storage):
+    slots, written = 8192, 2048 + K + 1
+    pair, found, _ = cycle_of(topology, mesh, prompt=slots - 96, **storage)
+    program = Program(found.executable.as_text(), written)
+    assert found.name == f"cycle@{slots}"
+    assert_all_donated(found)
+    traffic = program.cycle()
+    smallest = min(_bytes(leaf) for leaf in (found.state.cache.keys[0], found.state.drafter.keys[0]))
+    moved = [size for size in traffic.copies + program.entry_copies() if size >= smallest / 4]
+    assert not moved
+    for computation in program._computations.values():
+        for op in computation.values():
+            assert op.code not in ("gather", "all-gather") or op.bytes < smallest / 4, op.text
+            # In VMEM a whole cache would be read once to be there, and written back.
+            whole = [shape for shape in op.shapes if len(shape.sizes) == 4 and slots in shape.sizes[2:]]
+            assert not any(shape.space for shape in whole), op.text
+    caches = _bytes(found.state.cache) + K * _bytes(found.state.drafter)
+    held = caches * written / slots
+    assert held < traffic.blocks <= 1.15 * held
+    assert traffic.moved < _share(pair.target) + K * _share(pair.draft) + 1.5 * held
+    assert found.executable.memory_analysis().temp_size_in_bytes < smallest + (16 << 20)
