@@ -157,3 +157,17 @@ def test_what_xla_lays_out_anew_of_int4_weights_is_counted(platform, total):
     ]
     found = plan_memory(*models, Workload(1))
     assert found.total == pytest.approx(total, rel=0.05) if total else found.laid_out == 0
+
+
+def test_scores_of_blocks_do_not_leave_a_core():
+    """On a TPU a long cache is read in blocks, and its scores are in no one's way; a short one's are."""
+    config = shape_config("llama-3.1-8b")
+    ours, theirs = (Model(config, None, jnp.bfloat16, platform=platform) for platform in ("tpu", "gpu"))
+
+    def more(slots):
+        workload = Workload(batch=1, prompt_tokens=128, capacity=slots)
+        return plan_memory(theirs, None, workload).prefill - plan_memory(ours, None, workload).prefill
+
+    scores = (4 + 2) * 32 * 128 * 8192
+    inner = (2 * 2 + 4) * 128 * config.intermediate_size
+    assert (more(8192), more(4032)) == (scores - inner, 0)
