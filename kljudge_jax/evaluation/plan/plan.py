@@ -271,9 +271,10 @@ def _read(program: Compiled, pair: ModelPair, drafter: Any, draft_length: int, c
     is_cycle = program.name.startswith("cycle")
     text = Program(program.executable.as_text() or "", context)
     traffic = text.cycle() if is_cycle else text.traffic()
+    held = context if traffic.blocks else None
     floor = None
     if is_cycle:
-        floor = _share(pair.target) + _read_once((program.state.cache, program.state.drafter), context)
+        floor = _share(pair.target) + _read_once((program.state.cache, program.state.drafter), held)
         drafts = pair.draft if not hasattr(drafter, "reads") else drafter.reads(pair)
         floor += draft_length * _share(drafts) if drafts is not None else 0
     copies = traffic.copies + text.entry_copies()
@@ -290,7 +291,7 @@ def _read(program: Compiled, pair: ModelPair, drafter: Any, draft_length: int, c
         collectives={kind: (count, traffic.collective_bytes[kind]) for kind, count in traffic.collectives.items()},
         copies=sum(count for size, count in copies.items() if size > _MEGABYTE),
         cycles=traffic.cycles,
-        context=context if traffic.blocks else None,
+        context=held,
         cache_read=traffic.blocks,
     )
 
@@ -306,11 +307,11 @@ def _share(model: Any) -> int:
     return round(bytes_read(model) * _bytes(model) / parameter_bytes(model))
 
 
-def _read_once(tree: Any, context: int) -> int:
-    """Bytes that one device reads of the caches and arrays of a state, at so many tokens a row."""
+def _read_once(tree: Any, context: int | None) -> int:
+    """Bytes that one device reads of the caches and arrays of a state, at so many tokens a row; None is all slots."""
 
     def of(x: Any) -> int:
-        if isinstance(x, Positions) and not x.reads_all:
+        if context is not None and isinstance(x, Positions) and not x.reads_all:
             return _bytes(x) * min(context, x.slots) // x.slots
         return _bytes(x)
 

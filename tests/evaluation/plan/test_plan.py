@@ -98,3 +98,9 @@ def test_models_that_fit_no_device_are_refused_before_anything_compiles():
 def test_options_that_do_not_go_together_are_refused(words, says, capsys):
     assert main(["plan", *words]) == 2
     assert says in capsys.readouterr().err
+
+
+def test_a_context_that_no_row_can_hold_is_refused():
+    for context in (0, 577):
+        with pytest.raises(InputError, match="context is of 1 to 576 tokens"):
+            kj.plan("llama-3.2-1b", topology="v5e:1x1", max_new_tokens=64, context=context)
