@@ -25,7 +25,14 @@ from kljudge_jax.cache_folder import cache_folder, is_ours
 
 _SOURCES = Path(__file__).with_name("native")
 FLAGS = ("-O2", "-march=native", "-std=c++17", "-fPIC", "-pthread", "-w")
-_TARGETS = ("kljudge_float32", "kljudge_bfloat16", "kljudge_blocks", "kljudge_attention")
+_TARGETS = (
+    "kljudge_float32",
+    "kljudge_bfloat16",
+    "kljudge_blocks",
+    "kljudge_attention",
+    "kljudge_norm",
+    "kljudge_sum_norm",
+)
 _SWITCH = "KLJUDGE_NATIVE"
 
 

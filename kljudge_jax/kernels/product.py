@@ -2,7 +2,7 @@
 
 | backend | weight | rows | scheme |
 |---|---|---|---|
-| CPU, one device | float32, bfloat16 | up to `_MOST_ROWS` | native: the weight is read once, as it is stored |
+| CPU, one device | float32, bfloat16 | few (`_is_few`) | native: the weight is read once, as it is stored |
 | CPU, one device | quantized, tiled | any | native, in integers: rows are rounded to int8 in groups of 64 |
 | CPU, otherwise | bfloat16 | 1 | XLA, on two equal rows |
 | TPU | any | 1 | XLA, on two equal rows |
@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import time
 from collections.abc import Sequence
 
@@ -31,6 +32,10 @@ from kljudge_jax.varying import varying_as
 
 # From here on a product is bound by arithmetic, and XLA's, which packs the weight first, is as fast or faster.
 _MOST_ROWS = 192
+
+# Tokens of a sequence in a pass of decoding, prompts included, which is native however many sequences there are: their
+# number must not decide whether the target reads a draft as it would read one token.
+_MOST_TOKENS = 64
 
 # Each group's product is written and read again, `8 * rows / group` bytes a weight: from here on dequantized weights,
 # 4 bytes each in bfloat16, are fewer, in groups of 512.
@@ -48,12 +53,12 @@ def product(rows: jax.Array, weight: Weight, place: Place | None = None) -> jax.
     """`rows @ weight.T`, accumulated in float32.
 
     Args:
-      rows: `[M, I]`, float32, bfloat16 or float16.
-      weight: `[O, I]` in the dtype of `rows`; or such a matrix, quantized.
+      rows: `[..., T, I]`, float32, bfloat16 or float16; T says how many belong to one sequence.
+      weight: `[O, I]`, to whose dtype rows are rounded; or such a matrix, quantized.
       place: where weight and rows lie; None is one device of the default platform.
 
     Returns:
-      f32 `[M, O]`.
+      f32 `[..., T, O]`.
     """
     return products(rows, [weight], place)[0]
 
@@ -61,15 +66,28 @@ def product(rows: jax.Array, weight: Weight, place: Place | None = None) -> jax.
 def products(rows: jax.Array, weights: Sequence[Weight], place: Place | None = None) -> tuple[jax.Array, ...]:
     """`product` of the same rows with each of several weights, which takes less time than one after the other."""
     place = here() if place is None else place
+    found = _products(rows.reshape(-1, rows.shape[-1]), weights, place, _is_few(rows.shape))
+    return tuple(out.reshape(*rows.shape[:-1], out.shape[-1]) for out in found)
+
+
+def _is_few(shape: tuple[int, ...]) -> bool:
+    """Whether rows `[..., T, I]` are few enough for native products of floats."""
+    return math.prod(shape[:-1]) <= _MOST_ROWS or (len(shape) > 2 and shape[-2] <= _MOST_TOKENS)
+
+
+def _products(rows: jax.Array, weights: Sequence[Weight], place: Place, few: bool) -> tuple[jax.Array, ...]:
+    """Of rows `[M, I]`, which are `few` enough to be native or not."""
     native = 0 not in rows.shape and place.native
     stored = {_stored(weight) for weight in weights}
     quantized = [weight for weight in weights if isinstance(weight, QuantizedTensor)]
     if native and stored == {"tiles"}:
         return _call("kljudge_blocks", rows.astype(jnp.float32), quantized, **schemes_attribute(quantized))
-    if native and stored == {rows.dtype} and rows.dtype in _NATIVE and rows.shape[0] <= _MOST_ROWS:
+    if len(stored) > 1:
+        return tuple(_products(rows, [weight], place, few)[0] for weight in weights)
+    if not quantized:
+        rows = rows.astype(weights[0].dtype)
+    if native and few and stored == {rows.dtype} and rows.dtype in _NATIVE:
         return _native(rows, *weights)
-    if native and len(stored) > 1:
-        return tuple(product(rows, weight, place) for weight in weights)
     return tuple(_by_xla(rows, weight, place) for weight in weights)
 
 

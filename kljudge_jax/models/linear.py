@@ -119,13 +119,11 @@ class Linear(nnx.Module):
 
 def side_by_side(x: jax.Array, *layers: Linear) -> list[jax.Array]:
     """What each of several layers makes of the same x, as one piece of work: f32, not yet rounded to x's dtype."""
-    rows = x.reshape(-1, x.shape[-1])
-    found = products(rows, [_matrix(layer, layer.weight) for layer in layers], layers[0].place)
-    biased = [
-        out if layer.bias is None else out + layer.bias[...].astype(jnp.float32)[None]
+    found = products(x, [_matrix(layer, layer.weight) for layer in layers], layers[0].place)
+    return [
+        out if layer.bias is None else out + jnp.expand_dims(layer.bias[...].astype(jnp.float32), range(out.ndim - 1))
         for layer, out in zip(layers, found, strict=True)
     ]
-    return [out.reshape(*x.shape[:-1], out.shape[-1]) for out in biased]
 
 
 class Embedding(nnx.Module):
@@ -163,8 +161,7 @@ class Embedding(nnx.Module):
 
     def attend(self, x: jax.Array) -> jax.Array:
         """x `[..., H]` to logits f32 `[..., V]`."""
-        rows = x.reshape(-1, x.shape[-1])
-        return product(rows, _matrix(self, self.table), self.place).reshape(*x.shape[:-1], self.shape[0])
+        return product(x, _matrix(self, self.table), self.place)
 
 
 def _stored(

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from kljudge_jax.core.protocols import Features
+from kljudge_jax.kernels.norm import rms_norm, sum_and_norm
 from kljudge_jax.kernels.place import Place
 from kljudge_jax.models.attention import attend, split_by_heads, squeeze
 from kljudge_jax.models.cache import KVCache, Positions, numbers_only
@@ -31,14 +32,17 @@ _ACTIVATIONS = {
 class RMSNorm(nnx.Module):
     """`x / rms(x) * scale` over the last axis, in float32. `scale` stays float32 whatever the model's dtype."""
 
-    def __init__(self, size: int, eps: float):
+    def __init__(self, size: int, eps: float, place: Place):
         self.scale = nnx.Param(jnp.ones((size,), jnp.float32))
         self.eps = eps
+        self.place = place
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        wide = x.astype(jnp.float32)
-        wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
-        return (wide * jnp.expand_dims(self.scale[...], range(x.ndim - 1))).astype(x.dtype)
+        return rms_norm(x, self.scale[...], self.eps, self.place)
+
+    def of_sum(self, x: jax.Array, more: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """`x + more`, and its norm."""
+        return sum_and_norm(x, more, self.scale[...], self.eps, self.place)
 
 
 def _duplicates_row(tokens: jax.Array, place: Place) -> bool:
@@ -78,8 +82,8 @@ class Attention(nnx.Module):
         self.key = linear("key", keys[1], config.hidden_size, shared, config.qkv_bias)
         self.value = linear("value", keys[2], config.hidden_size, shared, config.qkv_bias)
         self.out = linear("out", keys[3], inner, config.hidden_size, config.out_bias)
-        self.query_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else None
-        self.key_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else None
+        self.query_norm = RMSNorm(config.head_dim, config.norm_eps, storage.place) if config.qk_norm else None
+        self.key_norm = RMSNorm(config.head_dim, config.norm_eps, storage.place) if config.qk_norm else None
         self.config = config
         self.layer = layer
         self.layout = storage.layout
@@ -144,7 +148,7 @@ class Block(nnx.Module):
         attention_key, mlp_key = jax.random.split(key)
 
         def norm():
-            return RMSNorm(config.hidden_size, config.norm_eps)
+            return RMSNorm(config.hidden_size, config.norm_eps, storage.place)
 
         self.attention_norm = norm()
         self.attention = Attention(attention_key, config, layer, storage)
@@ -155,8 +159,10 @@ class Block(nnx.Module):
 
     def __call__(self, x, positions, stored):
         attended, stored = self.attention(self.attention_norm(x), positions, stored)
-        x = x + (self.post_attention_norm(attended) if self.post_attention_norm is not None else attended)
-        fed = self.mlp(self.mlp_norm(x))
+        if self.post_attention_norm is not None:
+            attended = self.post_attention_norm(attended)
+        x, normed = self.mlp_norm.of_sum(x, attended)
+        fed = self.mlp(normed)
         return x + (self.post_mlp_norm(fed) if self.post_mlp_norm is not None else fed), stored
 
 
@@ -178,14 +184,20 @@ class Transformer(nnx.Module):
         self.storage = storage = dataclasses.replace(storage, platform=storage.place.platform)
         self.embedding = Embedding(keys[0], vocab, hidden, storage, storage.scheme("embedding.table", hidden))
         self.layers = nnx.List([Block(keys[i + 1], config, i, storage) for i in range(config.num_layers)])
-        self.final_norm = RMSNorm(hidden, config.norm_eps)
+        self.final_norm = RMSNorm(hidden, config.norm_eps, storage.place)
         head_form = storage.scheme("head.weight", hidden)
         self.head = None if config.tied_head else Linear(keys[-1], hidden, vocab, False, storage, head_form)
 
     @property
     def dtype(self):
-        """Of hidden states."""
+        """Of the hidden states that it returns."""
         return self.storage.dtype
+
+    @property
+    def _between(self):
+        """The dtype of hidden states between layers: nothing is rounded there that XLA may round or not, by what it
+        fuses, where a row is to be the same to the bit whatever stands beside it. It costs nothing on a CPU."""
+        return jnp.float32 if self.storage.place.native else self.dtype
 
     @property
     def layout(self) -> Layout | None:
@@ -230,7 +242,7 @@ class Transformer(nnx.Module):
         length = tokens.shape[1]
         positions = start[:, None] + jnp.arange(length, dtype=jnp.int32)[None]
         x = self.embedding(tokens)
-        x = self._whole(x * jnp.asarray(self.config.embedding_scale, x.dtype))
+        x = self._whole(x * jnp.asarray(self.config.embedding_scale, x.dtype)).astype(self._between)
         if _duplicates_row(tokens, self.storage.place):
             x = _twice(x)
         streams, written = {0: x}, []
@@ -240,8 +252,8 @@ class Transformer(nnx.Module):
             written.append(stored)
         if cache is not None:
             cache = cache.with_layers(written, start + length)
-        wanted = tuple(streams[i][:, :length] for i in layers)
-        return Features(self.final_norm(x)[:, :length], wanted), cache
+        wanted = tuple(self._rounded(streams[i])[:, :length] for i in layers)
+        return Features(self._rounded(self.final_norm(x))[:, :length], wanted), cache
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Next-token logits of final-norm states `[..., H]`: f32 `[..., V]`."""
@@ -265,6 +277,14 @@ class Transformer(nnx.Module):
             return x.constrained() if hasattr(x, "constrained") else layout.rows(x)
 
         return jax.tree.map(placed, tree, is_leaf=lambda x: hasattr(x, "constrained"))
+
+    def _rounded(self, x: jax.Array) -> jax.Array:
+        """Hidden states in the dtype in which they are returned."""
+        if x.dtype == self.dtype:
+            return x
+        kept = jnp.finfo(self.dtype)
+        # Explicitly: XLA leaves out a conversion that another one takes back.
+        return jax.lax.reduce_precision(x, kept.nexp, kept.nmant).astype(self.dtype)
 
     def _whole(self, x: jax.Array) -> jax.Array:
         """Hidden states, each on one device of every row of them."""
