@@ -20,6 +20,7 @@ import functools
 import math
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -84,11 +85,16 @@ def _products(rows: jax.Array, weights: Sequence[Weight], place: Place, few: boo
         return _call("kljudge_blocks", rows.astype(jnp.float32), quantized, **schemes_attribute(quantized))
     if len(stored) > 1:
         return tuple(_products(rows, [weight], place, few)[0] for weight in weights)
-    if not quantized:
+    if not isinstance(weights[0], QuantizedTensor):
         rows = rows.astype(weights[0].dtype)
     if native and few and stored == {rows.dtype} and rows.dtype in _NATIVE:
         return _native(rows, *weights)
     return tuple(_by_xla(rows, weight, place) for weight in weights)
+
+
+def precision_of(dtype: Any) -> jax.lax.Precision | None:
+    """Of a product of such numbers: float32 is promised in all its bits, where accelerators would round it to fewer."""
+    return jax.lax.Precision.HIGHEST if dtype == jnp.float32 else None
 
 
 def tiled_where_native(weight: QuantizedTensor, place: Place | None = None) -> QuantizedTensor:
@@ -156,16 +162,23 @@ def _multiplied(rows: jax.Array, weight: Weight, place: Place) -> jax.Array:
         weight = dataclasses.replace(weight, values=values)
     if group == 0:
         return _dot(rows, values.astype(rows.dtype)) * weight.scale[None]
-    grouped = rows.reshape(rows.shape[0], -1, group)
+    grouped, precision = rows.reshape(rows.shape[0], -1, group), precision_of(rows.dtype)
     if place.platform == "gpu" and len(rows) <= _MOST_PARTIAL_ROWS and weight.minimum is None:
         values = values.astype(rows.dtype)
-        partial = jnp.einsum("mgk,gko->gmo", grouped, values, preferred_element_type=jnp.float32)
+        partial = jnp.einsum("mgk,gko->gmo", grouped, values, precision=precision, preferred_element_type=jnp.float32)
         return jnp.sum(partial * weight.scale.astype(jnp.float32), axis=0)
-    return jnp.einsum("mgk,gko->mo", grouped, in_groups(weight, rows.dtype), preferred_element_type=jnp.float32)
+    wide = in_groups(weight, rows.dtype)
+    return jnp.einsum("mgk,gko->mo", grouped, wide, precision=precision, preferred_element_type=jnp.float32)
 
 
 def _dot(rows: jax.Array, weight: jax.Array) -> jax.Array:
-    return jax.lax.dot_general(rows, weight, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
+    return jax.lax.dot_general(
+        rows,
+        weight,
+        (((1,), (1,)), ((), ())),
+        precision=precision_of(rows.dtype),
+        preferred_element_type=jnp.float32,
+    )
 
 
 def _call(target: str, rows: jax.Array, weights: Sequence[Weight], **options) -> tuple[jax.Array, ...]:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from kljudge_jax.kernels import gpu_attention
+from kljudge_jax.kernels.product import precision_of
 from kljudge_jax.parallel.axes import HEADS
 from kljudge_jax.parallel.layout import Layout
 
@@ -57,14 +58,15 @@ def attend(
     grouped = grouped.reshape(batch, length, groups, heads // groups, dim).transpose(0, 2, 3, 1, 4)
     exact = query.dtype if keys.dtype == jnp.int8 else keys.dtype
     grouped, keys, values = placed(grouped.astype(exact)), keys.astype(exact), values.astype(exact)
-    scores = jnp.einsum("bgrtd,bgsd->bgrts", grouped, keys, preferred_element_type=jnp.float32)
+    kept = {"precision": precision_of(exact), "preferred_element_type": jnp.float32}
+    scores = jnp.einsum("bgrtd,bgsd->bgrts", grouped, keys, **kept)
     if key_scale is not None:
         scores = scores * key_scale[:, :, None, None]
     scores = jnp.where(visible[:, None, None], squeeze(scores, softcap), _MASKED)
     weights = jax.nn.softmax(scores, axis=-1)
     if value_scale is not None:
         weights = weights * value_scale[:, :, None, None]
-    mixed = jnp.einsum("bgrts,bgsd->bgrtd", weights.astype(values.dtype), values, preferred_element_type=jnp.float32)
+    mixed = jnp.einsum("bgrts,bgsd->bgrtd", weights.astype(values.dtype), values, **kept)
     return placed(mixed).transpose(0, 3, 1, 2, 4).reshape(batch, length, heads, dim).astype(query.dtype)
 
 

@@ -186,3 +186,19 @@ def test_every_build_attends_to_the_same(kind, dim, window):
                     weights = np.exp(scores - scores.max())
                     want = weights / weights.sum() @ new_values[b, n // share, seen]
                     np.testing.assert_allclose(got[b, t, n], want, atol=3e-6)
+
+
+@pytest.mark.parametrize("size", [20, 200])
+def test_every_build_norms_a_row_alone_as_among_others(kind, size):
+    x, scale = draw(9, size), draw(size, seed=1)
+
+    @jax.jit
+    def norm(x):
+        call = jax.ffi.ffi_call(target_of("norm", kind), jax.ShapeDtypeStruct(x.shape, jnp.float32))
+        return call(x, scale, eps=np.float32(1e-6))
+
+    found = norm(x)
+    wide = x.astype(np.float64)
+    want = wide / np.sqrt(np.mean(wide**2, axis=-1, keepdims=True) + 1e-6) * scale
+    np.testing.assert_allclose(found, want, rtol=2e-6, atol=2e-6)
+    np.testing.assert_array_equal(norm(x[3:4])[0], found[3])
