@@ -103,6 +103,9 @@ def test_the_native_product_is_in_the_program_of_one_device_alone():
     )
     many, _, _ = case(1000, 8, 16, jnp.float32)
     assert "kljudge_float32" not in jax.jit(product).lower(many, weight).as_text()
+    # Of decoding, which has few tokens a sequence, however many sequences there are; and of a long text, which has not.
+    assert "kljudge_float32" in jax.jit(product).lower(many.reshape(100, 10, 16), weight).as_text()
+    assert "kljudge_float32" not in jax.jit(product).lower(many.reshape(10, 100, 16), weight).as_text()
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
