@@ -16,7 +16,7 @@ from kljudge_jax.models.config import TransformerConfig
 from kljudge_jax.models.linear import Storage
 from kljudge_jax.models.shapes import bytes_per_device
 from kljudge_jax.models.transformer import Transformer
-from kljudge_jax.models.written_attention import blocks_of
+from kljudge_jax.models.written_attention import kernel_of
 from kljudge_jax.parallel.free_memory import usable_memory
 from kljudge_jax.parallel.layout import Layout
 
@@ -266,7 +266,7 @@ def _by_blocks(model: Model, workload: Workload, width: int) -> bool:
     dtype = jnp.dtype(jnp.int8 if model.cache_bits is not None else model.cache_dtype or model.dtype)
     keys = jax.ShapeDtypeStruct((workload.rows, config.num_kv_heads, workload.slots, config.head_dim), dtype)
     query = workload.rows, width, config.num_heads, config.head_dim
-    return platform is not None and blocks_of(query, keys, model.dtype, model.layout, platform) is not None
+    return platform is not None and kernel_of(query, keys, model.dtype, model.layout, platform) is not None
 
 
 def _working(model: Model, workload: Workload, width: int) -> int:

@@ -30,7 +30,7 @@ _SLOTS = 64
 _FEWEST_ROWS, _MOST_ROWS = 16, 128
 
 # Head dimensions that are such tiles; past 128 tiles have fewer slots and rows, for shared memory. They then take
-# 66 kB at most on an RTX 30 or 40, an L4 or an A100, and 98 kB on an H100: the least has 99.
+# 70 kB at most on an RTX 30 or 40, an L4 or an A100, and 98 kB on an H100: the least has 99.
 _DIMS = (16, 32, 64, 128, 256)
 _WIDE = 128
 

@@ -1,12 +1,10 @@
-"""Grouped-query attention over keys and values that lie in arrays: by XLA's own products, or, on a GPU, by a kernel."""
+"""Grouped-query attention over keys and values that lie in arrays, by XLA's own products."""
 
 from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
 
-from kljudge_jax.kernels import gpu_attention
 from kljudge_jax.kernels.product import precision_of
 from kljudge_jax.parallel.axes import HEADS
 from kljudge_jax.parallel.layout import Layout
@@ -68,49 +66,6 @@ def attend(
         weights = weights * value_scale[:, :, None, None]
     mixed = jnp.einsum("bgrts,bgsd->bgrtd", weights.astype(values.dtype), values, **kept)
     return placed(mixed).transpose(0, 3, 1, 2, 4).reshape(batch, length, heads, dim).astype(query.dtype)
-
-
-def attend_on_gpu(
-    query: jax.Array,
-    keys: jax.Array,
-    values: jax.Array,
-    start: jax.Array,
-    *,
-    window: int = 0,
-    softcap: float = 0.0,
-    layout: Layout | None = None,
-) -> jax.Array:
-    """The same over a cache on GPUs, of which no more is read than some query can see.
-
-    Args:
-      query: `[B, T, N, D]`, scaled; query t of row b stands at slot `start[b] + t`.
-      keys, values: `[B, G, S, D]` for which `gpu_attention.reads_written` holds, the new tokens written.
-      start: int32 `[B]`.
-      window, softcap, layout: as of `attend`.
-
-    Returns:
-      `[B, T, N, D]`, of the queries' dtype.
-    """
-    batch, length, heads, dim = query.shape
-    groups = keys.shape[1]
-    grouped = split_by_heads(query.reshape(batch, length, heads * dim), layout)
-    grouped = grouped.reshape(batch, length, groups, heads // groups, dim).transpose(0, 2, 3, 1, 4)
-
-    def local(grouped, keys, values, start):
-        by_time = grouped.swapaxes(2, 3)
-        mixed = gpu_attention.written_attention(by_time, keys, values, start, window=window, softcap=softcap)
-        return mixed.swapaxes(2, 3).astype(query.dtype)
-
-    if layout is None:
-        mixed = local(grouped, keys, values, start)
-    else:
-        # XLA cannot split a kernel. Each device has whole rows and whole kv heads, or it has their query heads.
-        split, stored = (layout.attention_sharding(x.shape).spec for x in (grouped, keys))
-        sharded = jax.shard_map(
-            local, mesh=layout.mesh, in_specs=(split, stored, stored, PartitionSpec(stored[0])), out_specs=split
-        )
-        mixed = sharded(layout.attention(grouped), keys, values, start)
-    return mixed.transpose(0, 3, 1, 2, 4).reshape(batch, length, heads, dim)
 
 
 def split_by_heads(x: jax.Array, layout: Layout | None) -> jax.Array:

@@ -11,12 +11,11 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from kljudge_jax.kernels import gpu_attention
 from kljudge_jax.kernels.attention import cached_attention, is_native
 from kljudge_jax.kernels.place import Place, default_platform
-from kljudge_jax.models.attention import attend, attend_on_gpu
+from kljudge_jax.models.attention import attend
 from kljudge_jax.models.config import TransformerConfig
-from kljudge_jax.models.written_attention import attend_written, blocks_of, is_long
+from kljudge_jax.models.written_attention import attend_written, can_read_written, kernel_of
 from kljudge_jax.parallel.layout import Layout
 
 # A window is cut out of a cache that is so many times as long: what is copied is read, written, and read again.
@@ -71,11 +70,9 @@ class Layer(NamedTuple):
         values = write_rows(self.values, value, start, layout, self.platform)
         layer = self._replace(keys=keys, values=values)
         sees: dict[str, Any] = {"window": window, "softcap": softcap, "layout": layout}
-        if _reads_written(layout, self.platform, keys) and gpu_attention.pays(_on_a_device(keys, layout)):
-            return attend_on_gpu(query, keys, values, start, **sees), layer
-        blocks = blocks_of(query.shape, keys, keys.dtype, layout, place.platform)
-        if blocks is not None:
-            mixed = attend_written(query.astype(keys.dtype), keys, values, start, blocks, **sees)
+        kernel = kernel_of(query.shape, keys, keys.dtype, layout, place.platform)
+        if kernel is not None:
+            mixed = attend_written(kernel, query.astype(keys.dtype), keys, values, start, **sees)
             return mixed.astype(query.dtype), layer
         slots = jnp.arange(keys.shape[2])[None, None]
         seen = window + length - 1  # from the first query's window to the last query
@@ -110,7 +107,8 @@ class Positions:
     @property
     def reads_all(self) -> bool:
         """Whether a pass reads every slot, so that a smaller cache makes it faster; else it reads those written."""
-        return not is_long(self.slots, place_of(self.layout, self.platform).platform)
+        stored = getattr(self, self.stored[0])[0]
+        return not can_read_written(stored, place_of(self.layout, self.platform).platform)
 
     def layer(self, i: int) -> Any:
         return self.layer_type(*(getattr(self, name)[i] for name in self.stored), self.layout, self.platform)
@@ -235,23 +233,12 @@ class KVCache(Positions):
 
     @property
     def reads_all(self) -> bool:
-        keys = self.keys[0]
-        native = is_native(place_of(self.layout, self.platform), keys)
-        return super().reads_all and not native and not _reads_written(self.layout, self.platform, keys)
+        return super().reads_all and not is_native(place_of(self.layout, self.platform), self.keys[0])
 
 
 def place_of(layout: Layout | None, platform: str | None = None) -> Place:
     """Where a cache or a model lies; without a platform it is the layout's, or the default one."""
     return Place(platform or (layout and layout.platform) or default_platform(), layout is None)
-
-
-def _reads_written(layout: Layout | None, platform: str | None, keys: jax.Array) -> bool:
-    """Whether a GPU's kernel attends to such keys `[B, G, S, D]`, where a layer has enough of them."""
-    return gpu_attention.reads_written(place_of(layout, platform).platform, keys.dtype, keys.shape[3])
-
-
-def _on_a_device(keys: jax.Array, layout: Layout | None) -> tuple[int, ...]:
-    return keys.shape if layout is None else layout.attention_sharding(keys.shape).shard_shape(keys.shape)
 
 
 def cache_dtype(dtype: Any, platform: str) -> Any:

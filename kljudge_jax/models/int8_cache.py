@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from kljudge_jax.models.attention import attend
 from kljudge_jax.models.cache import Positions, numbers_only, place_of, write_rows
 from kljudge_jax.models.config import TransformerConfig
-from kljudge_jax.models.written_attention import attend_written, blocks_of
+from kljudge_jax.models.written_attention import attend_written, kernel_of
 from kljudge_jax.parallel.layout import Layout
 
 _LARGEST = 127
@@ -54,12 +54,12 @@ class Int8Layer(NamedTuple):
             "value_scale": value_scales[..., 0],
         }
         place = place_of(self.layout, self.platform)
-        blocks = blocks_of(query.shape, keys, query.dtype, self.layout, place.platform)
-        if blocks is None:
+        kernel = kernel_of(query.shape, keys, query.dtype, self.layout, place.platform)
+        if kernel is None:
             slots = jnp.arange(keys.shape[2])[None, None]
             mixed = attend(query, keys, values, positions, slots, **read)
         else:
-            mixed = attend_written(query, keys, values, positions[:, 0], blocks, **read)
+            mixed = attend_written(kernel, query, keys, values, positions[:, 0], **read)
         return mixed, Int8Layer(keys, values, key_scales, value_scales, self.layout, self.platform)
 
 

@@ -7,8 +7,7 @@ from tiny_pairs import DRAFT_LENGTH, NEVER, answer, tiny_pair, tokens_of
 
 import kljudge_jax as kj
 from kljudge_jax.generation.buckets import cache_buckets
-from kljudge_jax.kernels import written_attention as kernel
-from kljudge_jax.models import written_attention
+from kljudge_jax.kernels import tpu_attention
 from kljudge_jax.models.transformer import assemble, parameters
 
 PROMPTS = [[5, 9, 3, 7] * 50, [8, 1], [4] * 90, [2, 6, 1]]
@@ -17,15 +16,14 @@ PROMPTS = [[5, 9, 3, 7] * 50, [8, 1], [4] * 90, [2, 6, 1]]
 @pytest.fixture
 def interpreted(monkeypatch):
     """The kernel on a CPU, for rows of 256 slots on: two blocks. How often it was traced."""
-    traced = []
+    traced, kernel = [], tpu_attention.written_attention
 
     def interpreted(*given, **options):
         traced.append(given[0].shape)
-        return kernel.written_attention(*given, interpret=True, **options)
+        return kernel(*given, interpret=True, **options)
 
-    monkeypatch.setattr(written_attention, "written_attention", interpreted)
-    for module in (kernel, written_attention):
-        monkeypatch.setattr(module, "FEWEST_SLOTS", 256)
+    monkeypatch.setattr(tpu_attention, "written_attention", interpreted)
+    monkeypatch.setattr(tpu_attention, "FEWEST_SLOTS", 256)
     return traced
 
 

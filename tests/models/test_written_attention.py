@@ -118,5 +118,5 @@ def test_what_is_no_number_reaches_the_queries_that_see_it_and_no_other(kind, ba
 
 def test_more_queries_than_vmem_holds_are_left_to_xla():
     cache = jax.ShapeDtypeStruct((1, 1, SLOTS, 128), jnp.bfloat16)
-    assert written_attention.blocks_of((1, 9, 71, 128), cache, jnp.bfloat16, None, "tpu") is not None
-    assert written_attention.blocks_of((1, 128, 71, 128), cache, jnp.bfloat16, None, "tpu") is None
+    assert written_attention.kernel_of((1, 9, 71, 128), cache, jnp.bfloat16, None, "tpu") is not None
+    assert written_attention.kernel_of((1, 128, 71, 128), cache, jnp.bfloat16, None, "tpu") is None

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kljudge_jax.kernels.written_attention import (
+from kljudge_jax.kernels.tpu_attention import (
     FEWEST_SLOTS,
     Blocks,
     _written_blocks,
