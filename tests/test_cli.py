@@ -3,6 +3,8 @@
 Sweeps ask one short prompt at a time and show no answer, in the sizes of `generate`: so they share its programs.
 """
 
+import errno
+import io
 import json
 import logging
 import os
@@ -18,7 +20,7 @@ from command_lines import commands
 from tiny_pairs import DRAFT_LENGTH
 
 from kljudge_jax.cli import main
-from kljudge_jax.commands import generate
+from kljudge_jax.commands import generate, rules
 from kljudge_jax.commands.command import plain_warnings
 
 
@@ -368,3 +370,23 @@ def test_a_device_without_memory_left_is_one_line_that_says_what_to_do(capsys, a
     assert status == 1 and out == ""
     assert len(err.strip().splitlines()) == 1
     assert "too little memory" in err and "lower --batch" in err
+
+
+@pytest.mark.parametrize("number, filename", [(errno.ENOSPC, "out/answers.jsonl"), (errno.EROFS, None)])
+def test_a_disk_that_takes_no_more_is_one_line_and_exit_1(capsys, monkeypatch, number, filename):
+    def refused(options):
+        raise OSError(number, os.strerror(number), *([filename] if filename else []))
+
+    monkeypatch.setattr(rules.rules, "run", refused)
+    assert main(["rules"]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith(f"kljudge rules: {filename}: " if filename else "kljudge rules: ")
+    assert os.strerror(number) in said and said.count("\n") == 1
+
+
+def test_an_encoding_that_lacks_a_character_shows_its_number(monkeypatch):
+    written = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", written)
+    monkeypatch.setattr(rules.rules, "run", lambda options: print("na\u00efve") or 0)
+    assert main(["rules"]) == 0
+    assert written.buffer.getvalue() == b"na\\xefve\n"

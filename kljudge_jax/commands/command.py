@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import glob
 import logging
 import os
@@ -19,6 +20,9 @@ from kljudge_jax.errors import InputError
 from kljudge_jax.spec import split_specs
 
 OK, FAILED, BAD_INPUT = 0, 1, 2
+
+# What a folder of results can say no with: a full disk, a quota, a read-only file system, rights, a broken device.
+_FULL_OR_CLOSED = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG)
 
 # Written down, for a shell that completes does not wait for JAX; a test holds them to the rules there are.
 RULE_NAMES = (
@@ -103,6 +107,15 @@ class Command(click.Command):
             # Whoever read our output has gone; Python would complain once more while it closes stdout.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return OK
+        except OSError as error:
+            if error.errno not in _FULL_OR_CLOSED:  # not of the files that results go to
+                raise
+            where = f"{error.filename}: " if error.filename else ""
+            print(
+                f"kljudge {name}: {where}{error.strerror}: make room or name another folder, and repeat the command",
+                file=sys.stderr,
+            )
+            return FAILED
 
 
 def command(
