@@ -16,7 +16,7 @@ import typing
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 import numpy as np
@@ -25,12 +25,15 @@ from kljudge_jax.errors import InputError
 
 T = TypeVar("T")
 
+# How many there are of something. No machine counts further, and an array holds it.
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+
 # What a person can do about a damaged file that nothing more is known of.
 _ADVICE = "give an undamaged copy"
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):
-    """Figures with names and types. Two of equal figures are equal."""
+    """Figures with names and types. A subclass repeats `frozen=True, kw_only=True`, which hold for its own fields."""
 
     def to_dict(self) -> dict[str, Any]:
         """The figures as plain dicts, lists, strings and numbers, as a file of JSON holds them."""

@@ -15,7 +15,7 @@ from kljudge_jax.errors import InputError
 from kljudge_jax.records import LineWriter, Record, read, read_lines, read_log, write
 
 
-class Figures(Record):
+class Figures(Record, frozen=True, kw_only=True):
     n: int
     share: float = 0.5
     ends: tuple[float, float] | None = None

@@ -80,8 +80,8 @@ def demo(options) -> int:
     foot = (
         f"kljudge demo --task {options.task} --problems {options.problems} --rules {','.join(rules)} "
         f"--draft-length {options.draft_length} --seed {options.seed}{mesh}; "
-        f"{machine['date']}, {machine['processor']}, {machine['cores']} cores, {machine['device']}, "
-        f"jax {machine['versions']['jax']}"
+        f"{machine.date}, {machine.processor}, {machine.cores} cores, {machine.device}, "
+        f"jax {machine.versions['jax']}"
     )
 
     def draw_page(table) -> None:
@@ -102,7 +102,7 @@ def demo(options) -> int:
     draw_page(cells)
     print(f"Pictures: {folder / 'answer.html'}, {folder / 'answer.png'}; table: {folder / 'table.md'}")
     note(f"{time.perf_counter() - began:.0f} s in all")
-    failed = sum(row["failed"] for row in rows)
+    failed = sum(row.failed for row in rows)
     return status_of(options, failed)
 
 

@@ -121,13 +121,13 @@ def sweep(options) -> int:
 
 
 def _problems(records, count: str) -> list[tuple[str, list[str]]]:
-    """By rule, the problems whose records have something under `count`; of a baseline's it may be missing."""
+    """By rule, the problems whose records have something under `count`."""
     from kljudge_jax.evaluation.sweep import run as sweep
 
     found = defaultdict(list)
     for record in records:
-        if record.get(count):
-            found[sweep.cell_of(record).name].append(str(record["problem"]))
+        if getattr(record, count):
+            found[sweep.cell_of(record).name].append(record.problem)
     return list(found.items())
 
 

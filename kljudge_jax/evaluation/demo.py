@@ -11,6 +11,7 @@ import numpy as np
 from kljudge_jax.evaluation.report.statistics import speed_ratio_interval
 from kljudge_jax.evaluation.report.token_page import Answer, answer_of
 from kljudge_jax.evaluation.sweep import run as sweep
+from kljudge_jax.evaluation.sweep.records import SweepRow
 from kljudge_jax.evaluation.sweep.summary import summarise
 from kljudge_jax.generation.config import DecodingConfig
 from kljudge_jax.generation.generate import generate
@@ -19,7 +20,8 @@ from kljudge_jax.generation.stream import Event, stream
 from kljudge_jax.machine import describe_machine
 from kljudge_jax.models.pair import ModelPair
 from kljudge_jax.progress_update import ProgressUpdate
-from kljudge_jax.results_folder import write_json
+from kljudge_jax.records import write as write_record
+from kljudge_jax.records import write_text
 from kljudge_jax.tasks.base import Problem, Task
 from kljudge_jax.text_table import columns, markdown, ranged
 
@@ -76,7 +78,7 @@ class Demo:
                     seconds[rule][i] += out.stats.seconds
         return {rule: _speed_ratio(tokens, seconds, rule, self.rules[0]) for rule in self.rules}
 
-    def compare(self, report: Callable[[str], None] = lambda line: None) -> list[dict]:
+    def compare(self, report: Callable[[str], None] = lambda line: None) -> list[SweepRow]:
         """All problems in one batch under every rule: the rows that `summarise` makes."""
         records = []
         plan = sweep.Plan(
@@ -111,19 +113,19 @@ def title(rule: str) -> str:
     return {"none": "plain decoding (target alone)", "exact": "exact speculative decoding"}.get(rule, rule)
 
 
-def table(rows: Sequence[dict], speeds: dict[str, SpeedRatio]) -> list[list[str]]:
+def table(rows: Sequence[SweepRow], speeds: dict[str, SpeedRatio]) -> list[list[str]]:
     """The comparison as cells of text, the head first."""
     lines = []
     for row in rows:
-        plain, speed = row["rule"] == "none", speeds[row["rule"]]
-        low, high = row["accuracy_interval"]
+        plain, speed = row.rule == "none", speeds[row.rule]
+        low, high = row.accuracy_interval
         lines.append(
             {
-                "rule": "plain" if plain else row["rule"],
-                "right": f"{100 * row['accuracy']:.1f} %",
+                "rule": "plain" if plain else row.rule,
+                "right": f"{100 * row.accuracy:.1f} %",
                 "95 %": f"{100 * low:.0f} to {100 * high:.0f}",
-                "mean acceptance length": f"{row['mean_acceptance_length']:.2f}",
-                "passes per answer": f"{row['target_passes_per_answer']:.1f}",
+                "mean acceptance length": f"{row.mean_acceptance_length:.2f}",
+                "passes per answer": f"{row.target_passes_per_answer:.1f}",
                 "tokens/s, one by one": f"{speed.tokens_per_second:.0f}",
                 "speedup": "" if plain else ranged(speed.ratio, speed.interval),
             }
@@ -131,16 +133,16 @@ def table(rows: Sequence[dict], speeds: dict[str, SpeedRatio]) -> list[list[str]
     return columns(lines)
 
 
-def write(folder: Path, cells: Sequence[Sequence[str]], rows: list[dict], speeds: dict[str, SpeedRatio]) -> None:
+def write(folder: Path, cells: Sequence[Sequence[str]], rows: list[SweepRow], speeds: dict[str, SpeedRatio]) -> None:
     """Writes `table.md` and `summary.json`."""
-    (folder / "table.md").write_text(markdown(cells), encoding="utf-8")
+    write_text(folder / "table.md", markdown(cells))
     summary = {
         "schema": sweep.SCHEMA,
         "machine": describe_machine(),
         "cells": rows,
         "one_by_one": {rule: dataclasses.asdict(speed) for rule, speed in speeds.items()},
     }
-    write_json(folder / "summary.json", summary)
+    write_record(folder / "summary.json", summary)
 
 
 def _speed_ratio(tokens, seconds, rule, baseline) -> SpeedRatio:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
 
+from kljudge_jax.machine import Machine
 from kljudge_jax.results_folder import write_json
 from kljudge_jax.text_table import columns, markdown
 from kljudge_jax.training.agreement import KINDS, Agreement
@@ -32,7 +32,7 @@ class Card:
     problems: int
     seconds: dict[str, float]
     agreement: dict[str, Agreement]
-    machine: dict[str, Any]
+    machine: Machine
 
     def write(self, folder: Path) -> None:
         """Writes `card.json` and `README.md`."""
@@ -44,8 +44,8 @@ class Card:
             [
                 "# A target and a draft, trained from nothing",
                 "",
-                f"Made on {self.machine['date']} by `kljudge train-pair`, on {self.machine['cores']} cores of "
-                f"{self.machine['processor']} ({self.machine['device']}, jax {self.machine['versions']['jax']}). "
+                f"Made on {self.machine.date} by `kljudge train-pair`, on {self.machine.cores} cores of "
+                f"{self.machine.processor} ({self.machine.device}, jax {self.machine.versions['jax']}). "
                 "Each model starts from its own random weights and sees its own data; both read the same tokenizer. "
                 "`card.json` holds these figures and every setting.",
                 "",

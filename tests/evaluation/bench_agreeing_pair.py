@@ -78,7 +78,7 @@ def main():
     cells = {word: cell(word, pair, options.max_new_tokens) for word in words}
     most = max(batch for batch, _ in cells.values())
     asked = {name: value for name, value in vars(options).items() if name != "out"}
-    figures = {"machine": describe_machine(), "options": asked}
+    figures = {"machine": describe_machine().to_dict(), "options": asked}
     draws = np.random.default_rng(0)
     samples = {word: [] for word in cells}
     for turn in range(options.rounds + 1):  # the first compiles, and is thrown away

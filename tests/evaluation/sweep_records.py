@@ -1,5 +1,6 @@
 """Answers as a sweep keeps them, and a task whose answers hold a letter."""
 
+from kljudge_jax.evaluation.sweep.records import AnswerRecord
 from kljudge_jax.tasks import Problem
 
 
@@ -17,8 +18,8 @@ class Letters:
 
 def record(rule, length, problem, right, **counts):
     given = {"tokens": 10, "cycles": 5, "drafted": 20, "accepted": 5, "relaxed": 0, "failed": 0, "finish": "eos"}
-    given |= {"batch": problem // 2, "seconds": 2.0, "token_ids": [problem]} | counts
-    return {"rule": rule, "draft_length": length, "problem": f"p/{problem}", "right": right, **given}
+    given |= {"batch": problem // 2, "seconds": 2.0, "token_ids": (problem,)} | counts
+    return AnswerRecord(rule=rule, draft_length=length, problem=f"p/{problem}", right=right, **given)
 
 
 def answers(rule, right, length=8, **counts):

@@ -49,11 +49,11 @@ def test_the_shown_answer_is_what_generate_gives(shown):
 
 def test_the_table_compares_all_rules_on_all_problems(shown):
     rows = shown.compare()
-    assert [row["rule"] for row in rows] == ["none", "exact", "all"]
-    assert all(row["n"] == 4 for row in rows)
-    assert rows[0]["mean_acceptance_length"] == 1.0 < rows[1]["mean_acceptance_length"]
-    assert rows[1]["same_text"] == 4
-    speeds = {row["rule"]: SpeedRatio(100.0, 1.0, (0.9, 1.1)) for row in rows}
+    assert [row.rule for row in rows] == ["none", "exact", "all"]
+    assert all(row.n == 4 for row in rows)
+    assert rows[0].mean_acceptance_length == 1.0 < rows[1].mean_acceptance_length
+    assert rows[1].same_text == 4
+    speeds = {row.rule: SpeedRatio(100.0, 1.0, (0.9, 1.1)) for row in rows}
     cells = demo.table(rows, speeds)
     assert len({len(row) for row in cells}) == 1 and len(cells) == 4
     assert markdown(cells).count("\n") == 5

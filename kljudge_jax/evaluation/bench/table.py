@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from kljudge_jax.machine import is_busy
+from kljudge_jax.machine import Machine, is_busy
 from kljudge_jax.text_table import columns, markdown, ranged
 
 
@@ -21,12 +21,12 @@ def bench_markdown(found: dict[str, Any], profile: bool = False) -> str:
     return "\n".join(block for block in blocks if block)
 
 
-def machine_label(machine: dict[str, Any]) -> str:
+def machine_label(machine: Machine) -> str:
     """The device in a few words."""
-    many = f"{machine['devices']} x " if machine["devices"] > 1 else ""
-    if machine["backend"] == "cpu":
-        return f"{many}{machine['processor']}, {machine['cores']} cores"
-    return f"{many}{machine['device']}"
+    many = f"{machine.devices} x " if machine.devices > 1 else ""
+    if machine.backend == "cpu":
+        return f"{many}{machine.processor}, {machine.cores} cores"
+    return f"{many}{machine.device}"
 
 
 def _setting(found) -> str:
@@ -36,7 +36,7 @@ def _setting(found) -> str:
     )
     memory = found["peak_memory"]
     return (
-        f"{models}; {found['dtype']}. {machine_label(machine)}, jax {machine['versions']['jax']}, {machine['date']}. "
+        f"{models}; {found['dtype']}. {machine_label(machine)}, jax {machine.versions['jax']}, {machine.date}. "
         f"Median (10 to 90 %) of {plan['rounds']} rounds, all measurements taking turns. "
         f"Peak memory ({memory['of']}): {memory['bytes'] / 1e9:.2f} GB. Programs found compiled on disk: "
         f"{found['found_compiled']}.\n"

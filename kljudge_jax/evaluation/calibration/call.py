@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Unpack
+from typing import Any, Unpack
 
 from kljudge_jax.errors import InputError
 from kljudge_jax.evaluation.calibration import run as calibrations
@@ -53,6 +53,10 @@ class Calibration:
             return f"{calibration_text.too_few(self.plan)}\n\n{verdict}"
         checked = f"\n{calibration_text.told(self.checked)}" if self.checked else ""
         return f"{calibration_text.table(self.plan, self.tested)}\n{verdict}{checked}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `calibration.json` holds, as plain dicts, lists, strings and numbers."""
+        return calibrations.summary(self.target, self.plan, self.tested, (), self.checked).to_dict()
 
     def save(self, folder: str | Path, command: Sequence[str] = ("kljudge_jax.calibrate",)) -> None:
         """Writes `calibration.json`, unless nothing was tested and the folder holds another calibration.

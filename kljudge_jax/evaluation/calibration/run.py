@@ -6,9 +6,14 @@ import dataclasses
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Literal
 
+from msgspec import structs
+
+from kljudge_jax import records
 from kljudge_jax.evaluation.calibration.target_answers import TargetAnswers
 from kljudge_jax.evaluation.sweep import run as sweep
+from kljudge_jax.evaluation.sweep.records import SweepPlan
 from kljudge_jax.evaluation.sweep.run import Cell
 from kljudge_jax.evaluation.sweep.summary import summarise
 from kljudge_jax.judges.calibration import (
@@ -19,12 +24,12 @@ from kljudge_jax.judges.calibration import (
     smallest_set,
     upper_bound,
 )
-from kljudge_jax.machine import describe_machine
+from kljudge_jax.machine import Machine, describe_machine
 from kljudge_jax.models.pair import ModelPair
-from kljudge_jax.results_folder import results_folder, write_json
+from kljudge_jax.records import Count, Record
+from kljudge_jax.results_folder import results_folder
 from kljudge_jax.tasks.base import Task
 
-SCHEMA = 1
 PLAIN = Cell("none", 0)
 
 
@@ -55,8 +60,7 @@ class Plan(sweep.Plan):
         return smallest_set(self.budget, self.delta, paired=not self.without_answers)
 
 
-@dataclasses.dataclass(frozen=True)
-class Compared:
+class Compared(Record, frozen=True, kw_only=True):
     """A threshold beside plain decoding, over the same problems.
 
     Attributes:
@@ -65,19 +69,20 @@ class Compared:
       right, plain_right: right answers of the rule and of plain decoding, or those that agree with the latter.
       mean_acceptance_length, mean_acceptance_length_interval: tokens committed in a cycle.
       failed: answers of the rule in which a model returned NaN or +inf.
+      loss: the share of answers that it lost.
     """
 
     rule: str
     outcome: Outcome
-    right: int
-    plain_right: int
+    right: Count
+    plain_right: Count
     mean_acceptance_length: float
     mean_acceptance_length_interval: tuple[float, float]
-    failed: int
+    failed: Count
+    loss: float
 
 
-@dataclasses.dataclass(frozen=True)
-class Tested(Compared):
+class Tested(Compared, frozen=True, kw_only=True):
     """A threshold that was tested.
 
     Attributes:
@@ -91,8 +96,7 @@ class Tested(Compared):
     promised: bool
 
 
-@dataclasses.dataclass(frozen=True)
-class Check(Compared):
+class Check(Compared, frozen=True, kw_only=True):
     """What the chosen threshold costs on other problems: a measurement.
 
     Attributes:
@@ -102,6 +106,34 @@ class Check(Compared):
 
     split: str
     interval: tuple[float, float]
+
+
+class CalibrationSummary(Record, frozen=True, kw_only=True):
+    """What a calibration found (`calibration.json`).
+
+    Attributes:
+      command: the command line, word by word.
+      machine, target: what it ran on, and the target's name.
+      plan: what was asked.
+      smallest_n: the fewest prompts on which the budget could be promised.
+      tested: the thresholds, from strict to relaxed.
+      threshold, verifier: what is promised; None and "exact" where nothing is.
+      prompts_needed: about how many prompts would do for the threshold that failed.
+      check: what the chosen threshold costs on other problems, where that was measured.
+    """
+
+    schema: Literal[1] = 1
+    kind: Literal["calibrate"] = "calibrate"
+    command: tuple[str, ...]
+    machine: Machine
+    target: str
+    plan: SweepPlan
+    smallest_n: Count
+    tested: tuple[Tested, ...]
+    threshold: float | None
+    verifier: str
+    prompts_needed: Count | None
+    check: Check | None
 
 
 def calibrate(
@@ -125,7 +157,7 @@ def calibrate(
     tested = []
     for p in fixed_sequence(outcomes(), plan.budget, plan.delta):
         bound = upper_bound(seen[-1].outcome, plan.delta)
-        tested.append(Tested(**vars(seen[-1]), p_value=p, upper_bound=bound, promised=p <= plan.delta))
+        tested.append(Tested(**structs.asdict(seen[-1]), p_value=p, upper_bound=bound, promised=p <= plan.delta))
     return tested
 
 
@@ -149,29 +181,27 @@ def check(
     cell = next(cell for cell in plan.thresholds if cell.rule == one.rule)
     fresh = dataclasses.replace(plan, cells=(PLAIN, cell), n=n, split=split)
     (again,) = _compare_each(pair, task, fresh, Path(folder) / f"check-{split}-{n}", report)
-    return Check(**vars(again), split=split, interval=loss_interval(again.outcome))
+    return Check(**structs.asdict(again), split=split, interval=loss_interval(again.outcome))
 
 
 def summary(
     pair_name: str, plan: Plan, tested: Sequence[Tested], command: Sequence[str], checked: Check | None
-) -> dict:
-    """Everything as plain JSON; "threshold" is None where nothing is promised, and "verifier" then "exact"."""
+) -> CalibrationSummary:
+    """Everything that `calibration.json` holds."""
     best = chosen(tested)
     last = tested[-1] if tested else None
-    return {
-        "schema": SCHEMA,
-        "kind": "calibrate",
-        "command": list(command),
-        "machine": describe_machine(),
-        "target": pair_name,
-        "plan": plan.to_json(),
-        "smallest_n": plan.smallest_n,
-        "tested": [dataclasses.asdict(one) | {"loss": one.outcome.loss} for one in tested],
-        "threshold": None if best is None else float(re.split("[:,=]", best.rule)[-1]),
-        "verifier": "exact" if best is None else best.rule,
-        "prompts_needed": needed(plan, last) if last is not None and not last.promised else None,
-        "check": None if checked is None else dataclasses.asdict(checked) | {"loss": checked.outcome.loss},
-    }
+    return CalibrationSummary(
+        command=tuple(command),
+        machine=describe_machine(),
+        target=pair_name,
+        plan=plan.to_record(),
+        smallest_n=plan.smallest_n,
+        tested=tuple(tested),
+        threshold=None if best is None else float(re.split("[:,=]", best.rule)[-1]),
+        verifier="exact" if best is None else best.rule,
+        prompts_needed=needed(plan, last) if last is not None and not last.promised else None,
+        check=checked,
+    )
 
 
 def needed(plan: Plan, one: Tested) -> int | None:
@@ -179,29 +209,31 @@ def needed(plan: Plan, one: Tested) -> int | None:
     return prompts_needed(one.outcome, plan.budget, plan.delta)
 
 
-def write(folder: str | Path, found: dict) -> None:
+def write(folder: str | Path, found: CalibrationSummary) -> None:
     """Writes `calibration.json`. Raises `InputError` if there can be no such folder."""
-    write_json(results_folder(folder) / "calibration.json", found)
+    records.write(results_folder(folder) / "calibration.json", found)
 
 
 def _compare_each(pair, task, plan, folder, report) -> Iterator[Compared]:
     """Every threshold beside plain decoding; answered when it is asked for."""
     task = TargetAnswers(task) if plan.without_answers else task
-    records = sweep.run_sweep(pair, task, plan, folder, report, cells=[PLAIN])
-    plain = {record["problem"]: record["right"] for record in records if record["rule"] == PLAIN.rule}
+    answered = sweep.run_sweep(pair, task, plan, folder, report, cells=[PLAIN])
+    plain = {record.problem: record.right for record in answered if record.rule == PLAIN.rule}
     if plan.without_answers:
-        task.learn(records)
+        task.learn(answered)
     for cell in plan.thresholds:
-        records = sweep.run_sweep(pair, task, plan, folder, report, cells=[cell])
-        answers = {record["problem"]: record for record in records if record["rule"] == cell.rule}
-        outcome = Outcome.of(list(plain.values()), [answers[problem]["right"] for problem in plain])
+        answered = sweep.run_sweep(pair, task, plan, folder, report, cells=[cell])
+        answers = {record.problem: record for record in answered if record.rule == cell.rule}
+        outcome = Outcome.of(list(plain.values()), [answers[problem].right for problem in plain])
         (row,) = summarise(list(answers.values()))
+        outcome = dataclasses.replace(outcome, won=None) if plan.without_answers else outcome
         yield Compared(
-            cell.rule,
-            dataclasses.replace(outcome, won=None) if plan.without_answers else outcome,
-            row["right"],
-            sum(plain.values()),
-            row["mean_acceptance_length"],
-            row["mean_acceptance_length_interval"],
-            row["failed"],
+            rule=cell.rule,
+            outcome=outcome,
+            right=row.right,
+            plain_right=sum(plain.values()),
+            mean_acceptance_length=row.mean_acceptance_length,
+            mean_acceptance_length_interval=row.mean_acceptance_length_interval,
+            failed=row.failed,
+            loss=outcome.loss,
         )

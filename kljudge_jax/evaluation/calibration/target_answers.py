@@ -5,6 +5,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Sequence
 
+from kljudge_jax.evaluation.sweep.records import AnswerRecord
 from kljudge_jax.judges.reference import make_reference
 from kljudge_jax.tasks.base import Problem, Task
 from kljudge_jax.tasks.code import CodeProblem
@@ -29,9 +30,9 @@ class TargetAnswers:
     def problems(self, split: str = "test", n: int = 200, seed: int = 7) -> list[Problem]:
         return self._task.problems(split=split, n=n, seed=seed)
 
-    def learn(self, records: Sequence[dict]) -> None:
+    def learn(self, records: Sequence[AnswerRecord]) -> None:
         """Takes the plain answers out of a sweep's records."""
-        self._own |= {record["problem"]: record["text"] for record in records if record["rule"] == "none"}
+        self._own |= {record.problem: record.text for record in records if record.rule == "none"}
 
     def check(self, problem: Problem, text: str) -> bool:
         """Whether `text` is the target's own answer; so is the first, when there is none to compare with yet."""

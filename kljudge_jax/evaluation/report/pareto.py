@@ -9,6 +9,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from kljudge_jax.evaluation.sweep.records import SweepRow
 from kljudge_jax.spec import read_spec
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def _line_and_numbers(rule: str) -> tuple[str, str]:
     return name + (":" + ",".join(kept) if kept else ""), ",".join(numbers)
 
 
-def draw_tradeoff(tasks: Sequence[tuple[str, Sequence[dict]]]) -> Figure:
+def draw_tradeoff(tasks: Sequence[tuple[str, Sequence[SweepRow]]]) -> Figure:
     """Accuracy against mean acceptance length, and against speed, one line a rule, with 95 % intervals.
 
     Args:
@@ -58,7 +59,7 @@ def draw_tradeoff(tasks: Sequence[tuple[str, Sequence[dict]]]) -> Figure:
     figure = _figure(10.5, 4.3 * len(tasks) + 0.022 * 4.3 * len(styles))
     panels = figure.subplots(len(tasks), 2, squeeze=False, sharey="row")
     for (name, rows), (by_length, by_speed) in zip(tasks, panels, strict=True):
-        timed = all(row["speed"] is not None for row in rows)
+        timed = all(row.speed is not None for row in rows)
         _tradeoff(by_length, rows, styles, "mean_acceptance_length")
         by_length.set(xlabel="mean acceptance length", ylabel=f"{name}: right, %")
         _tradeoff(by_speed, rows, styles, "speed" if timed else "tokens_per_second")
@@ -67,7 +68,7 @@ def draw_tradeoff(tasks: Sequence[tuple[str, Sequence[dict]]]) -> Figure:
     return figure
 
 
-def draw_positions(tasks: Sequence[tuple[str, Sequence[dict]]]) -> Figure:
+def draw_positions(tasks: Sequence[tuple[str, Sequence[SweepRow]]]) -> Figure:
     """The share of target passes that commit draft token 1, 2, ..., one line a rule and draft length."""
     styles = _styles(tasks)
     figure = _figure(10.5, 3.6 * -(-len(tasks) // 2) + 0.022 * 3.6 * len(styles))
@@ -78,13 +79,13 @@ def draw_positions(tasks: Sequence[tuple[str, Sequence[dict]]]) -> Figure:
             continue
         seen: dict[str, int] = defaultdict(int)
         for row in task[1]:
-            shares = row["acceptance_by_position"]
-            if row["rule"] == "none" or not shares:
+            shares = row.acceptance_by_position
+            if row.rule == "none" or not shares:
                 continue
-            style = styles[family(row["rule"])]
+            style = styles[family(row.rule)]
             # Settings of one rule differ in how solid they are.
-            alpha = max(1.0 - 0.3 * seen[family(row["rule"])], 0.25)
-            seen[family(row["rule"])] += 1
+            alpha = max(1.0 - 0.3 * seen[family(row.rule)], 0.25)
+            seen[family(row.rule)] += 1
             axes.plot(range(1, len(shares) + 1), shares, **style | {"markersize": 3, "alpha": alpha})
         axes.set(title=task[0], xlabel="draft token", ylim=(0, 1.02))
     panels[0].set_ylabel("share of passes that commit it")
@@ -111,27 +112,27 @@ def _figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), dpi=130, layout="constrained")
 
 
-def _tradeoff(axes: Axes, rows: Sequence[dict], styles: dict[str, dict], along: str) -> None:
-    lines: dict[tuple, list[dict]] = defaultdict(list)
+def _tradeoff(axes: Axes, rows: Sequence[SweepRow], styles: dict[str, dict], along: str) -> None:
+    lines: dict[tuple, list[SweepRow]] = defaultdict(list)
     for row in rows:
-        if row["rule"] == "none":
-            low, high = (100 * share for share in row["accuracy_interval"])
+        if row.rule == "none":
+            low, high = (100 * share for share in row.accuracy_interval)
             axes.axhspan(low, high, color="#eeeeee", lw=0, zorder=0)
-            axes.axhline(100 * row["accuracy"], color="#999999", ls="--", lw=1, zorder=1)
+            axes.axhline(100 * row.accuracy, color="#999999", ls="--", lw=1, zorder=1)
         else:
-            lines[family(row["rule"]), row["draft_length"]].append(row)
+            lines[family(row.rule), row.draft_length].append(row)
     lengths = Counter(name for name, _ in lines)
     for (name, length), points in lines.items():
-        points = sorted(points, key=lambda row: row[along])
-        xs, ys = [row[along] for row in points], [100 * row["accuracy"] for row in points]
+        points = sorted(points, key=lambda row: getattr(row, along))
+        xs, ys = [getattr(row, along) for row in points], [100 * row.accuracy for row in points]
         axes.plot(xs, ys, lw=1, zorder=3, **styles[name])
         bars = {"color": styles[name]["color"], "lw": 0.8, "alpha": 0.45, "zorder": 2}
         for x, y, row in zip(xs, ys, points, strict=True):
-            axes.plot([x, x], [100 * share for share in row["accuracy_interval"]], **bars)
-            interval = row.get(f"{along}_interval")
+            axes.plot([x, x], [100 * share for share in row.accuracy_interval], **bars)
+            interval = getattr(row, f"{along}_interval", None)
             if interval is not None:
                 axes.plot(interval, [y, y], **bars)
-            words = [setting(row["rule"])] * (len(points) > 1) + [f"@ {length}"] * (lengths[name] > 1)
+            words = [setting(row.rule)] * (len(points) > 1) + [f"@ {length}"] * (lengths[name] > 1)
             axes.annotate(
                 " ".join(words), (x, y), (3, 3), textcoords="offset points", fontsize=6.5, color=styles[name]["color"]
             )
@@ -139,9 +140,9 @@ def _tradeoff(axes: Axes, rows: Sequence[dict], styles: dict[str, dict], along: 
     axes.grid(alpha=0.25, lw=0.5)
 
 
-def _styles(tasks: Sequence[tuple[str, Sequence[dict]]]) -> dict[str, dict]:
+def _styles(tasks: Sequence[tuple[str, Sequence[SweepRow]]]) -> dict[str, dict]:
     """Colour and marker of each line."""
-    names = dict.fromkeys(family(row["rule"]) for _, rows in tasks for row in rows if row["rule"] != "none")
+    names = dict.fromkeys(family(row.rule) for _, rows in tasks for row in rows if row.rule != "none")
     others, markers = itertools.cycle(_OTHER_COLOURS), itertools.cycle(_MARKERS)
     styles = {}
     for name in names:

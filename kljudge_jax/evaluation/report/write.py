@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import html
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from kljudge_jax.evaluation.report.pareto import draw_positions, draw_tradeoff, svg
 from kljudge_jax.evaluation.report.token_page import Answer, render
-from kljudge_jax.evaluation.sweep.run import KIND, SCHEMA
+from kljudge_jax.evaluation.sweep.records import SweepRow, SweepSummary, TaskRow
+from kljudge_jax.evaluation.sweep.run import read_claim
 from kljudge_jax.evaluation.sweep.summary import csv_table, markdown_table, table
 from kljudge_jax.generation.display import scrolling_html
+from kljudge_jax.machine import Machine
+from kljudge_jax.records import write, write_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -40,9 +44,13 @@ class TaskResult:
     """
 
     name: str
-    rows: Sequence[dict]
+    rows: Sequence[SweepRow]
     examples: Sequence[tuple[str, Sequence[Answer]]] = ()
     greedy: bool = True
+
+    def to_dict(self) -> dict[str, Any]:
+        """Name and rows as plain dicts, lists, strings and numbers."""
+        return {"name": self.name, "rows": [row.to_dict() for row in self.rows]}
 
     def tradeoff(self) -> Figure:
         """Accuracy against mean acceptance length, and against speed."""
@@ -54,48 +62,30 @@ class TaskResult:
         return f"<ul>{said}</ul>{svg(self.tradeoff())}{rows}{examples}"
 
 
-@dataclasses.dataclass(frozen=True)
-class RunMetadata:
-    """How and on what the results were measured.
-
-    Attributes:
-      command: the command line.
-      target: its name.
-      draft: its name; None without one.
-      dtype: of the weights.
-      plan: as `sweep.Plan` in JSON.
-      machine: what `describe_machine` said.
-      later_machines: the same of runs that went on elsewhere or another day.
-    """
-
-    command: str
-    target: str
-    draft: str | None
-    dtype: str
-    plan: dict
-    machine: dict
-    later_machines: Sequence[dict] = ()
-
-    @property
-    def greedy(self) -> bool:
-        return self.plan["temperature"] == 0
-
-
-def read_metadata(folders: Sequence[str | Path], command: str) -> RunMetadata:
-    """The metadata of a sweep from the `plan.json` of its parts, which differ in task and seed only."""
-    claims = [json.loads((Path(folder) / "plan.json").read_text(encoding="utf-8")) for folder in folders]
+def read_metadata(folders: Sequence[str | Path], command: str) -> SweepSummary:
+    """The summary of a sweep from the `plan.json` of its parts, which differ in task and seed only; without rows."""
+    claims = [read_claim(Path(folder) / "plan.json") for folder in folders]
     first = claims[0]
-    seeds = list(dict.fromkeys(claim["plan"]["seed"] for claim in claims))
-    plan = first["plan"] | {"seeds": seeds}
-    every = [machine for claim in claims for machine in (claim["machine"], *claim.get("later_machines", ()))]
+    seeds = tuple(dict.fromkeys(claim.plan.seed for claim in claims))
+    every = [machine for claim in claims for machine in (claim.machine, *claim.later_machines)]
     later = [machine for i, machine in enumerate(every) if machine not in every[:i]][1:]
-    return RunMetadata(command, first["target"], first["draft"], first["dtype"], plan, first["machine"], later)
+    return SweepSummary(
+        command=command,
+        target=first.target,
+        draft=first.draft,
+        dtype=first.dtype,
+        plan=msgspec.structs.replace(first.plan, seeds=seeds),
+        machine=first.machine,
+        later_machines=tuple(later),
+        cells=(),
+    )
 
 
-def write_report(folder: str | Path, results: Sequence[TaskResult], metadata: RunMetadata) -> list[Path]:
+def write_report(folder: str | Path, results: Sequence[TaskResult], metadata: SweepSummary) -> list[Path]:
     """Writes `report.html`, `report.md`, `summary.csv`, `summary.json`, `tradeoff.png` and `positions.png`."""
     folder = Path(folder)
     tasks = [(result.name, result.rows) for result in results]
+    cells = tuple(TaskRow(task=name, **msgspec.structs.asdict(row)) for name, rows in tasks for row in rows)
     tradeoff, positions = draw_tradeoff(tasks), draw_positions(tasks)
     texts = {
         "report.html": render(
@@ -112,41 +102,42 @@ def write_report(folder: str | Path, results: Sequence[TaskResult], metadata: Ru
             foot=metadata.command,
         ),
         "report.md": _markdown(results, metadata),
-        "summary.csv": csv_table([{"task": name} | row for name, rows in tasks for row in rows]),
-        "summary.json": _json(results, metadata),
+        "summary.csv": csv_table(cells),
     }
     for name, text in texts.items():
-        (folder / name).write_text(text, encoding="utf-8")
+        write_text(folder / name, text)
+    write(folder / "summary.json", msgspec.structs.replace(metadata, cells=cells))
     for name, figure in (("tradeoff.png", tradeoff), ("positions.png", positions)):
         figure.savefig(folder / name)
-    return [folder / name for name in (*texts, "tradeoff.png", "positions.png")]
+    return [folder / name for name in (*texts, "summary.json", "tradeoff.png", "positions.png")]
 
 
-def findings(rows: Sequence[dict], greedy: bool = True) -> list[str]:
+def findings(rows: Sequence[SweepRow], greedy: bool = True) -> list[str]:
     """What the figures say, in sentences; `greedy` says whether a lossless rule should write the plain answers."""
-    compared = [row for row in rows if row["verdict"] is not None]
+    compared = [row for row in rows if row.verdict is not None]
     if not compared:
         return ["No plain decoding in this sweep (rule none): accuracy and speed are compared with nothing."]
-    worse = [row for row in compared if row["verdict"] == "worse"]
-    doubtful = [row for row in compared if row["verdict"] == "doubtful"]
-    held = [row for row in compared if row["verdict"] not in ("worse", "doubtful")]
+    worse = [row for row in compared if row.verdict == "worse"]
+    doubtful = [row for row in compared if row.verdict == "doubtful"]
+    held = [row for row in compared if row.verdict not in ("worse", "doubtful")]
     lines = []
     if held:
-        best = max(held, key=lambda row: row["mean_acceptance_length"])
-        low = 100 * best["difference_interval"][0]
+        best = max(held, key=lambda row: row.mean_acceptance_length)
+        low = 100 * best.difference_interval[0] if best.difference_interval is not None else 0.0
         lines.append(
-            f"Longest mean acceptance length without a loss that {best['n']} problems can show: {_name(best, rows)}, "
-            f"{best['mean_acceptance_length']:.2f}; a loss of up to {max(0.0, -low):.1f} points may hide in the noise."
+            f"Longest mean acceptance length without a loss that {best.n} problems can show: {_name(best, rows)}, "
+            f"{best.mean_acceptance_length:.2f}; a loss of up to {max(0.0, -low):.1f} points may hide in the noise."
         )
-        timed = [row for row in held if row["speed"] is not None]
+        timed = [(row.speed, i) for i, row in enumerate(held) if row.speed is not None]
         if timed:
-            fastest = max(timed, key=lambda row: row["speed"])
-            low, high = fastest["speed_interval"] or (None, None)
-            faster = fastest["speed"] > 1
+            speed, i = max(timed, key=lambda one: one[0])
+            fastest = held[i]
+            ends = fastest.speed_interval
+            faster = speed > 1
             what = "Fastest of those here" if faster else "None of those is faster than plain decoding here"
             lines.append(
-                f"{what}: {_name(fastest, rows)}, {fastest['speed']:.2f} times plain decoding"
-                + (f" ({low:.2f} to {high:.2f})." if low is not None else " (too few turns for an interval).")
+                f"{what}: {_name(fastest, rows)}, {speed:.2f} times plain decoding"
+                + (f" ({ends[0]:.2f} to {ends[1]:.2f})." if ends is not None else " (too few turns for an interval).")
             )
     if worse:
         lines.append(f"Worse than plain decoding: {', '.join(_name(row, rows) for row in worse)}.")
@@ -155,49 +146,41 @@ def findings(rows: Sequence[dict], greedy: bool = True) -> list[str]:
             f"Doubtful: {', '.join(_name(row, rows) for row in doubtful)}; alone, the loss would be shown (p < 0.05), "
             "and is not once p is corrected for so many rules."
         )
-    changed = [row for row in compared if greedy and row["rule"] == "exact" and row["same_text"] < row["n"]]
-    lines += [
-        f"{_name(row, rows)} wrote {row['same_text']} of {row['n']} plain answers token for token." for row in changed
-    ]
+    changed = [row for row in compared if greedy and row.rule == "exact" and (row.same_text or 0) < row.n]
+    lines += [f"{_name(row, rows)} wrote {row.same_text} of {row.n} plain answers token for token." for row in changed]
     return lines
 
 
-def _name(row: dict, rows: Sequence[dict]) -> str:
-    lengths = {other["draft_length"] for other in rows} - {0}  # plain decoding and the draft alone have none
-    return row["rule"] + (f" @ {row['draft_length']}" if row["draft_length"] and len(lengths) > 1 else "")
+def _name(row: SweepRow, rows: Sequence[SweepRow]) -> str:
+    lengths = {other.draft_length for other in rows} - {0}  # plain decoding and the draft alone have none
+    return row.rule + (f" @ {row.draft_length}" if row.draft_length and len(lengths) > 1 else "")
 
 
-def _about(metadata: RunMetadata) -> list[str]:
+def _about(metadata: SweepSummary) -> list[str]:
     plan = metadata.plan
-    seeds = ("seed " if len(plan["seeds"]) == 1 else "seeds ") + ", ".join(map(str, plan["seeds"]))
-    lengths = dict.fromkeys(cell["draft_length"] for cell in plan["cells"] if cell["draft_length"])
+    seeds = ("seed " if len(plan.seeds) == 1 else "seeds ") + ", ".join(map(str, plan.seeds))
+    lengths = dict.fromkeys(cell.draft_length for cell in plan.cells if cell.draft_length)
     drafted = f"draft length {' and '.join(map(str, lengths))}, " if lengths else ""
-    how = "greedy" if metadata.greedy else f"temperature {plan['temperature']:g}"
+    how = "greedy" if metadata.plan.greedy else f"temperature {plan.temperature:g}"
     return [
         f"Target {metadata.target}, draft {metadata.draft or 'none'}, {metadata.dtype}, {how}, {drafted}at most "
-        f"{plan['max_new_tokens']} new tokens, {plan['batch']} answers side by side, {plan['split']} split, {seeds}.",
+        f"{plan.max_new_tokens} new tokens, {plan.batch} answers side by side, {plan.split} split, {seeds}.",
         _measured_on(metadata.machine),
         *(f"Gone on with: {_measured_on(machine)}" for machine in metadata.later_machines),
     ]
 
 
-def _measured_on(machine: dict) -> str:
-    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+def _measured_on(machine: Machine) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in machine.versions.items())
     return (
-        f"{machine['date']}, {machine['processor']}, {machine['cores']} cores, {machine['devices']} x "
-        f"{machine['device']}, {versions}, Python {machine['python']}."
+        f"{machine.date}, {machine.processor}, {machine.cores} cores, {machine.devices} x "
+        f"{machine.device}, {versions}, Python {machine.python}."
     )
 
 
-def _markdown(results: Sequence[TaskResult], metadata: RunMetadata) -> str:
+def _markdown(results: Sequence[TaskResult], metadata: SweepSummary) -> str:
     lines = ["# Judge decoding: a sweep", "", *_about(metadata), "", f"    {metadata.command}", ""]
     for result in results:
         lines += [f"## {result.name}", "", *(f"- {line}" for line in findings(result.rows, result.greedy)), ""]
         lines += [markdown_table(result.rows)]
     return "\n".join([*lines, "![what is gained, what is lost](tradeoff.png)", "", NOTES, ""])
-
-
-def _json(results: Sequence[TaskResult], metadata: RunMetadata) -> str:
-    cells = [{"task": result.name} | row for result in results for row in result.rows]
-    found = {"schema": SCHEMA, "kind": KIND, **dataclasses.asdict(metadata), "cells": cells}
-    return json.dumps(found, indent=2) + "\n"

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
+import msgspec
 import numpy as np
 
 from kljudge_jax.evaluation.baselines import parse_baseline
 from kljudge_jax.evaluation.report.token_page import Answer, answer_of
+from kljudge_jax.evaluation.sweep.records import Example, TracedAnswer
 from kljudge_jax.evaluation.sweep.run import Part, decode
 from kljudge_jax.models.pair import ModelPair
 from kljudge_jax.parallel.hosts import share
-from kljudge_jax.results_folder import write_json
+from kljudge_jax.records import read, write
 
 Examples = list[tuple[str, list[Answer]]]
 
@@ -49,15 +50,15 @@ def _as_text(prompt) -> str:
 
 
 def _write(path: Path, found: Examples) -> None:
-    def plain(answer: Answer) -> dict:
-        return vars(answer) | {"kl": [float(kl) if np.isfinite(kl) else None for kl in answer.kl]}
+    def kept(answer: Answer) -> TracedAnswer:
+        kl = tuple(float(kl) if np.isfinite(kl) else None for kl in answer.kl)
+        return TracedAnswer(**vars(answer) | {"kl": kl})
 
-    write_json(path, [{"prompt": prompt, "answers": list(map(plain, answers))} for prompt, answers in found])
+    write(path, [Example(prompt=prompt, answers=tuple(map(kept, answers))) for prompt, answers in found])
 
 
 def _read(path: Path) -> Examples:
-    kept = json.loads(path.read_text(encoding="utf-8"))
     return [
-        (one["prompt"], [Answer(**answer | {"kl": np.array(answer["kl"], float)}) for answer in one["answers"]])
-        for one in kept
+        (one.prompt, [Answer(**msgspec.structs.asdict(a) | {"kl": np.array(a.kl, float)}) for a in one.answers])
+        for one in read(path, list[Example], "delete the file and repeat the command, which decodes them again")
     ]

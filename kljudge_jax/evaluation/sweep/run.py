@@ -5,17 +5,18 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import jax
+import msgspec
 
 from kljudge_jax.core.controller import Adaptive
 from kljudge_jax.drafters.specs import spec_of
 from kljudge_jax.errors import InputError
 from kljudge_jax.evaluation.baselines import Answer, Request, answers_of, check_baselines, parse_baseline
+from kljudge_jax.evaluation.sweep.records import KIND, SCHEMA, AnswerRecord, SweepClaim, SweepPlan
 from kljudge_jax.generation.config import DecodingConfig, configured
 from kljudge_jax.generation.generate import generate
 from kljudge_jax.generation.results import Generation
@@ -28,13 +29,18 @@ from kljudge_jax.parallel.axes import LOGICAL
 from kljudge_jax.parallel.hosts import share
 from kljudge_jax.parallel.mesh import mesh_sizes
 from kljudge_jax.progress_update import ProgressUpdate
-from kljudge_jax.results_folder import results_folder, write_json
+from kljudge_jax.records import LineWriter, convert, plain, read, read_log, write
+from kljudge_jax.results_folder import results_folder
 from kljudge_jax.tasks.base import Problem, Task
 from kljudge_jax.verification import Verifier
 from kljudge_jax.verification.specs import spec_of as rule_name
 
-SCHEMA = 1
-KIND = "sweep"
+__all__ = ["KIND", "SCHEMA", "Cell", "Part", "Plan", "answer", "decode", "grid", "parts", "pooled", "run_sweep"]
+
+_ADVICE = "delete that line and repeat the command, which answers it again"
+
+# Of a claim: what a run that goes on may have otherwise.
+_NOT_ASKED = ("machine", "later_machines")
 
 # In one turn a cell answers so many problems a slot: the last answers of a turn leave slots empty, and cells that take
 # turns often are compared best.
@@ -96,6 +102,10 @@ class Plan:
         own["cells"] = [{"rule": cell.rule, "draft_length": cell.draft_length} for cell in self.cells]
         return own | {name: value for name, value in self.config.to_json().items() if name != "draft_length"}
 
+    def to_record(self) -> SweepPlan:
+        """The same, as the files of a sweep hold it."""
+        return convert(plain(self.to_json()), SweepPlan, "the plan")
+
 
 def grid(rules: Sequence[str | Verifier | None], draft_lengths: Sequence[int | Adaptive | str]) -> tuple[Cell, ...]:
     """Every rule at every draft length; plain decoding ("none") once, and so every baseline that drafts nothing.
@@ -145,20 +155,19 @@ def parts(tasks: Sequence[Task], seeds: Sequence[int], plan: Plan, folder: str |
     return [dataclasses.replace(found[0], folder=Path(folder))] if len(found) == 1 else found
 
 
-def pooled(records_of_seeds: Sequence[tuple[Plan, Sequence[dict]]]) -> list[dict]:
+def pooled(records_of_seeds: Sequence[tuple[Plan, Sequence[AnswerRecord]]]) -> list[AnswerRecord]:
     """The records of one task under several seeds as those of one sweep.
 
     A problem that several seeds drew counts once when decoding is greedy, for its answer is the same; when sampling,
     its answers are different draws and all count.
     """
-    found: dict[tuple, dict] = {}
+    found: dict[tuple, AnswerRecord] = {}
     for plan, records in records_of_seeds:
         for record in records:
-            problem = record["problem"] if plan.config.greedy else f"{record['problem']}#{plan.config.seed}"
-            key = (record["rule"], record["draft_length"], problem)
+            problem = record.problem if plan.config.greedy else f"{record.problem}#{plan.config.seed}"
+            key = (record.rule, record.draft_length, problem)
             # Batches and turns are numbered from 0 under every seed.
-            numbered = {name: (plan.config.seed, record[name]) for name in ("batch", "turn") if name in record}
-            found.setdefault(key, record | {"problem": problem} | numbered)
+            found.setdefault(key, msgspec.structs.replace(record, problem=problem, seed=plan.config.seed))
     return list(found.values())
 
 
@@ -169,7 +178,7 @@ def run_sweep(
     folder: str | Path,
     report: Callable[[str], None] = lambda line: None,
     cells: Sequence[Cell] | None = None,
-) -> list[dict]:
+) -> list[AnswerRecord]:
     """Answers the plan's problems in every cell, and returns one record an answer.
 
     Cells take turns, `plan.turn` problems each, so that a machine that slows down slows all of them. Within a turn a
@@ -201,16 +210,15 @@ def run_sweep(
     share(folder, "plan.json", "answers.jsonl")
     _claim(folder / "plan.json", pair, task, plan, problems)
     path = folder / "answers.jsonl"
-    records = list(read_records(path))
-    done = {(r["rule"], r["draft_length"], r["problem"]) for r in records}
+    records = read_records(path)
+    done = {(r.rule, r.draft_length, r.problem) for r in records}
     asked = list(plan.cells if cells is None else cells)
     before = sum(cell_of(record) in asked for record in records)
     noted = False
-    with path.open("a", encoding="utf-8") as file:
+    with LineWriter(path) as file:
 
-        def keep(record: dict) -> None:
-            file.write(json.dumps(record) + "\n")
-            file.flush()  # a process that is killed loses nothing of it
+        def keep(record: AnswerRecord) -> None:
+            file.append(record)
             records.append(record)
 
         for first in range(0, len(problems), plan.turn):
@@ -223,20 +231,20 @@ def run_sweep(
                     _note_machine(folder / "plan.json")
                 noted = True
                 answers = answer(pair, task, plan, cell, [problems[i] for i in left], left, first, keep)
-                os.fsync(file.fileno())
-                right = sum(record["right"] for record in answers)
+                file.sync()
+                right = sum(record.right for record in answers)
                 reached = sum(cell_of(r) in asked for r in records)
                 line = (
                     f"problems {first + 1}-{places.stop} of {len(problems)}, {cell.name}: {right} right, "
-                    f"{sum(a['own_seconds'] for a in answers):.0f} s"
+                    f"{sum(a.own_seconds or 0.0 for a in answers):.0f} s"
                 )
                 report(ProgressUpdate(line, reached, len(asked) * len(problems), before))
     return records
 
 
-def cell_of(record: dict) -> Cell:
+def cell_of(record: AnswerRecord) -> Cell:
     """The cell that a record is of."""
-    return Cell(record["rule"], record["draft_length"])
+    return Cell(record.rule, record.draft_length)
 
 
 def decode(
@@ -269,29 +277,29 @@ def answer(
     problems: Sequence[Problem],
     places: Sequence[int],
     turn: int = 0,
-    keep: Callable[[dict], None] = lambda record: None,
-) -> list[dict]:
+    keep: Callable[[AnswerRecord], None] = lambda record: None,
+) -> list[AnswerRecord]:
     """The records of some problems in one cell, in the order in which they end; `keep` is given each as it does.
 
     `places` say which problem of the plan each is, and `turn` which is the first of their turn.
     """
-    records = []
+    records: list[AnswerRecord] = []
 
     def answered(i: int, given: Answer) -> None:
-        counts = given.stats.to_json()
+        counts = {name: value for name, value in given.stats.to_json().items() if name != "tokens_per_second"}
+        counts |= {"acceptance_histogram": tuple(given.stats.acceptance_histogram.tolist()), **given.notes}
         records.append(
-            {
-                "rule": cell.rule,
-                "draft_length": cell.draft_length,
-                "problem": problems[i].id,
-                "right": bool(task.check(problems[i], given.text)),
-                "text": given.text,
-                "token_ids": given.tokens.tolist(),
-                "turn": turn,
-                "batch": places[given.batch],
-                **{name: value for name, value in counts.items() if name != "tokens_per_second"},
-                **given.notes,
-            }
+            AnswerRecord(
+                rule=cell.rule,
+                draft_length=cell.draft_length,
+                problem=problems[i].id,
+                right=bool(task.check(problems[i], given.text)),
+                text=given.text,
+                token_ids=tuple(given.tokens.tolist()),
+                turn=turn,
+                batch=places[given.batch],
+                **counts,
+            )
         )
         keep(records[-1])
 
@@ -326,26 +334,24 @@ def problems_digest(problems: Sequence[Problem]) -> str:
 
 
 def _claim(path: Path, pair: ModelPair, task: Task, plan: Plan, problems: Sequence[Problem]) -> None:
-    asked = {
-        "schema": SCHEMA,
-        "target": pair.target_name,
-        "draft": pair.draft_name,
-        "dtype": pair.precision,
-        "mesh": None if layout_of(pair.target) is None else _placed(pair),
-        "task": task.name,
-        "weights": fingerprints(pair),
-        "problems": problems_digest(problems),
-        "plan": plan.to_json(),
-    }
+    asked = SweepClaim(
+        target=pair.target_name,
+        draft=pair.draft_name,
+        dtype=pair.precision,
+        mesh=None if layout_of(pair.target) is None else plain(_placed(pair)),
+        task=task.name,
+        weights=fingerprints(pair),
+        problems=problems_digest(problems),
+        plan=plan.to_record(),
+        machine=describe_machine(),
+    )
     if not path.exists():
-        write_json(path, asked | {"machine": describe_machine()})
+        write(path, asked)
         return
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path} is damaged: name a new folder") from error
-    differing = [name for name in asked if found.get(name) != asked[name]]
-    if differing and not {"weights", "problems"} & found.keys() and set(differing) == {"weights", "problems"}:
+    found = read_claim(path)
+    ours, theirs = asked.to_dict(), found.to_dict()
+    differing = [name for name in ours if name not in _NOT_ASKED and ours[name] != theirs[name]]
+    if found.weights is None and found.problems is None and set(differing) == {"weights", "problems"}:
         raise InputError(
             f"{path.parent} was begun by a version that did not note weights and problems, so that nothing says whether"
             " they are these: name a new folder"
@@ -364,36 +370,20 @@ def _claim(path: Path, pair: ModelPair, task: Task, plan: Plan, problems: Sequen
 
 def _note_machine(path: Path) -> None:
     """Adds the machine and date of a run that goes on to the claim, where they are others than those noted."""
-    claim, machine = json.loads(path.read_text(encoding="utf-8")), json.loads(json.dumps(describe_machine()))
-    if machine in (claim.get("machine"), *claim.get("later_machines", ())):
-        return
-    write_json(path, claim | {"later_machines": [*claim.get("later_machines", ()), machine]})
+    claim, machine = read_claim(path), describe_machine()
+    if machine not in (claim.machine, *claim.later_machines):
+        write(path, msgspec.structs.replace(claim, later_machines=(*claim.later_machines, machine)))
 
 
-def read_records(path: Path) -> Iterator[dict]:
+def read_claim(path: Path) -> SweepClaim:
+    """What a `plan.json` says. Raises `InputError` if it cannot be read."""
+    return read(path, SweepClaim, "name a new folder")
+
+
+def read_records(path: Path) -> list[AnswerRecord]:
     """The records of an answers file; a last line that a kill cut short is dropped from the file.
 
     Raises:
       InputError: another line is no record.
     """
-    if not path.exists():
-        return
-    with path.open("rb+") as file:
-        whole = 0
-        for number, line in enumerate(file, 1):
-            if not line.endswith(b"\n"):
-                break
-            whole += len(line)
-            yield _record(line, path, number)
-        file.truncate(whole)
-
-
-def _record(line: bytes, path: Path, number: int) -> dict:
-    try:
-        record = json.loads(line)
-        _ = record["rule"], record["draft_length"], record["problem"], record["right"]
-    except (ValueError, TypeError, KeyError):
-        raise InputError(
-            f"line {number} of {path} is damaged: delete that line and repeat the command, which answers it again"
-        ) from None
-    return record
+    return read_log(path, AnswerRecord, _ADVICE, mend=True)

@@ -69,7 +69,19 @@ def made(rule, n, lost, won, budget=0.01):
     outcome = Outcome(n, lost, won)
     p = p_value(outcome, budget)
     right = n - 50 - lost + (won or 0)
-    return module.Tested(rule, outcome, right, n - 50, 5.0, (4.9, 5.1), 0, p, upper_bound(outcome), p <= 0.05)
+    return module.Tested(
+        rule=rule,
+        outcome=outcome,
+        right=right,
+        plain_right=n - 50,
+        mean_acceptance_length=5.0,
+        mean_acceptance_length_interval=(4.9, 5.1),
+        failed=0,
+        loss=outcome.loss,
+        p_value=p,
+        upper_bound=upper_bound(outcome),
+        promised=p <= 0.05,
+    )
 
 
 def test_strict_thresholds_pass_and_the_first_that_fails_is_the_last_that_is_run(finished):
@@ -79,7 +91,7 @@ def test_strict_thresholds_pass_and_the_first_that_fails_is_the_last_that_is_run
     assert chosen(found) == found[1]
     assert found[0].outcome == Outcome(8, 0, None) and found[0].plain_right == found[0].right == 8
     assert found[2].outcome.lost == 8 - found[2].right > 0
-    assert {record["rule"] for record in read_records(folder / "answers.jsonl")} == {"none", *RULES[:3]}
+    assert {record.rule for record in read_records(folder / "answers.jsonl")} == {"none", *RULES[:3]}
     assert len(lines) == 4  # a turn each
     assert found[2].mean_acceptance_length > found[0].mean_acceptance_length >= 1
     for one in found:
@@ -109,7 +121,7 @@ def test_with_answers_it_counts_what_was_lost_and_won(finished, pair, tmp_path):
     found = calibrate(pair, Letters(), plan, tmp_path)
     right = {}
     for record in read_records(tmp_path / "answers.jsonl"):
-        right.setdefault(record["rule"], {})[record["problem"]] = record["right"]
+        right.setdefault(record.rule, {})[record.problem] = record.right
     assert [one.rule for one in found] == list(RULES[2:])
     for one in found:
         pairs = [(right["none"][problem], right[one.rule][problem]) for problem in right["none"]]
@@ -122,7 +134,7 @@ def test_the_choice_is_checked_on_other_problems(finished, pair):
     checked = check(pair, Bare(), PLAN, found[1], 8, "test", folder)
     assert checked.rule == RULES[1] and checked.outcome == Outcome(8, 0, None)
     assert checked.interval == (0.0, pytest.approx(1 - 0.025 ** (1 / 8)))
-    problems = {record["problem"] for record in read_records(folder / "check-test-8" / "answers.jsonl")}
+    problems = {record.problem for record in read_records(folder / "check-test-8" / "answers.jsonl")}
     assert problems == {f"letters/test/{i}" for i in range(8)}
     assert check(pair, Bare(), PLAN, found[1], 6, "test", folder).outcome.n == 6  # in a folder of its own
 
@@ -131,18 +143,18 @@ def test_the_summary_is_json_that_says_what_to_use(finished, tmp_path):
     _, found, _ = finished
     write(tmp_path / "new", summary("pair", PLAN, found, ["calibrate", "--n", "8"], None))
     told = json.loads((tmp_path / "new" / "calibration.json").read_text())
-    assert (told["schema"], told["kind"]) == (module.SCHEMA, "calibrate")
+    assert (told["schema"], told["kind"]) == (1, "calibrate")
     assert told["verifier"] == RULES[1] and told["threshold"] == 0.5 and told["check"] is None
     assert told["plan"]["budget"] == 0.4 and told["machine"]["backend"] == "cpu" and told["command"][1] == "--n"
     assert told["tested"][2]["outcome"]["lost"] == found[2].outcome.lost and told["smallest_n"] == 6
     nothing = summary("pair", PLAN, [], [], None)
-    assert nothing["threshold"] is None and nothing["verifier"] == "exact"
+    assert nothing.threshold is None and nothing.verifier == "exact"
 
 
 def test_a_folder_that_cannot_be_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot be a folder of results"):
-        write(tmp_path / "file", {})
+        write(tmp_path / "file", summary("pair", PLAN, [], [], None))
 
 
 TEXT_PLAN = Plan((PLAIN, Cell("kl:0.02", 8), Cell("kl:0.1", 8)), n=1000)
@@ -174,7 +186,20 @@ def test_the_verdict_of_a_rule_that_loses_too_much_is_exact_decoding():
 
 def test_a_check_is_told_with_its_interval():
     outcome = Outcome(1000, 3, 5)
-    text = calibration_text.told(Check("kl:0.02", outcome, 952, 950, 5.0, (4.9, 5.1), 0, "test", (-0.008, 0.004)))
+    text = calibration_text.told(
+        Check(
+            rule="kl:0.02",
+            outcome=outcome,
+            right=952,
+            plain_right=950,
+            mean_acceptance_length=5.0,
+            mean_acceptance_length_interval=(4.9, 5.1),
+            failed=0,
+            loss=outcome.loss,
+            split="test",
+            interval=(-0.008, 0.004),
+        )
+    )
     assert "gains 0.20 points (-0.40 to 0.80, 95 %; 3 lost, 5 won; 952 right, plain 950)" in text
 
 

@@ -1,5 +1,8 @@
 """Agreement with the target's own answers, right or wrong."""
 
+from msgspec import structs
+from sweep_records import record
+
 from kljudge_jax.evaluation.calibration.target_answers import TargetAnswers
 from kljudge_jax.tasks import Problem, load_task
 from kljudge_jax.tasks.code import CodeProblem
@@ -19,7 +22,8 @@ class Plain:
 
 def knows(task, problem, text):
     task = TargetAnswers(task)
-    task.learn([{"rule": "none", "problem": problem.id, "text": text}, {"rule": "all", "problem": "x", "text": "y"}])
+    plain = structs.replace(record("none", 0, 0, True), problem=problem.id, text=text)
+    task.learn([plain, record("all", 8, 1, True, text="y")])
     return task
 
 

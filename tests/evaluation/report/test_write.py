@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+from msgspec import structs
 from sweep_records import answers
 
 from kljudge_jax.evaluation.report.token_page import Answer
@@ -12,7 +13,7 @@ from kljudge_jax.evaluation.report.write import TaskResult, findings, read_metad
 from kljudge_jax.evaluation.sweep.summary import summarise
 
 CELLS = [{"rule": "none", "draft_length": 0}, {"rule": "kl:0.1", "draft_length": 8}, {"rule": "all", "draft_length": 8}]
-PLAN = {"cells": CELLS, "temperature": 0.0, "max_new_tokens": 24, "batch": 4, "split": "test", "seed": 7}
+PLAN = {"cells": CELLS, "temperature": 0.0, "max_new_tokens": 24, "batch": 4, "n": 20, "split": "test", "seed": 7}
 
 
 @pytest.fixture
@@ -28,33 +29,33 @@ def metadata(tmp_path):
     claims = {}
     for seed in (7, 8):
         (tmp_path / str(seed)).mkdir()
-        machine = {"date": "2026-01-02", "processor": "P", "cores": 2, "devices": 1, "device": "cpu", "python": "3.12"}
-        machine["versions"] = {"jax": "0.10"}
-        claim = {"target": "<big>", "draft": "small", "dtype": "float32", "plan": PLAN | {"seed": seed}}
-        claims[seed] = claim | {"machine": machine}
+        machine = {"date": "2026-01-02", "processor": "P", "cores": 2, "devices": 1, "backend": "cpu"}
+        machine |= {"device": "cpu", "python": "3.12", "versions": {"jax": "0.10"}}
+        claim = {"target": "<big>", "draft": "small", "dtype": "float32", "task": "letters"}
+        claims[seed] = claim | {"plan": PLAN | {"seed": seed}, "machine": machine}
         (tmp_path / str(seed) / "plan.json").write_text(json.dumps(claims[seed]))
     return read_metadata([tmp_path / "7", tmp_path / "8"], "kljudge sweep --rules 'none,kl:0.1,all'")
 
 
 def test_the_findings_name_the_best_rule_that_loses_nothing_that_shows(rows):
     best, fastest, worse = findings(rows)
-    low = -100 * rows[1]["difference_interval"][0]
+    low = -100 * rows[1].difference_interval[0]
     assert "20 problems can show: kl:0.1, 2.80" in best and f"up to {low:.1f} points" in best
     assert fastest.startswith("Fastest of those here: kl:0.1, 2.80 times plain decoding (2.80 to 2.80)")
     assert worse == "Worse than plain decoding: all."
 
 
 def test_a_rule_whose_loss_is_shown_until_p_is_corrected_is_not_advised(rows):
-    doubtful = rows[1] | {"verdict": "doubtful", "difference_interval": (-0.237, -0.037)}
+    doubtful = structs.replace(rows[1], verdict="doubtful", difference_interval=(-0.237, -0.037))
     lines = findings([rows[0], doubtful])
     assert not any("Most tokens" in line for line in lines)
     assert any(line.startswith("Doubtful: kl:0.1; alone, the loss would be shown") for line in lines)
 
 
 def test_the_findings_name_a_length_where_there_are_several_and_it_has_one(rows):
-    draft = rows[2] | {"rule": "draft", "draft_length": 0}
+    draft = structs.replace(rows[2], rule="draft", draft_length=0)
     assert any("all, draft." in line for line in findings([*rows, draft]))
-    longer = rows[1] | {"draft_length": 12, "mean_acceptance_length": 9.0}
+    longer = structs.replace(rows[1], draft_length=12, mean_acceptance_length=9.0)
     lines = findings([*rows, longer, draft])
     assert any("kl:0.1 @ 12, 9.00" in line for line in lines)
     assert any("all @ 8, draft." in line for line in lines)
@@ -66,7 +67,7 @@ def test_the_findings_say_when_nothing_was_compared():
 
 
 def test_the_findings_say_when_exact_decoding_wrote_something_else():
-    changed = [record | {"token_ids": [-1]} for record in answers("exact", [True] * 3)]
+    changed = [structs.replace(record, token_ids=(9,)) for record in answers("exact", [True] * 3)]
     rows = summarise([*answers("none", [True] * 3), *changed])
     assert "exact wrote 0 of 3 plain answers token for token." in findings(rows)
     assert not any("token for token" in line for line in findings(rows, greedy=False))
@@ -112,6 +113,6 @@ def test_a_sweep_that_went_on_elsewhere_names_both_machines(rows, metadata, tmp_
     claim["later_machines"] = [claim["machine"] | {"date": "2026-02-03", "processor": "Q"}]
     path.write_text(json.dumps(claim))
     both = read_metadata([tmp_path / "7", tmp_path / "8"], "kljudge sweep")
-    assert [machine["processor"] for machine in both.later_machines] == ["Q"] and metadata.later_machines == []
+    assert [machine.processor for machine in both.later_machines] == ["Q"] and metadata.later_machines == ()
     text = write_report(tmp_path, [TaskResult("letters", rows)], both)[1].read_text()
     assert "2026-01-02, P, 2 cores" in text and "Gone on with: 2026-02-03, Q, 2 cores" in text

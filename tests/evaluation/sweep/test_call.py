@@ -27,8 +27,8 @@ def kept(pair, tmp_path_factory):
 
 def test_it_compares_the_rules(kept):
     _, found = kept
-    assert [row["rule"] for row in found.rows] == ["none", "exact", "kl:4.0"]
-    assert found.rows[1]["same_text"] == 8 and found.greedy
+    assert [row.rule for row in found.rows] == ["none", "exact", "kl:4.0"]
+    assert found.rows[1].same_text == 8 and found.greedy
 
 
 def test_a_notebook_shows_table_picture_and_answers(kept):
@@ -51,8 +51,8 @@ def test_it_goes_on_where_it_was(pair, kept):
 def test_a_rule_itself_is_as_good_as_its_spec_string(pair, kept, tmp_path):
     rules = [None, "exact", kj.KLJudge(4.0)]
     found = kj.sweep(pair, Letters(), rules, examples=0, folder=tmp_path, **SIZES)
-    assert [row["rule"] for row in found.rows] == ["none", "exact", "kl:4.0"]
-    assert [row["right"] for row in found.rows] == [row["right"] for row in kept[1].rows]
+    assert [row.rule for row in found.rows] == ["none", "exact", "kl:4.0"]
+    assert [row.right for row in found.rows] == [row.right for row in kept[1].rows]
     with pytest.raises(kj.InputError, match="or a rule such as KLJudge"):
         kj.sweep(pair, Letters(), ["none", 0.4], **SIZES)
 
@@ -74,9 +74,9 @@ class Stubborn:
 def test_rules_of_ones_own_that_hold_arrays_are_told_apart(pair):
     accepting, refusing = (Stubborn(jax.numpy.full(4, number, float)) for number in (1, 0))
     found = kj.sweep(pair, Letters(), ["none", accepting, refusing], examples=0, **SIZES)
-    names = [row["rule"] for row in found.rows]
+    names = [row.rule for row in found.rows]
     assert len(set(names)) == 3 and all(name.startswith("Stubborn-") for name in names[1:])
-    assert found.rows[1]["mean_acceptance_length"] > found.rows[2]["mean_acceptance_length"] == 1
+    assert found.rows[1].mean_acceptance_length > found.rows[2].mean_acceptance_length == 1
     assert names[1:] == [spec_of(Stubborn(jax.numpy.full(4, number, float))) for number in (1, 0)]
 
 
@@ -84,9 +84,9 @@ def test_rules_of_ones_own_that_hold_arrays_are_told_apart(pair):
 def test_lengths_that_adapt_stand_beside_fixed_ones(pair, tmp_path):
     sizes = SIZES | {"draft_lengths": [4, kj.Adaptive(maximum=4, cost=0.1), "adaptive:maximum=2,cost=0.1"]}
     found = kj.sweep(pair, Letters(), ["none", "exact"], folder=tmp_path, **sizes)
-    lengths = [row["draft_length"] for row in found.rows]
+    lengths = [row.draft_length for row in found.rows]
     assert lengths[:2] == [0, 4] and "maximum=4" in lengths[2] and "maximum=2" in lengths[3]
-    assert all(row["same_text"] == 8 for row in found.rows[1:])  # greedy and lossless, whatever is drafted
+    assert all(row.same_text == 8 for row in found.rows[1:])  # greedy and lossless, whatever is drafted
     again = kj.sweep(pair, Letters(), ["none", "exact"], folder=tmp_path, report=pytest.fail, **sizes)
     assert again.rows == found.rows  # which were all there
     with pytest.raises(kj.InputError, match="drafts by one length"):
@@ -98,7 +98,7 @@ def test_it_samples_and_truncates_by_a_configuration_or_by_its_fields(pair):
 
     def figures(**decoding):
         (row,) = kj.sweep(pair, Letters(), ["none"], n=8, examples=0, **decoding).rows
-        return row["right"], row["tokens_per_answer"]
+        return row.right, row.tokens_per_answer
 
     sampled = figures(config=kj.DecodingConfig(**fields))
     assert sampled == figures(**fields) == figures(config=kj.DecodingConfig(seed=9), **fields)

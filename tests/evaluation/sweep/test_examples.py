@@ -21,13 +21,13 @@ def test_examples_are_the_sweeps_own_answers_and_are_kept(tmp_path, monkeypatch)
     records = run_sweep(pair, part.task, part.plan, tmp_path)
     found = examples(pair, part, 4)
     assert [prompt for prompt, _ in found] == [problem.prompt for problem in Letters().problems(n=4)]
-    told = {(r["rule"], r["problem"]): r for r in records}
+    told = {(r.rule, r.problem): r for r in records}
     for i, (_, answers) in enumerate(found):
         for cell, answer in zip(PLAN.cells, answers, strict=True):
             record = told[cell.rule, f"letters/{i}"]
-            assert "".join(answer.pieces) == record["text"]
-            assert "".join(name[0] for name in answer.origin) == record["origin"]
-            assert answer.note.startswith("right" if record["right"] else "wrong")
+            assert "".join(answer.pieces) == record.text
+            assert "".join(name[0] for name in answer.origin) == record.origin
+            assert answer.note.startswith("right" if record.right else "wrong")
 
     monkeypatch.setattr(module, "decode", lambda *_, **__: pytest.fail("these are kept"))
     again = examples(pair, part, 4)

@@ -4,6 +4,7 @@ import dataclasses
 import json
 
 import pytest
+from msgspec import structs
 from sweep_records import Letters, record
 from tiny_pairs import rounded, text_pair
 
@@ -55,27 +56,25 @@ def test_a_baseline_that_cannot_run_is_refused_before_anything_is_written(pair, 
 
 def test_every_problem_is_answered_in_every_cell(finished):
     folder, records, lines = finished
-    assert len(records) == 10 * 3 == len({(r["rule"], r["draft_length"], r["problem"]) for r in records})
+    assert len(records) == 10 * 3 == len({(r.rule, r.draft_length, r.problem) for r in records})
     rules = ["none", "exact", "kl:4.0"]
-    assert [r["rule"] for r in records] == [
-        rule for n in (8, 2) for rule in rules for _ in range(n)
-    ]  # cells take turns
-    assert [r["turn"] for r in records] == 24 * [0] + 6 * [8]
+    assert [r.rule for r in records] == [rule for n in (8, 2) for rule in rules for _ in range(n)]  # cells take turns
+    assert [r.turn for r in records] == 24 * [0] + 6 * [8]
     assert list(read_records(folder / "answers.jsonl")) == records
     assert len(lines) == 6 and "problems 9-10 of 10, exact @ 4" in lines[4]
     for answer in records:
-        letter = "abcdefghij"[int(answer["problem"].partition("/")[2])]
-        assert answer["right"] == (letter in answer["text"])
-        assert len(answer["token_ids"]) == answer["tokens"]
+        letter = "abcdefghij"[int(answer.problem.partition("/")[2])]
+        assert answer.right == (letter in answer.text)
+        assert len(answer.token_ids) == answer.tokens
     plan = json.loads((folder / "plan.json").read_text())
     assert plan["task"] == "letters" and plan["dtype"] == "float32" and plan["machine"]["backend"] == "cpu"
 
 
 def test_exact_answers_are_the_plain_ones_and_judged_ones_are_not(finished):
     plain, exact, judged = summarise(finished[1])
-    assert exact["same_text"] == 10 and exact["p"] == 1.0 and exact["relaxed_per_answer"] == 0
-    assert judged["same_text"] < 10 and judged["relaxed_per_answer"] > 0
-    assert judged["mean_acceptance_length"] > exact["mean_acceptance_length"] > plain["mean_acceptance_length"] == 1
+    assert exact.same_text == 10 and exact.p == 1.0 and exact.relaxed_per_answer == 0
+    assert judged.same_text < 10 and judged.relaxed_per_answer > 0
+    assert judged.mean_acceptance_length > exact.mean_acceptance_length > plain.mean_acceptance_length == 1
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.62, 0.999])
@@ -88,7 +87,7 @@ def test_a_killed_sweep_answers_what_is_missing(finished, pair, tmp_path, share)
     again = run_sweep(pair, Letters(), PLAN, tmp_path)
 
     def told(records):
-        found = {(r["rule"], r["problem"]): (r["text"], r["right"], r["token_ids"], r["turn"]) for r in records}
+        found = {(r.rule, r.problem): (r.text, r.right, r.token_ids, r.turn) for r in records}
         assert len(found) == len(records)
         return found
 
@@ -103,12 +102,12 @@ def test_a_run_that_goes_on_elsewhere_notes_its_machine_once(finished, pair, tmp
     (tmp_path / "plan.json").write_bytes((folder / "plan.json").read_bytes())
     (tmp_path / "answers.jsonl").write_bytes(b"".join(lines[:-2]))
     here = sweep.describe_machine()
-    monkeypatch.setattr(sweep, "describe_machine", lambda: here | {"processor": "another"})
+    monkeypatch.setattr(sweep, "describe_machine", lambda: structs.replace(here, processor="another"))
     for _ in range(2):  # the second run answers nothing
         run_sweep(pair, Letters(), PLAN, tmp_path)
     claim = json.loads((tmp_path / "plan.json").read_text())
     assert [machine["processor"] for machine in claim["later_machines"]] == ["another"]
-    assert "later_machines" not in json.loads((folder / "plan.json").read_text())
+    assert json.loads((folder / "plan.json").read_text())["later_machines"] == []
 
 
 def test_a_kill_in_the_middle_of_a_turn_loses_only_what_was_in_flight(finished, pair, tmp_path, monkeypatch):
@@ -126,11 +125,11 @@ def test_a_kill_in_the_middle_of_a_turn_loses_only_what_was_in_flight(finished, 
     monkeypatch.setattr(Letters, "check", fails)
     with pytest.raises(Killed):
         run_sweep(pair, Letters(), PLAN, tmp_path)
-    assert [r["rule"] for r in read_records(tmp_path / "answers.jsonl")] == ["none"] * 8 + ["exact"] * 4
+    assert [r.rule for r in read_records(tmp_path / "answers.jsonl")] == ["none"] * 8 + ["exact"] * 4
     lines = []
     again = run_sweep(pair, Letters(), PLAN, tmp_path, lines.append)
     assert len(checked) == 13 + 30 - 12 and len(lines) == 5
-    assert {r["problem"] for r in again if r["rule"] == "exact"} == {f"letters/{i}" for i in range(10)}
+    assert {r.problem for r in again if r.rule == "exact"} == {f"letters/{i}" for i in range(10)}
 
 
 def test_the_seconds_of_records_add_up_to_those_of_their_turn(finished, pair):
@@ -144,11 +143,11 @@ def test_the_seconds_of_records_add_up_to_those_of_their_turn(finished, pair):
         patch.setattr(sweep, "generate", noted)
         records = sweep.answer(pair, Letters(), PLAN, PLAN.cells[1], Letters().problems(n=8), range(8))
     (out,) = timed
-    assert sum(r["own_seconds"] for r in records) == pytest.approx(out.stats.seconds)
-    assert sum(r["slot_cycles"] for r in records) == pytest.approx(out.stats.slot_cycles)
+    assert sum(r.own_seconds for r in records) == pytest.approx(out.stats.seconds)
+    assert sum(r.slot_cycles for r in records) == pytest.approx(out.stats.slot_cycles)
     (row,) = summarise(records)
-    assert row["tokens_per_second"] == pytest.approx(out.stats.tokens_per_second)
-    assert row["slot_occupancy"] == pytest.approx(out.stats.slot_occupancy) and 0.5 < row["slot_occupancy"] <= 1
+    assert row.tokens_per_second == pytest.approx(out.stats.tokens_per_second)
+    assert row.slot_occupancy == pytest.approx(out.stats.slot_occupancy) and 0.5 < row.slot_occupancy <= 1
 
 
 @pytest.mark.parametrize(
@@ -215,7 +214,7 @@ def test_a_folder_that_cannot_hold_results_is_refused(pair, tmp_path):
     with pytest.raises(InputError, match="cannot be a folder of results"):
         run_sweep(pair, Letters(), PLAN, tmp_path / "file")
     (tmp_path / "plan.json").write_text("{")
-    with pytest.raises(InputError, match="is damaged: name a new folder"):
+    with pytest.raises(InputError, match=r"plan.json: is no JSON .*: name a new folder"):
         run_sweep(pair, Letters(), PLAN, tmp_path)
 
 
@@ -223,7 +222,7 @@ def test_a_last_line_that_was_cut_is_dropped_from_the_file(tmp_path):
     path = tmp_path / "answers.jsonl"
     assert list(read_records(path)) == []
     records = [record("none", 0, i, True) for i in range(2)]
-    whole = "".join(json.dumps(one) + "\n" for one in records).encode()
+    whole = "".join(json.dumps(one.to_dict()) + "\n" for one in records).encode()
     path.write_bytes(whole + b'{"rule": "\xc3')
     assert list(read_records(path)) == records
     assert path.read_bytes() == whole
@@ -232,9 +231,9 @@ def test_a_last_line_that_was_cut_is_dropped_from_the_file(tmp_path):
 @pytest.mark.parametrize("damaged", [b'{"rule": "no\n', b"\n", b"[1]\n", b'{"rule": "none"}\n', b"\xff\xfe\n", b"7\n"])
 def test_a_damaged_line_in_the_middle_is_refused_by_its_number(tmp_path, damaged):
     path = tmp_path / "answers.jsonl"
-    one = (json.dumps(record("none", 0, 0, True)) + "\n").encode()
+    one = (json.dumps(record("none", 0, 0, True).to_dict()) + "\n").encode()
     path.write_bytes(one + damaged + one)
-    with pytest.raises(InputError, match=r"line 2 of .*answers.jsonl is damaged: delete that line") as error:
+    with pytest.raises(InputError, match=r"answers.jsonl, line 2.*: delete that line") as error:
         list(read_records(path))
     assert "\n" not in str(error.value)
     assert path.read_bytes() == one + damaged + one
@@ -246,10 +245,10 @@ def test_records_say_which_schema_they_follow(finished):
 
 def test_every_answer_says_where_its_tokens_came_from(finished):
     for answer in finished[1]:
-        assert len(answer["origin"]) == len(answer["token_ids"])
-        assert answer["origin"].count("r") == answer["relaxed"]
-        assert set(answer["origin"]) <= ({"t"} if answer["rule"] == "none" else set("drt"))
-    assert any("r" in answer["origin"] for answer in finished[1])
+        assert len(answer.origin) == len(answer.token_ids)
+        assert answer.origin.count("r") == answer.relaxed
+        assert set(answer.origin) <= ({"t"} if answer.rule == "none" else set("drt"))
+    assert any("r" in answer.origin for answer in finished[1])
 
 
 def test_several_tasks_and_seeds_have_a_folder_each(tmp_path):
@@ -267,11 +266,11 @@ def test_several_tasks_and_seeds_have_a_folder_each(tmp_path):
 def test_a_problem_of_two_seeds_counts_once_when_greedy_and_twice_when_sampled(finished):
     plan, records = PLAN, finished[1]
     other = plan.seeded(8)
-    fresh = [record | {"problem": record["problem"] + "/other"} for record in records]
-    assert summarise(pooled([(plan, records), (other, records)]))[0]["n"] == 10
+    fresh = [structs.replace(record, problem=record.problem + "/other") for record in records]
+    assert summarise(pooled([(plan, records), (other, records)]))[0].n == 10
     pool = pooled([(plan, records), (other, fresh)])
-    assert summarise(pool)[0]["n"] == 20
-    assert len({record["turn"] for record in pool}) == 4  # two of each seed, which share their numbers
+    assert summarise(pool)[0].n == 20
+    assert len({(record.seed, record.turn) for record in pool}) == 4  # two of each seed, which share their numbers
     hot = dataclasses.replace(plan, config=dataclasses.replace(plan.config, temperature=1.0))
     sampled = [(one, records) for one in (hot, hot.seeded(8))]
-    assert summarise(pooled(sampled))[1]["n"] == 20
+    assert summarise(pooled(sampled))[1].n == 20
