@@ -99,7 +99,7 @@ def convert(content: Any, kind: type[T], source: str, advice: str = _ADVICE) -> 
     """Plain content as a record. Raises `InputError` that names the source and the field."""
     _check_version(content, kind, source, advice)
     try:
-        return msgspec.convert(content, kind, strict=True)
+        return msgspec.convert(content, kind, strict=True, str_keys=True)
     except (msgspec.ValidationError, ValueError, OverflowError, RecursionError) as error:
         what, at, where = str(error).partition(" - at `$")
         where = where.rstrip("`").lstrip(".")

@@ -99,7 +99,7 @@ def bench(options) -> int:
         found = Bench(bench.run_bench(pair, prompts, plan, task, command, bar.show))
     found.save(folder, options.profile)
     print(found.markdown(options.profile), end="")
-    failed = sum(rule["failed"] for batch in found.figures["batches"] for rule in batch["rules"])
+    failed = sum(rule.failed for batch in found.figures.batches for rule in batch.rules)
     return status_of(options, failed)
 
 

@@ -10,10 +10,12 @@ from typing import Any, Unpack
 from kljudge_jax.errors import InputError
 from kljudge_jax.evaluation.bench import run as benches
 from kljudge_jax.evaluation.bench.models import near_prompts
+from kljudge_jax.evaluation.bench.records import BenchFigures
 from kljudge_jax.evaluation.bench.table import bench_markdown
 from kljudge_jax.generation.config import DecodingConfig, DecodingFields, configured
 from kljudge_jax.models.pair import ModelPair
-from kljudge_jax.results_folder import results_folder, write_json
+from kljudge_jax.records import write, write_text
+from kljudge_jax.results_folder import results_folder
 from kljudge_jax.tasks.base import Task
 from kljudge_jax.verification import Verifier
 from kljudge_jax.verification.specs import spec_of
@@ -27,7 +29,11 @@ class Bench:
       figures: as `bench.json` holds them.
     """
 
-    figures: dict[str, Any]
+    figures: BenchFigures
+
+    def to_dict(self) -> dict[str, Any]:
+        """The figures as plain dicts, lists, strings and numbers."""
+        return self.figures.to_dict()
 
     def markdown(self, profile: bool = False) -> str:
         """The tables; with `profile`, also where a cycle goes."""
@@ -40,8 +46,8 @@ class Bench:
           InputError: the folder cannot be made.
         """
         folder = results_folder(folder)
-        write_json(folder / "bench.json", self.figures)
-        (folder / "table.md").write_text(self.markdown(profile), encoding="utf-8")
+        write(folder / "bench.json", self.figures)
+        write_text(folder / "table.md", self.markdown(profile))
         return folder / "bench.json"
 
     def _repr_markdown_(self) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 from kljudge_jax.evaluation.bench import limits
 from kljudge_jax.evaluation.bench.batch import PLAIN, Batch, Plan
 from kljudge_jax.evaluation.bench.figures import EMPTY_CALL, batch_figures
+from kljudge_jax.evaluation.bench.records import KIND, SCHEMA, BenchFigures
 from kljudge_jax.evaluation.bench.timing import SHORTEST_SAMPLE, measure
 from kljudge_jax.generation.compile_clock import cache_hits
 from kljudge_jax.machine import cores, describe_machine, is_busy, load_average, peak_memory
@@ -15,17 +16,15 @@ from kljudge_jax.models.leaves import arrays, dtype_of, parameter_bytes
 from kljudge_jax.models.pair import ModelPair
 from kljudge_jax.models.shapes import count_parameters
 from kljudge_jax.models.transformer import Transformer
+from kljudge_jax.records import convert, plain
 
 __all__ = ["KIND", "PLAIN", "SCHEMA", "Plan", "describe_model", "run_bench"]
-
-SCHEMA = 1
-KIND = "bench"
 
 
 def run_bench(
     pair: ModelPair, prompts: Sequence[Any], plan: Plan, task: str, command: str, report: Callable[[str], None]
-) -> dict[str, Any]:
-    """Measures what `plan` asks for, and returns the figures with what made them, as `bench.json` holds them.
+) -> BenchFigures:
+    """Measures what `plan` asks for, and returns the figures with what made them.
 
     Args:
       pair: the models.
@@ -55,9 +54,7 @@ def run_bench(
     product = timings["square product"]
     reads = {name: [timings[f"read of the {name}, axis {axis}"] for axis in (0, 1)] for name in models}
     reached = {name: limits.reached(limits.weight_bytes(m), reads[name], product) for name, m in models.items()}
-    return {
-        "schema": SCHEMA,
-        "kind": KIND,
+    figures = {
         "command": command,
         "machine": describe_machine(),
         "task": task,
@@ -79,6 +76,7 @@ def run_bench(
         "peak_memory": peak_memory(),
         "load_average": loads,
     }
+    return convert(plain(figures), BenchFigures, "the bench")
 
 
 def describe_model(model: Any, name: str) -> dict[str, Any]:

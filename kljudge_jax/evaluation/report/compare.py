@@ -11,17 +11,23 @@ from typing import TYPE_CHECKING, Any
 
 from kljudge_jax.errors import InputError
 from kljudge_jax.evaluation.bench import run as bench
+from kljudge_jax.evaluation.bench.records import BenchFigures, BenchModel, BenchPlan, Pass
 from kljudge_jax.evaluation.bench.table import machine_label, milliseconds, spread_of, title
 from kljudge_jax.evaluation.report.pareto import svg
 from kljudge_jax.evaluation.sweep import run as sweep
+from kljudge_jax.evaluation.sweep.records import SweepPlan, SweepSummary
 from kljudge_jax.generation.display import scrolling_html
 from kljudge_jax.machine import is_busy
-from kljudge_jax.models.json_file import read_json
+from kljudge_jax.records import convert, plain, read, write_text
 from kljudge_jax.results_folder import results_folder
 from kljudge_jax.text_table import markdown
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+
+# Fields of a plan that are named where they say something.
+_RARE = ("stop", "section_ids", "seeds", "budget", "delta", "without_answers")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +75,10 @@ class Comparison:
     results: Sequence[Result]
     notes: Sequence[str]
 
+    def to_dict(self) -> dict[str, Any]:
+        """Results and notes as plain dicts, lists, strings and numbers."""
+        return plain(self)
+
     @property
     def names(self) -> list[str]:
         """A name a result: its machine, its folder where several have one machine, and a mark where it differs."""
@@ -110,7 +120,7 @@ class Comparison:
           InputError: the folder cannot be made.
         """
         folder = results_folder(folder)
-        (folder / "compare.md").write_text(self.markdown(), encoding="utf-8")
+        write_text(folder / "compare.md", self.markdown())
         self.draw().savefig(folder / "compare.png")
         return folder / "compare.png"
 
@@ -135,7 +145,10 @@ class Comparison:
             here = [(place, bars[group]) for place, group in enumerate(groups) if group in bars]
             places = [place + (i - (len(results) - 1) / 2) * height for place, _ in here]
             speeds = [bar.speed for _, bar in here]
-            errors = [[bar.speed - bar.low for _, bar in here], [bar.high - bar.speed for _, bar in here]]
+            errors = [
+                [max(bar.speed - bar.low, 0.0) for _, bar in here],
+                [max(bar.high - bar.speed, 0.0) for _, bar in here],
+            ]
             drawn = axes.barh(places, speeds, 0.92 * height, color=colours[i % len(colours)], label=name)
             if any(any(side) for side in errors):
                 axes.errorbar(speeds, places, xerr=errors, fmt="none", ecolor="#333", elinewidth=1, capsize=2)
@@ -176,17 +189,12 @@ def read_result(path: str | Path) -> Result:
     Raises:
       InputError: the file cannot be read, is none of the two, or is of a schema that this version does not know.
     """
-    path = Path(path)
-    found = read_json(path)
-    try:
-        if found.get("kind") == bench.KIND:
-            _check_schema(path, found, bench.SCHEMA)
-            return _of_bench(path, found)
-        if found.get("kind") == sweep.KIND:
-            _check_schema(path, found, sweep.SCHEMA)
-            return _of_sweep(path, found)
-    except (KeyError, TypeError, AttributeError, IndexError) as error:
-        raise InputError(f"{path} is damaged ({type(error).__name__}: {error}): measure it again") from error
+    path, advice = Path(path), "compare with the version that wrote it, or measure again"
+    found = read(path, dict[str, Any], advice)
+    if found.get("kind") == bench.KIND:
+        return _of_bench(path, convert(found, BenchFigures, str(path), advice))
+    if found.get("kind") == sweep.KIND:
+        return _of_sweep(path, convert(found, SweepSummary, str(path), advice))
     raise InputError(f"{path} is no result of kljudge: give a bench.json, or the summary.json of a sweep")
 
 
@@ -215,90 +223,94 @@ def differences(results: Sequence[Result], force: bool = False) -> list[str]:
     return notes
 
 
-def _of_bench(path: Path, found: dict[str, Any]) -> Result:
-    plan = found["plan"]
-    asked: dict[str, Any] = {name: _identity(model) for name, model in found["models"].items()}
-    asked |= {"dtype": found["dtype"], "task": found["task"]}
-    asked |= {name: value for name, value in plan.items() if name != "rounds"}
-    asked["prompts"] = [batch["prompts"]["n"] for batch in found["batches"]]
+def _of_bench(path: Path, found: BenchFigures) -> Result:
+    plan = found.plan
+    asked: dict[str, Any] = {name: _identity(model) for name, model in found.models.items()}
+    asked |= {"dtype": found.dtype, "task": found.task}
+    asked |= {name: value for name, value in _told(plan).items() if name != "rounds"}
+    asked["prompts"] = [batch.prompts.n for batch in found.batches]
     rows, bars = [], []
-    for batch in found["batches"]:
-        passes = batch["target_pass"]
-        widest = max(passes, key=int)
-        for rule in batch["rules"]:
-            plain, speed, model = rule["rule"] == bench.PLAIN, rule["speed"], rule["model"]
-            advised = model and model.get("recommended_draft_length")
+    for batch in found.batches:
+        passes = batch.target_pass
+        widest = max(passes)
+        for rule in batch.rules:
+            plain, speed, model = rule.rule == bench.PLAIN, rule.speed, rule.model
+            advised = model and model.recommended_draft_length
             rows.append(
                 {
-                    "batch": str(batch["batch"]),
+                    "batch": str(batch.batch),
                     "rule": title(rule),
                     "tokens/s": spread_of(rule, "tokens_per_second", ".1f"),
                     "speedup": spread_of(speed, "ratio", ".2f") if speed else "",
-                    "mean acceptance length": f"{rule['mean_acceptance_length']:.2f}",
-                    "cycle, ms": milliseconds(rule["cycle"]),
-                    "draft step, ms": "" if plain or not batch["draft"] else milliseconds(batch["draft"]["step"]),
-                    "pass over 1, ms": milliseconds(passes["1"]),
-                    f"pass over {widest} / over 1": f"{passes[widest]['seconds'] / passes['1']['seconds']:.2f}",
-                    "GB/s (share)": (
-                        f"{passes['1']['bytes_per_second'] / 1e9:.1f} ({100 * passes['1']['bandwidth_share']:.0f} %)"
-                    ),
-                    "cost model error": f"{100 * model['error']:+.0f} %" if model else "",
+                    "mean acceptance length": f"{rule.mean_acceptance_length:.2f}",
+                    "cycle, ms": milliseconds(rule.cycle),
+                    "draft step, ms": "" if plain or not batch.draft else milliseconds(batch.draft.step),
+                    "pass over 1, ms": milliseconds(passes[1]),
+                    f"pass over {widest} / over 1": f"{passes[widest].seconds / max(passes[1].seconds, 1e-12):.2f}",
+                    "GB/s (share)": _bandwidth(passes[1]),
+                    "cost model error": f"{100 * model.error:+.0f} %" if model else "",
                     "advised draft length": "" if advised is None else str(advised),
                 }
             )
-            group = f"{title(rule)}, batch {batch['batch']}"
-            bars.append(Bar(group, rule["tokens_per_second"], rule["low"], rule["high"]))
-    return Result(str(path), bench.KIND, machine_label(found["machine"]), asked, rows, bars, _about(found))
+            group = f"{title(rule)}, batch {batch.batch}"
+            bars.append(Bar(group, rule.tokens_per_second, rule.low, rule.high))
+    return Result(str(path), bench.KIND, machine_label(found.machine), asked, rows, bars, _about(found))
 
 
-def _of_sweep(path: Path, found: dict[str, Any]) -> Result:
-    asked = {name: _base(found[name] or "none") for name in ("target", "draft")} | {"dtype": found["dtype"]}
-    asked["tasks"] = list(dict.fromkeys(cell["task"] for cell in found["cells"]))
-    asked |= {name: value for name, value in found["plan"].items() if name not in ("cells", "seed")}
-    asked["cells"] = [title(cell) for cell in found["plan"]["cells"]]
+def _of_sweep(path: Path, found: SweepSummary) -> Result:
+    asked: dict[str, Any] = {name: _base(getattr(found, name) or "none") for name in ("target", "draft")} | {
+        "dtype": found.dtype
+    }
+    asked["tasks"] = list(dict.fromkeys(cell.task for cell in found.cells))
+    asked |= {name: value for name, value in _told(found.plan).items() if name not in ("cells", "seed")}
+    asked["cells"] = [title(cell) for cell in found.plan.cells]
     rows, bars = [], []
-    for cell in found["cells"]:
-        low, high = cell["accuracy_interval"]
+    for cell in found.cells:
+        low, high = cell.accuracy_interval
         rows.append(
             {
-                "task": cell["task"],
+                "task": cell.task,
                 "rule": title(cell),
-                "right": f"{cell['right']} of {cell['n']}",
+                "right": f"{cell.right} of {cell.n}",
                 "95 %": f"{100 * low:.0f} to {100 * high:.0f}",
-                "mean acceptance length": f"{cell['mean_acceptance_length']:.2f}",
-                "tokens/s": f"{cell['tokens_per_second']:.1f}",
-                "speedup": "" if cell["speed"] is None else f"{cell['speed']:.2f}",
+                "mean acceptance length": f"{cell.mean_acceptance_length:.2f}",
+                "tokens/s": f"{cell.tokens_per_second:.1f}",
+                "speedup": "" if cell.speed is None else f"{cell.speed:.2f}",
             }
         )
-        name = title(cell) if len(asked["tasks"]) == 1 else f"{cell['task']}: {title(cell)}"
-        speed = cell["tokens_per_second"]
-        bars.append(Bar(name, speed, *(cell["tokens_per_second_interval"] or (speed, speed))))
-    return Result(str(path), sweep.KIND, machine_label(found["machine"]), asked, rows, bars, _about(found))
+        name = title(cell) if len(asked["tasks"]) == 1 else f"{cell.task}: {title(cell)}"
+        speed = cell.tokens_per_second
+        bars.append(Bar(name, speed, *(cell.tokens_per_second_interval or (speed, speed))))
+    return Result(str(path), sweep.KIND, machine_label(found.machine), asked, rows, bars, _about(found))
 
 
-def _about(found: dict[str, Any]) -> str:
+def _about(found: BenchFigures | SweepSummary) -> str:
     """When and with what a result was measured, as far as its file says."""
-    machine = found["machine"]
-    told = [machine.get("date"), machine.get("driver") and f"driver {machine['driver']}"]
-    told += [f"{name} {version}" for name, version in machine.get("versions", {}).items()]
-    told += [machine.get("python") and f"Python {machine['python']}"]
-    loads = found.get("load_average", [])
-    if is_busy(loads, machine["cores"]):
+    machine = found.machine
+    told = [machine.date, machine.driver and f"driver {machine.driver}"]
+    told += [f"{name} {version}" for name, version in machine.versions.items()]
+    told += [machine.python and f"Python {machine.python}"]
+    loads = found.load_average if isinstance(found, BenchFigures) else ()
+    if is_busy(loads, machine.cores):
         told.append(f"on a busy machine (load average {max(load or 0 for load in loads):.0f})")
     return ", ".join(one for one in told if one)
 
 
-def _check_schema(path: Path, found: dict[str, Any], known: int) -> None:
-    if found.get("schema") != known:
-        raise InputError(
-            f"{path} is of schema {found.get('schema')!r}, and this version reads {known}: compare with the version "
-            "that wrote it"
-        )
+def _told(plan: BenchPlan | SweepPlan) -> dict[str, Any]:
+    """What was asked, as plain data; nothing of what was left as it is by few."""
+    return {name: value for name, value in plan.to_dict().items() if name not in _RARE or value not in (None, [])}
 
 
-def _identity(model: dict[str, Any]) -> dict[str, Any]:
+def _bandwidth(timing: Pass) -> str:
+    """Bytes per second and their share of what the device reached; nothing of another's model."""
+    if timing.bytes_per_second is None or timing.bandwidth_share is None:
+        return ""
+    return f"{timing.bytes_per_second / 1e9:.1f} ({100 * timing.bandwidth_share:.0f} %)"
+
+
+def _identity(model: BenchModel) -> dict[str, Any]:
     """What makes two models the same: name and shape, not where they lie."""
-    return {"name": _base(model["name"]), "parameters": model["parameters"], **model["shape"]}
+    return {"name": _base(model.name), "parameters": model.parameters, **model.shape}
 
 
 def _base(name: str) -> str:

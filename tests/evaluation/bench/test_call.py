@@ -27,12 +27,12 @@ def measured(pair):
 
 @pytest.mark.slow
 def test_it_measures_plain_decoding_too(measured):
-    assert [rule["rule"] for rule in measured.figures["batches"][0]["rules"]] == ["none", "exact"]
+    assert [rule.rule for rule in measured.figures.batches[0].rules] == ["none", "exact"]
     assert "target pass, 5 positions" in measured._repr_markdown_()
 
 
 def test_it_saves_figures_and_table(measured, tmp_path):
-    assert json.loads(measured.save(tmp_path / "here").read_text()) == json.loads(json.dumps(measured.figures))
+    assert json.loads(measured.save(tmp_path / "here").read_text()) == measured.to_dict()
     assert (tmp_path / "here" / "table.md").read_text() == measured.markdown()
 
 
@@ -52,9 +52,12 @@ def test_a_rule_itself_an_adaptive_length_and_truncated_sampling_are_timed(pair,
     monkeypatch.setattr(limits, "matmul_size", lambda: 32)
     config = kj.DecodingConfig(24, temperature=0.8, top_k=5, draft_length=kj.Adaptive(maximum=4, cost=0.1))
     found = kj.bench(pair, Letters(), [kj.KLJudge(4.0)], prompts=1, rounds=1, config=config)
-    plain, judged = found.figures["batches"][0]["rules"]
-    assert (plain["rule"], plain["draft_length"]) == ("none", 0)
-    assert judged["rule"] == "kl:4.0" and judged["draft_length"].startswith("adaptive:") and judged["tokens"] > 0
-    assert plain["model"] is not None and judged["model"] is None  # its costs are those of one length
-    assert {name: found.figures["plan"][name] for name in ("temperature", "top_k")} == {"temperature": 0.8, "top_k": 5}
+    plain, judged = found.figures.batches[0].rules
+    assert (plain.rule, plain.draft_length) == ("none", 0)
+    assert judged.rule == "kl:4.0" and judged.draft_length.startswith("adaptive:") and judged.tokens > 0
+    assert plain.model is not None and judged.model is None  # its costs are those of one length
+    assert {name: getattr(found.figures.plan, name) for name in ("temperature", "top_k")} == {
+        "temperature": 0.8,
+        "top_k": 5,
+    }
     assert "kl:4.0 @ adaptive" in found.markdown(profile=True)

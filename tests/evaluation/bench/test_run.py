@@ -5,8 +5,10 @@ import json
 import jax
 import numpy as np
 import pytest
+from msgspec import structs
 from tiny_pairs import DRAFT_LENGTH, VOCAB_SIZE, tiny_model, tiny_pair
 
+import kljudge_jax as kj
 from kljudge_jax.cli import main
 from kljudge_jax.errors import InputError
 from kljudge_jax.evaluation.bench import limits, timing
@@ -15,8 +17,10 @@ from kljudge_jax.evaluation.bench import table as bench_table
 from kljudge_jax.evaluation.bench.batch import Batch, Plan, widths
 from kljudge_jax.evaluation.bench.cost_model import CostModel, advice, expected_tokens
 from kljudge_jax.evaluation.bench.figures import advised, known_rate, no_advice
+from kljudge_jax.evaluation.bench.records import BenchFigures
 from kljudge_jax.models.shapes import SHAPES
 from kljudge_jax.parallel.placement import Placement
+from kljudge_jax.records import read
 
 TINY = {
     "model_type": "llama",
@@ -149,7 +153,7 @@ def test_a_draft_that_no_model_writes_has_no_bandwidth(capsys, alone, tmp_path):
     status, _, err = run(capsys, *alone, "--prompts", "1", "--rules", "exact", "--drafter", "lookup")
     assert status == 0, err
     found = json.loads((tmp_path / "out" / "bench.json").read_text())
-    assert found["batches"][0]["draft"]["seconds"] > 0 and "bytes" not in found["batches"][0]["draft"]
+    assert found["batches"][0]["draft"]["seconds"] > 0 and found["batches"][0]["draft"]["bytes"] is None
 
 
 @pytest.mark.parametrize(
@@ -223,10 +227,11 @@ class _NoRun:
 
 
 def test_a_busy_machine_is_said_to_be_one():
-    found = {"load_average": [None, 3.5], "machine": {"cores": 2}}
+    found = read(kj.shipped_bench(), BenchFigures)
+    found = structs.replace(found, load_average=(None, 3.5), machine=structs.replace(found.machine, cores=2))
     assert "load average 4 on 2 cores" in bench_table._busy(found)
     for load in ([2.9, 1.0], [None, None]):
-        assert bench_table._busy(found | {"load_average": load}) == ""
+        assert bench_table._busy(structs.replace(found, load_average=tuple(load))) == ""
 
 
 def test_no_length_is_advised_on_a_busy_machine_or_by_a_model_that_is_far_off():

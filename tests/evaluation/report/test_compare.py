@@ -4,7 +4,7 @@ import copy
 import json
 
 import pytest
-from sweep_records import Letters
+from sweep_records import Letters, answers
 from tiny_pairs import text_pair
 
 import kljudge_jax as kj
@@ -12,30 +12,33 @@ from kljudge_jax.cli import main
 from kljudge_jax.errors import InputError
 from kljudge_jax.evaluation.bench import limits
 from kljudge_jax.evaluation.report.compare import Comparison, differences, read_result
+from kljudge_jax.evaluation.sweep.summary import summarise
 
 TIME = {"seconds": 0.002, "low": 0.001, "high": 0.003, "rounds": 5, "repetitions": 9, "compile_seconds": 0.1}
 MACHINE = {"backend": "cpu", "device": "cpu", "devices": 1, "processor": "Made Up", "cores": 2}
 
 
 def bench_file(folder, **changes):
-    """A bench as the command writes it, less what the comparison does not read; changed at dotted places."""
+    """A bench as the command writes it, with figures made up where they matter; changed at dotted places."""
+    shipped = json.loads(kj.shipped_bench().read_text())
+    batch = shipped["batches"][0]
 
     def rule(word, speed):
         plain = word == "none"
-        return {
+        return batch["rules"][0 if plain else 1] | {
             "rule": word,
             "draft_length": 0 if plain else 8,
             "tokens_per_second": speed,
             "low": 0.9 * speed,
             "high": 1.2 * speed,
-            "speed": None if plain else {"ratio": 1.5, "low": 1.4, "high": 1.7},
+            "speed": None if plain else {"ratio": 1.5, "low": 1.4, "high": 1.7, "rounds": 5},
             "mean_acceptance_length": 1.0 if plain else 5.0,
             "cycle": TIME,
-            "model": None if plain else {"error": 0.05, "recommended_draft_length": 7},
+            "model": None if plain else batch["rules"][1]["model"] | {"error": 0.05, "recommended_draft_length": 7},
         }
 
-    model = {"name": "made/target", "parameters": 12, "shape": {"hidden_size": 2}}
-    found = {
+    model = {"name": "made/target", "family": "llama", "parameters": 12, "bytes": 48, "shape": {"hidden_size": 2}}
+    found = shipped | {
         "schema": 1,
         "kind": "bench",
         "machine": MACHINE,
@@ -43,11 +46,13 @@ def bench_file(folder, **changes):
         "models": {"target": model, "draft": model | {"name": "draft", "parameters": 3}},
         "dtype": "float32",
         "plan": {"rules": ["none", "exact"], "batches": [1], "draft_length": 8, "max_new_tokens": 64, "rounds": 5},
+        "load_average": [],
         "batches": [
             {
                 "batch": 1,
-                "prompts": {"n": 4},
-                "draft": {"step": TIME},
+                "capacity": 128,
+                "prompts": batch["prompts"] | {"n": 4},
+                "draft": batch["draft"] | {"step": TIME},
                 "target_pass": {"1": TIME | {"bytes_per_second": 5e9, "bandwidth_share": 0.5}, "9": TIME},
                 "rules": [rule("none", 100.0), rule("exact", 150.0)],
             }
@@ -66,12 +71,14 @@ def bench_file(folder, **changes):
 
 
 def sweep_files(folder, **plan):
-    cell = {"rule": "exact", "draft_length": 8, "n": 10, "right": 9, "accuracy_interval": [0.6, 0.98]}
+    (row,) = summarise(answers("exact", [True] * 9 + [False]))
+    cell = row.to_dict() | {"task": "arithmetic", "accuracy_interval": [0.6, 0.98]}
     cell |= {"mean_acceptance_length": 5.0, "tokens_per_second": 50.0, "tokens_per_second_interval": None}
-    cell |= {"task": "arithmetic", "speed": None}
     folder.mkdir(exist_ok=True)
     asked = {"schema": 1, "kind": "sweep", "target": "t", "draft": "d", "dtype": "float32", "machine": MACHINE}
-    asked["plan"] = {"cells": [{"rule": "exact", "draft_length": 8}], "n": 10, "max_new_tokens": 64} | plan
+    asked |= {"command": "kljudge sweep"}
+    asked["plan"] = {"cells": [{"rule": "exact", "draft_length": 8}], "n": 10, "split": "test", "max_new_tokens": 64}
+    asked["plan"] |= plan
     (folder / "summary.json").write_text(json.dumps(asked | {"cells": [cell]}))
     return folder / "summary.json"
 
@@ -132,14 +139,14 @@ def test_a_model_is_the_same_wherever_it_lies(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", "cannot be read"),
-        ("[]", "where an object is needed"),
+        ("{", "is no JSON"),
+        ("[]", "expected object, got array"),
         ("{}", "no result of kljudge"),
         ('{"kind": "bench", "schema": 99}', "schema 99"),
-        ('{"kind": "bench", "schema": 1}', "damaged"),
+        ('{"kind": "bench", "schema": 1}', "missing required field"),
         ('{"cells": [], "schema": 2, "kind": "sweep"}', "schema 2"),
         ('{"cells": [], "schema": 1}', "is no result of kljudge"),
-        ('{"cells": [], "schema": 1, "kind": "sweep"}', "is damaged"),
+        ('{"cells": [], "schema": 1, "kind": "sweep"}', "missing required field"),
     ],
 )
 def test_a_file_that_is_no_result_is_refused_by_name(tmp_path, capsys, text, message):
@@ -151,7 +158,7 @@ def test_a_file_that_is_no_result_is_refused_by_name(tmp_path, capsys, text, mes
 
 def test_a_damaged_bench_is_refused_by_name(tmp_path):
     path = bench_file(tmp_path / "a", batches=[{"batch": 1}])
-    with pytest.raises(InputError, match=r"bench.json is damaged"):
+    with pytest.raises(InputError, match=r"bench.json, field batches\[0\]: object missing required field"):
         read_result(path)
 
 
@@ -183,7 +190,7 @@ def measured():
 def test_what_is_saved_can_be_compared(measured, tmp_path):
     here = measured.save(tmp_path / "here")
     assert (tmp_path / "here" / "table.md").read_text() == measured.markdown()
-    other = json.loads(here.read_text()) | {"machine": measured.figures["machine"] | {"processor": "<Other>"}}
+    other = json.loads(here.read_text()) | {"machine": measured.figures.machine.to_dict() | {"processor": "<Other>"}}
     (tmp_path / "other.json").write_text(json.dumps(other))
     found = kj.compare(here, tmp_path / "other.json")
     shown = found._repr_html_()
