@@ -45,21 +45,22 @@ def plain(value: Any) -> Any:
     return json.loads(_dumps(value))  # tuples are lists in a file
 
 
-def read(path: str | Path, kind: type[T], advice: str = _ADVICE) -> T:
+def read(path: str | os.PathLike, kind: type[T], advice: str = _ADVICE, *, exact: bool = False) -> T:
     """The record in a file of JSON.
 
     Args:
       path: of the file; one that ends in `.gz` is unzipped.
       kind: what it holds.
       advice: what to do about a file that cannot be used; ends the message.
+      exact: a field that the format does not have is refused: a misspelt one would else be taken for left out.
 
     Raises:
       InputError: the file cannot be read, is no JSON, or holds something else; one line that names file and field.
     """
-    return convert(_parse(read_text(path, advice), str(path), advice), kind, str(path), advice)
+    return convert(_parse(read_text(path, advice), str(path), advice), kind, str(path), advice, exact=exact)
 
 
-def read_lines(path: str | Path, kind: type[T], advice: str = _ADVICE) -> list[T]:
+def read_lines(path: str | os.PathLike, kind: type[T], advice: str = _ADVICE) -> list[T]:
     """The records of a file of JSON lines, plain or `.gz`; blank lines are none. Raises `InputError` as `read` does."""
     return [
         _record(line, kind, f"{path}, line {number}", advice)
@@ -68,7 +69,7 @@ def read_lines(path: str | Path, kind: type[T], advice: str = _ADVICE) -> list[T
     ]
 
 
-def read_log(path: str | Path, kind: type[T], advice: str = _ADVICE, *, mend: bool = False) -> list[T]:
+def read_log(path: str | os.PathLike, kind: type[T], advice: str = _ADVICE, *, mend: bool = False) -> list[T]:
     """The records of a file that `LineWriter` appends to; none if there is no such file.
 
     A last line that a kill cut short is left out; with `mend`, out of the file too.
@@ -90,22 +91,25 @@ def read_log(path: str | Path, kind: type[T], advice: str = _ADVICE, *, mend: bo
     ]
 
 
-def read_text(path: str | Path, advice: str = _ADVICE) -> str:
+def read_text(path: str | os.PathLike, advice: str = _ADVICE) -> str:
     """A file of UTF-8 text, unzipped if its name ends in `.gz`. Raises `InputError` if it cannot be read."""
     return _decode(_read_bytes(path, advice), str(path), advice)
 
 
-def convert(content: Any, kind: type[T], source: str, advice: str = _ADVICE) -> T:
+def convert(content: Any, kind: type[T], source: str, advice: str = _ADVICE, *, exact: bool = False) -> T:
     """Plain content as a record. Raises `InputError` that names the source and the field."""
     _check_version(content, kind, source, advice)
     try:
-        return msgspec.convert(content, kind, strict=True, str_keys=True)
+        found = msgspec.convert(content, kind, strict=True, str_keys=True)
     except (msgspec.ValidationError, ValueError, OverflowError, RecursionError) as error:
         what, at, where = str(error).partition(" - at `$")
         where = where.rstrip("`").lstrip(".")
         said = " ".join(what.replace("`", "").split())
         field = f", field {where}" if at and where else ""
         raise InputError(f"{source}{field}: {said[:1].lower()}{said[1:]}: {advice}") from None
+    if exact and (unknown := _unknown(content, plain(found))):
+        raise InputError(f"{source}, field {unknown[:60]}: is no field of this format: {advice}")
+    return found
 
 
 def write(path: str | Path, record: Any) -> None:
@@ -210,7 +214,21 @@ def _check_version(content: Any, kind: Any, source: str, advice: str) -> None:
             raise InputError(f"{source} {said}, and this version reads {json.dumps(known[0])}: {advice}")
 
 
-def _read_bytes(path: str | Path, advice: str) -> bytes:
+def _unknown(content: Any, known: Any) -> str:
+    """The path of the first field that is not among those known; "" if there is none."""
+    if isinstance(content, dict) and isinstance(known, dict):
+        for name, value in content.items():
+            inner = _unknown(value, known[name]) if name in known else ""
+            if name not in known or inner:
+                return f"{name}.{inner}".rstrip(".")
+    if isinstance(content, list) and isinstance(known, list):
+        for i, (one, other) in enumerate(zip(content, known, strict=False)):
+            if inner := _unknown(one, other):
+                return f"[{i}].{inner}"
+    return ""
+
+
+def _read_bytes(path: str | os.PathLike, advice: str) -> bytes:
     try:
         data = Path(path).read_bytes()
         return gzip.decompress(data) if str(path).endswith(".gz") else data

@@ -1,14 +1,12 @@
-"""The folder that a command or a call writes its results to, and how a file of it is written."""
+"""The folder that a command or a call writes its results to."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from kljudge_jax.errors import InputError
 
@@ -37,10 +35,3 @@ def folder_or_temporary(folder: str | Path | None) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory() as temporary:
         yield Path(temporary)
-
-
-def write_json(path: Path, found: Any) -> None:
-    """Writes plain data as JSON; a kill leaves all of it or what was there before."""
-    whole = path.with_suffix(".partial")
-    whole.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-    os.replace(whole, path)

@@ -97,9 +97,9 @@ def test_the_judge_is_of_this_pair_and_of_enough_mismatches(pair):
     manifest = read_manifest(FOLDER / "judge")
     head = load_head("embedded", pair)
     assert head.pair == PairIdentity.of(pair)
-    training = manifest["training"]
+    training = manifest.training
     assert training["rows"] >= 5_000 and training["best"]["validation_auc"] >= 0.85
-    assert manifest["data"]["split"] == "train" and manifest["data"]["task"] == "arithmetic"
+    assert manifest.data["split"] == "train" and manifest.data["task"] == "arithmetic"
 
 
 # With the answers that a judge may lose, and those that a rule without judgement loses at least.

@@ -1,9 +1,7 @@
-import json
-
 import pytest
 
 from kljudge_jax.errors import InputError
-from kljudge_jax.results_folder import folder_or_temporary, results_folder, write_json
+from kljudge_jax.results_folder import folder_or_temporary, results_folder
 
 
 def test_a_folder_is_made_with_those_above_it_and_may_be_there(tmp_path):
@@ -22,14 +20,6 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("os.access", lambda path, mode: path != tmp_path)  # root may write anywhere
     with pytest.raises(InputError, match="nothing can be written there"):
         results_folder(tmp_path)
-
-
-def test_json_is_written_whole_or_not_at_all(tmp_path):
-    write_json(tmp_path / "found.json", {"n": 1})
-    with pytest.raises(TypeError):
-        write_json(tmp_path / "found.json", {"n": object()})
-    assert json.loads((tmp_path / "found.json").read_text()) == {"n": 1}
-    assert [path.name for path in tmp_path.iterdir()] == ["found.json"]
 
 
 def test_what_nobody_keeps_goes(tmp_path):

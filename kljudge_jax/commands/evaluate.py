@@ -16,7 +16,8 @@ from kljudge_jax.commands.options import (
     status_of,
 )
 from kljudge_jax.commands.progress import Bar
-from kljudge_jax.results_folder import results_folder, write_json
+from kljudge_jax.records import write, write_text
+from kljudge_jax.results_folder import results_folder
 from kljudge_jax.spec import split_specs
 
 
@@ -47,7 +48,13 @@ from kljudge_jax.spec import split_specs
 )
 def evaluate(options) -> int:
     from kljudge_jax.evaluation.harness import KLJudgeLM, harness_runs
-    from kljudge_jax.evaluation.report.harness import compare_with_first, harness_markdown, harness_rows
+    from kljudge_jax.evaluation.report.harness import (
+        HarnessFile,
+        HarnessRow,
+        compare_with_first,
+        harness_markdown,
+        harness_rows,
+    )
     from kljudge_jax.evaluation.result_store import ResultStore
     from kljudge_jax.progress_update import ProgressUpdate
     from kljudge_jax.verification import parse_verifier
@@ -62,7 +69,8 @@ def evaluate(options) -> int:
     folder = results_folder(options.out)
     pair = load_pair(options)
     finished = ResultStore(folder / "finished.jsonl", _asked(options, pair))
-    rows, failed = [], 0
+    rows: list[HarnessRow] = []
+    failed = 0
     with Bar() as bar:
         every = [(rule, name) for rule in rules for name in runs]
         before = sum(one in finished for one in every)
@@ -74,13 +82,15 @@ def evaluate(options) -> int:
                     lm, limit=options.limit, num_fewshot=options.num_fewshot, apply_chat_template=options.chat
                 )
                 finished.add((rule, name), harness_rows(rule, found, lm.stats), lm.stats.failed if lm.stats else 0)
-            rows += finished[rule, name]["rows"]
-            failed += finished[rule, name]["failed"]
-    compare_with_first(rows)
-    table = harness_markdown(rows)
-    kept = {"schema": 1, "command": options.words, "target": pair.target_name, "draft": pair.draft_name, "rows": rows}
-    write_json(folder / "harness.json", kept)
-    (folder / "harness.md").write_text(table, encoding="utf-8")
+            rows += finished[rule, name].rows
+            failed += finished[rule, name].failed
+    compared = compare_with_first(rows)
+    table = harness_markdown(compared)
+    kept = HarnessFile(
+        command=tuple(options.words), target=pair.target_name, draft=pair.draft_name, rows=tuple(compared)
+    )
+    write(folder / "harness.json", kept)
+    write_text(folder / "harness.md", table)
     print(table, end="")
     return status_of(options, failed)
 

@@ -20,7 +20,7 @@ from kljudge_jax.commands.options import (
 )
 from kljudge_jax.commands.progress import Bar
 from kljudge_jax.errors import InputError
-from kljudge_jax.tasks.files import read_text
+from kljudge_jax.records import read_text
 
 
 @command(

@@ -6,8 +6,8 @@ from kljudge_jax.commands.command import DIR, EMBEDDED, FILE, MODEL, OK, Whole, 
 from kljudge_jax.commands.options import MESH, REVISION, dtype_option, note
 from kljudge_jax.commands.progress import Bar
 from kljudge_jax.errors import InputError
-from kljudge_jax.results_folder import results_folder, write_json
-from kljudge_jax.tasks.files import read_text
+from kljudge_jax.records import read_text, write, write_text
+from kljudge_jax.results_folder import results_folder
 
 _BITS: dict[str, int | str] = {"int8": 8, "int4": 4, "file": "file"}
 _PRECISIONS = ("float32", "bfloat16", "float16", *_BITS)
@@ -37,7 +37,7 @@ _PRECISIONS = ("float32", "bfloat16", "float16", *_BITS)
     "  kljudge perplexity --target embedded --text problems.txt --precisions float32,int8,int4",
 )
 def perplexity(options) -> int:
-    from kljudge_jax.evaluation.perplexity import perplexity, perplexity_table
+    from kljudge_jax.evaluation.perplexity import PerplexityFile, perplexity, perplexity_table
     from kljudge_jax.machine import describe_machine
     from kljudge_jax.progress_update import ProgressUpdate
     from kljudge_jax.text_table import aligned, markdown
@@ -46,7 +46,7 @@ def perplexity(options) -> int:
     wrong = [name for name in names if name not in _PRECISIONS]
     if wrong:
         raise InputError(f"--precisions are of {', '.join(_PRECISIONS)}, not {wrong[0]!r}")
-    text = read_text(options.text)
+    text = read_text(options.text, "give the path of a local file")
     folder = results_folder(options.out)
     found = []
     with Bar() as bar:
@@ -62,16 +62,15 @@ def perplexity(options) -> int:
             del pair  # before the next is loaded
     table = perplexity_table(found)
     count = int(found[0].tokens.sum())
-    kept = {
-        "schema": 1,
-        "command": options.words,
-        "target": options.target,
-        "machine": describe_machine(),
-        "tokens": count,
-        "rows": [one.to_json() for one in found],
-    }
-    write_json(folder / "perplexity.json", kept)
-    (folder / "perplexity.md").write_text(markdown(table), encoding="utf-8")
+    kept = PerplexityFile(
+        command=tuple(options.words),
+        target=options.target,
+        machine=describe_machine(),
+        tokens=count,
+        rows=tuple(one.to_record() for one in found),
+    )
+    write(folder / "perplexity.json", kept)
+    write_text(folder / "perplexity.md", markdown(table))
     print(aligned(table))
     note(f"{count} tokens in windows of {window}; {folder / 'perplexity.json'}")
     return OK

@@ -46,7 +46,7 @@ def train_pair(options) -> int:
             (bar.keep if progress.accuracy or progress.step == progress.steps else bar.show)(step)
 
         card = train_pair(options.folder, target, draft, show, options.problems)
-    print(json.dumps(dataclasses.asdict(card)["accuracy"]))
+    print(json.dumps(card.accuracy))
     print(options.folder)
     return OK
 

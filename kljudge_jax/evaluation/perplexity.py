@@ -5,13 +5,36 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import Any, Literal
 
 import numpy as np
 
 from kljudge_jax.core.protocols import Model
 from kljudge_jax.errors import InputError
 from kljudge_jax.evaluation.loglikelihood import log_likelihoods, windows
+from kljudge_jax.machine import Machine
 from kljudge_jax.models.leaves import parameter_bytes, precision
+from kljudge_jax.records import Count, Record
+
+
+class PerplexityRow(Record, frozen=True, kw_only=True):
+    """A text under a model kept in one precision: exp of the mean over tokens, and the nats of each window."""
+
+    precision: str
+    weight_bytes: Count
+    perplexity: float
+    nats: tuple[float, ...]
+
+
+class PerplexityFile(Record, frozen=True, kw_only=True):
+    """What `kljudge perplexity` writes (`perplexity.json`): the command line word by word, and a row a precision."""
+
+    schema: Literal[1] = 1
+    command: tuple[str, ...]
+    target: str
+    machine: Machine
+    tokens: Count
+    rows: tuple[PerplexityRow, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,9 +58,18 @@ class Perplexity:
         """exp of the mean over all tokens."""
         return math.exp(self.nats.sum() / self.tokens.sum())
 
-    def to_json(self) -> dict[str, object]:
-        shared = {"precision": self.precision, "weight_bytes": self.weight_bytes}
-        return shared | {"perplexity": self.value, "nats": self.nats.tolist()}
+    def to_dict(self) -> dict[str, Any]:
+        """The figures as a row of `perplexity.json` holds them."""
+        return self.to_record().to_dict()
+
+    def to_record(self) -> PerplexityRow:
+        """The same without the tokens of the windows, which all rows of a text share."""
+        return PerplexityRow(
+            precision=self.precision,
+            weight_bytes=self.weight_bytes,
+            perplexity=self.value,
+            nats=tuple(self.nats.tolist()),
+        )
 
     def beside(self, first: Perplexity, draws: int = 2000, seed: int = 0) -> tuple[float, tuple[float, float]]:
         """How much higher it is than another model's on the same windows, as a share, and its 95 % interval.

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -21,7 +21,8 @@ import numpy as np
 from kljudge_jax.errors import InputError
 from kljudge_jax.judges.dataset import Dataset
 from kljudge_jax.judges.metrics import roc_auc
-from kljudge_jax.results_folder import results_folder, write_json
+from kljudge_jax.records import plain, write, write_text
+from kljudge_jax.results_folder import results_folder
 from kljudge_jax.text_table import markdown, ranged
 from kljudge_jax.verification.head import Head
 
@@ -109,6 +110,10 @@ class Correspondence:
     second_order: dict[str, float]
     trained_on: bool
     points: dict[str, list[float]]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain dicts, lists, strings and numbers."""
+        return plain(self)
 
     def markdown(self) -> str:
         """Tables, each with its n."""
@@ -207,8 +212,8 @@ def save_report(found: Correspondence, folder: str | Path) -> list[Path]:
     """Writes `correspondence.json`, `.md` and `.png`, and returns their paths."""
     folder = results_folder(folder)
     data, text, picture = written = [folder / f"correspondence.{kind}" for kind in ("json", "md", "png")]
-    write_json(data, dataclasses.asdict(found))
-    text.write_text(found.markdown(), encoding="utf-8")
+    write(data, found)
+    write_text(text, found.markdown())
     draw(found).savefig(picture, dpi=120)
     return written
 

@@ -14,28 +14,26 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from kljudge_jax.errors import InputError
 from kljudge_jax.generation.display import scrolling_html
-from kljudge_jax.models.json_file import read_json
 from kljudge_jax.parallel import hosts
-from kljudge_jax.results_folder import results_folder, write_json
+from kljudge_jax.records import Count, LineWriter, Record, plain, read, read_log, write
+from kljudge_jax.results_folder import results_folder
 from kljudge_jax.verification.features import PRIMITIVES, SETUPS, judge_features
 from kljudge_jax.verification.head import PairIdentity
 
 # How many tokens' logit gaps a row keeps, for `judges.correspondence`.
 GAP_TOKENS = 1024
 
-_FORMAT = "kljudge_jax.judge_dataset"
-_VERSION = 1
+_ADVICE = "mine into a new folder"
 
 
 def columns_of(pair: PairIdentity, gap_tokens: int) -> dict[str, tuple[str, tuple[int, ...]]]:
@@ -71,6 +69,52 @@ def gap_ids(vocab_size: int, most: int) -> np.ndarray:
     return np.linspace(0, vocab_size - 1, min(most, vocab_size)).astype(np.int32)
 
 
+class DatasetHead(Record, frozen=True, kw_only=True):
+    """What a dataset is of (`dataset.json`).
+
+    Attributes:
+      pair: that it was made with.
+      origin: how its rows came about.
+      columns: type and shape of each, as `columns_of` gives them.
+
+    Raises:
+      ValueError: the columns are not those of the pair.
+    """
+
+    format: Literal["kljudge_jax.judge_dataset"] = "kljudge_jax.judge_dataset"
+    version: Literal[1] = 1
+    pair: PairIdentity
+    origin: dict[str, Any]
+    columns: dict[str, tuple[str, tuple[Count, ...]]]
+
+    def __post_init__(self) -> None:
+        gaps = self.columns.get("gap", ("", ()))[1]
+        if len(gaps) != 1 or self.columns != columns_of(self.pair, gaps[0]):
+            raise ValueError("columns are not those of the pair")
+
+
+class QuestionRecord(Record, frozen=True, kw_only=True, omit_defaults=True):
+    """A finished question: a line of `questions.jsonl`.
+
+    Attributes:
+      question: its index. problem: its id, where it is one of a task.
+      status: how it ended. important: how many of its rows are. rollouts: answers written to decide them.
+      answer: the target's, where it was kept.
+      asked: a digest of what was asked; "" where nothing was noted.
+      first_row, rows: which rows are its own.
+    """
+
+    question: Count
+    problem: str = ""
+    status: str = ""
+    important: Count = 0
+    rollouts: Count = 0
+    answer: str = ""
+    asked: str = ""
+    first_row: Count
+    rows: Count
+
+
 @dataclasses.dataclass(frozen=True)
 class Dataset:
     """A dataset in memory, or mapped into it; rows in the order of their questions.
@@ -84,7 +128,7 @@ class Dataset:
 
     pair: PairIdentity
     origin: Mapping[str, Any]
-    questions: Sequence[Mapping[str, Any]]
+    questions: Sequence[QuestionRecord]
     columns: Mapping[str, np.ndarray]
 
     def __len__(self) -> int:
@@ -127,13 +171,19 @@ def read_dataset(folder: str | Path) -> Dataset:
     """
     folder = Path(folder)
     head = _read_head(folder)
-    pair = PairIdentity(**head["pair"])
-    questions = sorted(_committed(folder), key=lambda record: record["question"])
-    rows = np.concatenate(
-        [np.arange(r["first_row"], r["first_row"] + r["rows"]) for r in questions] or [np.arange(0)]
-    ).astype(np.int64)
+    questions = sorted(_committed(folder), key=lambda record: record.question)
+    smallest = min(_row_bytes(*column) for column in head.columns.values() if _row_bytes(*column))
+    held = max((path.stat().st_size for path in (folder / "columns").glob("*.bin")), default=0) // smallest
+    for record in questions:  # before so many row numbers are made
+        if record.first_row + record.rows > held:
+            raise InputError(
+                f"{folder / 'questions.jsonl'}: question {record.question} has rows that no column holds: {_ADVICE}"
+            )
+    rows = np.concatenate([np.arange(r.first_row, r.first_row + r.rows) for r in questions] or [np.arange(0)]).astype(
+        np.int64
+    )
     columns = {}
-    for name, (dtype, shape) in head["columns"].items():
+    for name, (dtype, shape) in head.columns.items():
         path = folder / "columns" / f"{name}.bin"
         size = _row_bytes(dtype, shape)
         count = path.stat().st_size // size if path.is_file() and size else 0
@@ -142,7 +192,7 @@ def read_dataset(folder: str | Path) -> Dataset:
         values = np.memmap(path, dtype, "r", shape=(count, *shape)) if count else np.zeros((len(rows), *shape), dtype)
         ordered = np.array_equal(rows, np.arange(len(rows)))
         columns[name] = values[: len(rows)] if ordered or not count else values[rows]
-    return Dataset(pair, head["origin"], questions, columns)
+    return Dataset(head.pair, head.origin, questions, columns)
 
 
 class DatasetWriter:
@@ -164,21 +214,16 @@ class DatasetWriter:
         self._asked: list[str] = []
         self._lock = None
         results_folder(self.folder / "columns")
-        head = {
-            "format": _FORMAT,
-            "version": _VERSION,
-            "pair": dataclasses.asdict(pair),
-            "origin": dict(origin),
-            "columns": {name: [dtype, list(shape)] for name, (dtype, shape) in self._schema.items()},
-        }
+        head = DatasetHead(pair=pair, origin=plain(dict(origin)), columns=self._schema)
         self._lock = _lock(self.folder)
         hosts.share(self.folder, "dataset.json", "questions.jsonl")
-        self._claim(json.loads(json.dumps(head)))
-        self.records = _committed(self.folder)
-        self._rows = max((record["first_row"] + record["rows"] for record in self.records), default=0)
+        self._claim(head)
+        self.records = _committed(self.folder, mend=True)
+        self._rows = max((record.first_row + record.rows for record in self.records), default=0)
         for name in self._schema:
             self._append(name, b"")
-        _write(self.folder / "questions.jsonl", len(_whole_lines(self.folder / "questions.jsonl")), b"")
+        with LineWriter(self.folder / "questions.jsonl"):  # it is there from the first on
+            pass
 
     def __enter__(self) -> DatasetWriter:
         return self
@@ -190,7 +235,7 @@ class DatasetWriter:
     @property
     def finished(self) -> set[int]:
         """The questions that are done."""
-        return {record["question"] for record in self.records}
+        return {record.question for record in self.records}
 
     def expect(self, questions: Sequence[Any]) -> None:
         """Says what each question asks, as plain data that prints alike every time; records keep a digest of it.
@@ -200,8 +245,8 @@ class DatasetWriter:
         """
         self._asked = [hashlib.sha256(repr(question).encode()).hexdigest()[:16] for question in questions]
         for record in self.records:
-            at = record["question"]
-            if at < len(self._asked) and record.get("asked", self._asked[at]) != self._asked[at]:
+            at = record.question
+            if at < len(self._asked) and (record.asked or self._asked[at]) != self._asked[at]:
                 raise InputError(
                     f"{self.folder} holds answers to other questions than these (question {at} is another): name a "
                     "new folder"
@@ -209,19 +254,20 @@ class DatasetWriter:
 
     def append(self, questions: Iterable[tuple[Mapping[str, Any], Sequence[Mapping[str, Any]]]]) -> None:
         """Adds questions, each a record with at least "question", and its rows: a value for every column but that."""
-        records: list[dict[str, Any]] = []
+        records: list[QuestionRecord] = []
         added: list[dict[str, Any]] = []
         for record, rows in questions:
             first = self._rows + len(added)
             asked = {"asked": self._asked[record["question"]]} if self._asked else {}
-            records.append({**record, **asked, "first_row": first, "rows": len(rows)})
+            records.append(QuestionRecord(**{**record, **asked, "first_row": first, "rows": len(rows)}))
             added += [{**row, "question": record["question"]} for row in rows]
         for name, (dtype, shape) in self._schema.items():
             values = np.array([row[name] for row in added], dtype).reshape(len(added), *shape)
             self._append(name, values.tobytes())
         # Only now do the rows count.
-        log = self.folder / "questions.jsonl"
-        _write(log, log.stat().st_size, "".join(json.dumps(record) + "\n" for record in records).encode())
+        with LineWriter(self.folder / "questions.jsonl") as log:
+            log.append(*records)
+            log.sync()
         self.records += records
         self._rows += len(added)
 
@@ -234,14 +280,14 @@ class DatasetWriter:
             raise InputError(f"{path} is shorter than its questions say: mine into a new folder")
         _write(path, size, values)
 
-    def _claim(self, head: dict[str, Any]) -> None:
+    def _claim(self, head: DatasetHead) -> None:
         path = self.folder / "dataset.json"
         if not path.exists():
-            write_json(path, head)
+            write(path, head)
             return
         found = _read_head(self.folder)
-        differing = [name for name in ("pair", "columns") if found[name] != head[name]]
-        ours, theirs = head["origin"], found["origin"]
+        differing = [name for name in ("pair", "columns") if getattr(found, name) != getattr(head, name)]
+        ours, theirs = head.origin, found.origin
         differing += sorted(name for name in {*ours, *theirs} if ours.get(name) != theirs.get(name))
         if differing:
             raise InputError(
@@ -250,14 +296,11 @@ class DatasetWriter:
             )
 
 
-def _read_head(folder: Path) -> dict[str, Any]:
+def _read_head(folder: Path) -> DatasetHead:
     path = folder / "dataset.json"
     if not path.is_file():
         raise InputError(f"{folder} has no dataset.json: give a folder that kljudge mine wrote")
-    head = read_json(path)
-    if head.get("format") != _FORMAT or head.get("version") != _VERSION:
-        raise InputError(f"{path} is not of version {_VERSION} of {_FORMAT}: mine into a new folder")
-    return head
+    return read(path, DatasetHead, _ADVICE, exact=True)
 
 
 def _row_bytes(dtype: str, shape: Sequence[int]) -> int:
@@ -274,15 +317,9 @@ def _write(path: Path, at: int, data: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def _committed(folder: Path) -> list[dict[str, Any]]:
+def _committed(folder: Path, mend: bool = False) -> list[QuestionRecord]:
     """The records of finished questions."""
-    return [json.loads(line) for line in _whole_lines(folder / "questions.jsonl").splitlines()]
-
-
-def _whole_lines(path: Path) -> bytes:
-    """What a file holds, less a last line that a kill cut short."""
-    data = path.read_bytes() if path.is_file() else b""
-    return data[: data.rfind(b"\n") + 1]
+    return read_log(folder / "questions.jsonl", QuestionRecord, _ADVICE, mend=mend)
 
 
 def _lock(folder: Path):

@@ -39,7 +39,7 @@ def train_judge(
 
 def asked_in(dataset: Dataset) -> list[str]:
     """Digests of the questions of a dataset."""
-    return sorted({record["asked"] for record in dataset.questions if "asked" in record})
+    return sorted({record.asked for record in dataset.questions if record.asked})
 
 
 def shares_questions(fitted_to: Mapping[str, Any], dataset: Dataset) -> bool:
@@ -72,6 +72,6 @@ def correspond(
       InputError: a folder is not what it should be, or judge and data are of different pairs.
     """
     dataset = read_dataset(data)
-    trained_on = shares_questions(read_manifest(judge)["data"], dataset)
+    trained_on = shares_questions(read_manifest(judge).data or {}, dataset)
     found = correspondence.correspond(dataset, load_head(judge), seed, trained_on)
     return found, correspondence.save_report(found, folder)

@@ -79,8 +79,8 @@ def mine(
         before = len(set(range(len(problems))) & done)
 
         def report():
-            of = [record for record in writer.records if record["question"] < len(problems)]
-            rows, important = (sum(record[name] for record in of) for name in ("rows", "important"))
+            of = [record for record in writer.records if record.question < len(problems)]
+            rows, important = (sum(getattr(record, name) for record in of) for name in ("rows", "important"))
             line = (
                 f"{len(of)} of {len(problems)} questions, {rows} mismatches, {important / max(rows, 1):.1%} important"
             )

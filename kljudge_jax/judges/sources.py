@@ -26,11 +26,36 @@ from kljudge_jax.judges.reference import make_reference
 from kljudge_jax.models.fingerprint import fingerprints
 from kljudge_jax.models.pair import ModelPair
 from kljudge_jax.progress_update import ProgressUpdate
+from kljudge_jax.records import Record
 from kljudge_jax.tasks.base import Problem, Task
-from kljudge_jax.tasks.files import read_records
+from kljudge_jax.tasks.files import read_problems
+from kljudge_jax.tasks.prompts import Turn
 from kljudge_jax.verification.head import PairIdentity
 
 _STEP = 64  # texts are scored at lengths of so many tokens, so that few programs are compiled
+
+
+class MarkedAnswer(Record, frozen=True, kw_only=True):
+    """An answer in which the first wrong token is marked: a line of what `label_marked_answers` reads.
+
+    Raises:
+      ValueError: the answer is empty, or wrong from no character of it.
+    """
+
+    prompt: str | tuple[Turn, ...]
+    answer: str
+    wrong_from: int | None
+
+    @property
+    def chat(self) -> str | list[dict[str, str]]:
+        """The prompt as the tokenizer takes it."""
+        return self.prompt if isinstance(self.prompt, str) else [turn.to_dict() for turn in self.prompt]
+
+    def __post_init__(self) -> None:
+        if not self.answer:
+            raise ValueError("answer is empty: give the text that was marked")
+        if self.wrong_from is not None and not 0 <= self.wrong_from < len(self.answer):
+            raise ValueError(f"answer is wrong from {self.wrong_from}: give null, or a character of the answer")
 
 
 def label_marked_answers(
@@ -54,23 +79,17 @@ def label_marked_answers(
     Raises:
       InputError: a line cannot be used.
     """
-    records = read_records(path, ("prompt", "answer", "wrong_from"))
-    questions: dict[str, list[dict]] = {}
-    for number, record in enumerate(records, 1):
-        at = record["wrong_from"]
-        if not isinstance(record["answer"], str) or not record["answer"]:
-            raise InputError(f"answer {number} of {path} is empty: give the text that was marked")
-        if at is not None and (type(at) is not int or not 0 <= at < len(record["answer"])):
-            raise InputError(f"answer {number} of {path} is wrong from {at!r}: give null, or a character of the answer")
-        questions.setdefault(repr(record["prompt"]), []).append(record)
+    questions: dict[str, list[MarkedAnswer]] = {}
+    for record in read_problems(path, MarkedAnswer):
+        questions.setdefault(repr(record.chat), []).append(record)
 
-    def rows(index: int, asked: list[dict], read: _Reader) -> tuple[str, list[dict]]:
+    def rows(index: int, asked: list[MarkedAnswer], read: _Reader) -> tuple[str, list[dict]]:
         found = []
         for record in asked:
-            prompt = prompts.tokenize(record["prompt"], read.tokenizer, read.vocab_size, f"prompt {index}")
-            encoded = read.tokenizer(record["answer"], add_special_tokens=False, return_offsets_mapping=True)
+            prompt = prompts.tokenize(record.chat, read.tokenizer, read.vocab_size, f"prompt {index}")
+            encoded = read.tokenizer(record.answer, add_special_tokens=False, return_offsets_mapping=True)
             tokens = np.concatenate([prompt, np.asarray(encoded["input_ids"], np.int32)])
-            marks = first_wrong_labels(encoded["offset_mapping"], record["wrong_from"])
+            marks = first_wrong_labels(encoded["offset_mapping"], record.wrong_from)
             for row, wrong in zip(read.rows(tokens, len(prompt), range(len(prompt), len(tokens))), marks, strict=True):
                 found.append(row | {"important": wrong, "score": float(wrong), "rolled_out": False})
         return "mined", found

@@ -6,23 +6,22 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import orbax.checkpoint as ocp
+from msgspec import structs
 
 from kljudge_jax.errors import InputError
 from kljudge_jax.judges.training import TrainedJudge
-from kljudge_jax.models.json_file import read_json
 from kljudge_jax.models.orbax import check_destination
 from kljudge_jax.models.pair import ModelPair
 from kljudge_jax.models.shipped import shipped_folder
-from kljudge_jax.results_folder import write_json
+from kljudge_jax.records import Count, Record, convert, read, write
 from kljudge_jax.verification.features import SETUPS
 from kljudge_jax.verification.head import Head, PairIdentity
 
@@ -30,8 +29,30 @@ from kljudge_jax.verification.head import Head, PairIdentity
 EMBEDDED = "embedded"
 
 _MANIFEST = "judge.json"
-_FORMAT = "kljudge_jax.judge"
-_VERSION = 1
+_ADVICE = "train or copy the judge again"
+
+
+class JudgeManifest(Record, frozen=True, kw_only=True):
+    """What a trained head is (`judge.json`).
+
+    Attributes:
+      setup: what it reads, of `verification.features.SETUPS`.
+      pair: the pair it is for; None for any.
+      shapes: of its arrays, by name.
+      training, data: how it was trained, and the origin of the data; None where nobody said.
+      sha256: of every file of `weights/`.
+      manifest_sha256: of everything else in this file, keys in order.
+    """
+
+    format: Literal["kljudge_jax.judge"] = "kljudge_jax.judge"
+    version: Literal[1] = 1
+    setup: str
+    pair: PairIdentity | None
+    shapes: dict[str, tuple[Count, ...]]
+    training: dict[str, Any] | None = None
+    data: dict[str, Any] | None = None
+    sha256: dict[str, str]
+    manifest_sha256: str
 
 
 def save_judge(folder: str | Path, judge: TrainedJudge, origin: Mapping[str, Any]) -> None:
@@ -60,19 +81,16 @@ def save_head(folder: str | Path, head: Head, about: Mapping[str, Any]) -> None:
             checkpointer.save(folder / "weights", arrays)
         # Orbax notes the path it wrote to; a folder that will be handed on keeps it to itself.
         (folder / "weights" / "commit_success.txt").write_text("Checkpoint commit was successful.\n")
-        manifest = {
-            "format": _FORMAT,
-            "version": _VERSION,
-            "setup": head.setup,
-            "pair": None if head.pair is None else dataclasses.asdict(head.pair),
-            "shapes": {name: list(array.shape) for name, array in arrays.items()},
+        manifest = JudgeManifest(
+            setup=head.setup,
+            pair=head.pair,
+            shapes={name: array.shape for name, array in arrays.items()},
             **about,
-            "sha256": _digests(folder / "weights"),
-        }
-        manifest = json.loads(json.dumps(manifest))
-        manifest["manifest_sha256"] = _own_digest(manifest)
+            sha256=_digests(folder / "weights"),
+            manifest_sha256="",
+        )
         # Last, so that a folder that was cut short is not taken for a judge.
-        write_json(folder / _MANIFEST, manifest)
+        write(folder / _MANIFEST, structs.replace(manifest, manifest_sha256=_own_digest(manifest.to_dict())))
     except OSError as error:
         raise InputError(f"{folder} cannot be written: {error}") from error
 
@@ -90,10 +108,10 @@ def load_head(folder: str | Path, pair: ModelPair | None = None) -> Head:
     folder = _resolved(folder)
     manifest = read_manifest(folder)
     found = _digests(folder / "weights")
-    changed = sorted(name for name in {*found, *manifest["sha256"]} if found.get(name) != manifest["sha256"].get(name))
+    changed = sorted(name for name in {*found, *manifest.sha256} if found.get(name) != manifest.sha256.get(name))
     if changed:
         raise InputError(f"{folder / 'weights' / changed[0]} is not the file that was saved: train or copy it again")
-    shapes = manifest["shapes"]
+    shapes = manifest.shapes
     try:
         arguments = ocp.args.PyTreeRestore(
             item={name: 0 for name in shapes},
@@ -102,8 +120,7 @@ def load_head(folder: str | Path, pair: ModelPair | None = None) -> Head:
         arrays = ocp.PyTreeCheckpointer().restore(folder / "weights", args=arguments)
         count = sum(name.endswith(".kernel") for name in shapes)
         layers = tuple((arrays[f"layers.{i}.kernel"], arrays[f"layers.{i}.bias"]) for i in range(count))
-        identity = None if manifest["pair"] is None else PairIdentity(**manifest["pair"])
-        head = Head(arrays["mean"], arrays["scale"], layers, manifest["setup"], identity)
+        head = Head(arrays["mean"], arrays["scale"], layers, manifest.setup, manifest.pair)
     except Exception as error:  # Orbax and TensorStore raise many kinds for a damaged folder
         raise InputError(f"{folder} is no judge that can be read, train or copy it again: {error}") from error
     if pair is not None:
@@ -111,16 +128,15 @@ def load_head(folder: str | Path, pair: ModelPair | None = None) -> Head:
     return head
 
 
-def read_manifest(folder: str | Path) -> dict[str, Any]:
+def read_manifest(folder: str | Path) -> JudgeManifest:
     """What `judge.json` says. Raises `InputError` if there is none, or it was changed."""
     path = _resolved(folder) / _MANIFEST
     if not path.is_file():
         raise InputError(f"{folder} has no {_MANIFEST}: give a folder that kljudge train-judge wrote")
-    manifest = read_json(path)
-    if manifest.get("format") != _FORMAT or manifest.get("version") != _VERSION:
-        raise InputError(f"{path} is not of version {_VERSION} of {_FORMAT}: train the judge again")
-    if manifest.get("manifest_sha256") != _own_digest(manifest) or manifest.get("setup") not in SETUPS:
-        raise InputError(f"{path} is not the file that was saved: train or copy it again")
+    content = read(path, dict[str, Any], _ADVICE)
+    manifest = convert(content, JudgeManifest, str(path), _ADVICE)
+    if manifest.manifest_sha256 != _own_digest(content) or manifest.setup not in SETUPS:
+        raise InputError(f"{path} is not the file that was saved: {_ADVICE}")
     return manifest
 
 

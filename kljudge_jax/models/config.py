@@ -38,6 +38,18 @@ class Rope:
     truncate: bool = True
     frequency_divisors: tuple[float, ...] | None = None
 
+    def __post_init__(self):
+        if self.scaling not in ("none", "linear", "llama3", "yarn"):
+            raise ValueError(f"unknown rope scaling {self.scaling!r}: expected none, linear, llama3 or yarn")
+        if not (self.theta > 0 and self.factor > 0 and self.low_freq_factor > 0 and self.original_max_position > 0):
+            raise ValueError("theta, factor, low_freq_factor and original_max_position of a rope are above 0")
+        if self.scaling == "yarn" and not (self.beta_fast > 0 and self.beta_slow > 0 and self.theta != 1):
+            raise ValueError("beta_fast and beta_slow of a yarn rope are above 0, and its theta is not 1")
+        if self.scaling == "llama3" and self.high_freq_factor == self.low_freq_factor:
+            raise ValueError("high_freq_factor and low_freq_factor of a llama3 rope differ")
+        if self.frequency_divisors is not None and not all(divisor > 0 for divisor in self.frequency_divisors):
+            raise ValueError("frequency_divisors are above 0")
+
     def frequencies(self, head_dim: int) -> np.ndarray:
         """Angular frequency of every pair of dimensions, radians per position, float32 `[D/2]`."""
         exponent = np.arange(0, head_dim, 2, dtype=np.float32) / head_dim
@@ -79,6 +91,12 @@ class Rope:
         ramp = (np.arange(head_dim // 2, dtype=np.float32) - low) / max(high - low, 0.001)
         keep = 1 - np.clip(ramp, 0, 1)
         return plain / self.factor * (1 - keep) + plain * keep
+
+
+_AT_LEAST_ONE = (
+    *("vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads", "head_dim"),
+    "max_position",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,6 +156,11 @@ class TransformerConfig:
     local_rope: Rope | None = None
 
     def __post_init__(self):
+        for name in _AT_LEAST_ONE:
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} starts at 1, got {getattr(self, name)}")
+        if any(window < 0 for window in self.windows):
+            raise ValueError(f"windows start at 0, got {min(self.windows)}")
         if self.num_heads % self.num_kv_heads:
             raise ValueError(f"{self.num_heads} query heads are not a multiple of {self.num_kv_heads} kv heads")
         if self.head_dim % 2:

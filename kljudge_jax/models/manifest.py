@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kljudge_jax.errors import InputError
+from kljudge_jax.records import read_text, write_text
 
 NAME = "SHA256SUMS"
 
@@ -16,7 +17,7 @@ def write_manifest(folder: str | Path, parts: Sequence[str]) -> None:
     folder = Path(folder)
     files = sorted(file for part in parts for file in _files(folder / part))
     lines = [f"{_digest(file)}  {file.relative_to(folder).as_posix()}\n" for file in files]
-    (folder / NAME).write_text("".join(lines), encoding="utf-8")
+    write_text(folder / NAME, "".join(lines))
 
 
 def check_manifest(folder: str | Path) -> None:
@@ -26,15 +27,14 @@ def check_manifest(folder: str | Path) -> None:
       InputError: there is none, or files are missing or not what they were; the message names them.
     """
     folder = Path(folder)
-    try:
-        lines = (folder / NAME).read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise InputError(f"{folder} has no {NAME}: install the package again") from error
+    if not (folder / NAME).is_file():
+        raise InputError(f"{folder} has no {NAME}: install the package again")
+    lines = read_text(folder / NAME, "install the package again").splitlines()
     differing = []
     for line in lines:
         digest, _, name = line.partition("  ")
         file = folder / name
-        if not file.is_file() or _digest(file) != digest:
+        if "\0" in name or not file.is_file() or _digest(file) != digest:
             differing.append(name)
     if differing:
         raise InputError(f"{', '.join(differing)} in {folder} differs from its {NAME}: install the package again")

@@ -8,7 +8,7 @@ from pathlib import Path
 from kljudge_jax.errors import InputError
 from kljudge_jax.models.config import TransformerConfig
 from kljudge_jax.models.families import config_from_hf
-from kljudge_jax.models.json_file import read_json
+from kljudge_jax.models.json_file import read_foreign
 from kljudge_jax.models.shapes import SHAPES, shape_config
 from kljudge_jax.models.sources import download, looks_like_path, open_checkpoint
 
@@ -28,10 +28,10 @@ def named_config(name: str | Path, revision: str | None = None) -> TransformerCo
         return shape_config(str(name))
     if path.exists() or looks_like_path(str(name)):
         if (path / "config.json").is_file():
-            return config_from_hf(read_json(path / "config.json"))
+            return config_from_hf(read_foreign(path / "config.json"))
         return open_checkpoint(path).config
     if "/" not in str(name):
         raise InputError(
             f"{name!r} is no folder, no .gguf file, no hub id such as owner/model, and no shape of {', '.join(SHAPES)}"
         )
-    return config_from_hf(read_json(download(str(name), revision, weights=False) / "config.json"))
+    return config_from_hf(read_foreign(download(str(name), revision, weights=False) / "config.json"))

@@ -6,30 +6,44 @@ by dotted name; the tokenizer's files lie beside them as Transformers writes the
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import zlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import jax
+import msgspec
 import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore as ts
 
 from kljudge_jax.errors import InputError
-from kljudge_jax.models.config import Rope, TransformerConfig
-from kljudge_jax.models.json_file import read_json
+from kljudge_jax.models.config import TransformerConfig
 from kljudge_jax.models.tokenizer import has_tokenizer, load_tokenizer
 from kljudge_jax.models.transformer import Transformer, parameters
+from kljudge_jax.records import Record, read, write
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _MANIFEST = "model.json"
-_FORMAT = "kljudge_jax.model"
-_VERSION = 2
+_ADVICE = "convert or copy the model again, or upgrade kljudge_jax"
 _CHUNK_BYTES = 1 << 26
+
+
+class ModelManifest(Record, frozen=True, kw_only=True):
+    """What a model is (`model.json`).
+
+    Attributes:
+      config: its shape and options.
+      eos: every id that ends a text.
+      crc32: a checksum of every parameter, by name.
+    """
+
+    format: Literal["kljudge_jax.model"] = "kljudge_jax.model"
+    version: Literal[2] = 2
+    config: TransformerConfig
+    eos: tuple[Annotated[int, msgspec.Meta(ge=0, lt=2**31)], ...] = ()
+    crc32: dict[str, Annotated[int, msgspec.Meta(ge=0, lt=2**32)]]
 
 
 def is_ours(folder: str | Path) -> bool:
@@ -63,15 +77,13 @@ def save(
         (folder / "weights" / "commit_success.txt").write_text("Checkpoint commit was successful.\n")
         if tokenizer is not None:
             tokenizer.save_pretrained(str(folder))
-        manifest = {
-            "format": _FORMAT,
-            "version": _VERSION,
-            "config": dataclasses.asdict(model.config),
-            "eos": [int(i) for i in eos],
-            "crc32": {name: _checksum(np.asarray(leaf)) for name, leaf in parameters(model).items()},
-        }
+        manifest = ModelManifest(
+            config=model.config,
+            eos=tuple(int(i) for i in eos),
+            crc32={name: _checksum(np.asarray(leaf)) for name, leaf in parameters(model).items()},
+        )
         # Last, so that a folder that was cut short is not taken for a model.
-        (folder / _MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+        write(folder / _MANIFEST, manifest)
     except OSError as error:
         raise InputError(f"{folder} cannot be written: {error}") from error
 
@@ -96,22 +108,22 @@ class OrbaxFolder:
         self.where = str(path)
         if not is_ours(self.path):
             raise InputError(f"{self.where} has no {_MANIFEST}: give a folder that kljudge convert wrote")
-        manifest = read_json(self.path / _MANIFEST)
-        if manifest.get("format") != _FORMAT:
-            raise InputError(f"{self.path / _MANIFEST} is not a model's: give a folder that kljudge convert wrote")
-        if manifest.get("version") != _VERSION:
-            raise InputError(
-                f"{self.where} has version {manifest.get('version')!r} and this program reads {_VERSION}: "
-                "convert the model again, or upgrade kljudge_jax"
-            )
-        self.config = _config(manifest, self.where)
-        self.eos = _eos(manifest, self.where)
-        self._checksums = dict(manifest.get("crc32", {}))
+        manifest = read(self.path / _MANIFEST, ModelManifest, _ADVICE, exact=True)
+        self.config, self.eos, self._checksums = manifest.config, manifest.eos, manifest.crc32
         self._checkpointer = ocp.PyTreeCheckpointer()
         try:
             self._metadata = dict(self._checkpointer.metadata(self.path / "weights").item_metadata.tree)
         except Exception as error:  # Orbax and TensorStore raise many kinds for a damaged folder
             raise InputError(f"{self.path / 'weights'} is no Orbax checkpoint that can be read: {error}") from error
+        lost = sorted(self._metadata.keys() ^ self._checksums.keys())
+        if lost:
+            raise InputError(f"{self.path / _MANIFEST} and weights do not both have {lost[0]}: {_ADVICE}")
+        layers = {name.split(".")[1] for name in self._metadata if name.startswith("layers.")}
+        if len(layers) != self.config.num_layers:
+            raise InputError(
+                f"{self.path / _MANIFEST}, field config.num_layers: is {self.config.num_layers} where the weights have "
+                f"{len(layers)} layers: {_ADVICE}"
+            )
         self._waiting: dict[str, np.ndarray] = {}
         self._cut: dict[str, np.ndarray] = {}  # the tensor that parts are cut from, if there is one
 
@@ -170,25 +182,3 @@ def _checksum(array: np.ndarray) -> int:
 def _group(name: str) -> str:
     parts = name.split(".")
     return ".".join(parts[:2]) if parts[0] == "layers" else name
-
-
-def _eos(manifest: dict[str, Any], where: str) -> tuple[int, ...]:
-    ids = manifest.get("eos", [])
-    if not isinstance(ids, list) or not all(isinstance(i, int) for i in ids):
-        raise InputError(f"{where} has a {_MANIFEST} whose eos is {ids!r} where token ids are needed")
-    return tuple(ids)
-
-
-def _config(manifest: dict[str, Any], where: str) -> TransformerConfig:
-    def rope(values: dict[str, Any] | None) -> Rope | None:
-        if values is None:
-            return None
-        divisors = values.get("frequency_divisors")
-        return Rope(**values | {"frequency_divisors": None if divisors is None else tuple(divisors)})
-
-    try:
-        values = dict(manifest["config"])
-        ropes = {"rope": rope(values["rope"]), "local_rope": rope(values["local_rope"])}
-        return TransformerConfig(**values | ropes | {"windows": tuple(values["windows"])})
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{where} has a {_MANIFEST} that does not describe a model: {error}") from error

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kljudge_jax.errors import InputError
-from kljudge_jax.models.json_file import read_json
+from kljudge_jax.models.json_file import read_foreign
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -47,7 +47,7 @@ def eos_ids(folder: str | Path) -> tuple[int, ...]:
         path = Path(folder) / name
         if not path.is_file():
             continue
-        content = read_json(path)
+        content = read_foreign(path)
         ids = content.get("eos_token_id")
         if ids is None and isinstance(content.get("text_config"), dict):
             ids = content["text_config"].get("eos_token_id")

@@ -19,11 +19,12 @@ from kljudge_jax.kernels.quantize import INT8_PER_OUTPUT, QuantizedTensor, Schem
 from kljudge_jax.models import names
 from kljudge_jax.models.config import TransformerConfig
 from kljudge_jax.models.families import config_from_hf
-from kljudge_jax.models.json_file import read_json
+from kljudge_jax.models.json_file import DOWNLOAD_AGAIN, read_foreign
 from kljudge_jax.models.linear import FILE, Storage, is_matrix, quantized_parts
 from kljudge_jax.models.tokenizer import eos_ids, has_tokenizer, load_tokenizer
 from kljudge_jax.models.transformer import Transformer, abstract, assemble, parameters
 from kljudge_jax.parallel.layout import Layout
+from kljudge_jax.records import Record, convert
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -248,6 +249,12 @@ def _compare(source: TensorSource) -> None:
         raise InputError(f"{source.where} does not fit its {source.config.family} configuration: {'; '.join(faults)}")
 
 
+class ShardIndex(Record, frozen=True, kw_only=True):
+    """Which file of a folder holds a tensor (`model.safetensors.index.json`)."""
+
+    weight_map: dict[str, str]
+
+
 class SafetensorsFolder:
     """A Hugging Face folder: config.json and model.safetensors, whole or in shards. A `TensorSource`.
 
@@ -261,7 +268,7 @@ class SafetensorsFolder:
         self.where = str(path)
         if not (self.path / "config.json").is_file():
             raise InputError(f"{self.where} has no config.json: give a model folder, a .gguf file or a hub id")
-        self.config = config_from_hf(read_json(self.path / "config.json"))
+        self.config = config_from_hf(read_foreign(self.path / "config.json"))
         self._files: dict[str, Any] = {}
         self._tensors: dict[str, tuple[str, str]] = {}  # our name -> file, its name there
         for theirs, file in self._listing().items():
@@ -276,8 +283,8 @@ class SafetensorsFolder:
         """Which file holds a tensor, by their name."""
         index, single = self.path / "model.safetensors.index.json", self.path / "model.safetensors"
         if index.is_file():
-            shards = read_json(index).get("weight_map")
-            if not isinstance(shards, dict) or not all(Path(str(file)).name == file for file in shards.values()):
+            shards = convert(read_foreign(index), ShardIndex, str(index), DOWNLOAD_AGAIN).weight_map
+            if not all(Path(file).name == file for file in shards.values()):
                 raise InputError(f"{index} has no weight_map of file names: download the folder again")
             present = {file: set(self._open(file).keys()) for file in sorted(set(shards.values()))}
             lost = [f"{name} ({file})" for name, file in shards.items() if name not in present[file]]

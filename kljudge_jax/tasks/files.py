@@ -3,49 +3,31 @@
 from __future__ import annotations
 
 import abc
-import gzip
-import json
 import os
 import random
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
+from kljudge_jax import records
 from kljudge_jax.errors import InputError
 from kljudge_jax.tasks.base import SPLITS, Problem
 from kljudge_jax.tasks.generated import split_of
 
+T = TypeVar("T")
 
-def read_records(path: str | os.PathLike, fields: tuple[str, ...]) -> list[dict[str, Any]]:
-    """The objects of a `.jsonl` or `.jsonl.gz` file.
+ADVICE = "give a local file as it was published"
+
+
+def read_problems(path: str | os.PathLike, kind: type[T]) -> list[T]:
+    """The records of a `.jsonl` or `.jsonl.gz` file.
 
     Raises:
-      InputError: no such file, a line that is not a JSON object, or one without the fields.
+      InputError: no such file, no record in it, or a line that is none; the message names line and field.
     """
-    records = []
-    for number, line in enumerate(read_text(path).splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InputError(f"Line {number} of {path} is not JSON ({error.msg}): give a file of JSON lines.") from None
-        missing = [field for field in fields if not isinstance(record, dict) or field not in record]
-        if missing:
-            raise InputError(f"Line {number} of {path} has no {missing[0]!r}: give a file with {', '.join(fields)}.")
-        records.append(record)
-    if not records:
-        raise InputError(f"{path} holds no problem: give a file of JSON lines.")
-    return records
-
-
-def read_text(path: str | os.PathLike) -> str:
-    """A UTF-8 text file, unzipped if its name ends in `.gz`. Raises `InputError` if it cannot be read."""
-    try:
-        data = Path(path).read_bytes()
-        return (gzip.decompress(data) if str(path).endswith(".gz") else data).decode("utf-8-sig")
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read as text ({error}): give the path of a local file.") from None
+    found = records.read_lines(str(path), kind, ADVICE)
+    if not found:
+        raise InputError(f"{path} holds no problem: give a file of JSON lines")
+    return found
 
 
 class FileTask(abc.ABC):

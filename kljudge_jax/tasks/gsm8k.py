@@ -6,15 +6,23 @@ import os
 import re
 
 from kljudge_jax.errors import InputError
+from kljudge_jax.records import Record
 from kljudge_jax.tasks.answers import final_number, parse_number
 from kljudge_jax.tasks.base import Problem
-from kljudge_jax.tasks.files import FileTask, ask, read_records
+from kljudge_jax.tasks.files import FileTask, ask, read_problems
 
 _REQUEST = (
     "{question}\n\n"
     "Reason step by step in short sentences, one calculation in each, without code. "
     "End with a line '#### ' followed by the final answer as a single number."
 )
+
+
+class GSM8KRecord(Record, frozen=True, kw_only=True):
+    """A line of the published file."""
+
+    question: str
+    answer: str
 
 
 class GSM8K(FileTask):
@@ -28,12 +36,12 @@ class GSM8K(FileTask):
 
     def __init__(self, path: str | os.PathLike, chat: bool = True):
         every = []
-        for i, record in enumerate(read_records(path, ("question", "answer"))):
-            solution, _, answer = str(record["answer"]).rpartition("####")
+        for i, record in enumerate(read_problems(path, GSM8KRecord)):
+            solution, _, answer = record.answer.rpartition("####")
             if parse_number(answer) is None:
                 raise InputError(f"Problem {i + 1} of {path} has no number after '####': give a file of GSM8K.")
             worked = re.sub(r"<<[^<>]*>>", "", solution).strip() + f"\n#### {answer.strip()}"
-            question = str(record["question"]).strip()
+            question = record.question.strip()
             prompt = ask(_REQUEST.format(question=question), chat)
             every.append((question, Problem(f"gsm8k/{i}", prompt, answer.strip(), worked)))
         super().__init__(every)

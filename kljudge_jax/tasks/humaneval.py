@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import os
 
+from kljudge_jax.records import Record
 from kljudge_jax.tasks.code import CodeProblem, CodeTask
-from kljudge_jax.tasks.files import ask, read_records
+from kljudge_jax.tasks.files import ask, read_problems
 
-_FIELDS = ("task_id", "prompt", "entry_point", "canonical_solution", "test")
 _REQUEST = "Complete this Python function. Write the whole function in one code block.\n\n```python\n{code}\n```"
+
+
+class HumanEvalRecord(Record, frozen=True, kw_only=True):
+    """A line of the published file."""
+
+    task_id: str
+    prompt: str
+    entry_point: str
+    canonical_solution: str
+    test: str
 
 
 class HumanEval(CodeTask):
@@ -22,16 +32,16 @@ class HumanEval(CodeTask):
 
     def __init__(self, path: str | os.PathLike, chat: bool = True, run_code: bool = False):
         every = []
-        for record in read_records(path, _FIELDS):
-            header, function = record["prompt"], record["entry_point"]
+        for record in read_problems(path, HumanEvalRecord):
+            header, function = record.prompt, record.entry_point
             problem = CodeProblem(
-                id=record["task_id"],
+                id=record.task_id,
                 prompt=ask(_REQUEST.format(code=header.strip()), chat) if chat else header,
                 answer=function,
-                solution=record["canonical_solution"],
+                solution=record.canonical_solution,
                 header=header,
                 function=function,
-                tests=f"{record['test']}\ncheck({function})",
+                tests=f"{record.test}\ncheck({function})",
             )
             every.append((header, problem))
         super().__init__(every, run_code)

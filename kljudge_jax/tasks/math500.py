@@ -6,15 +6,25 @@ import os
 import re
 from fractions import Fraction
 
+from kljudge_jax.records import Record
 from kljudge_jax.tasks.answers import last_boxed, parse_number
 from kljudge_jax.tasks.base import Problem
-from kljudge_jax.tasks.files import FileTask, ask, read_records
+from kljudge_jax.tasks.files import FileTask, ask, read_problems
 
 _REQUEST = "{question}\n\nReason step by step, and put your final answer within \\boxed{{}}."
 # Spacing and sizes, upright letters, units, degrees, currency and percent signs.
 _DECORATION = re.compile(
     r"\\left|\\right|\\[!,;: ]|\\(?:mathrm|mathbf|textbf)(?=\{)|\\(?:text|mbox)\{[^{}]*\}|\^\{?\\circ\}?|\\?[$%]|[\s~]"
 )
+
+
+class Math500Record(Record, frozen=True, kw_only=True):
+    """A line of the published file."""
+
+    problem: str
+    answer: str
+    solution: str | None = None
+    unique_id: str | None = None
 
 
 class Math500(FileTask):
@@ -28,11 +38,11 @@ class Math500(FileTask):
 
     def __init__(self, path: str | os.PathLike, chat: bool = True):
         every = []
-        for i, record in enumerate(read_records(path, ("problem", "answer"))):
-            question = str(record["problem"]).strip()
+        for i, record in enumerate(read_problems(path, Math500Record)):
+            question = record.problem.strip()
             prompt = ask(_REQUEST.format(question=question), chat)
-            name = str(record.get("unique_id", f"math500/{i}"))
-            every.append((question, Problem(name, prompt, str(record["answer"]), record.get("solution"))))
+            name = f"math500/{i}" if record.unique_id is None else record.unique_id
+            every.append((question, Problem(name, prompt, record.answer, record.solution)))
         super().__init__(every)
 
     def check(self, problem: Problem, text: str) -> bool:

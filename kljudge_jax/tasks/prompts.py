@@ -6,9 +6,32 @@ import json
 import os
 
 from kljudge_jax.errors import InputError
+from kljudge_jax.records import Record, read_text
 from kljudge_jax.tasks.answers import final_number, parse_number
 from kljudge_jax.tasks.base import Problem
-from kljudge_jax.tasks.files import FileTask, ask, read_records, read_text
+from kljudge_jax.tasks.files import ADVICE, FileTask, ask, read_problems
+
+
+class Turn(Record, frozen=True, kw_only=True):
+    """A turn of a chat."""
+
+    role: str
+    content: str
+
+
+class PromptRecord(Record, frozen=True, kw_only=True):
+    """A line of a `.jsonl` file of prompts: text, or a chat; and the answer, where there is one.
+
+    Raises:
+      ValueError: a prompt of no text, or of no turns.
+    """
+
+    prompt: str | tuple[Turn, ...]
+    answer: str | int | float | bool | None = ""
+
+    def __post_init__(self) -> None:
+        if not (self.prompt.strip() if isinstance(self.prompt, str) else self.prompt):
+            raise ValueError("prompt is empty: give text or a list of role and content")
 
 
 class Prompts(FileTask):
@@ -22,21 +45,17 @@ class Prompts(FileTask):
 
     def __init__(self, path: str | os.PathLike, chat: bool = False):
         if str(path).removesuffix(".gz").endswith(".jsonl"):
-            records = read_records(path, ("prompt",))
+            records = read_problems(path, PromptRecord)
         else:
-            records = [{"prompt": line} for line in read_text(path).splitlines() if line.strip()]
+            records = [PromptRecord(prompt=line) for line in read_text(path, ADVICE).splitlines() if line.strip()]
         if not records:
             raise InputError(f"{path} holds no prompt: write one a line.")
         every = []
         for i, record in enumerate(records):
-            prompt = record["prompt"]
-            if not _is_prompt(prompt):
-                raise InputError(
-                    f"Prompt {i + 1} of {path} is {json.dumps(prompt)[:60]}: give text or a list of role and content."
-                )
+            prompt = record.prompt if isinstance(record.prompt, str) else [turn.to_dict() for turn in record.prompt]
             question = json.dumps(prompt)
             prompt = ask(prompt, chat=True) if chat and isinstance(prompt, str) else prompt
-            every.append((question, Problem(f"prompts/{i}", prompt, str(record.get("answer", "")))))
+            every.append((question, Problem(f"prompts/{i}", prompt, str(record.answer))))
         super().__init__(every)
 
     def check(self, problem: Problem, text: str) -> bool:
@@ -49,13 +68,3 @@ class Prompts(FileTask):
             raise InputError(f"{problem.id} has no answer to check: add an 'answer' to each line of the file.")
         wanted = parse_number(problem.answer)
         return problem.answer in text if wanted is None else final_number(text) == wanted
-
-
-def _is_prompt(prompt) -> bool:
-    if isinstance(prompt, str):
-        return bool(prompt.strip())
-    return (
-        isinstance(prompt, list)
-        and bool(prompt)
-        and all(isinstance(turn, dict) and {"role", "content"} <= turn.keys() for turn in prompt)
-    )

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 from kljudge_jax.machine import Machine
-from kljudge_jax.results_folder import write_json
+from kljudge_jax.records import plain, write, write_text
 from kljudge_jax.text_table import columns, markdown
 from kljudge_jax.training.agreement import KINDS, Agreement
 from kljudge_jax.training.trainer import Recipe
@@ -36,8 +37,12 @@ class Card:
 
     def write(self, folder: Path) -> None:
         """Writes `card.json` and `README.md`."""
-        write_json(folder / "card.json", dataclasses.asdict(self))
-        (folder / "README.md").write_text(self.to_markdown(), encoding="utf-8")
+        write(folder / "card.json", self)
+        write_text(folder / "README.md", self.to_markdown())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain dicts, lists, strings and numbers."""
+        return plain(self)
 
     def to_markdown(self) -> str:
         return "\n".join(

@@ -17,6 +17,7 @@ from kljudge_jax.models.config import TransformerConfig
 from kljudge_jax.models.manifest import write_manifest
 from kljudge_jax.models.pair import ModelPair
 from kljudge_jax.models.transformer import Transformer, parameters
+from kljudge_jax.results_folder import results_folder
 from kljudge_jax.tasks.arithmetic import Arithmetic
 from kljudge_jax.tasks.conversion import Conversion, HardConversion
 from kljudge_jax.tasks.generated import GeneratedTask
@@ -109,7 +110,7 @@ def train_pair(
     """
     if target.config.vocab_size != draft.config.vocab_size:
         raise InputError("Give target and draft the same vocabulary size: a pair shares one tokenizer.")
-    folder = Path(folder).absolute()
+    folder = results_folder(Path(folder).absolute())
     tokenizer = _tokenizer(folder / "runs" / "tokenizer", target.config.vocab_size)
     right, seconds, sizes = {}, {}, {}
     for name, recipe in (("target", target), ("draft", draft)):

@@ -21,9 +21,13 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from kljudge_jax.errors import InputError
 from kljudge_jax.models.config import TransformerConfig
 from kljudge_jax.models.transformer import Transformer, assemble, parameters
+from kljudge_jax.records import LineWriter, plain, read, read_log, write, write_text
+from kljudge_jax.results_folder import results_folder
 from kljudge_jax.training.accuracy import accuracy
 from kljudge_jax.training.batches import Curriculum, Mixture
 from kljudge_jax.training.optimizer import Turns, make_optimizer
+
+_ADVICE = "choose an empty folder, or delete that run"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +77,10 @@ class Progress:
     examples_per_second: float
     accuracy: dict[str, float]
 
+    def __post_init__(self) -> None:
+        if not (0 <= self.step <= self.steps and self.examples_per_second > 0):
+            raise ValueError("step lies from 0 to steps, and examples_per_second is above 0")
+
     def __str__(self) -> str:
         right = "".join(f", {name} {share:.1%}" for name, share in self.accuracy.items())
         return (
@@ -109,8 +117,7 @@ def train(
     devices = jax.devices() if devices is None else devices
     if recipe.batch_size % len(devices):
         raise InputError(f"Choose a batch size that is a multiple of {len(devices)}, the number of devices.")
-    folder = Path(folder).absolute()
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = results_folder(Path(folder).absolute())
     _claim(folder, recipe)
     mesh = Mesh(np.array(devices), ("data",))
     by_row = NamedSharding(mesh, PartitionSpec("data"))
@@ -135,8 +142,8 @@ def train(
                 if now % recipe.evaluate_every == 0 or now == recipe.steps:
                     right = _examine(recipe.config, state["params"], mixture, validation_problems)
                 progress = Progress(now, recipe.steps, mean, rate, right)
-                with open(folder / "log.jsonl", "a") as log:
-                    log.write(json.dumps(dataclasses.asdict(progress)) + "\n")
+                with LineWriter(folder / "log.jsonl") as log:
+                    log.append(progress)
                 report(progress)
                 losses, began = [], time.perf_counter()
             if now % recipe.checkpoint_every == 0 or now == recipe.steps:
@@ -146,10 +153,10 @@ def train(
 
 def training_seconds(folder: str | os.PathLike) -> float:
     """How long the optimiser steps of a run took, over all its restarts: what its log adds up to."""
-    lines = [json.loads(line) for line in (Path(folder) / "log.jsonl").read_text().splitlines()]
-    batch = json.loads((Path(folder) / "recipe.json").read_text())["batch_size"]
-    steps = [line["step"] - before for before, line in zip([0, *(line["step"] for line in lines)], lines, strict=False)]
-    return sum(batch * n / line["examples_per_second"] for n, line in zip(steps, lines, strict=True))
+    lines = read_log(Path(folder) / "log.jsonl", Progress, _ADVICE)
+    batch = read(Path(folder) / "recipe.json", Recipe, _ADVICE, exact=True).batch_size
+    steps = [line.step - before for before, line in zip([0, *(line.step for line in lines)], lines, strict=False)]
+    return sum(batch * n / line.examples_per_second for n, line in zip(steps, lines, strict=True))
 
 
 def weighted_loss(model: Transformer, tokens: jax.Array, weights: jax.Array) -> jax.Array:
@@ -188,15 +195,15 @@ def _examine(config, params, mixture, count):
 
 
 def _claim(folder: Path, recipe: Recipe) -> None:
-    path, text = folder / "recipe.json", json.dumps(dataclasses.asdict(recipe), indent=2)
+    path = folder / "recipe.json"
     if not path.exists():
-        path.write_text(text)
-    elif path.read_text() != text:
+        write(path, recipe)
+    elif read(path, Recipe, _ADVICE, exact=True) != recipe:
         raise InputError(f"{folder} holds a run of another recipe: choose an empty folder, or delete that run.")
 
 
 def _forget_after(log: Path, step: int) -> None:
     """Drops the lines of steps that a kill has undone."""
     if log.exists():
-        kept = [line for line in log.read_text().splitlines(keepends=True) if json.loads(line)["step"] <= step]
-        log.write_text("".join(kept))
+        kept = [one for one in read_log(log, Progress, _ADVICE) if one.step <= step]
+        write_text(log, "".join(f"{json.dumps(plain(one))}\n" for one in kept))

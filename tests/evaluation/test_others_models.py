@@ -98,7 +98,7 @@ def few_sizes(monkeypatch):
 def answers_in(folder):
     """The tokens of a sweep's answers, by rule and problem."""
     records = map(json.loads, (folder / "answers.jsonl").read_text().splitlines())
-    return {(record["rule"], record["problem"]): record["token_ids"] for record in records}
+    return {(record["rule"], record.problem): record["token_ids"] for record in records}
 
 
 @pytest.mark.parametrize("pair", slowly("protocol", "logits"), indirect=True)
@@ -154,11 +154,11 @@ def test_a_calibration(pair):
 
 def test_mining_a_judge_and_decoding_with_it(seeing, tmp_path):
     data = mine(seeing, LetterParity(), tmp_path / "data", n=12, options=Options(NEW, batch=6, gap_tokens=5))
-    assert len(data) > 4 and {record["status"] for record in data.questions} == {"mined"}
+    assert len(data) > 4 and {record.status for record in data.questions} == {"mined"}
     problem, scalar = LetterParity().problems("train", 12)[0], Scalar.random(3, VOCAB)
     prompt = seeing.tokenizer(problem.prompt)["input_ids"]
     plain = kj.generate(seeing, [prompt], verifier=None, max_new_tokens=NEW)
-    assert data.questions[0]["answer"] == plain.text[0]
+    assert data.questions[0].answer == plain.text[0]
     # What a row holds of the states is what one pass over the text finds.
     row = next(i for i in range(len(data)) if data["question"][i] == 0)
     text = [*prompt, *plain.tokens[0][: data["position"][row]], data["draft_token"][row]]
@@ -178,7 +178,7 @@ def test_mining_a_judge_and_decoding_with_it(seeing, tmp_path):
 
 def test_labels_by_likelihood(seeing, tmp_path):
     data = label_mismatches(seeing, LetterParity(), tmp_path, Likelihood(NEW), n=2)
-    assert {record["status"] for record in data.questions} == {"mined"} and np.isfinite(data["score"]).all()
+    assert {record.status for record in data.questions} == {"mined"} and np.isfinite(data["score"]).all()
 
 
 def by_hand(tokens):

@@ -35,7 +35,7 @@ def test_rows_come_back_in_the_order_of_their_questions(tmp_path):
     assert write(tmp_path, data, [1, 3]) == {0, 1, 2, 3, 4}
     found = read_dataset(tmp_path)
     same(found, data, range(5))
-    assert found.pair == PAIR and found.origin == ORIGIN and [r["question"] for r in found.questions] == [*range(5)]
+    assert found.pair == PAIR and found.origin == ORIGIN and [r.question for r in found.questions] == [*range(5)]
     raw = np.fromfile(tmp_path / "columns" / "target_hidden.bin", "<f4").reshape(-1, 6)
     np.testing.assert_array_equal(raw[:3], data["target_hidden"][6:9])
 
@@ -84,7 +84,7 @@ def test_another_dataset_or_a_damaged_one_is_refused(tmp_path):
             touch(tmp_path / "a")
     head = json.loads((tmp_path / "a" / "dataset.json").read_text())
     (tmp_path / "a" / "dataset.json").write_text(json.dumps(head | {"version": 9}))
-    with pytest.raises(InputError, match="not of version 1"):
+    with pytest.raises(InputError, match="is of version 9, and this version reads 1"):
         read_dataset(tmp_path / "a")
 
 

@@ -18,8 +18,8 @@ def test_from_data_to_judge_to_report(tmp_path):
         writer.append([({"question": q}, [r for r in rows if r["question"] == q]) for q in range(40)])
     judge = train_judge(tmp_path / "data", tmp_path / "judge", Options(grid=(0.01, 1.0)))
     manifest = read_manifest(tmp_path / "judge")
-    assert manifest["training"]["best"]["validation_auc"] == judge.best.validation_auc
-    assert manifest["data"] == {"task": "made", "asked": []} and len(manifest["training"]["table"]) == 26
+    assert manifest.training["best"]["validation_auc"] == judge.best.validation_auc
+    assert manifest.data == {"task": "made", "asked": []} and len(manifest.training["table"]) == 26
     rule = parse_verifier(f"judge:{tmp_path / 'judge'},{judge.advised_threshold}", greedy=True)
     assert (rule.head.mean == judge.head.mean).all()
     found, files = correspond(tmp_path / "data", tmp_path / "judge", tmp_path / "report")

@@ -67,10 +67,10 @@ def test_labels_and_features_are_those_of_the_literal_search(pair, mined, kind, 
 
         expected = search(pair, prompt, same_answer, NEW)
         record = mined.questions[i]
-        if record["status"] == "no reference":
-            assert kind == "gold" and not TASK.check(problem, record["answer"])
+        if record.status == "no reference":
+            assert kind == "gold" and not TASK.check(problem, record.answer)
             continue
-        assert record["rows"] == len(expected)
+        assert record.rows == len(expected)
         for position, important, target_token, draft_token, target_state, draft_state, p_logits, q_logits in expected:
             assert labels(mined)[row] == [i, position, important, target_token, draft_token]
             np.testing.assert_allclose(mined["target_hidden"][row], target_state, atol=2e-5)
@@ -118,7 +118,7 @@ def test_ten_kills_change_nothing_and_nothing_is_mined_twice(pair, mined, tmp_pa
                 file.write(b"half a row")
     found = mine(pair, TASK, tmp_path, n=N, options=options, progress=seen.append)
     assert labels(found) == labels(mined)
-    assert [r["question"] for r in found.questions] == [*range(N)]
+    assert [r.question for r in found.questions] == [*range(N)]
     assert seen[-1].done == seen[-1].total == N and f" {len(mined)} mismatches" in seen[-1]
     assert all(b.done >= a.done for a, b in itertools.pairwise(seen))
     assert "of 12 questions" in seen[0]
@@ -140,7 +140,7 @@ def test_a_model_without_numbers_fails_its_questions_by_name(pair, tmp_path):
     found = mine(
         dataclasses.replace(pair, draft=broken), TASK, tmp_path, n=N, options=Options(NEW, batch=8, gap_tokens=5)
     )
-    assert {record["status"] for record in found.questions} == {"failed"} and len(found) == 0
+    assert {record.status for record in found.questions} == {"failed"} and len(found) == 0
 
 
 @pytest.mark.parametrize("which", ["target", "draft"])
@@ -161,7 +161,7 @@ def test_one_column_that_is_no_number_fails_a_question_too(which, tmp_path):
     found = mine(
         ModelPair(**models, tokenizer=tokenizer, eos=(256,)), TASK, tmp_path, n=16, options=Options(4, batch=16)
     )
-    assert {record["status"] for record in found.questions} == {"failed"} and len(found) == 0
+    assert {record.status for record in found.questions} == {"failed"} and len(found) == 0
 
 
 @pytest.mark.parametrize(

@@ -82,7 +82,7 @@ def test_rollouts(pair, tmp_path):
 @pytest.mark.parametrize(
     "record, says",
     [
-        ({"prompt": "a", "answer": "b"}, "has no 'wrong_from'"),
+        ({"prompt": "a", "answer": "b"}, "line 1: object missing required field wrong_from"),
         ({"prompt": "a", "answer": "b", "wrong_from": 1}, "a character of the answer"),
         ({"prompt": "a", "answer": "", "wrong_from": None}, "is empty"),
     ],
@@ -99,4 +99,4 @@ def test_a_model_without_numbers_yields_no_labels(tmp_path):
         pair, draft=with_parameters(pair.draft, lambda name, x: x * np.nan if name == "final_norm.scale" else x)
     )
     found = label_mismatches(broken, LetterParity(), tmp_path, Likelihood(8), n=2)
-    assert len(found) == 0 and [record["status"] for record in found.questions] == ["failed", "failed"]
+    assert len(found) == 0 and [record.status for record in found.questions] == ["failed", "failed"]

@@ -31,7 +31,7 @@ def test_it_comes_back_bit_for_bit(saved):
     np.testing.assert_array_equal(np.concatenate([x.ravel() for layer in found.layers for x in layer]),
                                   np.concatenate([x.ravel() for layer in head.layers for x in layer]))  # fmt: skip
     assert (found.setup, found.pair) == (head.setup, head.pair)
-    assert read_manifest(folder)["training"] == {"auc": 0.8}
+    assert read_manifest(folder).training == {"auc": 0.8}
     held = b"".join(path.read_bytes() for path in folder.rglob("*") if path.is_file())
     assert str(folder.parent).encode() not in held
 
@@ -71,7 +71,7 @@ def test_whatever_was_touched_is_refused(saved, tmp_path):
     [
         ({"setup": "DT"}, "not the file that was saved"),
         ({"training": {"auc": 0.9}}, "not the file that was saved"),
-        ({"version": 2}, "not of version 1"),
+        ({"version": 2}, "is of version 2, and this version reads 1"),
     ],
 )
 def test_a_changed_manifest_is_refused(saved, tmp_path, change, says):

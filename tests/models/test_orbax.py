@@ -17,6 +17,7 @@ from kljudge_jax.models.linear import Storage
 from kljudge_jax.models.orbax import OrbaxFolder, is_ours, save
 from kljudge_jax.models.transformer import assemble, parameters
 from kljudge_jax.models.weights import SafetensorsFolder, load
+from kljudge_jax.records import convert
 
 
 @pytest.fixture
@@ -48,9 +49,10 @@ def test_every_configuration_comes_back(hf_models, tmp_path, name):
     config = SafetensorsFolder(hf_models(name)[1]).config
     divided = dataclasses.replace(config, rope=dataclasses.replace(config.rope, frequency_divisors=(1.0, 8.0)))
     for each in (config, divided):
-        stored = json.loads(json.dumps({"config": dataclasses.asdict(each)}))
-        assert orbax._config(stored, "there") == each
-        hash(orbax._config(stored, "there"))
+        stored = orbax.ModelManifest(config=each, crc32={})
+        again = convert(stored.to_dict(), orbax.ModelManifest, "there", exact=True)
+        assert again == stored
+        hash(again.config)
 
 
 def test_a_model_of_no_tokenizer(model, tmp_path):
@@ -102,16 +104,18 @@ def test_foreign_folders_are_refused(tmp_path):
     with pytest.raises(InputError, match=r"has no model\.json: give a folder that kljudge convert wrote"):
         OrbaxFolder(tmp_path)
     (tmp_path / "model.json").write_text('{"format": "another"}')
-    with pytest.raises(InputError, match="is not a model's"):
+    with pytest.raises(InputError, match=r'is of format "another", and this version reads "kljudge_jax.model"'):
         OrbaxFolder(tmp_path)
 
 
 @pytest.mark.parametrize(
     "change, message",
     [
-        (dict(version=3), "version 3 and this program reads 2"),
-        (dict(config={}), "does not describe a model: 'rope'"),
-        (dict(eos="end"), "eos is 'end'"),
+        (dict(version=3), "is of version 3, and this version reads 2"),
+        (dict(config={}), "field config: object missing required field family"),
+        (dict(crc32={}), "and weights do not both have embedding.table"),
+        (dict(extra=1), "field extra: is no field of this format"),
+        (dict(eos="end"), "field eos: expected array, got str"),
     ],
 )
 def test_a_manifest_that_does_not_fit_is_refused(folder, change, message):

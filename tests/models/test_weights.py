@@ -115,7 +115,9 @@ def test_pickles_are_refused_by_name_and_never_opened(folder):
         SafetensorsFolder(folder)
 
 
-@pytest.mark.parametrize("text, message", [(None, "has no config.json"), ("{", "read as JSON"), ("[]", "an object")])
+@pytest.mark.parametrize(
+    "text, message", [(None, "has no config.json"), ("{", "is no JSON"), ("[]", "expected object, got array")]
+)
 def test_a_folder_without_a_configuration_is_refused(folder, text, message):
     (folder / "config.json").unlink()
     if text is not None:

@@ -6,8 +6,8 @@ import json
 import pytest
 
 from kljudge_jax.errors import InputError
-from kljudge_jax.tasks.files import FileTask, read_records
-from kljudge_jax.tasks.gsm8k import GSM8K
+from kljudge_jax.tasks.files import FileTask, read_problems
+from kljudge_jax.tasks.gsm8k import GSM8K, GSM8KRecord
 
 
 def write_gsm8k(path, count=300):
@@ -22,16 +22,16 @@ def test_reads_plain_and_gzipped_lines(tmp_path):
     plain = write_gsm8k(tmp_path / "a.jsonl", 3)
     zipped = tmp_path / "a.jsonl.gz"
     zipped.write_bytes(gzip.compress(plain.read_bytes()))
-    assert read_records(plain, ("question",)) == read_records(zipped, ("question",))
-    assert len(read_records(plain, ())) == 3
+    assert read_problems(plain, GSM8KRecord) == read_problems(zipped, GSM8KRecord)
+    assert len(read_problems(plain, GSM8KRecord)) == 3
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"question": "x"}', "Line 1 of .* has no 'answer'"),
-        ('{"question": "x", "answer": "1"}\n[1, 2]', "Line 2 of .* has no 'question'"),
-        ("{not json}", "Line 1 of .* is not JSON"),
+        ('{"question": "x"}', "line 1: object missing required field answer"),
+        ('{"question": "x", "answer": "1"}\n[1, 2]', "line 2: expected object, got array"),
+        ("{not json}", "line 1: is no JSON"),
         ("\n\n", "holds no problem"),
     ],
 )
@@ -39,17 +39,17 @@ def test_refuses_files_of_another_kind(tmp_path, text, message):
     path = tmp_path / "bad.jsonl"
     path.write_text(text)
     with pytest.raises(InputError, match=message):
-        read_records(path, ("question", "answer"))
+        read_problems(path, GSM8KRecord)
 
 
 def test_refuses_what_cannot_be_read(tmp_path):
     with pytest.raises(InputError, match="local file"):
-        read_records(tmp_path / "missing.jsonl", ())
+        read_problems(tmp_path / "missing.jsonl", GSM8KRecord)
     (tmp_path / "binary.jsonl").write_bytes(b"\xff\xfe\x00")
     (tmp_path / "plain.jsonl.gz").write_bytes(b"no gzip")
     for name in ("binary.jsonl", "plain.jsonl.gz"):
-        with pytest.raises(InputError, match="cannot be read as text"):
-            read_records(tmp_path / name, ())
+        with pytest.raises(InputError, match=r"is no UTF-8 text|cannot be read"):
+            read_problems(tmp_path / name, GSM8KRecord)
 
 
 def test_splits_partition_the_file(tmp_path):

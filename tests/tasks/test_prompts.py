@@ -32,7 +32,7 @@ def test_answers_that_come_along_are_checked(tmp_path):
 def test_refuses_what_is_no_prompt(tmp_path, prompt):
     path = tmp_path / "prompts.jsonl"
     path.write_text(json.dumps({"prompt": prompt}))
-    with pytest.raises(InputError, match="Prompt 1 of"):
+    with pytest.raises(InputError, match=r"line 1.*prompt"):
         Prompts(path)
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from kljudge_jax.generation.detokenize import split
 from kljudge_jax.generation.display import COLOURS, legend_html, marked_html, table_html
 from kljudge_jax.generation.results import Generation
+from kljudge_jax.records import write_text
 
 _COLUMNS = 76  # characters a line of the picture
 
@@ -80,7 +81,7 @@ def write_page(
       foot: what made the page, and on what.
     """
     text = render("answers.html", heading=heading, prompt=prompt, answers=answers, rows=table, foot=foot)
-    Path(path).write_text(text, encoding="utf-8")
+    write_text(path, text)
 
 
 def write_picture(path: str | Path, answers: Sequence[Answer]) -> None:
