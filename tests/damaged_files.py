@@ -32,13 +32,13 @@ HARNESS_ROW = {
 }  # fmt: skip
 PROBLEMS = {
     "humaneval": [
-        {"task_id": f"HumanEval/{i}", "prompt": f"def f{i}(x):\n", "entry_point": f"f{i}", "canonical_solution": "    1\n",
-         "test": "def check(f):\n    assert f(1)"}
+        {"task_id": f"HumanEval/{i}", "prompt": f"def f{i}(x):\n", "entry_point": f"f{i}", 
+         "canonical_solution": "    1\n", "test": "def check(f):\n    assert f(1)"}
         for i in range(3)
     ],
     "mbpp": [{"text": f"Write {i}.", "code": "x = 1\r\n", "task_id": i, "test_list": ["assert x"]} for i in range(3)],
     "gsm8k": [{"question": f"What is {i} + 1?", "answer": f"It is {i + 1}.\n#### {i + 1}"} for i in range(3)],
-    "math500": [{"problem": f"Find ${i}$.", "answer": str(i), "solution": "so", "unique_id": f"t/{i}"} for i in range(3)],
+    "math500": [{"problem": f"Find ${i}$.", "answer": str(i), "solution": "so"} for i in range(3)],
     "prompts": [{"prompt": [{"role": "user", "content": f"go {i}"}], "answer": str(i)} for i in range(3)],
 }  # fmt: skip
 LLAMA = {
