@@ -53,8 +53,8 @@ def _lines(path, records):
     path.write_text("".join(json.dumps(one) + "\n" for one in records))
 
 
-def _make(folder):
-    """A good file of every format: where it is, and what reads it."""
+def good_files(folder):
+    """Puts a good file of every format into a folder; by its place there, what reads it."""
     from kljudge_jax.evaluation.report.write import read_metadata
     from kljudge_jax.evaluation.result_store import ResultStore
     from kljudge_jax.evaluation.sweep.examples import _read
@@ -218,7 +218,7 @@ def outcomes(cases, seed=0, only=None):
     with tempfile.TemporaryDirectory() as temporary:
         good = Path(temporary) / "good"
         good.mkdir()
-        readers = _make(good)
+        readers = good_files(good)
         for name, read in readers.items():
             if only is not None and name not in only:
                 continue

@@ -7,6 +7,8 @@ import math
 
 import numpy as np
 
+_LARGEST = 2**31 - 1  # what an index of an array holds
+
 
 @dataclasses.dataclass(frozen=True)
 class Rope:
@@ -41,7 +43,12 @@ class Rope:
     def __post_init__(self):
         if self.scaling not in ("none", "linear", "llama3", "yarn"):
             raise ValueError(f"unknown rope scaling {self.scaling!r}: expected none, linear, llama3 or yarn")
-        if not (self.theta > 0 and self.factor > 0 and self.low_freq_factor > 0 and self.original_max_position > 0):
+        if not (
+            self.theta > 0
+            and self.factor > 0
+            and self.low_freq_factor > 0
+            and 0 < self.original_max_position <= _LARGEST
+        ):
             raise ValueError("theta, factor, low_freq_factor and original_max_position of a rope are above 0")
         if self.scaling == "yarn" and not (self.beta_fast > 0 and self.beta_slow > 0 and self.theta != 1):
             raise ValueError("beta_fast and beta_slow of a yarn rope are above 0, and its theta is not 1")
@@ -157,10 +164,10 @@ class TransformerConfig:
 
     def __post_init__(self):
         for name in _AT_LEAST_ONE:
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} starts at 1, got {getattr(self, name)}")
-        if any(window < 0 for window in self.windows):
-            raise ValueError(f"windows start at 0, got {min(self.windows)}")
+            if not 1 <= getattr(self, name) <= _LARGEST:
+                raise ValueError(f"{name} lies from 1 to {_LARGEST}, got {getattr(self, name)}")
+        if any(not 0 <= window <= _LARGEST for window in self.windows):
+            raise ValueError(f"windows lie from 0 to {_LARGEST}, got {self.windows}")
         if self.num_heads % self.num_kv_heads:
             raise ValueError(f"{self.num_heads} query heads are not a multiple of {self.num_kv_heads} kv heads")
         if self.head_dim % 2:

@@ -119,17 +119,16 @@ def config_from_hf(config: dict[str, Any]) -> TransformerConfig:
     if family not in supported_families():
         raise InputError(f"model type {family!r} is not supported: choose one of {', '.join(supported_families())}")
     tied = config.get("tie_word_embeddings")
-    if family == "gemma3":
-        config, family = dict(config.get("text_config") or {}), "gemma3_text"
-        if tied is not None:
-            config["tie_word_embeddings"] = tied
-    _refuse_options(config, family)
-    options = _Options(config, family)
     try:
-        return _configure(options, family)
+        if family == "gemma3":
+            config, family = dict(config.get("text_config") or {}), "gemma3_text"
+            if tied is not None:
+                config["tie_word_embeddings"] = tied
+        _refuse_options(config, family)
+        return _configure(_Options(config, family), family)
     except InputError:
         raise
-    except ValueError as error:
+    except (ValueError, TypeError, OverflowError) as error:  # a value of a kind that no option has
         raise InputError(f"config.json of this {family} model contradicts itself: {error}") from error
 
 
