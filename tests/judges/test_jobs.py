@@ -4,7 +4,7 @@ import pytest
 from judge_data import PAIR, made_dataset
 
 from kljudge_jax.errors import InputError
-from kljudge_jax.judges.dataset import Dataset, DatasetWriter
+from kljudge_jax.judges.dataset import Dataset, DatasetWriter, QuestionRecord
 from kljudge_jax.judges.jobs import asked_in, correspond, shares_questions, train_judge
 from kljudge_jax.judges.storage import read_manifest
 from kljudge_jax.judges.training import Options
@@ -29,11 +29,15 @@ def test_from_data_to_judge_to_report(tmp_path):
         train_judge(tmp_path / "data", tmp_path / "judge")
 
 
+def asked(*digests):
+    return [QuestionRecord(question=i, asked=digest, first_row=0, rows=0) for i, digest in enumerate(digests)]
+
+
 def test_a_judge_knows_questions_that_it_was_fitted_to():
-    seen = Dataset(PAIR, {"task": "t", "split": "train", "seed": 7, "x": 1}, [{"asked": "a"}, {"asked": "b"}], {})
-    more = Dataset(PAIR, {"task": "t", "split": "all", "seed": 8}, [{"asked": "b"}], {})
-    new = Dataset(PAIR, seen.origin, [{"asked": "c"}], {})
-    silent = Dataset(PAIR, {"task": "t", "split": "train", "seed": 7, "x": 2}, [{}], {})
+    seen = Dataset(PAIR, {"task": "t", "split": "train", "seed": 7, "x": 1}, asked("a", "b"), {})
+    more = Dataset(PAIR, {"task": "t", "split": "all", "seed": 8}, asked("b"), {})
+    new = Dataset(PAIR, seen.origin, asked("c"), {})
+    silent = Dataset(PAIR, {"task": "t", "split": "train", "seed": 7, "x": 2}, asked(""), {})
     fitted_to = {**seen.origin, "asked": asked_in(seen)}
     assert [shares_questions(fitted_to, data) for data in (seen, more, new, silent)] == [True, True, False, True]
-    assert not shares_questions(fitted_to, Dataset(PAIR, {"task": "u"}, [{}], {}))
+    assert not shares_questions(fitted_to, Dataset(PAIR, {"task": "u"}, asked(""), {}))

@@ -58,7 +58,7 @@ def test_leaves_a_pair_that_loads(trained):
 
 def test_the_card_says_how_it_was_made(trained):
     folder, card = trained
-    assert json.loads((folder / "card.json").read_text()) == json.loads(json.dumps(dataclasses.asdict(card)))
+    assert json.loads((folder / "card.json").read_text()) == json.loads(json.dumps(card.to_dict()))
     text = (folder / "README.md").read_text()
     assert f"{card.parameters['target']:,}" in text and text.count("| arithmetic |") == 3
     check_manifest(folder)
