@@ -18,7 +18,7 @@ class Letters:
 
 def record(rule, length, problem, right, **counts):
     given = {"tokens": 10, "cycles": 5, "drafted": 20, "accepted": 5, "relaxed": 0, "failed": 0, "finish": "eos"}
-    given |= {"batch": problem // 2, "seconds": 2.0, "token_ids": (problem,)} | counts
+    given |= {"batch": problem // 2, "seconds": 2.0, "text": "", "token_ids": (problem,)} | counts
     return AnswerRecord(rule=rule, draft_length=length, problem=f"p/{problem}", right=right, **given)
 
 

@@ -26,7 +26,7 @@ class AnswerRecord(Record, frozen=True, kw_only=True, omit_defaults=True):
         `own_seconds` is None where rows of a batch shared one time.
       mean_acceptance_length, draft_acceptance_rate: what these come to.
       origin: a letter a token: d(raft), r(elaxed) or t(arget); "" of baselines.
-      engine, batch_size: of a baseline, what decoded it and how many side by side.
+      engine, batch_size, draft_passes: of a baseline, what decoded it, how many side by side, and the draft's passes.
       seed: of its part, where answers of several are pooled; None in a file.
     """
 
@@ -34,7 +34,7 @@ class AnswerRecord(Record, frozen=True, kw_only=True, omit_defaults=True):
     draft_length: Count | str
     problem: str
     right: bool
-    text: str = ""
+    text: str
     token_ids: tuple[Count, ...]
     turn: Count | None = None
     batch: Count
@@ -58,6 +58,7 @@ class AnswerRecord(Record, frozen=True, kw_only=True, omit_defaults=True):
     origin: str = ""
     engine: dict[str, Any] | None = None
     batch_size: Count | None = None
+    draft_passes: Count | None = None
     seed: int | None = None
 
 
