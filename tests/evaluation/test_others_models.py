@@ -107,7 +107,7 @@ def test_a_sweep(pair, tmp_path):
         pair, Letters(), ["none", "exact"], draft_lengths=[LENGTH], n=2, batch=2, max_new_tokens=NEW,
         examples=0, folder=tmp_path,
     )  # fmt: skip
-    assert found.rows[1]["same_text"] == 2
+    assert found.rows[1].same_text == 2
     tokens, problems = answers_in(tmp_path), Letters().problems(n=2, seed=0)
     scalar = Scalar.random(3, VOCAB)
     for problem in problems:
@@ -129,16 +129,16 @@ def test_a_sweep(pair, tmp_path):
 @pytest.mark.parametrize("pair", slowly("logits"), indirect=True)
 def test_a_bench(pair):
     found = kj.bench(pair, Letters(), ["exact"], prompts=1, rounds=1, draft_length=LENGTH, max_new_tokens=NEW)
-    plain, exact = found.figures["batches"][0]["rules"]
-    assert plain["failed"] == exact["failed"] == 0 and plain["tokens"] == exact["tokens"] == NEW
-    assert exact["mean_acceptance_length"] > 1
-    target = found.figures["models"]["target"]
-    assert target["shape"]["vocab_size"] == VOCAB and target["parameters"] == 2 * VOCAB * SIZE + 10 * SIZE**2
-    assert target["bytes"] == 4 * target["parameters"] == found.figures["limits"]["read"]["target"]["bytes"]
+    plain, exact = found.figures.batches[0].rules
+    assert plain.failed == exact.failed == 0 and plain.tokens == exact.tokens == NEW
+    assert exact.mean_acceptance_length > 1
+    target = found.figures.models["target"]
+    assert target.shape["vocab_size"] == VOCAB and target.parameters == 2 * VOCAB * SIZE + 10 * SIZE**2
+    assert target.bytes == 4 * target.parameters == found.figures.limits.read["target"].bytes
     # What a pass of theirs reads and computes nobody here knows; what verdicts do, one does.
-    floors = {part["part"]: part["floor_seconds"] for part in exact["profile"]}
+    floors = {part.part: part.floor_seconds for part in exact.profile}
     assert floors["target"] is None and floors["verdicts"] > 0
-    assert "bytes_per_second" not in found.figures["batches"][0]["target_pass"]["1"]
+    assert found.figures.batches[0].target_pass[1].bytes_per_second is None
     assert "none defined" in found.markdown(profile=True)
     assert {len(prompt) for prompt in random_prompts(pair, 2, 5, 0)} == {5}
 

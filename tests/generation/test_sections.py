@@ -72,7 +72,7 @@ def test_others_pass_them_on(text_pair, tmp_path):
 
     sizes = {"draft_lengths": [DRAFT_LENGTH], "n": 1, "batch": 1, "max_new_tokens": 24, "examples": 0}
     swept = kj.sweep(pair, Letters(), ["none", FreeInside()], folder=tmp_path, **sizes, **sections)
-    assert swept.rows[1]["mean_acceptance_length"] == pytest.approx(free.stats.mean_acceptance_length)
+    assert swept.rows[1].mean_acceptance_length == pytest.approx(free.stats.mean_acceptance_length)
     with pytest.raises(InputError, match="holds another sweep"):
         kj.sweep(pair, Letters(), ["none", FreeInside()], folder=tmp_path, **sizes)
 
