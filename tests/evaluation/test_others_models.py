@@ -98,7 +98,7 @@ def few_sizes(monkeypatch):
 def answers_in(folder):
     """The tokens of a sweep's answers, by rule and problem."""
     records = map(json.loads, (folder / "answers.jsonl").read_text().splitlines())
-    return {(record["rule"], record.problem): record["token_ids"] for record in records}
+    return {(record["rule"], record["problem"]): record["token_ids"] for record in records}
 
 
 @pytest.mark.parametrize("pair", slowly("protocol", "logits"), indirect=True)
