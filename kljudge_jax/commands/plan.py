@@ -42,6 +42,7 @@ _BITS = click.Choice((8, 4))
         option("--verifier", "the rule", type=RULE, default="kl:0.4", group="Decoding"),
         *decoding_options("batch", call="plan"),
         option("--prompt-tokens", "of the longest prompt", type=Whole(), default=512),
+        option("--context", "tokens of a row that attention reads, with --topology", type=Whole(), default=None),
         *decoding_options("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "draft_length", "drafter"),
         flag("--table", "print the table of published pairs and machines instead"),
         flag("--json", "print the plan as JSON; with --topology"),
@@ -68,6 +69,8 @@ def plan(options) -> int:
     )
     if options.topology is None and options.json:
         raise InputError("--json is of a plan with --topology: leave it out")
+    if options.topology is None and options.context is not None:
+        raise InputError("--context is of a plan with --topology: leave it out")
     if options.table and options.topology is not None:
         raise InputError("--table is of published machines: leave out --topology")
     if options.table:
@@ -106,6 +109,7 @@ def _compiled(options, config) -> int:
         options.target,
         options.draft,
         prompt_tokens=options.prompt_tokens,
+        context=options.context,
         config=config,
         report=lambda name: note(f"compiling {name}"),
         **{name: getattr(options, name) for name in names},

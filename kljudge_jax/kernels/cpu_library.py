@@ -22,6 +22,7 @@ from typing import NamedTuple
 import jax
 
 from kljudge_jax.cache_folder import cache_folder, is_ours
+from kljudge_jax.kernels import switch
 
 _SOURCES = Path(__file__).with_name("native")
 FLAGS = ("-O2", "-march=native", "-std=c++17", "-fPIC", "-pthread", "-w")
@@ -33,7 +34,6 @@ _TARGETS = (
     "kljudge_norm",
     "kljudge_sum_norm",
 )
-_SWITCH = "KLJUDGE_NATIVE"
 
 
 class Library(NamedTuple):
@@ -46,8 +46,8 @@ class Library(NamedTuple):
 @functools.cache
 def library() -> Library:
     """Compiles, loads and registers the products the first time; half a minute or so, and nothing from then on."""
-    if os.environ.get(_SWITCH) == "0":
-        return Library(False, f"XLA's products, since {_SWITCH}=0")
+    if switch.is_off():
+        return Library(False, f"XLA's products, since {switch.NAME}=0")
     found = compiler()
     if found is None:
         return Library(False, "XLA's products, since no C++ compiler was found (c++, g++ or clang++)")

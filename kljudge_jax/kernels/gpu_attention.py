@@ -20,6 +20,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from kljudge_jax.kernels.written_blocks import kernel_name
 from kljudge_jax.varying import result_like, varying_as
 
 # Finite: the softmax of a program that saw nothing of a row is wiped out by those that saw some, and is no NaN.
@@ -138,7 +139,7 @@ def written_attention(
         out_shape=[result(rows, dim), result(rows), result(rows)],
         compiler_params=triton.CompilerParams(num_warps=8 if tile > 64 else 4, num_stages=2),
         interpret=interpret,
-        name="written_attention",
+        name=kernel_name(block, slots, time, window),
     )(start, query.reshape(batch, groups, rows, dim), keys, values)
     # Apart from what is made of it, as in JAX's own kernel: fused with it, XLA has made NaN of it (b/389925439).
     top = jax.lax.optimization_barrier(jnp.max(highest, axis=0, keepdims=True))

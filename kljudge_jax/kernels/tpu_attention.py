@@ -7,7 +7,6 @@ is, and a loop of products over blocks reads of every row as much as of the long
 
 from __future__ import annotations
 
-import re
 from typing import Any, NamedTuple
 
 import jax
@@ -15,6 +14,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from kljudge_jax.kernels.written_blocks import kernel_name
 from kljudge_jax.varying import result_like, varying_as
 
 # Finite, so that a query that sees nothing in a block has no weight there and no NaN.
@@ -198,26 +198,6 @@ def written_attention(
         interpret=interpret,
     )(steps, start, *given)
     return out.reshape(query.shape)
-
-
-def kernel_name(block: int, slots: int, length: int, window: int) -> str:
-    """What a compiled program calls the kernel: sizes of a block and a row, queries of a row and what each sees."""
-    return f"written_attention_{block}_of_{slots}_for_{length}_window_{window}"
-
-
-def share_read(name: str, written: int) -> tuple[int, int] | None:
-    """Of each row, how many slots the kernel of that name reads, and of how many; None of what is no such kernel.
-
-    Args:
-      name: any text with `kernel_name` in it.
-      written: slots of a row that are written, the last of them by its last query.
-    """
-    found = re.search(r"\bwritten_attention_(\d+)_of_(\d+)_for_(\d+)_window_(\d+)", name)
-    if found is None:
-        return None
-    block, slots, length, window = map(int, found.groups())
-    first = max(0, written - length + 1 - window) // block if window else 0
-    return min(slots, -(-written // block) * block) - first * block, slots
 
 
 def _product(left: jax.Array, right: jax.Array, transposed: bool) -> jax.Array:

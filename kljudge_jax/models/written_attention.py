@@ -9,7 +9,7 @@ from typing import Any
 import jax
 from jax.sharding import PartitionSpec
 
-from kljudge_jax.kernels import gpu_attention, tpu_attention
+from kljudge_jax.kernels import gpu_attention, switch, tpu_attention
 from kljudge_jax.models.attention import split_by_heads
 from kljudge_jax.parallel.layout import Layout
 
@@ -23,8 +23,10 @@ def can_read_written(keys: jax.Array | jax.ShapeDtypeStruct, platform: str) -> b
 
     On a TPU from 4096 slots on: below, a block of a thirty-second of a row would not fill the lanes, and to take a row
     block by block would take longer than to read all of it. On a GPU by `gpu_attention.reads_written`. Never on a CPU,
-    whose own attention is `kernels.attention`.
+    whose own attention is `kernels.attention`, and nowhere where kernels are switched off.
     """
+    if switch.is_off():
+        return False
     if platform == "tpu":
         return keys.shape[2] >= tpu_attention.FEWEST_SLOTS
     return gpu_attention.reads_written(platform, keys.dtype, keys.shape[3])

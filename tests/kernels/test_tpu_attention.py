@@ -9,11 +9,10 @@ from kljudge_jax.kernels.tpu_attention import (
     FEWEST_SLOTS,
     Blocks,
     _written_blocks,
-    kernel_name,
-    share_read,
     takes,
     written_attention,
 )
+from kljudge_jax.kernels.written_blocks import kernel_name, share_read
 
 BLOCK = 16
 

@@ -63,10 +63,10 @@ def pass_work(model: Transformer, batch: int, positions: int, slots: int) -> Wor
 def slots_read(model: Transformer, lengths: np.ndarray, positions: int, capacity: int) -> int:
     """How many of a cache's `capacity` slots a pass over `positions` tokens after `lengths` int `[B]` reads a row.
 
-    Where attention is native, those that are written, on average over the rows; else all of them, since XLA masks the
+    Where a kernel attends, those that are written, on average over the rows; else all of them, since XLA masks the
     empty ones and does not skip them.
     """
-    cache = jax.eval_shape(lambda: model.init_cache(1, 1))
+    cache = jax.eval_shape(lambda: model.init_cache(1, capacity))
     return capacity if cache.reads_all else int(np.mean(lengths)) + positions
 
 

@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from kljudge_jax.kernels.tpu_attention import share_read
+from kljudge_jax.kernels.written_blocks import share_read
 
 _SHAPE = re.compile(r"\b([a-z]+\d*[a-z0-9]*)\[([\d,]*)\](?:\{([^{}]*)\})?")
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
@@ -30,6 +30,8 @@ _FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "afte
 _FREE |= {"async-update", "optimization-barrier"}
 _ASYNCHRONOUS = ("copy-start", "slice-start", "dynamic-slice-start", "async-start")
 _PARTS = ("dynamic-slice", "slice", "gather")
+# What writes a part of its first operand in place, and which operand that part is.
+_UPDATES = {"dynamic-update-slice": 1, "scatter": 2}
 # What a fusion may hold that gives an array another name and nothing else.
 _NAMES = {"parameter", "bitcast", "copy"}
 
@@ -238,7 +240,7 @@ class Program:
         whole = operand.shapes[0].bytes
         if operation.code in _PARTS and index == 0:
             return min(whole, operation.bytes)
-        if operation.code == "dynamic-update-slice" and index == 0:
+        if operation.code in _UPDATES and index == 0:
             return 0
         if operation.code == "fusion":
             return self._read_inside(operation.attribute("calls") or "", index, whole)
@@ -265,7 +267,7 @@ class Program:
                     read += op.bytes
                 elif op.code == "fusion":
                     read += self._read_inside(op.attribute("calls") or "", position, whole)
-                elif not (op.code == "dynamic-update-slice" and position == 0):
+                elif not (op.code in _UPDATES and position == 0):
                     return whole
         return min(whole, read)
 
@@ -278,8 +280,8 @@ class Program:
     def _written(self, operation: Operation, around: dict[str, Operation]) -> int:
         """Bytes of HBM that an operation writes."""
         whole = sum(shape.bytes for shape in operation.shapes if not shape.space)
-        if operation.code == "dynamic-update-slice":
-            update = around.get(operation.operands[1])
+        if operation.code in _UPDATES:
+            update = around.get(operation.operands[_UPDATES[operation.code]])
             return min(whole, update.bytes) if update else whole
         if operation.code == "fusion" and len(operation.shapes) == 1:
             return min(whole, self._written_inside(operation.attribute("calls") or "", whole))
@@ -292,8 +294,9 @@ class Program:
             result = inside[result.operands[0]]
         if result is None:
             return whole
-        if result.code == "dynamic-update-slice" and result.operands[1] in inside:
-            return inside[result.operands[1]].bytes
+        place = _UPDATES.get(result.code, 0)
+        if place and result.operands[place] in inside:
+            return inside[result.operands[place]].bytes
         if result.code == "fusion":
             return self._written_inside(result.attribute("calls") or "", whole)
         return whole

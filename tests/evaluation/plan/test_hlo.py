@@ -33,6 +33,13 @@ TEXT = """HloModule jit_run, is_scheduled=true
   ROOT %put = f32[4,512]{1,0} dynamic-update-slice(%r.0, %r.1, %r.2, %r.2)
 }
 
+%rows (v.0: f32[4,512], v.1: s32[2,1], v.2: f32[2,512]) -> f32[4,512] {
+  %v.0 = f32[4,512]{1,0} parameter(0)
+  %v.1 = s32[2,1]{1,0} parameter(1)
+  %v.2 = f32[2,512]{1,0} parameter(2)
+  ROOT %scattered = f32[4,512]{1,0} scatter(%v.0, %v.1, %v.2), to_apply=%last
+}
+
 %draft (d: (s32[], f32[8,1024], f32[1024,1024])) -> (s32[], f32[8,1024], f32[1024,1024]) {
   %d = (s32[], f32[8,1024]{1,0:S(1)}, f32[1024,1024]{1,0}) parameter(0)
   %i = s32[] get-tuple-element(%d), index=0
@@ -92,6 +99,18 @@ def test_a_cycles_traffic_is_counted_by_what_is_really_read_and_written():
 def test_what_is_read_follows_the_text(old, new, more):
     assert Program(TEXT.replace(old, new)).cycle().read == 7 * WEIGHTS + ROW + CACHE + more
 
+
+def test_a_scatter_moves_the_rows_that_it_writes():
+    scattered = TEXT.replace("%put.1 = f32[4,512]{1,0} fusion(%cache, %some, %n), kind=kLoop, calls=%row", SCATTER)
+    assert scattered != TEXT
+    found = Program(scattered).cycle()
+    assert found.read == 7 * WEIGHTS + ROW + CACHE + 2 * ROW + 2 * 4  # the rows, and where they go
+    assert found.written == 2 * ROW + CACHE
+
+
+SCATTER = """%new = f32[2,512]{1,0} get-tuple-element(%s), index=4
+  %at = s32[2,1]{1,0} get-tuple-element(%s), index=5
+  %put.1 = f32[4,512]{1,0} fusion(%cache, %at, %new), kind=kInput, calls=%rows"""
 
 BRANCHES = """
 %small (x: f32[8]) -> f32[8] {
