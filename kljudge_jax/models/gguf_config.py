@@ -105,8 +105,8 @@ class _Options:
         for name in ("attention.value_length", "rope.dimension_count"):
             if self.count(name, head_dim) != head_dim:
                 raise self.fault(name, f"the head dimension, {head_dim},")
-        rope, local_rope = self.ropes(family)
         try:
+            rope, local_rope = self.ropes(family)
             return TransformerConfig(
                 family=family,
                 vocab_size=shapes["embedding.table"][0],
