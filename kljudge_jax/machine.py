@@ -16,7 +16,7 @@ import msgspec
 
 from kljudge_jax.kernels.cpu_library import library
 from kljudge_jax.parallel.free_memory import host_memory
-from kljudge_jax.records import Record
+from kljudge_jax.records import Count, Record
 
 
 class Machine(Record, frozen=True, kw_only=True):
@@ -40,7 +40,7 @@ class Machine(Record, frozen=True, kw_only=True):
     runtime: str = ""
     driver: str | None = None
     processor: str
-    cores: int
+    cores: Count
     memory_bytes: int | None = None
     products: str = ""
     system: str = ""

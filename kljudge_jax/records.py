@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import gzip
 import json
 import os
@@ -83,7 +84,7 @@ def read_log(path: str | os.PathLike, kind: type[T], advice: str = _ADVICE, *, m
     data = _read_bytes(path, advice)
     whole = data[: data.rfind(b"\n") + 1]
     if mend and len(whole) < len(data):
-        with _named(path):
+        with named(path):
             os.truncate(path, len(whole))
     return [
         _record(_decode(line, f"{path}, line {number}", advice), kind, f"{path}, line {number}", advice)
@@ -125,7 +126,7 @@ def write_text(path: str | Path, text: str) -> None:
     """Writes UTF-8 text beside the file and puts it in its place. Raises `OSError` as `write` does."""
     path = Path(path)
     beside = path.with_name(path.name + ".partial")
-    with _named(path):
+    with named(path):
         try:
             beside.write_text(text, encoding="utf-8")
             os.replace(beside, path)
@@ -146,7 +147,7 @@ class LineWriter:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        with _named(self.path):
+        with named(self.path):
             self._file = self.path.open("ab", buffering=0)
 
     def __enter__(self) -> LineWriter:
@@ -158,7 +159,7 @@ class LineWriter:
     def append(self, *records: Any) -> None:
         """Writes a line each."""
         data = "".join(_dumps(record) + "\n" for record in records).encode()
-        with _named(self.path):
+        with named(self.path):
             before = self._file.seek(0, os.SEEK_END)
             try:
                 while data:  # a disk that fills up takes a part, and refuses the next
@@ -170,8 +171,17 @@ class LineWriter:
 
     def sync(self) -> None:
         """Down to the disk."""
-        with _named(self.path):
+        with named(self.path):
             os.fsync(self._file.fileno())
+
+
+@contextlib.contextmanager
+def named(path: Path) -> Iterator[Path]:
+    """Puts the file's name to an error that lacks it, as that of a full disk does."""
+    try:
+        yield path
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from None
 
 
 def schema(kind: type) -> dict[str, Any]:
@@ -185,7 +195,7 @@ def _record(line: str, kind: type[T], source: str, advice: str) -> T:
 
 def _parse(text: str, source: str, advice: str) -> Any:
     try:
-        content = json.loads(text)
+        content = json.loads(text, parse_constant=_refuse)
         if re.search(r"\\u[dD][89a-fA-F]", text):  # half a pair can neither be printed nor written
             json.dumps(content, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:
@@ -196,9 +206,19 @@ def _parse(text: str, source: str, advice: str) -> Any:
         raise InputError(f"{source}: is nested too deep: {advice}") from None
     except UnicodeEncodeError:
         raise InputError(f"{source}: holds half of a surrogate pair, which is no character: {advice}") from None
+    except _NoNumber as error:
+        raise InputError(f"{source}: holds {error}, which is no number of JSON: {advice}") from None
     except ValueError:  # Python reads no number of more than some thousand digits
         raise InputError(f"{source}: holds a number of too many digits: {advice}") from None
     return content
+
+
+class _NoNumber(ValueError):
+    """NaN or an infinity, which Python reads and JSON has not."""
+
+
+def _refuse(name: str) -> Any:
+    raise _NoNumber(name)
 
 
 def _check_version(content: Any, kind: Any, source: str, advice: str) -> None:
@@ -206,12 +226,18 @@ def _check_version(content: Any, kind: Any, source: str, advice: str) -> None:
         return
     if not (issubclass(kind, msgspec.Struct) or dataclasses.is_dataclass(kind)):
         return
-    for name, hint in typing.get_type_hints(kind).items():
-        known = typing.get_args(hint)
-        if typing.get_origin(hint) is Literal and len(known) == 1 and content.get(name, known[0]) != known[0]:
+    for name, known in _versions(kind).items():
+        if content.get(name, known) != known:
             given = json.dumps(content[name])
             said = f"is of {name} {given if len(given) <= 40 else f'{given[:40]}...'}"
-            raise InputError(f"{source} {said}, and this version reads {json.dumps(known[0])}: {advice}")
+            raise InputError(f"{source} {said}, and this version reads {json.dumps(known)}: {advice}")
+
+
+@functools.cache
+def _versions(kind: type) -> dict[str, Any]:
+    """The fields of a format that say which version of it a file is, and the one that is read."""
+    hints = {name: hint for name, hint in typing.get_type_hints(kind).items() if typing.get_origin(hint) is Literal}
+    return {name: known[0] for name, hint in hints.items() if len(known := typing.get_args(hint)) == 1}
 
 
 def _unknown(content: Any, known: Any) -> str:
@@ -242,15 +268,6 @@ def _decode(data: bytes, source: str, advice: str) -> str:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(f"{source}: is no UTF-8 text (byte {error.start}): {advice}") from None
-
-
-@contextlib.contextmanager
-def _named(path: Path) -> Iterator[None]:
-    """Puts the file's name to an error that lacks it, as that of a full disk does."""
-    try:
-        yield
-    except OSError as error:
-        raise OSError(error.errno, error.strerror or str(error), str(path)) from None
 
 
 def _dumps(value: Any, indent: int | None = None) -> str:

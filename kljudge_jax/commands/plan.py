@@ -114,7 +114,7 @@ def _compiled(options, config) -> int:
         report=lambda name: note(f"compiling {name}"),
         **{name: getattr(options, name) for name in names},
     )
-    print(json.dumps(found.to_json(), indent=2) if options.json else str(found), end="\n" if options.json else "")
+    print(json.dumps(found.to_dict(), indent=2) if options.json else str(found), end="\n" if options.json else "")
     return OK if found.fits else FAILED
 
 

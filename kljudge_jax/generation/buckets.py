@@ -1,7 +1,7 @@
 """How many slots the caches of a run have at a time: XLA's attention reads every slot there is, written or not.
 
-Where attention reads what is written, natively on a CPU and from some thousand slots on a TPU, a cache has all that a
-run may need. Elsewhere the caches grow with the answers, from one bucket to the next, between two blocks of cycles. A
+Where attention reads what is written, natively on a CPU, on a GPU, and from 4,096 slots on a TPU, a cache has all that
+a run may need. Elsewhere the caches grow with the answers, from one bucket to the next, between two blocks of cycles. A
 bucket is one more program of cycles, compiled when an answer first needs it. The two other ways cost more: to switch
 between slices of a whole cache makes a GPU wait for the host in every layer of every pass, and holds all buckets in one
 program that compiles as many times as long before the first token; a slice as long as the bucket in a program of its

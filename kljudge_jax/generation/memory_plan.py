@@ -32,6 +32,8 @@ def platform_of(device: str) -> str:
 _SLOT_BUCKET = 64  # caches are allocated in steps of this many slots
 _FLOAT32 = 4
 
+_LARGER = "spread the models over more devices (--mesh tensor=N)"
+
 # How many arrays of the size of the logits a cycle keeps at once: XLA's own plans have up to 2.5 under `kl`, and one
 # or so more of processed logits when sampling, 3.7 with top-p.
 _COPIES = 3
@@ -168,11 +170,17 @@ def largest_batch(target: Model, draft: Model | None, workload: Workload, limit:
 
 
 def check_fits(
-    target: Model, draft: Model | None, workload: Workload, free: float | None, at_least: bool = False
+    target: Model,
+    draft: Model | None,
+    workload: Workload,
+    free: float | None,
+    at_least: bool = False,
+    larger: str = _LARGER,
 ) -> None:
     """Raises InputError, with the numbers and the largest batch, where a plan does not fit in `free` bytes a device.
 
-    `at_least` says that prompts are not known yet, and that the workload has the shortest there may be.
+    `at_least` says that prompts are not known yet, and that the workload has the shortest there may be; `larger` says
+    how to come by more memory.
     """
     if free is None:
         return
@@ -183,14 +191,17 @@ def check_fits(
     if most:
         remedy = f"a batch of {'at most ' * at_least}{most} fits"
     elif plan.target_weights + plan.draft_weights > free:
-        remedy = "spread the models over more devices (--mesh tensor=N), --dtype bfloat16, --bits 8, or smaller models"
+        remedy = f"{larger}, --bits 8, or smaller models"
     else:
-        remedy = "shorten prompts or answers, or spread the models over more devices (--mesh tensor=N)"
+        remedy = f"shorten prompts or answers, or {larger}"
+    held = plan.target_weights + plan.draft_weights
+    states = plan.total - held - plan.caches
     prompts = "whatever the prompts" if at_least else f"with prompts of {workload.prompt_tokens} tokens"
     raise InputError(
-        f"each device would hold {gigabytes(plan.target_weights + plan.draft_weights)} of weights, "
-        f"{gigabytes(plan.caches)} of caches and {gigabytes(max(plan.prefill, plan.cycle))} of logits and other states "
-        f"at a batch of {workload.batch}, {prompts}, and has {gigabytes(free)} for them: {remedy}"
+        f"each device would hold {gigabytes(held)} of weights, "
+        f"{gigabytes(plan.caches)} of caches and {gigabytes(states)} of logits and other states "
+        f"at a batch of {workload.batch}, {prompts}, and has {gigabytes(free)} for them; "
+        f"{gigabytes(plan.total - free)} are missing: {remedy}"
     )
 
 

@@ -21,7 +21,7 @@ import numpy as np
 from kljudge_jax.errors import InputError
 from kljudge_jax.judges.dataset import Dataset
 from kljudge_jax.judges.metrics import roc_auc
-from kljudge_jax.records import plain, write, write_text
+from kljudge_jax.records import named, plain, write, write_text
 from kljudge_jax.results_folder import results_folder
 from kljudge_jax.text_table import markdown, ranged
 from kljudge_jax.verification.head import Head
@@ -214,7 +214,8 @@ def save_report(found: Correspondence, folder: str | Path) -> list[Path]:
     data, text, picture = written = [folder / f"correspondence.{kind}" for kind in ("json", "md", "png")]
     write(data, found)
     write_text(text, found.markdown())
-    draw(found).savefig(picture, dpi=120)
+    with named(picture):
+        draw(found).savefig(picture, dpi=120)
     return written
 
 

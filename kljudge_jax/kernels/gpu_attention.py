@@ -46,12 +46,12 @@ _PROGRAMS = 128
 _LEAST_BYTES = 2 << 20
 
 
-def reads_written(platform: str, dtype: Any, dim: int) -> bool:
-    """Whether `written_attention` can be called there, for a cache of that dtype and head dimension.
+def reads_written(platform: str, dtype: Any, shape: tuple[int, ...]) -> bool:
+    """Whether `written_attention` can be called there, for keys of that dtype and shape `[B, G, S, D]`.
 
     Not in float32, whose products Triton rounds to TF32: XLA's keep what is promised of them.
     """
-    return platform == "gpu" and dtype in (jnp.bfloat16, jnp.float16) and dim in _DIMS and _is_recent()
+    return platform == "gpu" and dtype in (jnp.bfloat16, jnp.float16) and _fits_tiles(shape) and _is_recent()
 
 
 @functools.cache
@@ -67,9 +67,13 @@ def _is_recent() -> bool:
         return False
 
 
+def _fits_tiles(shape: tuple[int, ...]) -> bool:
+    return shape[2] % _SLOTS == 0 and shape[3] in _DIMS
+
+
 def pays(shape: tuple[int, ...]) -> bool:
     """Whether it should, for keys `[B, G, S, D]` of 16 bits on one device, rather than XLA's einsum."""
-    return shape[2] % _SLOTS == 0 and 2 * 2 * math.prod(shape) >= _LEAST_BYTES
+    return _fits_tiles(shape) and 2 * 2 * math.prod(shape) >= _LEAST_BYTES
 
 
 def written_attention(

@@ -29,7 +29,7 @@ def can_read_written(keys: jax.Array | jax.ShapeDtypeStruct, platform: str) -> b
         return False
     if platform == "tpu":
         return keys.shape[2] >= tpu_attention.FEWEST_SLOTS
-    return gpu_attention.reads_written(platform, keys.dtype, keys.shape[3])
+    return gpu_attention.reads_written(platform, keys.dtype, keys.shape)
 
 
 def kernel_of(

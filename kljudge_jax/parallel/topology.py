@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
 import re
 from collections.abc import Sequence
@@ -31,6 +32,9 @@ _SIZES = {
     "v5p": "1x1x1 2x2x1 2x2x2 2x2x4 2x4x4 4x4x4 4x4x8 4x8x8 8x8x8",
 }
 
+# GPUs of one host.
+_MOST_GPUS = 8
+
 # The CUDA compiler takes a description of the card.
 GPUS = tuple(sorted(path.stem for path in (Path(__file__).parent / "cards").glob("*.txtpb")))
 
@@ -53,10 +57,20 @@ def topology_devices(spec: str) -> Sequence[jax.Device]:
     )
 
 
+def larger_than(spec: str, times: float) -> str | None:
+    """A topology of the same kind with so many times the devices, or more; None where none is known."""
+    kind, _, size = spec.strip().lower().partition(":")
+    if kind in GPUS:
+        return next((f"{kind}:{count}" for count in range(1, _MOST_GPUS + 1) if count >= times * int(size)), None)
+    chips = {each: math.prod(map(int, each.split("x"))) for each in (*_SIZES[kind].split(), size)}
+    return next((f"{kind}:{each}" for each in _SIZES[kind].split() if chips[each] >= times * chips[size]), None)
+
+
 def _tpu(kind: str, size: str) -> Sequence[jax.Device]:
     if not re.fullmatch(r"\d+x\d+(x\d+)?", size):
         example = f"{kind}:{_SIZES[kind].split()[2]}"
-        raise InputError(f"write a TPU slice with its chips a side, as in {example}, not {kind}:{size}")
+        given = f"{kind}:{size}".rstrip(":")
+        raise InputError(f"write a TPU slice with its chips a side, as in {example}, not {given}")
     if importlib.util.find_spec("libtpu") is None:
         raise InputError("to compile for a TPU that is not here takes libtpu: pip install 'kljudge-jax[tpu-plan]'")
     from jax.experimental import topologies
@@ -80,7 +94,7 @@ def _tpu(kind: str, size: str) -> Sequence[jax.Device]:
 
 
 def _gpu(kind: str, size: str) -> Sequence[jax.Device]:
-    if not size.isdecimal() or not 1 <= int(size) <= 8:
+    if not size.isdecimal() or not 1 <= int(size) <= _MOST_GPUS:
         raise InputError(f"write how many GPUs of one host, from 1 to 8, as in {kind}:8, not {kind}:{size}")
     if importlib.util.find_spec("jax_cuda12_plugin") is None:
         raise InputError(

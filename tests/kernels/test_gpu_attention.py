@@ -165,10 +165,11 @@ def test_it_can_be_called_where_arrays_differ_from_device_to_device():
     ],
 )
 def test_where_it_can_be_called(platform, dtype, dim, can):
-    assert reads_written(platform, jnp.dtype(dtype), dim) == can
+    assert reads_written(platform, jnp.dtype(dtype), (1, 4, 64, dim)) == can
+    assert not reads_written(platform, jnp.dtype(dtype), (1, 4, 65, dim))
     config = TransformerConfig("llama", 64, 64, 64, num_layers=1, num_heads=8, num_kv_heads=4, head_dim=dim)
     if platform == "gpu" and dtype != jnp.int8:
-        assert KVCache.create(config, 1, 1, dtype, platform=platform).reads_all != can
+        assert KVCache.create(config, 1, 64, dtype, platform=platform).reads_all != can
 
 
 @pytest.mark.parametrize(
@@ -178,7 +179,7 @@ def test_cards_that_tritons_products_do_not_run_on_keep_the_einsum(capability, r
     card = types.SimpleNamespace(compute_capability=capability)
     monkeypatch.setattr(jax, "local_devices", lambda backend: [card])
     gpu_attention._is_recent.cache_clear()
-    assert reads_written("gpu", jnp.bfloat16, 128) == recent
+    assert reads_written("gpu", jnp.bfloat16, (1, 4, 64, 128)) == recent
     gpu_attention._is_recent.cache_clear()
 
 

@@ -16,6 +16,7 @@ from kljudge_jax.evaluation.plan.programs import KINDS, Compiled, abstract_pair,
 from kljudge_jax.generation.config import DecodingConfig, DecodingFields, configured
 from kljudge_jax.generation.costs import bytes_read
 from kljudge_jax.generation.memory_plan import DEVICES, Model, Workload, check_fits, largest_batch, plan_memory
+from kljudge_jax.generation.score import PREFILL_CHUNK
 from kljudge_jax.kernels.quantize import stored_bits
 from kljudge_jax.models.cache import Positions
 from kljudge_jax.models.leaves import parameter_bytes
@@ -24,7 +25,7 @@ from kljudge_jax.models.pair import ModelPair
 from kljudge_jax.models.weights import resolve_dtype
 from kljudge_jax.parallel.free_memory import USABLE
 from kljudge_jax.parallel.placement import Placement, warn_uneven_batch
-from kljudge_jax.parallel.topology import topology_devices
+from kljudge_jax.parallel.topology import larger_than, topology_devices
 from kljudge_jax.text_table import markdown
 from kljudge_jax.verification.base import Verifier
 
@@ -115,7 +116,7 @@ class TopologyPlan:
     def fits(self) -> bool:
         return self.total <= self.limit
 
-    def to_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Everything as plain JSON; bytes are bytes."""
         found = dataclasses.asdict(self) | {"config": self.config.to_json(), "schema": 1}
         return found | {"total": self.total, "fits": self.fits}
@@ -133,7 +134,7 @@ class TopologyPlan:
                 [
                     program.name,
                     *map(_size, (program.arguments, program.temporaries, program.code)),
-                    _size(program.moved) + (f" at {program.context} tokens" if program.context else ""),
+                    _moved(program),
                     _size(floor) if floor else "",
                     f"{program.moved / floor:.2f}" if floor else "",
                     exchanged or "none",
@@ -191,7 +192,7 @@ def plan(
       verifier: the rule; without a draft there is none.
       prompt_tokens: of the longest prompt.
       context: tokens of a row that are taken to be in its caches when traffic is counted, where attention reads those
-        and no more: on TPUs from some thousand slots on. None is the prompt and half an answer.
+        and no more: on GPUs, and on TPUs from 4,096 slots on. None is the prompt and half an answer.
       kinds: which programs: "prefill", "cycle" and "refill".
       config: how answers are decoded; `batch` of them side by side.
       report: is told each program's name before it compiles.
@@ -225,7 +226,9 @@ def plan(
     models = Model.of(pair.target), None if pair.draft is None else Model.of(pair.draft)
     workload = Workload(batch, prompt_tokens, settings.max_new_tokens, length, not settings.greedy)
     limit = USABLE * DEVICES[topology.strip().lower().partition(":")[0]]
-    check_fits(*models, workload, limit)  # before minutes go into compiling what cannot be loaded
+    bigger = larger_than(topology, plan_memory(*models, workload).total / limit)
+    larger = "spread them over more hosts" if bigger is None else f"take a larger slice, such as {bigger}"
+    check_fits(*models, workload, limit, larger=larger)  # before minutes go into compiling what cannot be loaded
     if pair.target.layout is not None:
         warn_uneven_batch(pair.target.layout, batch)
     found, state = [], None
@@ -294,6 +297,12 @@ def _read(program: Compiled, pair: ModelPair, drafter: Any, draft_length: int, c
         context=held,
         cache_read=traffic.blocks,
     )
+
+
+def _moved(program: ProgramPlan) -> str:
+    """Its traffic, and of how much."""
+    part = "" if program.name.startswith("cycle") else f" for {PREFILL_CHUNK} tokens of a prompt"
+    return _size(program.moved) + part + (f" at {program.context} tokens" if program.context else "")
 
 
 def _size(count: float) -> str:

@@ -18,7 +18,7 @@ from kljudge_jax.evaluation.sweep import run as sweep
 from kljudge_jax.evaluation.sweep.records import SweepPlan, SweepSummary
 from kljudge_jax.generation.display import scrolling_html
 from kljudge_jax.machine import is_busy
-from kljudge_jax.records import convert, plain, read, write_text
+from kljudge_jax.records import convert, named, plain, read, write_text
 from kljudge_jax.results_folder import results_folder
 from kljudge_jax.text_table import markdown
 
@@ -121,7 +121,8 @@ class Comparison:
         """
         folder = results_folder(folder)
         write_text(folder / "compare.md", self.markdown())
-        self.draw().savefig(folder / "compare.png")
+        with named(folder / "compare.png") as picture:
+            self.draw().savefig(picture)
         return folder / "compare.png"
 
     def _repr_html_(self) -> str:
@@ -292,7 +293,7 @@ def _about(found: BenchFigures | SweepSummary) -> str:
     told += [machine.python and f"Python {machine.python}"]
     loads = found.load_average if isinstance(found, BenchFigures) else ()
     if is_busy(loads, machine.cores):
-        told.append(f"on a busy machine (load average {max(load or 0 for load in loads):.0f})")
+        told.append(f"on a busy machine (load average {max((load for load in loads if load), default=0):.0f})")
     return ", ".join(one for one in told if one)
 
 

@@ -17,7 +17,7 @@ from kljudge_jax.evaluation.sweep.run import read_claim
 from kljudge_jax.evaluation.sweep.summary import csv_table, markdown_table, table
 from kljudge_jax.generation.display import scrolling_html
 from kljudge_jax.machine import Machine
-from kljudge_jax.records import write, write_text
+from kljudge_jax.records import named, write, write_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -108,7 +108,8 @@ def write_report(folder: str | Path, results: Sequence[TaskResult], metadata: Sw
         write_text(folder / name, text)
     write(folder / "summary.json", msgspec.structs.replace(metadata, cells=cells))
     for name, figure in (("tradeoff.png", tradeoff), ("positions.png", positions)):
-        figure.savefig(folder / name)
+        with named(folder / name) as picture:
+            figure.savefig(picture)
     return [folder / name for name in (*texts, "summary.json", "tradeoff.png", "positions.png")]
 
 
