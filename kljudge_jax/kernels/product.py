@@ -28,7 +28,7 @@ import numpy as np
 
 from kljudge_jax.kernels.cpu_library import library
 from kljudge_jax.kernels.place import Place, default_platform, here
-from kljudge_jax.kernels.quantize import QuantizedTensor, dequantize, in_groups, to_tiles
+from kljudge_jax.kernels.quantize import QuantizedTensor, dequantize, in_groups, to_tiles, transposed
 from kljudge_jax.varying import varying_as
 
 # From here on a product is bound by arithmetic, and XLA's, which packs the weight first, is as fast or faster.
@@ -163,12 +163,15 @@ def _multiplied(rows: jax.Array, weight: Weight, place: Place) -> jax.Array:
     if group == 0:
         return _dot(rows, values.astype(rows.dtype)) * weight.scale[None]
     grouped, precision = rows.reshape(rows.shape[0], -1, group), precision_of(rows.dtype)
+    order = weight.scheme.order
     if place.platform == "gpu" and len(rows) <= _MOST_PARTIAL_ROWS and weight.minimum is None:
         values = values.astype(rows.dtype)
-        partial = jnp.einsum("mgk,gko->gmo", grouped, values, precision=precision, preferred_element_type=jnp.float32)
-        return jnp.sum(partial * weight.scale.astype(jnp.float32), axis=0)
+        partial = jnp.einsum(
+            f"mgk,{order}->gmo", grouped, values, precision=precision, preferred_element_type=jnp.float32
+        )
+        return jnp.sum(partial * transposed(weight.scale, order, "gko").astype(jnp.float32), axis=0)
     wide = in_groups(weight, rows.dtype)
-    return jnp.einsum("mgk,gko->mo", grouped, wide, precision=precision, preferred_element_type=jnp.float32)
+    return jnp.einsum(f"mgk,{order}->mo", grouped, wide, precision=precision, preferred_element_type=jnp.float32)
 
 
 def _dot(rows: jax.Array, weight: jax.Array) -> jax.Array:

@@ -11,8 +11,9 @@ others those of columns 16 to 31. In the tiled layout, which the native products
 order: of 16 outputs four neighbouring ones each, output by output.
 
 XLA's compilers for TPU and GPU write the whole dequantized weight to memory where blocks lie so. What they read as it
-is stored: int8 with one scale an output, which multiplies the product; and int4 in groups of columns, a group's columns
-before its outputs, whose scales multiply within the product on a TPU, and the groups' own products on a GPU.
+is stored: int8 with one scale an output, which multiplies the product; and int4 in groups of columns, whose scales multiply
+within the product on a TPU, and the groups' own products on a GPU. Each compiler wants the axes of groups in an order of
+its own: stored in another one, a weight is laid out anew before every loop that reads it, and held twice.
 """
 
 from __future__ import annotations
@@ -44,15 +45,18 @@ class Scheme:
       minimum: whether they share a minimum too; in 5 or 4 bits alone.
       group: None for the blocks of files; else the form for accelerators: 0 in 8 bits, for a scale an output, and in 4
         bits how many columns share a scale, which must divide those there are.
+      order: of groups, how their axes are stored: "g" is the groups, "k" the columns of one, "o" the outputs. Else "".
     """
 
     bits: int
     minimum: bool = False
     group: int | None = None
+    order: str = ""
 
     def __post_init__(self):
         assert self.bits in ((5, 4) if self.minimum else (8, 6, 5, 4))
         assert self.group is None or (self.bits == 8 and self.group == 0) or (self.bits == 4 and self.group > 0)
+        assert sorted(self.order) == (["g", "k", "o"] if self.group else [])
 
     @property
     def each(self) -> int:
@@ -77,9 +81,9 @@ class QuantizedTensor:
     Attributes:
       values: int8 `[O, C]` or, of fewer bits, uint8 `[O, C * bits / 8]` in rows, C being I up to a whole 32; in tiles
         `[ceil(O / 16), C * bits / 32, 16, 4]`. With a scale an output int8 `[O, I]`; in groups int4, or uint4 with a
-        minimum, `[I / group, group, O]`.
+        minimum, the axes I / group, group and O in the scheme's order.
       scale: float16 `[O, C / each]` in rows, `[ceil(O / 16), C / each, 16]` in tiles; float32 `[O]`, one an output;
-        bfloat16 `[I / group, 1, O]` in groups.
+        bfloat16 in groups, in the same order with 1 for group.
       minimum: the same, or None.
       shape: `(O, I)` of the dequantized weight.
       scheme: how they are stored.
@@ -102,6 +106,10 @@ INT8_PER_OUTPUT = Scheme(8, group=0)
 
 _GROUPS_ON_GPU = (512, 256, 128, 64, COLUMNS)
 
+# A GPU's products of groups are a batch of products, whose sums run over the last axis of both. A TPU's product reads
+# the outputs along its lanes, and a block of groups at a time for each of their columns.
+_ORDERS = {"gpu": "gok", "tpu": "kgo"}
+
 
 def scheme_for(bits: int, in_size: int, platform: str, ways: int = 1) -> Scheme:
     """How that platform's products want a matrix of 8 or 4 bits whose rows have that length.
@@ -113,7 +121,8 @@ def scheme_for(bits: int, in_size: int, platform: str, ways: int = 1) -> Scheme:
     if bits == 4 and can_be_int4(in_size):
         if platform == "cpu":
             return INT4
-        return Scheme(4, group=COLUMNS if platform == "tpu" else _longest_group(in_size, ways))
+        group = COLUMNS if platform == "tpu" else _longest_group(in_size, ways)
+        return Scheme(4, group=group, order=order_on(platform))
     return INT8 if platform == "cpu" else INT8_PER_OUTPUT
 
 
@@ -126,8 +135,13 @@ def kept_on(scheme: Scheme, platform: str, gathered: bool = False) -> Scheme:
     if platform == "cpu":
         return scheme
     if platform == "tpu" and scheme.bits == 4 and not gathered:
-        return dataclasses.replace(scheme, group=COLUMNS)
+        return dataclasses.replace(scheme, group=COLUMNS, order=order_on(platform))
     return INT8_PER_OUTPUT
+
+
+def order_on(platform: str) -> str:
+    """`Scheme.order` of weights in groups there; "" where there are none."""
+    return _ORDERS.get(platform, "")
 
 
 def _longest_group(in_size: int, ways: int) -> int:
@@ -211,18 +225,32 @@ def _least_loss(blocks: jax.Array, step: jax.Array, lowest: int, highest: int) -
 
 def _in_groups(found, scale, minimum, shape, scheme) -> QuantizedTensor:
     """Whole steps `[O, I / group, group]`, and `[O, I / group]` of what groups share, as they are stored."""
-    values = jnp.transpose(found, (1, 2, 0)).astype(jnp.int4 if minimum is None else jnp.uint4)
-    scale, minimum = (None if x is None else x.T[:, None].astype(scheme.scale_dtype) for x in (scale, minimum))
+
+    def stored(x, dtype):
+        return transposed(x, "ogk", scheme.order).astype(dtype)
+
+    values = stored(found, jnp.int4 if minimum is None else jnp.uint4)
+    scale, minimum = (None if x is None else stored(x[..., None], scheme.scale_dtype) for x in (scale, minimum))
     return QuantizedTensor(values, scale, minimum, shape, scheme)
 
 
-@jax.jit
-def to_groups(weight: QuantizedTensor) -> QuantizedTensor:
-    """A weight of 4 bits in rows, in groups of its blocks: the same values, scales and minima rounded to bfloat16."""
+def transposed(x: jax.Array, order: str, wanted: str) -> jax.Array:
+    """An array whose axes have one order, in another one."""
+    return jnp.transpose(x, [order.index(axis) for axis in wanted])
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def to_groups(weight: QuantizedTensor, scheme: Scheme) -> QuantizedTensor:
+    """A weight of 4 bits in rows, in groups of its blocks: the same values, scales and minima rounded to bfloat16.
+
+    Args:
+      weight: whose rows are whole blocks.
+      scheme: the weight's own, with such groups.
+    """
+    assert scheme == dataclasses.replace(weight.scheme, group=COLUMNS, order=scheme.order)
     assert weight.scheme.bits == 4 and weight.shape[1] % COLUMNS == 0 and not weight.tiled
     found = _unpack(weight.values, 4).reshape(*weight.scale.shape, COLUMNS).astype(jnp.int8)
     found = found if weight.scheme.minimum else found - 8
-    scheme = dataclasses.replace(weight.scheme, group=COLUMNS)
     return _in_groups(found, weight.scale, weight.minimum, weight.shape, scheme)
 
 
@@ -276,7 +304,7 @@ def dequantize(weight: QuantizedTensor, dtype) -> jax.Array:
     if weight.scheme.group == 0:
         return _per_output(weight.values, weight.scale, dtype)
     if weight.scheme.group:
-        return in_groups(weight, dtype).reshape(weight.shape[1], -1).T
+        return transposed(in_groups(weight, dtype), weight.scheme.order, "ogk").reshape(-1, weight.shape[1])
     if weight.tiled:
         values, scale, minimum = (
             None if x is None else jnp.swapaxes(x, 1, 2).reshape(len(x) * _TILE, -1)[: weight.shape[0]]
@@ -303,16 +331,16 @@ def rows_of(weight: QuantizedTensor, outputs: jax.Array, dtype) -> jax.Array:
 
 
 def in_groups(weight: QuantizedTensor, dtype) -> jax.Array:
-    """A weight in groups, dequantized where its values lie: `[I / group, group, O]` in `dtype`."""
+    """A weight in groups, dequantized where its values lie: its axes in the scheme's order, in `dtype`."""
     wide = weight.values.astype(jnp.float32) * weight.scale.astype(jnp.float32)
     if weight.minimum is not None:
         wide = wide + weight.minimum.astype(jnp.float32)
     return wide.astype(dtype)
 
 
-def outputs_axis(scheme: Scheme, ndim: int) -> int:
-    """Which axis of a leaf of a weight, as `quantize` makes it, its outputs are."""
-    return ndim - 1 if scheme.group else 0
+def outputs_axis(scheme: Scheme) -> int:
+    """Which axis of the leaves of a weight, as `quantize` makes them, its outputs are."""
+    return scheme.order.index("o") if scheme.group else 0
 
 
 def _per_output(values, scale, dtype):
@@ -323,7 +351,8 @@ def _accelerated_rows(weight, at, dtype):
     """Rows `at` of a weight in one of the accelerators' forms, `[N, I]`."""
     if weight.scheme.group == 0:
         return _per_output(weight.values[at], weight.scale[at], dtype)
-    parts = (None if x is None else x[..., at] for x in (weight.values, weight.scale, weight.minimum))
+    before = (slice(None),) * outputs_axis(weight.scheme)
+    parts = (None if x is None else x[(*before, at)] for x in (weight.values, weight.scale, weight.minimum))
     some = QuantizedTensor(*parts, (len(at), weight.shape[1]), weight.scheme)
     return dequantize(some, dtype)
 

@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import NamedSharding
 
 from kljudge_jax.kernels.place import Place, default_platform
 from kljudge_jax.kernels.product import product, products, tiled_where_native
-from kljudge_jax.kernels.quantize import QuantizedTensor, Scheme, kept_on, quantize, rows_of, scheme_for
+from kljudge_jax.kernels.quantize import (
+    QuantizedTensor,
+    Scheme,
+    kept_on,
+    order_on,
+    quantize,
+    rows_of,
+    scheme_for,
+)
 from kljudge_jax.parallel.layout import Layout
 
 FILE = "file"
@@ -68,6 +78,11 @@ class Storage:
         # What a file has before it is opened is not known, but hardly ever more than 8 bits.
         ways = 1 if self.layout is None else self.layout.input_ways(name)
         return scheme_for(4 if self.bits == 4 and name.startswith("layers.") else 8, in_size, platform, ways)
+
+    def sharding(self, name: str, shape: Sequence[int]) -> NamedSharding | None:
+        """How the parameter of that dotted name and shape, as it is stored, lies on the layout's mesh, if there is one."""
+        order = order_on(self.place.platform)
+        return None if self.layout is None else self.layout.parameter(name, shape, order)
 
 
 def is_matrix(name: str) -> bool:

@@ -20,7 +20,6 @@ from kljudge_jax.models.families import config_from_hf
 from kljudge_jax.models.linear import Storage, quantized_parts
 from kljudge_jax.models.transformer import Transformer, abstract, assemble, parameters
 from kljudge_jax.parallel.free_memory import usable_memory
-from kljudge_jax.parallel.layout import Layout
 from kljudge_jax.spec import assigned, read_spec
 
 
@@ -131,7 +130,7 @@ def bytes_per_device(config: TransformerConfig, storage: Storage = Storage()) ->
     def of(layers: int) -> int:
         some, total = dataclasses.replace(config, num_layers=layers, windows=config.windows[:layers]), 0
         for name, leaf in parameters(abstract(some, storage)).items():
-            share = _sharding(name, leaf.shape, storage.layout).shard_shape(leaf.shape)
+            share = _sharding(name, leaf.shape, storage).shard_shape(leaf.shape)
             total += math.ceil(math.prod(share) * stored_bits(leaf.dtype) / 8)
         return total
 
@@ -163,7 +162,7 @@ def random_model(config: TransformerConfig, storage: Storage, seed: int = 0) -> 
     key = jax.random.key(seed, impl="unsafe_rbg")
     values = {}
     for i, (name, leaf) in enumerate(parameters(abstract(config, Storage(storage.dtype))).items()):
-        sharding = _sharding(name, leaf.shape, storage.layout)
+        sharding = _sharding(name, leaf.shape, storage)
         if name.endswith("scale"):
             values[name] = jnp.ones(leaf.shape, leaf.dtype, device=sharding)
         elif name.endswith("bias"):
@@ -173,9 +172,7 @@ def random_model(config: TransformerConfig, storage: Storage, seed: int = 0) -> 
             scheme = storage.scheme(name, leaf.shape[-1])
             if scheme is not None:
                 parts = quantized_parts(name, tiled_where_native(quantize(values[name], scheme), storage.place))
-                values |= {
-                    part: jax.device_put(x, _sharding(part, x.shape, storage.layout)) for part, x in parts.items()
-                }
+                values |= {part: jax.device_put(x, _sharding(part, x.shape, storage)) for part, x in parts.items()}
     return assemble(config, values, storage)
 
 
@@ -189,5 +186,5 @@ def _uniform(key, shape, dtype, hidden_size):
     return jax.random.uniform(key, shape, dtype, -width, width)
 
 
-def _sharding(name: str, shape: tuple[int, ...], layout: Layout | None):
-    return SingleDeviceSharding(jax.devices()[0]) if layout is None else layout.parameter(name, shape)
+def _sharding(name: str, shape: tuple[int, ...], storage: Storage):
+    return storage.sharding(name, shape) or SingleDeviceSharding(jax.devices()[0])

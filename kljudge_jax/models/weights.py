@@ -163,7 +163,7 @@ def _read_quantized(
     if storage.bits == FILE and scheme.group != 0:
         assert isinstance(source, QuantizedSource)
         found = source.read_quantized(name, rows)
-        return found if scheme.group is None else to_groups(found)
+        return found if scheme.group is None else to_groups(found, scheme)
     return quantize(jax.device_put(source.read(name, (rows, slice(0, width)))), scheme)
 
 
@@ -176,18 +176,18 @@ def _load_quantized_shards(
     """
     wide = jax.ShapeDtypeStruct(shape, jnp.float32)
     leaves = quantized_parts(name, jax.eval_shape(lambda x: quantize(x, scheme), wide))
-    shardings = {leaf: layout.parameter(leaf, like.shape) for leaf, like in leaves.items()}
-    axes = {leaf: outputs_axis(scheme, like.ndim) for leaf, like in leaves.items()}
+    shardings = {leaf: layout.parameter(leaf, like.shape, scheme.order) for leaf, like in leaves.items()}
+    axis = outputs_axis(scheme)
     wanting: list[tuple[str, jax.Device, tuple[int, int], tuple[slice, ...]]] = []
     for leaf, sharding in shardings.items():
         for device, index in sharding.addressable_devices_indices_map(leaves[leaf].shape).items():
             assert index is not None
-            wanting.append((leaf, device, index[axes[leaf]].indices(shape[0])[:2], index))
+            wanting.append((leaf, device, index[axis].indices(shape[0])[:2], index))
     rounded = {leaf: np.empty(like.shape, like.dtype) for leaf, like in leaves.items()}  # rows of others stay untouched
     for first, last in _pieces({bounds for _, _, bounds, _ in wanting}, max(1, _ROUNDED_AT_ONCE // shape[1])):
         part = _read_quantized(source, name, slice(first, last), shape[1], scheme, storage)
         for leaf, rows in quantized_parts(name, part).items():
-            rounded[leaf][(slice(None),) * axes[leaf] + (slice(first, last),)] = rows
+            rounded[leaf][(slice(None),) * axis + (slice(first, last),)] = rows
     placed: dict[str, list[jax.Array]] = {leaf: [] for leaf in leaves}
     for leaf, device, _, index in wanting:
         placed[leaf].append(jax.device_put(np.array(rounded[leaf][index]), device))

@@ -45,8 +45,12 @@ _TOGETHER = {
 }
 
 
-def parameter_axes(name: str, ndim: int) -> tuple[str | None, ...]:
-    """Logical axes of the parameter of a dotted name; None is an axis that is never split."""
+def parameter_axes(name: str, ndim: int, order: str = "") -> tuple[str | None, ...]:
+    """Logical axes of the parameter of a dotted name; None is an axis that is never split.
+
+    `order` is that of the three axes of a matrix in groups of columns: "g" is the groups, "k" the columns of one, "o"
+    the outputs.
+    """
     module = name.rpartition(".")[0]
     ends = next((ends for end, ends in _MATRICES.items() if module == end or module.endswith(f".{end}")), None)
     if ends is None:
@@ -54,8 +58,8 @@ def parameter_axes(name: str, ndim: int) -> tuple[str | None, ...]:
     into, out = ends
     if ndim == 2:  # a matrix, or the scales or minima of one in integers
         return (out, into)
-    if ndim == 3:  # the same in groups of columns
-        return (into, None, out)
+    if ndim == 3:
+        return tuple({"g": into, "k": None, "o": out}[axis] for axis in order)
     # What is added to or multiplies the output. Hidden states are never split by their size.
     return (None if out == EMBED else out,)
 

@@ -90,9 +90,9 @@ class Layout:
         """The sharding of an array of these logical axes and sizes."""
         return self._named(self.spec(axes, shape))
 
-    def parameter(self, name: str, shape: Sequence[int]) -> NamedSharding:
-        """The sharding of the parameter of a dotted name."""
-        return self.sharding(parameter_axes(name, len(shape)), shape)
+    def parameter(self, name: str, shape: Sequence[int], order: str = "") -> NamedSharding:
+        """The sharding of the parameter of a dotted name; `order` as `parameter_axes` takes it."""
+        return self.sharding(parameter_axes(name, len(shape), order), shape)
 
     def constrain(self, x: jax.Array, *axes: str | None) -> jax.Array:
         """Says where x lies inside a compiled program; leading axes that are not named are the batch's, then whole."""

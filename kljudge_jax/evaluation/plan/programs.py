@@ -52,10 +52,9 @@ class Compiled(NamedTuple):
 def abstract_model(config: TransformerConfig, storage: Storage, device: jax.Device) -> Transformer:
     """A model of that shape whose parameters are shapes that lie on the storage's mesh, or on a device."""
     model = abstract(config, storage)
-    layout = storage.layout
 
     def placed(name, leaf):
-        sharding = SingleDeviceSharding(device) if layout is None else layout.parameter(name, leaf.shape)
+        sharding = storage.sharding(name, leaf.shape) or SingleDeviceSharding(device)
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
     leaves = [placed(name, leaf) for name, leaf in parameters(model).items()]
