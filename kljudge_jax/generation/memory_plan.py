@@ -115,7 +115,6 @@ class MemoryPlan:
       prefill: what lives within a pass over a piece of the prompts: attention scores, the MLP's inner states.
       cycle: the same of a pass over a draft, and the logits of K + 1 positions of the target and K of the draft,
         float32, as often as a rule keeps them.
-      laid_out: int4 weights as products on accelerators take them: XLA lays them out anew for each block of cycles.
     """
 
     target_weights: int
@@ -123,20 +122,18 @@ class MemoryPlan:
     caches: int
     prefill: int
     cycle: int
-    laid_out: int = 0
 
     @property
     def total(self) -> int:
         held = self.target_weights + self.draft_weights + self.caches
-        return held + max(self.prefill, self.cycle + self.laid_out)
+        return held + max(self.prefill, self.cycle)
 
 
 def plan_memory(target: Model, draft: Model | None, workload: Workload) -> MemoryPlan:
     """What a device will hold of both models and of what they work on."""
     caches, prefill, cycle = _decoding(target, draft, workload)
     weights = _weights(target), 0 if draft is None else _weights(draft)
-    laid_out = sum(_laid_out(model) for model in (target, draft) if model is not None)
-    return MemoryPlan(*weights, caches, prefill, cycle, laid_out)
+    return MemoryPlan(*weights, caches, prefill, cycle)
 
 
 def _decoding(target: Model, draft: Model | None, workload: Workload) -> tuple[int, int, int]:
@@ -226,15 +223,6 @@ def gigabytes(count: float) -> str:
 
 def _weights(model: Model) -> int:
     return bytes_per_device(model.config, Storage(model.dtype, model.bits, model.layout, platform=model.platform))
-
-
-def _laid_out(model: Model) -> int:
-    if model.bits != 4 or model.platform not in ("tpu", "gpu"):
-        return 0
-    # A weight of 4 bits takes half a byte; on a TPU, where 32 share a scale of two bytes, that is 7/16 of a byte less
-    # than one of 8 bits takes.
-    as_int8 = dataclasses.replace(model, bits=8)
-    return round((8 / 7 if model.platform == "tpu" else 1) * (_weights(as_int8) - _weights(model)))
 
 
 def _share(model: Model, axes: tuple[str | None, ...], shape: tuple[int, ...]) -> int:

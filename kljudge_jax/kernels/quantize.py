@@ -11,9 +11,9 @@ others those of columns 16 to 31. In the tiled layout, which the native products
 order: of 16 outputs four neighbouring ones each, output by output.
 
 XLA's compilers for TPU and GPU write the whole dequantized weight to memory where blocks lie so. What they read as it
-is stored: int8 with one scale an output, which multiplies the product; and int4 in groups of columns, whose scales multiply
-within the product on a TPU, and the groups' own products on a GPU. Each compiler wants the axes of groups in an order of
-its own: stored in another one, a weight is laid out anew before every loop that reads it, and held twice.
+is stored: int8 with one scale an output, which multiplies the product; and int4 in groups of columns, whose scales
+multiply within the product on a TPU, and the groups' own products on a GPU. Each compiler wants the axes of groups in
+an order of its own: stored in another one, a weight is laid out anew before a loop that reads it, and held twice.
 """
 
 from __future__ import annotations
@@ -106,8 +106,9 @@ INT8_PER_OUTPUT = Scheme(8, group=0)
 
 _GROUPS_ON_GPU = (512, 256, 128, 64, COLUMNS)
 
-# A GPU's products of groups are a batch of products, whose sums run over the last axis of both. A TPU's product reads
-# the outputs along its lanes, and a block of groups at a time for each of their columns.
+# A GPU's products of groups are a batch of products, whose sums run over the last axis of both. A TPU's product has
+# outputs along its lanes and, next to them, groups or a group's columns, whichever are more: only rows of which a
+# device has no more than 32 groups, or 1024 columns, are laid out anew there.
 _ORDERS = {"gpu": "gok", "tpu": "kgo"}
 
 

@@ -80,7 +80,7 @@ class Storage:
         return scheme_for(4 if self.bits == 4 and name.startswith("layers.") else 8, in_size, platform, ways)
 
     def sharding(self, name: str, shape: Sequence[int]) -> NamedSharding | None:
-        """How the parameter of that dotted name and shape, as it is stored, lies on the layout's mesh, if there is one."""
+        """How the parameter of that dotted name and stored shape lies on the layout's mesh; None without a layout."""
         order = order_on(self.place.platform)
         return None if self.layout is None else self.layout.parameter(name, shape, order)
 

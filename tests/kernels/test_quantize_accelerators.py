@@ -24,7 +24,13 @@ from kljudge_jax.kernels.quantize import (
     to_groups,
 )
 
-PER_GROUP = [Scheme(4, group=32), Scheme(4, group=256), Scheme(4, minimum=True, group=32)]
+# The orders of a TPU and of a GPU, and one of neither.
+PER_GROUP = [
+    Scheme(4, group=32, order="kgo"),
+    Scheme(4, group=256, order="gok"),
+    Scheme(4, minimum=True, group=32, order="kgo"),
+    Scheme(4, group=64, order="gko"),
+]
 SCHEMES = [INT8_PER_OUTPUT, *PER_GROUP]
 schemes = pytest.mark.parametrize("scheme", SCHEMES, ids=str)
 PLACES = [Place("tpu"), Place("gpu"), Place("cpu"), Place("tpu", local=False), Place("gpu", local=False)]
@@ -43,7 +49,11 @@ def steps(weight):
     scale = np.abs(np.asarray(weight.scale, np.float32))
     if weight.scheme.group == 0:
         return np.broadcast_to(scale[:, None], weight.shape)
-    return np.repeat(scale[:, 0].T, weight.scheme.group, axis=1)
+    return np.repeat(in_order(scale, weight.scheme, "ogk")[..., 0], weight.scheme.group, axis=1)
+
+
+def in_order(x, scheme, wanted):
+    return np.transpose(np.asarray(x), [scheme.order.index(axis) for axis in wanted])
 
 
 def test_an_output_or_a_group_has_one_scale():
@@ -52,11 +62,21 @@ def test_an_output_or_a_group_has_one_scale():
     assert per_output.scale.shape == (OUTPUTS,) and per_output.scale.dtype == jnp.float32
     for scheme in PER_GROUP:
         weight, groups = quantize(draw(0, OUTPUTS, SIZE), scheme), SIZE // scheme.group
-        assert weight.values.shape == (groups, scheme.group, OUTPUTS)
+        sizes = {"g": groups, "k": scheme.group, "o": OUTPUTS}
+        assert weight.values.shape == tuple(sizes[axis] for axis in scheme.order)
         assert weight.values.dtype == (jnp.uint4 if scheme.minimum else jnp.int4)
-        assert weight.scale.shape == (groups, 1, OUTPUTS) and weight.scale.dtype == jnp.bfloat16
+        assert weight.scale.shape == tuple((sizes | {"k": 1})[axis] for axis in scheme.order)
+        assert weight.scale.dtype == jnp.bfloat16
         for leaf in jax.tree.leaves(weight):
-            assert leaf.shape[outputs_axis(scheme, leaf.ndim)] == OUTPUTS
+            assert leaf.shape[outputs_axis(scheme)] == OUTPUTS
+
+
+def test_an_order_changes_no_number():
+    weight = draw(17, OUTPUTS, SIZE)
+    stored = [quantize(weight, Scheme(4, group=96, order=order)) for order in ("gko", "kgo", "gok")]
+    for one in stored:
+        for leaf, like in ((one.values, stored[0].values), (one.scale, stored[0].scale)):
+            np.testing.assert_array_equal(in_order(leaf, one.scheme, "gko"), np.asarray(like))
 
 
 def test_eight_bits_are_off_by_half_a_step_at_most():
@@ -67,7 +87,7 @@ def test_eight_bits_are_off_by_half_a_step_at_most():
 
 def test_four_bits_in_blocks_are_off_by_a_step_beside_the_end_that_has_no_level():
     weight = draw(3, OUTPUTS, SIZE)
-    rounded = quantize(weight, Scheme(4, group=32))
+    rounded = quantize(weight, Scheme(4, group=32, order="kgo"))
     off, step = np.abs(_dequantize(rounded, jnp.float32) - weight), steps(rounded)
     assert (off <= (1 + 2.0**-5) * step).all()  # the scale is bfloat16, and the missing level stands for as many steps
     inside = np.abs(weight) <= 7 * step
@@ -80,7 +100,7 @@ def test_long_groups_lose_less_than_by_the_step_that_meets_their_largest():
     least, most = blocks.min(2, keepdims=True), blocks.max(2, keepdims=True)
     step = np.where(-least > most, least, most) / -8
     met = (np.clip(np.round(blocks / step), -8, 7) * step).reshape(weight.shape)
-    loss = np.square(_dequantize(quantize(weight, Scheme(4, group=256)), jnp.float32) - weight).sum(1)
+    loss = np.square(_dequantize(quantize(weight, Scheme(4, group=256, order="gok")), jnp.float32) - weight).sum(1)
     assert (loss < np.square(met - weight).sum(1)).all()
 
 
@@ -88,8 +108,8 @@ def test_groups_of_a_block_hold_the_values_of_blocks():
     weight = draw(5, OUTPUTS, SIZE)
     for blocks in (INT4, Scheme(4, minimum=True)):
         rounded = quantize(weight, blocks)
-        groups = to_groups(rounded)
-        assert groups.scheme == Scheme(4, blocks.minimum, group=32) and groups.shape == rounded.shape
+        groups = to_groups(rounded, kept_on(blocks, "tpu"))
+        assert groups.scheme == Scheme(4, blocks.minimum, 32, "kgo") and groups.shape == rounded.shape
         want, got = (np.asarray(_dequantize(x, jnp.float32)) for x in (rounded, groups))
         # What is shared is rounded to bfloat16.
         np.testing.assert_allclose(got, want, rtol=0, atol=16 * 2.0**-8 * steps(groups).max())
@@ -97,7 +117,7 @@ def test_groups_of_a_block_hold_the_values_of_blocks():
             np.testing.assert_allclose(got, want, rtol=2.0**-8)
             # Columns stay where they were: a column of a block, from the values themselves.
             meant = want / np.repeat(np.asarray(rounded.scale, np.float32), 32, axis=1)
-            np.testing.assert_array_equal(np.asarray(groups.values, np.int8)[3, 17], np.round(meant[:, 3 * 32 + 17]))
+            np.testing.assert_array_equal(np.asarray(groups.values, np.int8)[17, 3], np.round(meant[:, 3 * 32 + 17]))
 
 
 @functools.partial(jax.jit, static_argnums=2)
@@ -176,7 +196,8 @@ def test_each_platform_has_its_form():
     assert scheme_for(8, 100, "cpu") == INT8 and scheme_for(4, 96, "cpu") == INT4 and scheme_for(4, 80, "cpu") == INT8
     for platform in ("tpu", "gpu"):
         assert scheme_for(8, 100, platform) == scheme_for(4, 80, platform) == INT8_PER_OUTPUT
-    assert scheme_for(4, 96, "tpu") == scheme_for(4, 4096, "tpu") == Scheme(4, group=32)
+    assert scheme_for(4, 96, "tpu") == scheme_for(4, 4096, "tpu") == Scheme(4, group=32, order="kgo")
+    assert scheme_for(4, 4096, "gpu") == Scheme(4, group=512, order="gok")
     assert [scheme_for(4, size, "gpu").group for size in (4096, 4864, 896, 96)] == [512, 256, 128, 32]
     # A device has whole groups: 28 of 512 columns do not divide over 8, and 3 blocks not over 2.
     assert [scheme_for(4, size, "gpu", ways).group for size, ways in ((14336, 4), (14336, 8), (96, 2))] == [

@@ -1,5 +1,6 @@
 """What XLA's own TPU and GPU compilers make of products with quantized weights, on a machine that has neither."""
 
+import dataclasses
 import functools
 import importlib.util
 import math
@@ -106,6 +107,24 @@ def test_several_products_of_the_same_rows_read_no_more(bits, chip):
     total = sum(math.prod(one.shape) for one in some)
     assert bytes_read(program) <= (1.1 if bits == 8 else 0.6) * total + 3 * 72 * SIZE * 2
     assert program.memory_analysis().temp_size_in_bytes <= 0.2 * total
+
+
+def test_four_bits_are_stored_as_a_loop_reads_them(chip):
+    """In another order XLA copies a weight into its own before the loop, and holds it twice."""
+
+    def repeated(x, w):
+        return jax.lax.fori_loop(0, 4, lambda i, x: x + jnp.sum(product(x, w, Place("tpu"))).astype(x.dtype), x)
+
+    def copies(order):
+        one = scheme_for(4, SIZE, "tpu")
+        stored = jax.eval_shape(
+            lambda x: quantize(x, dataclasses.replace(one, order=order or one.order)),
+            jax.ShapeDtypeStruct((OUTPUTS // 4, SIZE), jnp.float32),
+        )
+        text = compiled(repeated, chip, rows(9), stored).as_text().split("\nENTRY ", 1)[1]
+        return [line for line in text.splitlines() if re.search(r" = s4\S* (copy|transpose|fusion)\(", line)]
+
+    assert not copies(None) and copies("gko")
 
 
 def test_rows_of_a_table_are_gathered_alone(chip):

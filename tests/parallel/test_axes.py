@@ -33,8 +33,6 @@ def test_every_matrix_of_a_model_has_axes_and_no_norm_has(family):
         ("layers.0.attention.query_norm.scale", (None,)),
         ("layers.0.mlp.down.weight", ("embed", "mlp")),
         ("embedding.table", ("vocab", "embed")),
-        ("layers.0.mlp.up.weight", ("embed", None, "mlp")),  # in groups of columns, with its scale
-        ("layers.0.mlp.up.scale", ("embed", None, "mlp")),
         ("layers.0.mlp.up.scale", ("mlp",)),  # one an output
         ("layers.0.mlp.down.scale", (None,)),
         ("embedding.scale", ("vocab",)),
@@ -43,6 +41,15 @@ def test_every_matrix_of_a_model_has_axes_and_no_norm_has(family):
 )
 def test_a_parameter_has_the_axes_of_its_matrix(name, axes):
     assert parameter_axes(name, len(axes)) == axes
+
+
+@pytest.mark.parametrize("part", ["weight", "scale"])
+@pytest.mark.parametrize(
+    ("order", "axes"),
+    [("kgo", (None, "embed", "mlp")), ("gok", ("embed", "mlp", None)), ("gko", ("embed", None, "mlp"))],
+)
+def test_groups_of_columns_have_the_axes_of_their_order(part, order, axes):
+    assert parameter_axes(f"layers.0.mlp.up.{part}", 3, order) == axes
 
 
 def test_words_change_the_table():

@@ -1,6 +1,7 @@
 """The programs of a run as the CUDA compiler leaves them for GPUs that are not here."""
 
 import importlib.util
+import re
 
 import jax
 import jax.numpy as jnp
@@ -53,6 +54,15 @@ def assert_all_donated(found):
 
 def operations(program):
     return [op for computation in program._computations.values() for op in computation.values()]
+
+
+@pytest.mark.parametrize(("topology", "mesh"), MESHES[:2])
+def test_four_bits_are_read_in_the_order_in_which_they_are_stored(topology, mesh):
+    pair, found, _ = cycle_of(topology, mesh, bits=4, draft_bits=4)
+    weights = [leaf for leaf in jax.tree.leaves([pair.target, pair.draft]) if leaf.dtype == jnp.int4]
+    made = re.findall(r" = s4\[([\d,]+)\]\S* ([\w-]+)\(", found.executable.as_text().split("\nENTRY ", 1)[1])
+    assert len(weights) == 7 * (TARGET.num_layers + DRAFT.num_layers)
+    assert {operation for _, operation in made} <= {"parameter", "bitcast", "get-tuple-element"}, made
 
 
 @pytest.mark.parametrize(("topology", "mesh", "prompt"), [(*where, LONG) for where in MESHES] + [(*MESHES[0], SHORT)])
