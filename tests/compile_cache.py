@@ -31,12 +31,15 @@ def folder() -> pathlib.Path:
 
 
 def known(flag: str) -> list[str]:
-    """The flag, where the jaxlib at hand has it: XLA ends a process at one that it does not know."""
+    """The flag, where the XLA at hand has it, which ends a process at one that it does not know.
+
+    libtpu has an XLA of its own, with other flags: where it is installed none is given.
+    """
     package = importlib.util.find_spec("jaxlib")
     assert package is not None and package.origin is not None
-    name = flag.removeprefix("--").partition("=")[0].encode()
-    for library in pathlib.Path(package.origin).parent.glob("libjax_common*"):
-        with library.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            if content.find(name) >= 0:
-                return [flag]
-    return []
+    library = next(pathlib.Path(package.origin).parent.glob("libjax_common*"), None)
+    if library is None or importlib.util.find_spec("libtpu") is not None:
+        return []
+    with library.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        found = content.find(flag.removeprefix("--").partition("=")[0].encode())
+    return [] if found < 0 else [flag]

@@ -163,6 +163,7 @@ def _kernel(start_ref, query_ref, keys_ref, values_ref, *found_refs, time, share
     from jax.experimental import pallas as pl
     from jax.experimental.pallas import triton
 
+    dot = getattr(triton, "dot", None) or pl.dot  # jax 0.8 has it there
     tile, dim = query_ref.shape
     start = start_ref[...]
     before = pl.program_id(1) * tile
@@ -181,7 +182,7 @@ def _kernel(start_ref, query_ref, keys_ref, values_ref, *found_refs, time, share
         slot = at + jnp.arange(block)
         written = (slot < end)[:, None]
         keys = triton.load(keys_ref.at[pl.ds(at, block), :], mask=written, other=0.0)
-        scores = triton.dot(query, keys.T)
+        scores = dot(query, keys.T)
         if softcap:
             scores = softcap * jnp.tanh(scores / softcap)
         visible = slot[None] <= position[:, None]
@@ -191,7 +192,7 @@ def _kernel(start_ref, query_ref, keys_ref, values_ref, *found_refs, time, share
         higher = jnp.maximum(highest, jnp.max(scores, axis=1))
         kept, weights = jnp.exp(highest - higher), jnp.exp(scores - higher[:, None])
         values = triton.load(values_ref.at[pl.ds(at, block), :], mask=written, other=0.0)
-        mixed = mixed * kept[:, None] + triton.dot(weights.astype(values.dtype), values)
+        mixed = mixed * kept[:, None] + dot(weights.astype(values.dtype), values)
         return mixed, higher, total * kept + jnp.sum(weights, axis=1)
 
     nothing = (

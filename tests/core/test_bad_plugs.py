@@ -1,6 +1,7 @@
 """Plugs that do not keep to a protocol: one line that names the method, before anything compiles."""
 
 import dataclasses
+import operator
 import time
 
 import flax.struct
@@ -210,8 +211,21 @@ BAD = {
 }
 
 
+def one_and_another():
+    """Two classes under JAX's own registration, with as many fields."""
+    for name in ("One", "Another"):
+        made = dataclasses.make_dataclass(name, ["x"], frozen=True)
+        yield jax.tree_util.register_dataclass(made, data_fields=["x"], meta_fields=[])(0)
+
+
+# jaxlib 0.8.3 tells such classes apart, and nothing has to be refused.
+MISTAKEN = operator.eq(*map(jax.tree.structure, one_and_another()))
+
+
 @pytest.mark.parametrize("name", BAD)
 def test_what_keeps_to_no_protocol_is_refused_by_name_before_anything_compiles(name):
+    if name.startswith(("a target under", "a draft under")) and not MISTAKEN:
+        pytest.skip("this jaxlib tells the classes apart")
     target, drafter, verifier, message = BAD[name]
     models = kj.core.Models(*(target if isinstance(target, tuple) else (target, PARAMETERS)))
     given = *padded(PROMPTS, 4), keys(2), kj.core.numbers([8, 8])
@@ -276,6 +290,7 @@ def test_a_pair_refuses_what_is_no_model_by_name(target):
         kj.ModelPair(target)
 
 
+@pytest.mark.skipif(not MISTAKEN, reason="this jaxlib tells the classes apart")
 @pytest.mark.parametrize("kind", [TargetUnderJax, TargetUnderFlax])
 def test_a_pair_and_a_score_refuse_a_model_that_is_taken_for_another(kind):
     wrong = kind(TARGET.parameters)
