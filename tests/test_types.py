@@ -44,7 +44,7 @@ def test_a_type_checker_knows_the_public_calls(tmp_path):
         "list[list[kljudge_jax.generation.stats.Cycle]] | None",
         "float",
         "str",
-        "typing.Sequence[dict[Any, Any]]",
+        "typing.Sequence[kljudge_jax.evaluation.sweep.records.SweepRow]",
         "pathlib.Path",
     ], found.stdout + found.stderr
     errors = [line for line in found.stdout.splitlines() if "error:" in line]

@@ -48,6 +48,7 @@ PRINTS = {
     "scale": r"^\d+ \S(.*\n)*(0\.\d+|1\.0)\n$",
 }
 PRINTS_WHOLE = PRINTS | {
+    "files": r"^bench 1\n$",
     "README": r"####(.*\n)*\d+\.\d+ \d+ \d+\.\d+\n(.*\n)*.*####",
     "cost": r"^2\.16, 3\.70 with a judge\n(.*\n)*\| 1 \| exact @ 8 \|",
     "harness": r"'sums': \{(.*\n?)*\d\.\d+\n$",
