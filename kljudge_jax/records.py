@@ -271,7 +271,11 @@ def _decode(data: bytes, source: str, advice: str) -> str:
 
 
 def _dumps(value: Any, indent: int | None = None) -> str:
-    return json.dumps(msgspec.to_builtins(value, str_keys=True, enc_hook=_plain_array), indent=indent)
+    content = msgspec.to_builtins(value, str_keys=True, enc_hook=_plain_array)
+    try:
+        return json.dumps(content, indent=indent, allow_nan=False)
+    except ValueError:  # JSON has no NaN and no infinity: null stands in their place
+        return json.dumps(json.loads(json.dumps(content), parse_constant=lambda _: None), indent=indent)
 
 
 def _plain_array(value: Any) -> Any:

@@ -43,6 +43,8 @@ DAMAGE = {
     "[" * 200_000: r"nested too deep",
     '{"n": ' + "7" * 5_000 + "}": r"too many digits",
     '{"n": 1, "share": 1' + "0" * 400 + "}": r"field share: number out of range",
+    '{"n": 1, "share": NaN}': r"holds NaN, which is no number of JSON",
+    '{"n": 1, "share": -Infinity}': r"holds -Infinity, which is no number of JSON",
     '{"n": 1, "x": "\\ud800"}': r"half of a surrogate pair",
     b'{"n": \xff}': r"no UTF-8 text \(byte 6\)",
     '{"n": 1}'.encode("utf-16"): r"no UTF-8 text",
@@ -161,3 +163,8 @@ def test_a_write_to_a_full_disk_names_the_file():
 def test_a_schema_says_what_a_file_may_hold():
     properties = records.schema(Figures)["$defs"]["Figures"]["properties"]
     assert properties["n"] == {"type": "integer"} and properties["schema"]["enum"] == [2]
+
+
+def test_what_is_no_number_is_written_as_null(tmp_path):
+    write(tmp_path / "figures.json", {"share": [float("nan"), float("-inf"), 0.5], "n": 1})
+    assert json.loads((tmp_path / "figures.json").read_text(encoding="utf-8")) == {"share": [None, None, 0.5], "n": 1}

@@ -188,7 +188,8 @@ def check_fits(
     if most:
         remedy = f"a batch of {'at most ' * at_least}{most} fits"
     elif plan.target_weights + plan.draft_weights > free:
-        remedy = f"{larger}, --bits 8, or smaller models"
+        narrower = "--dtype bfloat16, " if jnp.dtype(target.dtype).itemsize > 2 else ""
+        remedy = f"{larger}, {narrower}--bits 8, or smaller models"
     else:
         remedy = f"shorten prompts or answers, or {larger}"
     held = plan.target_weights + plan.draft_weights

@@ -116,6 +116,15 @@ def test_what_is_no_number_reaches_the_queries_that_see_it_and_no_other(kind, ba
     np.testing.assert_allclose(mixed[0, :5], sound[0, :5], atol=2e-6, rtol=2e-5)
 
 
+def test_where_kernels_are_switched_off_xla_reads_all(monkeypatch):
+    monkeypatch.setenv("KLJUDGE_NATIVE", "0")
+    assert cache_of("float32").reads_all and kernels(cache_of("float32"), given(), [0] * 4) == 0
+    shape = jax.ShapeDtypeStruct((8, 8, 8192, 128), jnp.bfloat16)
+    assert not written_attention.can_read_written(shape, "gpu")
+    monkeypatch.delenv("KLJUDGE_NATIVE")
+    assert written_attention.can_read_written(shape, "gpu")
+
+
 def test_more_queries_than_vmem_holds_are_left_to_xla():
     cache = jax.ShapeDtypeStruct((1, 1, SLOTS, 128), jnp.bfloat16)
     assert written_attention.kernel_of((1, 9, 71, 128), cache, jnp.bfloat16, None, "tpu") is not None

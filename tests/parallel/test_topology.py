@@ -6,7 +6,7 @@ import os
 import pytest
 
 from kljudge_jax.errors import InputError
-from kljudge_jax.parallel.topology import GPUS, TPUS, topology_devices
+from kljudge_jax.parallel.topology import GPUS, TPUS, larger_than, topology_devices
 
 has_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
 
@@ -32,6 +32,21 @@ def test_a_compiler_that_is_not_installed_is_named_by_its_extra(spec, extra, mon
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=extra):
         topology_devices(spec)
+
+
+@pytest.mark.parametrize(
+    ("spec", "times", "larger"),
+    [
+        ("v5e:1x1", 9.6, "v5e:4x4"),
+        ("v5e:2x2", 1.1, "v5e:2x4"),
+        ("V5P:2x2x1", 2, "v5p:2x2x2"),
+        ("v6e:16x16", 1.5, None),
+        ("h100:2", 1.6, "h100:4"),
+        ("h100:4", 2.1, None),
+    ],
+)
+def test_a_larger_topology_holds_so_many_times_as_much(spec, times, larger):
+    assert larger_than(spec, times) == larger
 
 
 @pytest.mark.tpu

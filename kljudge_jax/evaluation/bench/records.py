@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+from kljudge_jax.evaluation.decoding_record import DecodingRecord
 from kljudge_jax.machine import Machine, PeakMemory
 from kljudge_jax.records import Count, Record
 
@@ -201,22 +202,13 @@ class BenchModel(Record, frozen=True, kw_only=True):
     bytes: Count
 
 
-class BenchPlan(Record, frozen=True, kw_only=True):
-    """What was asked: rules, batch sizes, rounds, and `kljudge_jax.DecodingConfig`'s fields."""
+class BenchPlan(DecodingRecord, frozen=True, kw_only=True):
+    """What was asked: rules, batch sizes, rounds, and how answers are decoded."""
 
     rules: tuple[str, ...]
     batches: tuple[Count, ...]
     rounds: Count
     draft_length: Count | str
-    drafter: str = "model"
-    max_new_tokens: Count
-    temperature: float = 0.0
-    top_k: Count = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    seed: int = 0
-    stop: tuple[str, ...] = ()
-    section_ids: tuple[int, int] | None = None
 
 
 class BenchFigures(Record, frozen=True, kw_only=True):

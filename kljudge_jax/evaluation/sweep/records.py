@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from kljudge_jax.evaluation.decoding_record import DecodingRecord
 from kljudge_jax.machine import Machine
 from kljudge_jax.records import Count, Record
 
@@ -69,8 +70,8 @@ class CellRecord(Record, frozen=True, kw_only=True):
     draft_length: Count | str
 
 
-class SweepPlan(Record, frozen=True, kw_only=True):
-    """What was asked of a sweep, or of a calibration: `kljudge_jax.DecodingConfig`'s fields, and which problems.
+class SweepPlan(DecodingRecord, frozen=True, kw_only=True):
+    """What was asked of a sweep, or of a calibration: which problems, and how answers are decoded.
 
     Attributes:
       cells: the combinations.
@@ -82,16 +83,7 @@ class SweepPlan(Record, frozen=True, kw_only=True):
     cells: tuple[CellRecord, ...]
     n: Count
     split: str
-    max_new_tokens: Count
-    temperature: float = 0.0
-    top_k: Count = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    stop: tuple[str, ...] = ()
-    drafter: str = "model"
-    seed: int = 0
     batch: Count | None = None
-    section_ids: tuple[int, int] | None = None
     seeds: tuple[int, ...] = ()
     budget: float | None = None
     delta: float | None = None

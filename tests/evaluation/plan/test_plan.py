@@ -93,6 +93,7 @@ def test_models_that_fit_no_device_are_refused_before_anything_compiles():
     ("words", "says"),
     [
         (["--target", "small", "--json"], "--json is of a plan with --topology"),
+        (["--target", "small", "--context", "9"], "--context is of a plan with --topology"),
         (["--table", "--topology", "v5e:1x1"], "leave out --topology"),
         (["--target", "small", "--topology", "v5e:1x1", "--device", "v5e"], "leave out --device"),
     ],
