@@ -2,7 +2,13 @@
 
 One Pallas kernel takes a list of blocks, row after row, whose length is known when it runs. So it takes as many steps
 as blocks were written: rows of several lengths cost what each of them holds. XLA's own product reads every slot there
-is, and a loop of products over blocks reads of every row as much as of the longest.
+is, and a loop of products over blocks reads of every row as much as of the longest: 281,000 estimated cycles for nine
+turns of 256 slots (8 rows of 9 queries, 8 and 2 heads of 128) where the product over all 8,192 slots takes 153,700.
+
+The kernels that ship with JAX 0.10.2 do not serve. Ragged paged attention takes several queries a row and rows of any
+length, but no head dimension of 64 and no three kv heads; its mask is added to scores, so that a key that is no number
+reaches the queries before it; and it asks the process's device what to compile for, so that nothing with it
+compiles for chips that are not here. Paged attention takes one query a row, and splash attention knows no lengths.
 """
 
 from __future__ import annotations
