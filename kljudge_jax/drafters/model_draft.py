@@ -1,18 +1,17 @@
-"""Drafting with a model, one token after another: the pair's draft model, and the rollout that a self-draft shares."""
+"""Drafting with the pair's draft model, one token after another."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 
-from kljudge_jax.core.protocols import Context, Draft, Features, Models, Request, Window
-from kljudge_jax.core.sampling import Sampling, draw, process_logits
-from kljudge_jax.core.target import at_places, check_rollback, consume, logits_of, new_cache
+from kljudge_jax.core.protocols import Context, Draft, Models, Request, Window
+from kljudge_jax.core.target import at_places, check_rollback, consume, new_cache
+from kljudge_jax.drafters.rollout import chain_of, roll_out
 from kljudge_jax.errors import InputError
-from kljudge_jax.verification.distributions import Normaliser
 
 # How many tokens at a time a draft takes that was not asked for some cycles.
 CATCH_UP = 16
@@ -65,7 +64,7 @@ class ModelDraft:
         again = CATCH_UP - 1 if request.skips else 0
         check_rollback(state, request.draft_length + request.with_hidden + again, "draft")
         state, cache = _consume_last(models.draft, state, context, request)
-        draft, cache = roll_out(models.draft, cache, state, context, request)
+        draft, cache = roll_out(chain_of(models.draft), cache, state, context, request)
         return draft, target_cache, cache
 
 
@@ -92,127 +91,3 @@ def _consume_last(model: Any, cache: Any, context: Context, request: Request):
     features, cache = consume(model, taken(start, 2), cache.at_length(start), whose="draft")
     last = at_places(features, (context.consumed - start)[:, None])
     return last, cache.at_length(context.consumed + 1)
-
-
-def roll_out(model: Any, cache: Any, last: Features, context: Context, request: Request) -> tuple[Draft, Any]:
-    """Draws a draft token after token.
-
-    Args:
-      model: what drafts.
-      cache: its cache, each row's last committed token consumed.
-      last: what the model computed for that token, `[B, 1, ...]`.
-      context, request: as for a drafter.
-    """
-    draw_all = _roll_out_wanted if request.shortens else _roll_out_all
-    return draw_all(model, cache, last, context, request)
-
-
-def _choose(model: Any, features: Features, keys: jax.Array, step: Any, sampling: Sampling):
-    """Draft token `step` int32 `[B]` with its raw and processed logits `[B, V]`."""
-    raw = logits_of(model, features, "draft")[:, 0]
-    processed = process_logits(raw, sampling)
-    step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, step)
-    return jax.vmap(draw, (0, 0, None))(step_keys, processed, sampling), raw, processed
-
-
-def _roll_out_all(model, cache, last, context, request):
-    sampling = context.sampling
-
-    def step(carry, i):
-        cache, token = carry
-        features, cache = consume(model, token[:, None], cache, whose="draft")
-        token, raw, processed = _choose(model, features, context.keys, i, sampling)
-        state = features.hidden if request.with_hidden else None
-        return (cache, token), (token, raw, processed if not sampling.greedy else None, state)
-
-    token, raw, processed = _choose(model, last, context.keys, 0, sampling)
-    (cache, final), rest = jax.lax.scan(step, (cache, token), jnp.arange(1, request.draft_length))
-
-    def rows(first, others):  # [B, ...] and [K-1, B, ...] to [B, K, ...]
-        return jnp.concatenate([first[None], others]).swapaxes(0, 1)
-
-    tokens, raw_logits = rows(token, rest[0]), rows(raw, rest[1])
-    logits = None if sampling.greedy else rows(processed, rest[2])
-    states = None
-    if request.with_hidden and last.hidden is not None:
-        features, cache = consume(model, final[:, None], cache, whose="draft")
-        states = jnp.concatenate([rest[3][:, :, 0].swapaxes(0, 1), features.hidden], axis=1)
-    return Draft(tokens, jnp.full_like(token, request.draft_length), logits, raw_logits, states), cache
-
-
-class _Rollout(NamedTuple):
-    """A draft in the making; `step` tokens of it are drawn."""
-
-    step: jax.Array
-    going: jax.Array  # bool [B], the row has proposed every token so far
-    counts: jax.Array  # int32 [B], how many it has proposed
-    token: jax.Array
-    cache: Any
-    tokens: jax.Array
-    logits: jax.Array | None
-    raw_logits: jax.Array
-    hidden: jax.Array | None
-
-    @classmethod
-    def start(cls, model: Any, cache: Any, last: Features, context: Context, request: Request) -> _Rollout:
-        none, length = 0 * context.consumed, request.draft_length
-        logits = jnp.broadcast_to(none[:, None, None].astype(jnp.float32), (none.shape[0], length, model.vocab_size))
-        hidden = None
-        if request.with_hidden and last.hidden is not None:
-            hidden = jnp.repeat(jnp.zeros_like(last.hidden), length, axis=1)
-        return cls(
-            step=jnp.max(none),
-            going=none == 0,
-            counts=none,
-            token=none,
-            cache=cache,
-            tokens=jnp.broadcast_to(none[:, None], (none.shape[0], length)),
-            logits=None if context.sampling.greedy else logits,
-            raw_logits=logits,
-            hidden=hidden,
-        )
-
-    def as_draft(self) -> Draft:
-        return Draft(self.tokens, self.counts, self.logits, self.raw_logits, self.hidden)
-
-
-def _roll_out_wanted(model, cache, last, context, request):
-    def put(buffer, value, at):
-        return None if buffer is None else jax.lax.dynamic_update_index_in_dim(buffer, value, at, axis=1)
-
-    def propose(draft: _Rollout, features: Features) -> _Rollout:
-        token, raw, processed = _choose(model, features, context.keys, draft.step, context.sampling)
-        going = draft.going & (draft.step < context.wanted)
-        if request.confidence:
-            # Decided before the token is drawn: to drop a token for what it is would bias what is left. NaN goes on,
-            # so that a broken model is seen and not taken for an unsure one.
-            going &= ~(Normaliser.of(raw).top < request.confidence)
-        return draft._replace(
-            step=draft.step + 1,
-            going=going,
-            counts=draft.counts + going.astype(jnp.int32),
-            token=token,
-            tokens=put(draft.tokens, token, draft.step),
-            logits=put(draft.logits, processed, draft.step),
-            raw_logits=put(draft.raw_logits, raw, draft.step),
-        )
-
-    def take(draft: _Rollout) -> tuple[Features, _Rollout]:
-        features, cache = consume(model, draft.token[:, None], draft.cache, whose="draft")
-        hidden = draft.hidden
-        if hidden is not None and features.hidden is not None:
-            hidden = put(hidden, features.hidden[:, 0], draft.step - 1)
-        return features, draft._replace(cache=cache, hidden=hidden)
-
-    def unfinished(draft: _Rollout):
-        return (draft.step < request.draft_length) & jnp.any(draft.going & (draft.step < context.wanted))
-
-    def step(draft: _Rollout):
-        features, draft = take(draft)
-        return propose(draft, features)
-
-    draft = propose(_Rollout.start(model, cache, last, context, request), last)
-    draft = jax.lax.while_loop(unfinished, step, draft)
-    if request.with_hidden:
-        _, draft = take(draft)
-    return draft.as_draft(), draft.cache

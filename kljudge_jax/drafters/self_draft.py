@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from kljudge_jax.core.protocols import Context, Draft, Models, Request, Window
 from kljudge_jax.core.target import consume
-from kljudge_jax.drafters.model_draft import roll_out
+from kljudge_jax.drafters.rollout import chain_of, roll_out
 from kljudge_jax.errors import InputError
 
 
@@ -73,5 +73,5 @@ class SelfDraft:
         model: Any = models.target.first(self.layers)  # type: ignore[attr-defined]  # `check` has seen it
         last = jnp.take_along_axis(context.sequence, context.consumed[:, None], axis=1)
         features, cache = consume(model, last, target_cache.at_length(context.consumed), whose="draft")
-        draft, cache = roll_out(model, cache, features, context, request)
+        draft, cache = roll_out(chain_of(model), cache, features, context, request)
         return draft, cache, state

@@ -77,7 +77,7 @@ class Storage:
             return None
         # What a file has before it is opened is not known, but hardly ever more than 8 bits.
         ways = 1 if self.layout is None else self.layout.input_ways(name)
-        return scheme_for(4 if self.bits == 4 and name.startswith("layers.") else 8, in_size, platform, ways)
+        return scheme_for(4 if self.bits == 4 and name.startswith(("layers.", "fc.")) else 8, in_size, platform, ways)
 
     def sharding(self, name: str, shape: Sequence[int]) -> NamedSharding | None:
         """How the parameter of that dotted name and stored shape lies on the layout's mesh; None without a layout."""

@@ -18,7 +18,8 @@ from kljudge_jax.models.leaves import precision
 from kljudge_jax.models.linear import FILE
 from kljudge_jax.models.shapes import check_weights_fit
 from kljudge_jax.models.shipped import shipped_folder
-from kljudge_jax.models.sources import Checkpoint, open_checkpoint, open_tokenizer
+from kljudge_jax.models.draft_heads import HeadSource
+from kljudge_jax.models.sources import Checkpoint, open_checkpoint, open_draft, open_tokenizer
 from kljudge_jax.models.tokenizer import check_fits, compare, tokenizer_eos
 from kljudge_jax.models.transformer import Transformer
 from kljudge_jax.models.weights import load, resolve_dtype, storage_of
@@ -117,7 +118,8 @@ class ModelPair:
 
         Args:
           target: hub id, local folder (safetensors, or ours) or .gguf file.
-          draft: the same; None for plain decoding, prompt lookup and self-draft.
+          draft: the same, or a head of the target in the public format of EAGLE-3; None for plain decoding, prompt
+            lookup and self-draft.
           dtype: "float32", "bfloat16", "float16", or "auto": bfloat16; on a CPU without a C++ compiler whichever of
             bfloat16 and float32 is measured to be faster.
           mesh: devices to spread the models over, such as "data=2,tensor=4"; None is one device.
@@ -150,7 +152,10 @@ class ModelPair:
         wanted = resolve_dtype(dtype)
         placement = Placement.parse(mesh, axes, draft_axes)
         target_source = open_checkpoint(target, revision)
-        draft_source = None if draft is None else open_checkpoint(draft, draft_revision)
+        drafting = None if draft is None else open_draft(draft, draft_revision)
+        # A head has the target's tokens, and its vocabulary.
+        head = None if drafting is None or not hasattr(drafting, "fitted") else cast(HeadSource, drafting)
+        draft_source = None if drafting is None or head is not None else cast(Checkpoint, drafting)
 
         if isinstance(tokenizer, str | Path):
             tokenizer = open_tokenizer(tokenizer)
@@ -160,17 +165,26 @@ class ModelPair:
         eos = tuple(i for i in target_source.eos or tokenizer_eos(tokenizer) if i < vocab_size)
         target_config = _cut(target_source, vocab_size)
         draft_config = None if draft_source is None else _cut(draft_source, vocab_size)
+        head_config = None if head is None else head.fitted(target_config)
         if check is not None:
-            check(placement, target_config, draft_config, wanted)
+            check(placement, target_config, draft_config if head is None else head.config, wanted)
         kept = storage_of(target_source, wanted, bits, placement.target(target_config), cache_bits)
         draft_kept = None
         if draft_source is not None and draft_config is not None:
             draft_kept = storage_of(draft_source, wanted, draft_bits, placement.draft(draft_config), cache_bits)
-        drafts = [] if draft_config is None or draft_kept is None else [(draft_config, draft_kept)]
+        if head is not None:
+            draft_kept = storage_of(head, wanted, draft_bits, placement.draft(head.config), cache_bits)
+        drafts = [(config, draft_kept) for config in (draft_config, head_config) if config is not None and draft_kept]
         check_weights_fit([(target_config, kept), *drafts])
+
+        def loaded_draft():
+            if draft_kept is None:
+                return None
+            return load(draft_source, draft_kept, vocab_size) if head is None else head.load(head_config, draft_kept)
+
         return cls(
             load(target_source, kept, vocab_size),
-            None if draft_source is None or draft_kept is None else load(draft_source, draft_kept, vocab_size),
+            loaded_draft(),
             tokenizer,
             eos,
             str(target),

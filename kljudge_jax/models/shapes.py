@@ -15,7 +15,9 @@ from jax.sharding import SingleDeviceSharding
 from kljudge_jax.errors import InputError
 from kljudge_jax.kernels.product import tiled_where_native
 from kljudge_jax.kernels.quantize import quantize, stored_bits
+from kljudge_jax.models import eagle3
 from kljudge_jax.models.config import TransformerConfig
+from kljudge_jax.models.eagle3 import Eagle3Config
 from kljudge_jax.models.families import config_from_hf
 from kljudge_jax.models.linear import Storage, quantized_parts
 from kljudge_jax.models.transformer import Transformer, abstract, assemble, parameters
@@ -123,21 +125,27 @@ def count_parameters(config: TransformerConfig) -> int:
 
 
 @functools.lru_cache
-def bytes_per_device(config: TransformerConfig, storage: Storage = Storage()) -> int:  # noqa: B008 - frozen
-    """What the parameters take of each device's memory."""
+def bytes_per_device(config: TransformerConfig | Eagle3Config, storage: Storage = Storage()) -> int:  # noqa: B008
+    """What the parameters of a model, or of a head, take of each device's memory."""
+
+    def total(model: Any) -> int:
+        found = 0
+        for name, leaf in parameters(model).items():
+            share = _sharding(name, leaf.shape, storage).shard_shape(leaf.shape)
+            found += math.ceil(math.prod(share) * stored_bits(leaf.dtype) / 8)
+        return found
+
+    if isinstance(config, Eagle3Config):
+        return total(eagle3.abstract(config, storage))
 
     # Layers are alike, so two of them say what all take; 126 would take seconds.
     def of(layers: int) -> int:
-        some, total = dataclasses.replace(config, num_layers=layers, windows=config.windows[:layers]), 0
-        for name, leaf in parameters(abstract(some, storage)).items():
-            share = _sharding(name, leaf.shape, storage).shard_shape(leaf.shape)
-            total += math.ceil(math.prod(share) * stored_bits(leaf.dtype) / 8)
-        return total
+        return total(abstract(dataclasses.replace(config, num_layers=layers, windows=config.windows[:layers]), storage))
 
     return of(1) + (config.num_layers - 1) * (of(2) - of(1)) if config.num_layers > 1 else of(1)
 
 
-def check_weights_fit(models: Sequence[tuple[TransformerConfig, Storage]]) -> None:
+def check_weights_fit(models: Sequence[tuple[TransformerConfig | Eagle3Config, Storage]]) -> None:
     """Raises InputError, with the numbers, where models to be loaded take more than their devices have left."""
     layout = models[0][1].layout
     free = usable_memory(None if layout is None else layout.mesh)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from kljudge_jax.errors import InputError
+from kljudge_jax.models.draft_heads import HeadSource, kind_of, open_head
 from kljudge_jax.models.tokenizer import load_tokenizer
 from kljudge_jax.models.weights import SafetensorsFolder, TensorSource
 
@@ -42,14 +43,13 @@ def open_checkpoint(name: str | Path, revision: str | None = None) -> Checkpoint
     Raises:
       InputError: there is no such model, it cannot be downloaded, or it does not run here.
     """
-    path = Path(os.path.expanduser(name))
-    if not path.exists() and not looks_like_path(str(name)):
-        path = download(str(name), revision)
-    elif revision is not None:
-        raise InputError(f"{name} is local, and only a hub id has a revision: leave out {revision!r}")
+    path = _located(name, revision)
     if path.is_dir():
         from kljudge_jax.models.orbax import OrbaxFolder, is_ours
 
+        kind = kind_of(path)
+        if kind is not None:
+            raise InputError(f"{name} is an {kind} head, which is no model of its own: give it as the draft")
         return OrbaxFolder(path) if is_ours(path) else SafetensorsFolder(path)
     if not path.exists():
         raise InputError(f"{name}: no such folder or file: check the path, or give a hub id such as owner/model")
@@ -58,6 +58,24 @@ def open_checkpoint(name: str | Path, revision: str | None = None) -> Checkpoint
     from kljudge_jax.models.gguf import GGUFFile
 
     return GGUFFile(path)
+
+
+def open_draft(name: str | Path, revision: str | None = None) -> Checkpoint | HeadSource:
+    """Opens a model or a head that can draft; as `open_checkpoint`."""
+    path = _located(name, revision)
+    if path.is_dir() and kind_of(path) is not None:
+        return open_head(path)
+    return open_checkpoint(path)
+
+
+def _located(name: str | Path, revision: str | None) -> Path:
+    """Where it lies; downloaded, if it is a hub id."""
+    path = Path(os.path.expanduser(name))
+    if not path.exists() and not looks_like_path(str(name)):
+        return download(str(name), revision)
+    if revision is not None:
+        raise InputError(f"{name} is local, and only a hub id has a revision: leave out {revision!r}")
+    return path
 
 
 def open_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:

@@ -68,19 +68,22 @@ def rotate(x: jax.Array, positions: jax.Array, rope: Rope) -> jax.Array:
 
 
 class Attention(nnx.Module):
-    """Grouped-query attention of one layer."""
+    """Grouped-query attention of one layer, over inputs of the hidden size or of `in_size`."""
 
-    def __init__(self, key: jax.Array, config: TransformerConfig, layer: int, storage: Storage):
+    def __init__(
+        self, key: jax.Array, config: TransformerConfig, layer: int, storage: Storage, in_size: int | None = None
+    ):
         keys = jax.random.split(key, 4)
         inner, shared = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+        width = in_size or config.hidden_size
 
         def linear(name, key, in_size, out_size, bias):
             scheme = storage.scheme(f"layers.{layer}.attention.{name}.weight", in_size)
             return Linear(key, in_size, out_size, bias, storage, scheme)
 
-        self.query = linear("query", keys[0], config.hidden_size, inner, config.qkv_bias)
-        self.key = linear("key", keys[1], config.hidden_size, shared, config.qkv_bias)
-        self.value = linear("value", keys[2], config.hidden_size, shared, config.qkv_bias)
+        self.query = linear("query", keys[0], width, inner, config.qkv_bias)
+        self.key = linear("key", keys[1], width, shared, config.qkv_bias)
+        self.value = linear("value", keys[2], width, shared, config.qkv_bias)
         self.out = linear("out", keys[3], inner, config.hidden_size, config.out_bias)
         self.query_norm = RMSNorm(config.head_dim, config.norm_eps, storage.place) if config.qk_norm else None
         self.key_norm = RMSNorm(config.head_dim, config.norm_eps, storage.place) if config.qk_norm else None
@@ -89,7 +92,7 @@ class Attention(nnx.Module):
         self.layout = storage.layout
 
     def __call__(self, x, positions, stored):
-        """x `[B, T, H]`, positions `[B, T]`, stored a layer of a cache or None: `[B, T, H]` and stored.
+        """x `[B, T, I]`, positions `[B, T]`, stored a layer of a cache or None: `[B, T, H]` and stored.
 
         A token that x holds twice has one position, is stored once, and comes out twice.
         """
@@ -241,8 +244,7 @@ class Transformer(nnx.Module):
         start = cache.length if cache is not None else jnp.zeros((tokens.shape[0],), jnp.int32)
         length = tokens.shape[1]
         positions = start[:, None] + jnp.arange(length, dtype=jnp.int32)[None]
-        x = self.embedding(tokens)
-        x = self._whole(x * jnp.asarray(self.config.embedding_scale, x.dtype)).astype(self._between)
+        x = self._whole(self.embed(tokens)).astype(self._between)
         if _duplicates_row(tokens, self.storage.place):
             x = _twice(x)
         streams, written = {0: x}, []
@@ -260,6 +262,11 @@ class Transformer(nnx.Module):
         raw = self.embedding.attend(hidden) if self.head is None else self.head.in_float32(hidden)
         logits = squeeze(raw, self.config.final_softcap)
         return logits if self.layout is None else self.layout.constrain(logits, VOCAB)
+
+    def embed(self, tokens: jax.Array) -> jax.Array:
+        """Embeddings of tokens int32 `[...]`: `[..., H]`, as the first layer takes them."""
+        x = self.embedding(tokens)
+        return x * jnp.asarray(self.config.embedding_scale, x.dtype)
 
     def first(self, count: int) -> Transformer:
         """The model cut after so many layers, with the same arrays; it takes the whole model's caches."""
@@ -291,7 +298,7 @@ class Transformer(nnx.Module):
         return x if self.layout is None else self.layout.constrain(x, None)
 
 
-def parameters(model: Transformer) -> dict[str, jax.Array]:
+def parameters(model: Any) -> dict[str, jax.Array]:
     """The parameters by dotted name ("layers.0.attention.query.weight"), in a fixed order."""
     flat, _ = jax.tree_util.tree_flatten_with_path(model)
     return {_dotted(path): leaf for path, leaf in flat}
@@ -308,8 +315,12 @@ def assemble(config: TransformerConfig, values: dict[str, jax.Array], storage: S
     So is that they are kept as `storage` says, and lie where it does. None is for
     matrices without bits of their own, of the dtype that the embedding has, on one device.
     """
-    storage = storage or Storage(values["embedding.table"].dtype)
-    flat, structure = jax.tree_util.tree_flatten_with_path(abstract(config, storage))
+    return fill(abstract(config, storage or Storage(values["embedding.table"].dtype)), values)
+
+
+def fill(empty: Tree, values: dict[str, jax.Array]) -> Tree:
+    """A module with the given parameters in place of its own, named as `parameters` names them."""
+    flat, structure = jax.tree_util.tree_flatten_with_path(empty)
     return jax.tree_util.tree_unflatten(structure, [values[_dotted(path)] for path, _ in flat])
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -135,8 +136,19 @@ def load(
         if vocab_size > config.vocab_size:
             raise InputError(f"{source.where} has {config.vocab_size} tokens: {vocab_size} cannot be cut from them")
         config = dataclasses.replace(config, vocab_size=vocab_size)
-    values = {}
-    for name, want in parameters(abstract(config, Storage(storage.dtype))).items():
+    values = read_parameters(source, parameters(abstract(config, Storage(storage.dtype))), storage)
+    return assemble(config, values, storage)
+
+
+def read_parameters(
+    source: TensorSource, wanted: Mapping[str, jax.Array | jax.ShapeDtypeStruct], storage: Storage
+) -> dict[str, jax.Array]:
+    """Parameters of a checkpoint, as `load` reads them: of the shapes and dtypes wanted, before they are quantized.
+
+    What a file has more of is cut to its first rows.
+    """
+    values: dict[str, jax.Array] = {}
+    for name, want in wanted.items():
         scheme = storage.scheme(name, want.shape[-1]) if is_matrix(name) else None
         if storage.layout is not None:
             if scheme is None:
@@ -153,7 +165,7 @@ def load(
         else:
             rows = _read_quantized(source, name, slice(0, want.shape[0]), want.shape[1], scheme, storage)
             values |= quantized_parts(name, tiled_where_native(rows, storage.place))
-    return assemble(config, values, storage)
+    return values
 
 
 def _read_quantized(
@@ -237,16 +249,22 @@ def _cast(array: np.ndarray, dtype: Any, name: str, where: str) -> np.ndarray:
 
 def _compare(source: TensorSource) -> None:
     want = {name: leaf.shape for name, leaf in parameters(abstract(source.config)).items()}
-    found = source.shapes()
-    faults = [f"{name} is missing" for name in want if name not in found]
-    faults += [f"{name} is not known" for name in found if name not in want]
-    faults += [
-        f"{name} is {list(found[name])} instead of {list(shape)}"
-        for name, shape in want.items()
-        if name in found and tuple(found[name]) != shape
-    ]
+    faults = faults_of(want, source.shapes())
     if faults:
         raise InputError(f"{source.where} does not fit its {source.config.family} configuration: {'; '.join(faults)}")
+
+
+def faults_of(want: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """What is missing, unknown or of another shape among the tensors found."""
+    return [
+        *(f"{name} is missing" for name in want if name not in found),
+        *(f"{name} is not known" for name in found if name not in want),
+        *(
+            f"{name} is {list(found[name])} instead of {list(shape)}"
+            for name, shape in want.items()
+            if name in found and tuple(found[name]) != tuple(shape)
+        ),
+    ]
 
 
 class ShardIndex(Record, frozen=True, kw_only=True):
@@ -268,16 +286,21 @@ class SafetensorsFolder:
         self.where = str(path)
         if not (self.path / "config.json").is_file():
             raise InputError(f"{self.where} has no config.json: give a model folder, a .gguf file or a hub id")
-        self.config = config_from_hf(read_foreign(self.path / "config.json"))
+        self.options = read_foreign(self.path / "config.json")
+        self.config = config_from_hf(self.options)
         self._files: dict[str, Any] = {}
         self._tensors: dict[str, tuple[str, str]] = {}  # our name -> file, its name there
         for theirs, file in self._listing().items():
-            ours = names.our_name(theirs, self.config.family, self.config.tied_head)
+            ours = self._our_name(theirs)
             if ours is None:
                 continue
             if ours in self._tensors:
                 raise InputError(f"{self.where} holds {ours} twice: as {self._tensors[ours][1]} and as {theirs}")
             self._tensors[ours] = (file, theirs)
+
+    def _our_name(self, theirs: str) -> str | None:
+        """See `names.our_name`."""
+        return names.our_name(theirs, self.config.family, self.config.tied_head)
 
     def _listing(self) -> dict[str, str]:
         """Which file holds a tensor, by their name."""
