@@ -189,6 +189,11 @@ def _stored(
     return nnx.Param(rounded.values), nnx.Param(rounded.scale), least
 
 
+def matrix_of(layer: Linear | Embedding) -> jax.Array | QuantizedTensor:
+    """The matrix `[O, I]` of a layer as it is stored."""
+    return _matrix(layer, layer.table if isinstance(layer, Embedding) else layer.weight)
+
+
 def _matrix(layer: Linear | Embedding, values: nnx.Param) -> jax.Array | QuantizedTensor:
     if layer.scheme is None:
         return values[...]

@@ -1,0 +1,108 @@
+"""What a draft is trained on: prompts with answers, as token ids, in a file of JSON lines that is appended to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kljudge_jax.errors import InputError
+from kljudge_jax.generation.generate import generate
+from kljudge_jax.generation.prompts import tokenize
+from kljudge_jax.models.pair import ModelPair
+from kljudge_jax.records import LineWriter, Record, read_log
+from kljudge_jax.tasks.base import Problem
+
+# Prompts that are answered between two lines of the file: what a kill can lose.
+_BLOCK = 32
+
+_ADVICE = "delete it, and its answers are written again"
+
+
+class CorpusLine(Record, frozen=True, kw_only=True):
+    """A prompt with its answer.
+
+    Attributes:
+      id: of the problem.
+      prompt, answer: token ids; the answer ends with an end-of-text token where it was finished.
+    """
+
+    id: str
+    prompt: list[int]
+    answer: list[int]
+
+
+def own_answers(
+    pair: ModelPair,
+    problems: Sequence[Problem],
+    path: str | Path,
+    *,
+    max_new_tokens: int = 256,
+    batch_size: int = 16,
+    report: Callable[[int, int], None] = lambda done, total: None,
+) -> list[CorpusLine]:
+    """The target's own greedy answers, in the order of the problems.
+
+    A second call with the same arguments goes on after the last line of the file.
+
+    Args:
+      pair: whose target answers.
+      problems: what is asked.
+      path: the file.
+      max_new_tokens: the most of an answer.
+      batch_size: how many are answered side by side.
+      report: told how many of how many answers there are.
+
+    Raises:
+      InputError: the file holds answers to other problems, or cannot be written.
+    """
+    done = _done(path, problems)
+    for first in range(len(done), len(problems), _BLOCK):
+        block = problems[first : first + _BLOCK]
+        out = generate(
+            pair,
+            [problem.prompt for problem in block],
+            verifier=None,
+            max_new_tokens=max_new_tokens,
+            batch_size=min(batch_size, len(block)),
+        )
+        with LineWriter(path) as lines:
+            for problem, tokens in zip(block, out.tokens, strict=True):
+                line = _line(pair, problem, np.asarray(tokens).tolist())
+                lines.append(line)
+                done.append(line)
+        report(len(done), len(problems))
+    return done
+
+
+def gold_answers(pair: ModelPair, problems: Sequence[Problem]) -> list[CorpusLine]:
+    """The worked solutions of the problems, each ended as the tokenizer ends a text.
+
+    Raises:
+      InputError: a problem has no solution, or the pair no tokenizer.
+    """
+    if pair.tokenizer is None:
+        raise InputError("solutions are text, and the pair has no tokenizer: add one, or train on the target's answers")
+    lacking = [problem.id for problem in problems if problem.solution is None]
+    if lacking:
+        raise InputError(f"{lacking[0]} has no worked solution: train on the target's own answers")
+    end = list(pair.eos[:1])
+    return [
+        _line(pair, problem, [*pair.tokenizer(problem.solution, add_special_tokens=False)["input_ids"], *end])
+        for problem in problems
+    ]
+
+
+def _line(pair: ModelPair, problem: Problem, answer: list[int]) -> CorpusLine:
+    prompt = tokenize(problem.prompt, pair.tokenizer, pair.target.vocab_size)
+    return CorpusLine(id=problem.id, prompt=prompt.tolist(), answer=answer)
+
+
+def _done(path: str | Path, problems: Sequence[Any]) -> list[CorpusLine]:
+    done = read_log(path, CorpusLine, _ADVICE, mend=True)
+    for line, problem in zip(done, problems, strict=False):
+        if line.id != problem.id:
+            raise InputError(f"{path} holds an answer to {line.id}, and {problem.id} was asked: choose another file")
+    return done[: len(problems)]
