@@ -4,6 +4,7 @@ from kljudge_jax.core.controller import Adaptive as Adaptive
 from kljudge_jax.core.protocols import Cache as Cache
 from kljudge_jax.core.protocols import Drafter as Drafter
 from kljudge_jax.core.protocols import Model as Model
+from kljudge_jax.drafters.eagle3_draft import Eagle3Draft as Eagle3Draft
 from kljudge_jax.drafters.model_draft import ModelDraft as ModelDraft
 from kljudge_jax.drafters.prompt_lookup import PromptLookup as PromptLookup
 from kljudge_jax.drafters.self_draft import SelfDraft as SelfDraft
@@ -44,4 +45,7 @@ from kljudge_jax.tasks import Problem as Problem
 from kljudge_jax.tasks import Task as Task
 from kljudge_jax.tasks import load_task as load_task
 from kljudge_jax.tasks import register_task as register_task
+from kljudge_jax.training.draft_head import HeadRecipe as HeadRecipe
+from kljudge_jax.training.train_draft import TrainedDraft as TrainedDraft
+from kljudge_jax.training.train_draft import train_draft as train_draft
 from kljudge_jax.verification import *  # noqa: F403

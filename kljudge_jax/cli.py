@@ -17,7 +17,7 @@ from kljudge_jax.commands.command import BAD_INPUT, said
 # In the order of `kljudge --help`.
 COMMANDS = (
     "demo", "generate", "rules", "sweep", "evaluate", "calibrate", "bench", "compare", "perplexity", "mine", "plan",
-    "train-judge", "correspond", "train-pair", "convert", "completion",
+    "train-judge", "correspond", "train-draft", "train-pair", "convert", "completion",
 )  # fmt: skip
 
 _EXAMPLES = """\b

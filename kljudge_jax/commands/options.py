@@ -131,25 +131,28 @@ def load_pair(options):
     from kljudge_jax import ModelPair
 
     loaded = {
-        name: getattr(options, name) for name in ("mesh", "axes", "draft_axes", "bits", "draft_bits", "cache_bits")
+        name: getattr(options, name, None)
+        for name in ("mesh", "axes", "draft_axes", "bits", "draft_bits", "cache_bits")
     }
+    # A command that trains a draft asks for none.
+    draft, draft_revision = getattr(options, "draft", None), getattr(options, "draft_revision", None)
     if options.target == EMBEDDED:
-        if options.draft not in (None, EMBEDDED) or options.tokenizer or options.revision or options.draft_revision:
+        if draft not in (None, EMBEDDED) or options.tokenizer or options.revision or draft_revision:
             raise InputError("--target embedded brings its own draft and tokenizer: name nothing else")
         return ModelPair.embedded(dtype="float32" if options.dtype == "auto" else options.dtype, **loaded)
     began = time.perf_counter()
-    loading = f"loading {options.target}" + (f" and {options.draft}" if options.draft else "")
+    loading = f"loading {options.target}" + (f" and {draft}" if draft else "")
     with contextlib.ExitStack() as stack:
-        if all(name is None or Path(name).exists() for name in (options.target, options.draft)):
+        if all(name is None or Path(name).exists() for name in (options.target, draft)):
             stack.enter_context(Bar(loading))
         else:  # the hub has bars of its own
             note(loading)
         pair = ModelPair.from_pretrained(
             options.target,
-            options.draft,
+            draft,
             dtype=options.dtype,
             revision=options.revision,
-            draft_revision=options.draft_revision,
+            draft_revision=draft_revision,
             tokenizer=options.tokenizer,
             check=lambda *models: _check_memory(options, *models),
             **loaded,

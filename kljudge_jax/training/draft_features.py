@@ -50,7 +50,7 @@ class FeaturesHead(Record, frozen=True, kw_only=True):
     hidden_size: Count
 
 
-class Sequence_(NamedTuple):
+class Learnt(NamedTuple):
     """One sequence of T tokens.
 
     Attributes:
@@ -82,14 +82,12 @@ class Features:
     def __len__(self) -> int:
         return self.head.sequences
 
-    def __getitem__(self, index: int) -> Sequence_:
+    def __getitem__(self, index: int) -> Learnt:
         shard, at = divmod(index, _SHARD)
         first = int(self.lengths[shard * _SHARD : index].sum())
         rows = slice(first, first + int(self.lengths[index]))
         file = self._open(shard)
-        return Sequence_(
-            file.get_slice("tokens")[rows], int(self.answers[index]), file.get_slice("states")[rows]
-        )
+        return Learnt(file.get_slice("tokens")[rows], int(self.answers[index]), file.get_slice("states")[rows])
 
     def _open(self, shard: int) -> Any:
         path = _shard(self.folder, shard)

@@ -250,7 +250,9 @@ def _optimizer(recipe: HeadRecipe, steps: int) -> optax.GradientTransformation:
 def _assembled(config: Eagle3Config, params: dict[str, Any], rows: jax.Array, ids: jax.Array) -> Eagle3Head:
     """The head with its matrices in bfloat16, whose masters are float32."""
     storage = Storage(jnp.bfloat16)
-    values = {name: x.astype(jnp.bfloat16) if is_matrix(name) or name.endswith("bias") else x for name, x in params.items()}
+    values = {
+        name: x.astype(jnp.bfloat16) if is_matrix(name) or name.endswith("bias") else x for name, x in params.items()
+    }
     return fill(abstract(config, storage), {**values, _FROZEN: rows, "ids": ids})
 
 

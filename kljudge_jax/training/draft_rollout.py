@@ -139,5 +139,3 @@ def loss_and_acceptance(
         right = hit if right is None else right & hit
         found.append(jnp.stack([jnp.sum(right & step.valid), jnp.sum(step.valid)]).astype(jnp.float32))
     return total, jnp.stack(found)
-
-

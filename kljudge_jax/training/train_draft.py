@@ -1,0 +1,171 @@
+"""A draft head for any target of ours: its answers, their features, the training, and the head in the public format."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal
+
+import jax.numpy as jnp
+import numpy as np
+from msgspec import structs
+
+from kljudge_jax.errors import InputError
+from kljudge_jax.models.eagle3_files import described_for, write_eagle3
+from kljudge_jax.models.pair import ModelPair
+from kljudge_jax.models.transformer import Transformer
+from kljudge_jax.progress_update import ProgressUpdate
+from kljudge_jax.records import Record, read_log, write
+from kljudge_jax.results_folder import results_folder
+from kljudge_jax.tasks.base import Problem, Task
+from kljudge_jax.training.draft_corpus import gold_answers, own_answers
+from kljudge_jax.training.draft_features import compute_features
+from kljudge_jax.training.draft_head import HeadData, HeadProgress, HeadRecipe, train_head
+from kljudge_jax.training.draft_start import starting_values
+from kljudge_jax.training.draft_vocab import count_tokens, most_frequent, read_draft_vocab, share_covered, write_draft_vocab
+
+# Whose answers a head learns from.
+ANSWERS = ("target", "gold")
+
+
+class TrainedDraft(Record, frozen=True, kw_only=True):
+    """What a training came to (`draft.json`).
+
+    Attributes:
+      head: the folder of the head, what `draft=` takes; None where the vocabulary alone was asked for.
+      draft_vocab: how many tokens it can draft.
+      covered: share of the corpus' answer tokens that are among them.
+      sequences, tokens: of the corpus; tokens are those of answers.
+      curve: what was reported while it trained.
+    """
+
+    format: Literal["kljudge_jax.draft"] = "kljudge_jax.draft"
+    version: Literal[1] = 1
+    head: str | None
+    draft_vocab: int
+    covered: float
+    sequences: int
+    tokens: int
+    curve: list[HeadProgress]
+
+    @property
+    def mean_acceptance_length(self) -> float | None:
+        """On the held-out answers, of greedy drafts under exact decoding."""
+        return self.curve[-1].mean_acceptance_length if self.curve else None
+
+
+def train_draft(
+    pair: ModelPair,
+    task: Task | Sequence[Problem],
+    folder: str | Path,
+    recipe: HeadRecipe = HeadRecipe(),  # noqa: B008 - frozen
+    *,
+    split: str = "train",
+    n: int = 400,
+    seed: int = 0,
+    answers: str = "target",
+    draft_vocab: int | Sequence[int] = 8192,
+    layers: tuple[int, ...] | None = None,
+    vocab_only: bool = False,
+    max_new_tokens: int = 256,
+    batch_size: int = 16,
+    report: Callable[[ProgressUpdate], None] = lambda update: None,
+) -> TrainedDraft:
+    """Trains an EAGLE-3 head that drafts for the pair's target.
+
+    A second call with the same arguments goes on where a killed one stopped: answers, features and training each.
+
+    Args:
+      pair: the target; a draft is not needed.
+      task: whose problems are asked, or the problems. The last `recipe.held_out` of them are never learnt.
+      folder: gets `answers.jsonl`, `features/`, `training/`, `draft_vocab.txt`, `head/` and `draft.json`.
+      recipe: how.
+      split, n, seed: which problems of a task.
+      answers: "target" for the target's own greedy answers, "gold" for the problems' solutions.
+      draft_vocab: how many tokens the head can draft, the corpus' most frequent ones; or their ids.
+      layers: of the target, to be read; None is 2, the middle one and the last but one.
+      vocab_only: writes the list of tokens and trains nothing: what `draft_vocab=` of a model draft takes.
+      max_new_tokens: the most of an answer of the target's.
+      batch_size: how many answers are written side by side.
+      report: called with what was done.
+
+    Raises:
+      InputError: the target cannot be read or asked, the problems have no answers to learn from, or the folder holds
+        something else.
+    """
+    if answers not in ANSWERS:
+        raise InputError(f"answers are {' or '.join(ANSWERS)}, not {answers!r}")
+    problems = task if isinstance(task, Sequence) else task.problems(split=split, n=n, seed=seed)
+    if not problems:
+        raise InputError("there is nothing to learn from: give at least one problem")
+    folder = results_folder(folder)
+    target = pair.target
+    if not isinstance(target, Transformer):
+        raise InputError("a head is trained for a model of ours: its layer begins as one of the target's")
+    layers = tuple(layers) if layers is not None else late_layers(target.num_layers)
+    if len(layers) < 1 or not all(0 <= i <= target.num_layers for i in layers):
+        raise InputError(f"layers lie from 0 to {target.num_layers}, the target's number, not {list(layers)}")
+    corpus = _answered(pair, problems, folder, answers, max_new_tokens, batch_size, report)
+    if not vocab_only and len(corpus) <= recipe.held_out:
+        raise InputError(
+            f"{len(corpus)} problems leave none to learn from: the recipe holds {recipe.held_out} out; give more"
+        )
+    learnt = corpus if vocab_only else corpus[: -recipe.held_out]
+    counts = count_tokens([line.answer for line in learnt], None, target.vocab_size)
+    size = draft_vocab if isinstance(draft_vocab, int) else None
+    ranked = (
+        most_frequent(counts, size, pair.eos) if size is not None else read_draft_vocab(draft_vocab, target.vocab_size)
+    )
+    write_draft_vocab(folder / "draft_vocab.txt", ranked)
+    rows = np.sort(np.asarray(ranked))
+    made = TrainedDraft(
+        head=None,
+        draft_vocab=len(rows),
+        covered=share_covered(counts, ranked),
+        sequences=len(learnt),
+        tokens=int(counts.sum()),
+        curve=[],
+    )
+    if vocab_only:
+        write(folder / "draft.json", made)
+        return made
+
+    def read(done: int, total: int) -> None:
+        report(ProgressUpdate(f"features of {done:,} of {total:,} tokens", done, total))
+
+    features = compute_features(target, corpus, layers, folder / "features", report=read)
+    config = described_for(target.config, len(rows), layers=layers)
+    start = starting_values(target, config, rows, recipe.seed)
+    data = HeadData(features, recipe, lambda tokens: np.asarray(target.embed(jnp.asarray(tokens)), np.float32))
+
+    def learned(progress: HeadProgress) -> None:
+        report(ProgressUpdate(str(progress), progress.step, progress.steps))
+
+    values = train_head(config, start, rows, data, folder / "training", learned)
+    # In bfloat16, as published heads are.
+    values = {name: x.astype(jnp.bfloat16) for name, x in values.items()}
+    write_eagle3(folder / "head", config, values, rows.tolist(), pair.tokenizer)
+    curve = read_log(folder / "training" / "log.jsonl", HeadProgress)
+    made = structs.replace(made, head=str(folder / "head"), curve=curve)
+    write(folder / "draft.json", made)
+    return made
+
+
+def late_layers(num_layers: int) -> tuple[int, ...]:
+    """The layers that a new head reads: an early one, the middle, and what the target's last block reads.
+
+    Published heads read n - 3 in place of n - 1. A head that begins as the last block computes the target's own states
+    with its input.
+    """
+    return tuple(dict.fromkeys((min(2, num_layers - 1), num_layers // 2, num_layers - 1)))
+
+
+def _answered(pair, problems, folder: Path, answers: str, max_new_tokens: int, batch_size: int, report):
+    if answers == "gold":
+        return gold_answers(pair, problems)
+
+    def told(done: int, total: int) -> None:
+        report(ProgressUpdate(f"answers {done:,} of {total:,}", done, total))
+
+    path = folder / "answers.jsonl"
+    return own_answers(pair, problems, path, max_new_tokens=max_new_tokens, batch_size=batch_size, report=told)
