@@ -223,7 +223,8 @@ class Drafter(Protocol):
     Attributes:
       layers: the target's layers that it wants to see in a `Window` (none, which costs nothing).
       has_hidden: it has hidden states for a rule that needs the draft's (False).
-      draws: when sampling, its tokens are drawn from its distributions, so that two drafts can differ (True).
+      draws: it has distributions, from which its tokens are drawn when sampling, so that two drafts can differ (True).
+        One that draws nothing has all at its token, and no rule that compares the two models' distributions.
       always_full: it proposes K tokens in every cycle that asks for K (False).
     """
 

@@ -15,7 +15,7 @@ from kljudge_jax.core.state import Shape
 from kljudge_jax.core.target import alike
 from kljudge_jax.errors import InputError
 from kljudge_jax.verification.base import Verdict, Verifier, VerifyInputs
-from kljudge_jax.verification.distributions import is_distribution, kl_divergence
+from kljudge_jax.verification.distributions import is_distribution, kl_on_support
 
 
 class Outcome(NamedTuple):
@@ -94,6 +94,11 @@ def judge_drafts(
     drafts = shape.scorer.drafts
     needs: frozenset[str] = getattr(verifier, "needs", frozenset())
     tokens = draft.tokens[:, :width]
+    if draft.raw_logits is None and getattr(verifier, "compares_drafts", False):
+        raise InputError(
+            f"{type(verifier).__name__} reads KL(target || draft), and the drafter gives no distributions "
+            "(Draft.raw_logits is None): draft with a model, or use another rule"
+        )
     draft_logits, raw_draft_logits = draft.distributions(width, vocab)
     if raw_draft_logits.shape != (tokens.shape[0], width, vocab):
         raise InputError(
@@ -167,7 +172,7 @@ def judge_drafts(
     kl = logprobs = sampled = None
     if shape.trace:
         raw, raw_draft = followed(scores.logits), followed(raw_draft_logits)
-        kl = jnp.where(at[:, :width] < usable[:, None], kl_divergence(raw[:, :width], raw_draft), jnp.nan)
+        kl = jnp.where(at[:, :width] < usable[:, None], kl_on_support(raw[:, :width], raw_draft), jnp.nan)
         kl = jnp.pad(kl, ((0, 0), (0, spare + 1)), constant_values=jnp.nan)
 
         def log_probability(logits):

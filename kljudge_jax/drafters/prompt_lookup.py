@@ -20,9 +20,8 @@ class PromptLookup:
     so close to the end that its continuation runs into it goes on with what was just proposed, as a loop would.
 
     Its distribution is all at its token: 0 there and -inf elsewhere. So lossless rules stay lossless (a token is
-    accepted with the target's probability of it), KL(target || draft) is infinite and a rule that asks for less keeps
-    to its strict part, KL(draft || target) is -log p(d), and the draft's entropy is 0. A rule that needs the draft's
-    states cannot be used with it.
+    accepted with the target's probability of it), KL(draft || target) is -log p(d), and the draft's entropy is 0. A
+    rule that needs KL(target || draft), as `KLJudge`, or the draft's states is refused with it.
 
     Source: prompt lookup decoding (Saxena, 2023), and LLMA, arXiv 2304.04487.
 

@@ -73,6 +73,11 @@ def plan(pair, verifier, drafter, draft_length, sampling: Sampling, with_section
         drafter.check(pair)
     if "draft_hidden" in getattr(verifier, "needs", frozenset()) and not getattr(drafter, "has_hidden", False):
         raise InputError(f"{name} reads the draft's states, and {type(drafter).__name__} has none: draft with a model")
+    if getattr(verifier, "compares_drafts", False) and not getattr(drafter, "draws", True):
+        raise InputError(
+            f"{name} reads KL(target || draft), and {type(drafter).__name__} has no distribution to compare with, all of "
+            "it is at its token: draft with a model, or use a rule such as exact, typical, topk:2 or fuzzy:divergence=js"
+        )
     if hasattr(verifier, "check_pair"):
         verifier.check_pair(pair)
     adaptive = None

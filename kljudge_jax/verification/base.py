@@ -21,7 +21,8 @@ class VerifyInputs:
       draft_tokens: int32 `[K]`.
       draft_count: int32 `[]`, how many of the K are real.
       draft_logits: f32 `[K, V]`, processed exactly as the token was sampled: temperature, then top-k, top-p and min-p;
-        what was cut off holds -inf. A drafter without probabilities gives 0 at its token and -inf elsewhere.
+        what was cut off holds -inf. A drafter without probabilities gives 0 at its token and -inf elsewhere; one over a
+        part of the vocabulary has -inf at every token outside, in `raw_draft_logits` too.
       target_logits: f32 `[K + 1, V]`, processed the same way.
       raw_draft_logits: f32 `[K, V]`, before any processing; the same array when greedy.
       raw_target_logits: f32 `[K + 1, V]`, before any processing; the same array when greedy.
@@ -81,8 +82,9 @@ class Verifier(Protocol):
     """A verification rule: a pure function of one sequence, which the decoding loop vmaps over the batch.
 
     Implementations are frozen dataclasses registered as pytrees, so that a threshold is data and sweeping it compiles
-    nothing. Three class attributes are read where a rule has them: `needs`, a frozenset of the inputs that cost extra
-    ("draft_hidden", "target_hidden"), `greedy_only`, True for a rule that a temperature above 0 makes no sense of, and
+    nothing. Four class attributes are read where a rule has them: `needs`, a frozenset of the inputs that cost extra
+    ("draft_hidden", "target_hidden"), `greedy_only`, True for a rule that a temperature above 0 makes no sense of,
+    `compares_drafts`, True for one that makes no sense of a draft whose distribution is all at its token, and
     `scorer`, how the target looks at a draft: "draft", "several drafts" (`KSequential`), "reflection" (`Reflective`).
     A rule with a memory has a method `init_carry()`, a pytree of arrays: what it remembers before the first token.
     `verification.rule` has the parts that the rules here are made of.

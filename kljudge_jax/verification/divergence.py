@@ -7,13 +7,18 @@ import dataclasses
 import jax
 
 from kljudge_jax.verification.base import VerifyInputs
-from kljudge_jax.verification.distributions import js_divergence, kl_divergence, total_variation
+from kljudge_jax.verification.distributions import (
+    js_divergence,
+    kl_divergence,
+    kl_on_support,
+    total_variation,
+)
 from kljudge_jax.verification.parameters import choice, number, probability
 from kljudge_jax.verification.rule import ThresholdRule, register
 
 _DIVERGENCES = {
     "js": js_divergence,
-    "kl_target_draft": kl_divergence,
+    "kl_target_draft": kl_on_support,
     "kl_draft_target": lambda target, draft: kl_divergence(draft, target),
     "tv": total_variation,
 }
@@ -25,8 +30,9 @@ class DivergenceThreshold(ThresholdRule):
     r"""Accept d iff the divergence of target and draft is at most the threshold; d itself is not looked at.
 
     Divergences read the raw logits at temperature 1. A rejected token is replaced by one drawn from p; there is no
-    escape for a token that matches. A threshold of -1 rejects everything and so keeps the target's distribution. A
-    one-hot draft (prompt lookup) makes "kl_target_draft" infinite.
+    escape for a token that matches. A threshold of -1 rejects everything and so keeps the target's distribution.
+    "kl_target_draft" of a draft over a part of the vocabulary is `KLJudge`'s, and a draft without a distribution
+    (prompt lookup) is refused with it; the others are finite for any draft that the target does not exclude.
 
     Maths:
       $$ \text{accept } d \iff D(p, q) \le \tau $$
@@ -52,6 +58,10 @@ class DivergenceThreshold(ThresholdRule):
     spec_name = "fuzzy"
     source = "FSD, arXiv 2502.20704 (paper and code)"
     keeps_strict = False
+
+    @property
+    def compares_drafts(self) -> bool:  # type: ignore[override]  # known with the divergence, not with the class
+        return self.divergence == "kl_target_draft"
 
     def passes(self, inputs: VerifyInputs) -> jax.Array:
         target = inputs.raw_target_logits[: inputs.draft_tokens.shape[0]]

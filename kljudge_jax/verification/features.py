@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kljudge_jax.verification.distributions import Normaliser, argmax, entropy, kl_divergence
+from kljudge_jax.verification.distributions import Normaliser, argmax, entropy, kl_divergence, kl_on_support
 
 # What each set-up takes from `VerifyInputs` beyond the logits. "DT", "DD" and "DD-DT" are AutoJudge's names (arXiv
 # 2504.20039): the target's state, the draft's, the draft's followed by the target's.
@@ -40,8 +40,8 @@ def logit_primitives(target_logits: jax.Array, draft_logits: jax.Array, token: j
     """The numbers that training-free rules are made of, f32 `[8]`, in the order of `PRIMITIVES`.
 
     Divergences, entropies and log-probabilities in nats; `target_top` is the target's largest probability and
-    `target_margin` how far the second largest is below it. A divergence is infinite where one model excludes what the
-    other does not.
+    `target_margin` how far the second largest is below it. That of target and draft is `kl_on_support`; that of draft
+    and target is infinite where the target excludes what the draft does not.
 
     Args:
       target_logits, draft_logits: raw logits `[V]` that predict the token.
@@ -52,7 +52,7 @@ def logit_primitives(target_logits: jax.Array, draft_logits: jax.Array, token: j
     others = jnp.where(jnp.arange(target.shape[0]) == argmax(target), -jnp.inf, target)
     return jnp.stack(
         [
-            kl_divergence(target, draft),
+            kl_on_support(target, draft),
             kl_divergence(draft, target),
             entropy(target),
             entropy(draft),

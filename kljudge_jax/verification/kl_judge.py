@@ -7,7 +7,7 @@ import dataclasses
 import jax
 
 from kljudge_jax.verification.base import VerifyInputs
-from kljudge_jax.verification.distributions import kl_divergence
+from kljudge_jax.verification.distributions import kl_on_support
 from kljudge_jax.verification.parameters import number, probability
 from kljudge_jax.verification.rule import ThresholdRule, register
 
@@ -24,10 +24,18 @@ class KLJudge(ThresholdRule):
     Greedy: strict is d = argmax p, as published. Sampling, which the paper leaves open: strict is speculative
     sampling's draw, with its correction, on the processed logits.
 
+    A draft that knows a part S of the vocabulary alone (a ranked head, an EAGLE-3 head) is compared on S, in a form of
+    ours: with r = 1 - p(S) and p_S = p / (1 - r), KL(p_S || q) - ln(1 - r) takes KL's place, and where r is above 1/2
+    the strict rule decides. It is KL to the bit where S is everything. A draft without a distribution (prompt lookup)
+    is refused.
+
     Maths:
       $$ \text{accept } d \iff \text{strict}(d) \lor \left(\max_v p(v) \le c \land \text{KL}(p \| q) < \tau\right) $$
 
       $$ \text{KL}(p \| q) = \sum_v p(v) \ln \frac{p(v)}{q(v)} $$
+
+      $$ \text{on } S: \quad \text{KL}(p_S \| q) - \ln(1 - r), \quad r = 1 - \sum_{v \in S} p(v),
+      \quad p_S(v) = \frac{p(v)}{1 - r} $$
 
     Source: JuDi, arXiv 2601.04766, paper and code. Published thresholds: 0.1 to 1.4, about 0.4 to 0.5 for word
     problems; the confidence is its constant 0.9.
@@ -41,8 +49,9 @@ class KLJudge(ThresholdRule):
     confidence: float = probability(0.9)
 
     spec_name = "kl"
-    source = "JuDi, arXiv 2601.04766 (paper and code); its form when sampling is ours"
+    source = "JuDi, arXiv 2601.04766 (paper and code); its forms when sampling and on a part of the vocabulary are ours"
+    compares_drafts = True
 
     def passes(self, inputs: VerifyInputs) -> jax.Array:
         count = inputs.draft_tokens.shape[0]
-        return kl_divergence(inputs.raw_target_logits[:count], inputs.raw_draft_logits) < self.threshold
+        return kl_on_support(inputs.raw_target_logits[:count], inputs.raw_draft_logits) < self.threshold

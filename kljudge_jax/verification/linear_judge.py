@@ -67,6 +67,10 @@ class LinearJudge(ThresholdRule):
     def needs(self) -> frozenset[str]:  # type: ignore[override]  # known with the head, not with the class
         return self.head.needs
 
+    @property
+    def compares_drafts(self) -> bool:  # type: ignore[override]  # known with the head, not with the class
+        return self.head.setup == "logits"
+
     def check_pair(self, pair: Any) -> None:
         """Raises `InputError` if the head was trained for another pair."""
         self.head.check_pair(pair)

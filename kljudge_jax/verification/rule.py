@@ -75,6 +75,8 @@ class Rule:
       lossless: it keeps the target's distribution, and when greedy the target's own tokens.
       greedy_only: it has no meaning at a temperature above 0.
       needs: the inputs that cost extra, "draft_hidden" and "target_hidden".
+      compares_drafts: its test needs KL(target || draft), which is none where the draft's distribution is all at its
+        token: a drafter that draws nothing is refused with it.
     """
 
     spec_name: ClassVar[str]
@@ -82,6 +84,7 @@ class Rule:
     lossless: ClassVar[bool] = False
     greedy_only: ClassVar[bool] = False
     needs: ClassVar[frozenset[str]] = frozenset()
+    compares_drafts: ClassVar[bool] = False
 
     def __post_init__(self):
         for name, (parameter, _) in parameters_of(type(self)).items():

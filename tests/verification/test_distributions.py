@@ -1,11 +1,14 @@
 """The numbers read off logits, where float32 is at its worst."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from transcription import entropy as exact_entropy
 from transcription import kl, softmax
+from transcription import kl_on_support as exact_on_support
 
 from kljudge_jax.verification.distributions import (
     Normaliser,
@@ -15,6 +18,7 @@ from kljudge_jax.verification.distributions import (
     is_distribution,
     js_divergence,
     kl_divergence,
+    kl_on_support,
     probabilities,
     sample,
     token_rank,
@@ -56,6 +60,56 @@ def test_zero_and_underflowing_probabilities():
     # exp(-200) is 0 in float32, the probability is not.
     assert float(kl_divergence(jnp.array([0.0, -200.0]), jnp.array([0.0, nothing]))) == inf
     assert float(entropy(jnp.array([0.0, nothing, nothing]))) == 0
+
+
+def test_a_draft_over_a_part_of_the_vocabulary_is_compared_there():
+    rng = np.random.default_rng(2)
+    p, q = rng.normal(size=(2, 40, 30)) * 2
+    q[rng.random(q.shape) < np.linspace(0, 0.9, 40)[:, None]] = -np.inf
+    q[:, 0] = 0
+    found = np.asarray(jax.jit(kl_on_support)(jnp.asarray(p, jnp.float32), jnp.asarray(q, jnp.float32)))
+    wanted, half = np.transpose([exact_on_support(softmax(a), softmax(b)) for a, b in zip(p, q, strict=True)])
+    assert half.min() > 1e-3 and 10 < np.isinf(wanted).sum() < 30
+    np.testing.assert_allclose(found, wanted, rtol=1e-4)
+    # Of two equal models one cut to S: no more than S costs.
+    cut = jnp.where(jnp.arange(30) < 20, jnp.asarray(p, jnp.float32), -jnp.inf)
+    outside = softmax(p)[:, 20:].sum(axis=-1)
+    expected = np.where(outside > 0.5, np.inf, -2 * np.log1p(-outside) + np.log1p(-outside))
+    np.testing.assert_allclose(kl_on_support(jnp.asarray(p, jnp.float32), cut), expected, rtol=1e-4)
+    nothing = -jnp.inf
+    for p, q, wanted in (
+        ([0.0, 0.0], [0.0, nothing], np.log(2.0)),  # half of the target is outside, no more
+        ([0.0, 0.1], [0.0, nothing], np.inf),
+        ([nothing, 0.0], [0.0, nothing], np.inf),
+        ([0.0, nothing], [0.0, nothing], 0.0),
+        ([jnp.nan, 0.0], [0.0, nothing], np.nan),
+        ([0.0, 0.0], [nothing, nothing], np.nan),
+    ):
+        np.testing.assert_allclose(kl_on_support(jnp.array(p), jnp.array(q)), wanted, rtol=1e-6)
+
+
+def test_over_the_whole_vocabulary_it_is_kl_to_the_bit_and_costs_no_more_sums():
+    rng = np.random.default_rng(3)
+    p = jnp.asarray(rng.normal(size=(8, 20_000)) * 3, jnp.float32)
+    q = p + jnp.asarray(rng.normal(size=p.shape) * 0.5, jnp.float32)
+    p = p.at[0, 7].set(-jnp.inf)  # of the target's own, which a draft need not know
+    programs = [jax.jit(f).lower(p, q).compile() for f in (kl_divergence, kl_on_support)]
+    whole, on_support = (program(p, q) for program in programs)
+    np.testing.assert_array_equal(on_support, whole)
+    # What lies in the loop does not run there; XLA may move out of it what is the same in every turn.
+    assert [len(re.findall(r" exponential\(", outside_loops(program))) for program in programs] == [3, 3]
+
+
+def outside_loops(program):
+    """The text of a compiled program without the bodies of its loops."""
+    parts = re.split(r"\n(?=(?:ENTRY )?%\S+ \()", program.as_text())
+    text = {re.match(r"(?:ENTRY )?%(\S+)", part)[1]: part for part in parts if re.match(r"(?:ENTRY )?%", part)}
+    (entry,) = (name for name, part in text.items() if part.startswith("ENTRY"))
+    seen, left = [], [entry]
+    while left:
+        seen.append(left.pop())
+        left += re.findall(r"(?:calls|to_apply|condition)=%([\w.\-]+)", text[seen[-1]])
+    return "\n".join(text[name] for name in seen)
 
 
 def test_argmax_and_draws_are_those_of_jax():

@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from transcription import entropy, kl, softmax
+from transcription import entropy, kl, kl_on_support, softmax
 
 from kljudge_jax.verification.features import (
     PRIMITIVES,
@@ -32,11 +32,12 @@ def test_primitives_agree_with_float64():
     assert found.shape[1] == len(PRIMITIVES)
 
 
-def test_two_equal_tops_have_no_margin_and_what_q_excludes_is_infinitely_far():
+def test_two_equal_tops_have_no_margin_and_a_draft_over_a_part_is_compared_there():
     tie = logit_primitives(np.float32([1, 1, 0]), np.float32([0, 0, 0]), 1)
     assert tie[PRIMITIVES.index("target_margin")] == 0
     holes = logit_primitives(np.float32([1, 1, 0]), np.float32([0, -np.inf, 0]), 0)
-    assert holes[PRIMITIVES.index("kl_target_draft")] == np.inf
+    p, q = softmax(np.array([1.0, 1, 0])), np.array([0.5, 0, 0.5])
+    np.testing.assert_allclose(holes[PRIMITIVES.index("kl_target_draft")], kl_on_support(p, q)[0], rtol=1e-5)
     assert np.isfinite(holes[PRIMITIVES.index("draft_entropy")])
 
 

@@ -10,17 +10,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from random_cases import as_inputs, batch_axes, random_cases, verdicts
-from transcription import above, check, kl
+from transcription import above, check, kl_on_support
 
 from kljudge_jax.verification import GreedyExact, KLJudge, SpeculativeSampling
 
 
 def judged(threshold, confidence):
     def accept(position):
-        divergence, top = kl(position.raw_p, position.raw_q), position.raw_p.max()
+        (divergence, half), top = kl_on_support(position.raw_p, position.raw_q), position.raw_p.max()
         far, near = above(divergence, threshold)
         sure, nearly = above(top, confidence)
-        return (position.strict if far or sure else 1.0), min(near, nearly if confidence < 1 else 1.0)
+        return (position.strict if far or sure else 1.0), min(near, half, nearly if confidence < 1 else 1.0)
 
     return accept
 

@@ -49,6 +49,15 @@ def kl(p, q):
     return total
 
 
+def kl_on_support(p, q):
+    """KL(p || q) where q knows a part of the vocabulary, and how near p is to having half of itself elsewhere."""
+    inside = p[q > 0].sum()
+    outside = p[q == 0].sum()
+    if outside > 0.5:
+        return math.inf, outside - 0.5
+    return kl(p[q > 0] / inside, q[q > 0]) - math.log(inside), 0.5 - outside if outside else 1.0
+
+
 def above(value, threshold):
     """Whether value > threshold, as a probability, and how near the two are."""
     near = 1.0 if math.isinf(value) or math.isinf(threshold) else abs(value - threshold) / (1 + abs(threshold))
