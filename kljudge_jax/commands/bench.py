@@ -149,6 +149,8 @@ def _pair_and_prompts(options, plan):
             options.bits,
             options.draft_bits,
         )
+        if options.draft_vocab is not None:
+            pair = pair.with_draft_vocab(options.draft_vocab)
         prompts = random_prompts(pair, count, options.prompt_tokens, options.seed)
         return pair, prompts, f"random:{options.prompt_tokens}"
     task = load_task(options.task)

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from kljudge_jax.commands.command import EMBEDDED, FAILED, MODEL, OK, Option, Text, Whole, flag, option
+from kljudge_jax.commands.command import EMBEDDED, FAILED, FILE, MODEL, OK, Option, Text, Whole, flag, option
 from kljudge_jax.commands.progress import Bar
 from kljudge_jax.errors import InputError
 from kljudge_jax.generation.config import DEFAULTS, DecodingConfig
@@ -46,6 +46,13 @@ BITS = (
     option("--draft-bits", "the same for the draft", group="Models", type=_BITS),
 )
 
+DRAFT_VOCAB = option(
+    "--draft-vocab",
+    "cut the draft's head to these tokens, a text file with one id a line: fewer bytes are read for a draft token",
+    group="Models",
+    type=FILE,
+)
+
 REVISION = option("--revision", "branch, tag or commit of the target on the hub", group="Models", metavar="REV")
 RUN_CODE = flag("--run-code", "run the code that the models write, confined, to check humaneval and mbpp")
 
@@ -71,6 +78,7 @@ def model_options(required: bool = True) -> tuple[Option, ...]:
             required=required,
         ),
         option("--draft", "the small model that proposes; not needed for `none`", group=group, type=MODEL),
+        DRAFT_VOCAB,
         REVISION,
         option("--draft-revision", "the same for the draft", group=group, metavar="REV"),
         option("--tokenizer", "where to find the tokenizer, if not with the target", group=group, type=MODEL),
@@ -132,7 +140,7 @@ def load_pair(options):
 
     loaded = {
         name: getattr(options, name, None)
-        for name in ("mesh", "axes", "draft_axes", "bits", "draft_bits", "cache_bits")
+        for name in ("draft_vocab", "mesh", "axes", "draft_axes", "bits", "draft_bits", "cache_bits")
     }
     # A command that trains a draft asks for none.
     draft, draft_revision = getattr(options, "draft", None), getattr(options, "draft_revision", None)

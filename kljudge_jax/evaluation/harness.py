@@ -39,7 +39,7 @@ except ImportError as error:
     raise InputError(f"the harness is not installed ({error}): pip install 'kljudge-jax[harness]'") from error
 
 _LOADED_WITH = (
-    *("dtype", "bits", "draft_bits", "mesh", "axes", "draft_axes"),
+    *("dtype", "draft_vocab", "bits", "draft_bits", "mesh", "axes", "draft_axes"),
     *("revision", "draft_revision", "tokenizer"),
 )
 

@@ -20,9 +20,12 @@ _PATIENCE = 4
 
 
 def bytes_read(model: Any) -> int:
-    """The bytes of the weights that one token multiplies: all but an embedding table that is not the head as well."""
-    untied = isinstance(model, Transformer) and not model.config.tied_head
-    return parameter_bytes(model) - (parameter_bytes(model.embedding) if untied else 0)
+    """The bytes of the weights that one token multiplies: all but an embedding table that is not the head as well.
+
+    Of a head that is cut to some tokens its own rows are read, and a table that was tied to it is only gathered from.
+    """
+    gathered = isinstance(model, Transformer) and model.head is not None
+    return parameter_bytes(model) - (parameter_bytes(model.embedding) if gathered else 0)
 
 
 def draft_cost(pair: Any, drafter: Any) -> float:

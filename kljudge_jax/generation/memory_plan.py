@@ -87,6 +87,7 @@ class Model:
       bits: of its matrices, as `linear.Storage` has it.
       cache_bits: of its caches, the same.
       platform: of its devices, on which it hangs how its matrices are quantized, as `linear.Storage` has it.
+      head_rows: how many tokens its head knows, the same.
     """
 
     config: TransformerConfig
@@ -96,13 +97,15 @@ class Model:
     bits: int | str | None = None
     cache_bits: int | None = None
     platform: str | None = None
+    head_rows: int | None = None
 
     @classmethod
     def of(cls, model: Transformer) -> Model:
         """That of a model that is loaded."""
         kept = model.storage
         caches = cache_dtype(kept.dtype, kept.place.platform)
-        return cls(model.config, kept.layout, kept.dtype, caches, kept.bits, kept.cache_bits, kept.place.platform)
+        placed = kept.layout, kept.dtype, caches, kept.bits, kept.cache_bits, kept.place.platform
+        return cls(model.config, *placed, kept.head_rows)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -223,7 +226,8 @@ def gigabytes(count: float) -> str:
 
 
 def _weights(model: Model) -> int:
-    return bytes_per_device(model.config, Storage(model.dtype, model.bits, model.layout, platform=model.platform))
+    how = {"platform": model.platform, "head_rows": model.head_rows}
+    return bytes_per_device(model.config, Storage(model.dtype, model.bits, model.layout, **how))
 
 
 def _share(model: Model, axes: tuple[str | None, ...], shape: tuple[int, ...]) -> int:

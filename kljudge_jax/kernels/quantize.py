@@ -319,16 +319,20 @@ def dequantize(weight: QuantizedTensor, dtype) -> jax.Array:
 def rows_of(weight: QuantizedTensor, outputs: jax.Array, dtype) -> jax.Array:
     """Some rows of the dequantized weight: `outputs` int32 `[...]`, clipped to those there are, to `[..., I]`."""
     at = jnp.clip(outputs.reshape(-1), 0, weight.shape[0] - 1)
-    if weight.scheme.group is not None:
-        return _accelerated_rows(weight, at, dtype).reshape(*outputs.shape, -1)
+    return dequantize(some_outputs(weight, at), dtype).reshape(*outputs.shape, -1)
+
+
+def some_outputs(weight: QuantizedTensor, outputs: jax.Array) -> QuantizedTensor:
+    """The weight of some outputs int32 `[N]` alone: the same numbers, in rows where the weight is tiled."""
+    parts = (weight.values, weight.scale, weight.minimum)
     if weight.tiled:
-        tile, lane = at // _TILE, at % _TILE
-        values = weight.values[tile, :, lane].reshape(len(at), -1)
-        scale, minimum = (None if x is None else x[tile, :, lane] for x in (weight.scale, weight.minimum))
+        tile, lane = outputs // _TILE, outputs % _TILE
+        values = weight.values[tile, :, lane].reshape(len(outputs), -1)
+        scale, minimum = (None if x is None else x[tile, :, lane] for x in parts[1:])
     else:
-        values, scale = weight.values[at], weight.scale[at]
-        minimum = None if weight.minimum is None else weight.minimum[at]
-    return _dequantize_rows(values, scale, minimum, weight, dtype).reshape(*outputs.shape, -1)
+        before = (slice(None),) * outputs_axis(weight.scheme)
+        values, scale, minimum = (None if x is None else x[(*before, outputs)] for x in parts)
+    return QuantizedTensor(values, scale, minimum, (len(outputs), weight.shape[1]), weight.scheme)
 
 
 def in_groups(weight: QuantizedTensor, dtype) -> jax.Array:

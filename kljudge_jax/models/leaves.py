@@ -31,9 +31,11 @@ def parameter_bytes(model: Any) -> int:
 
 
 def precision(model: Any) -> str:
-    """What its matrices are kept as, for reports: "int8 (bfloat16)"; of others' the dtype of most bytes."""
+    """What its matrices are kept as, for reports: "int8 (bfloat16)", and "..., 8,192 of 151,936 tokens" where its head
+    is cut to those; of others' the dtype of most bytes."""
     if isinstance(model, Transformer):
-        return str(model.storage)
+        rows = model.storage.head_rows
+        return str(model.storage) + ("" if rows is None else f", {rows:,} of {model.vocab_size:,} tokens")
     return _of_most_bytes(arrays(model), "nothing")
 
 

@@ -42,6 +42,7 @@ class Storage:
       schemes: of "file", how those are stored, by dotted name; without it 8 bits are taken for planning.
       cache_bits: 8, for a quantized KV cache (`int8_cache`); None keeps keys and values in `dtype`.
       platform: of the devices, "cpu", "gpu" or "tpu"; None is the layout's, or that of the device JAX puts arrays on.
+      head_rows: how many tokens the head has rows of, in a `RankedHead`; None is all.
     """
 
     dtype: Any = jnp.float32
@@ -50,6 +51,7 @@ class Storage:
     schemes: tuple[tuple[str, Scheme], ...] = ()
     cache_bits: int | None = None
     platform: str | None = None
+    head_rows: int | None = None
 
     @property
     def place(self) -> Place:
@@ -134,7 +136,7 @@ class Linear(nnx.Module):
 
 def side_by_side(x: jax.Array, *layers: Linear) -> list[jax.Array]:
     """What each of several layers makes of the same x, as one piece of work: f32, not yet rounded to x's dtype."""
-    found = products(x, [_matrix(layer, layer.weight) for layer in layers], layers[0].place)
+    found = products(x, [matrix_of(layer) for layer in layers], layers[0].place)
     return [
         out if layer.bias is None else out + jnp.expand_dims(layer.bias[...].astype(jnp.float32), range(out.ndim - 1))
         for layer, out in zip(layers, found, strict=True)
@@ -161,7 +163,7 @@ class Embedding(nnx.Module):
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
         """tokens int32 `[...]` to `[..., H]`."""
-        table = _matrix(self, self.table)
+        table = matrix_of(self)
         if self.table.dtype != jnp.float32 and self.place.platform == "cpu":
             # XLA's CPU backend gathers 16-bit rows as float32 ones. It does so row by row, unless it can see that the
             # table is the same in every turn of a loop: then it makes a float32 copy of the whole table beforehand.
@@ -176,7 +178,7 @@ class Embedding(nnx.Module):
 
     def attend(self, x: jax.Array) -> jax.Array:
         """x `[..., H]` to logits f32 `[..., V]`."""
-        return product(x, _matrix(self, self.table), self.place)
+        return product(x, matrix_of(self), self.place)
 
 
 def _stored(
@@ -190,11 +192,8 @@ def _stored(
 
 
 def matrix_of(layer: Linear | Embedding) -> jax.Array | QuantizedTensor:
-    """The matrix `[O, I]` of a layer as it is stored."""
-    return _matrix(layer, layer.table if isinstance(layer, Embedding) else layer.weight)
-
-
-def _matrix(layer: Linear | Embedding, values: nnx.Param) -> jax.Array | QuantizedTensor:
+    """Its matrix, as products take it."""
+    values = layer.weight if isinstance(layer, Linear) else layer.table
     if layer.scheme is None:
         return values[...]
     assert layer.scale is not None

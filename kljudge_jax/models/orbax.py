@@ -67,6 +67,8 @@ def save(
     folder = check_destination(folder)
     if model.storage.bits is not None:
         raise InputError(f"{model.storage} weights cannot be saved: save the model that they were rounded from")
+    if model.storage.head_rows is not None:
+        raise InputError("a model whose head is cut to some tokens cannot be saved: save the whole one, and cut it again")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with ocp.PyTreeCheckpointer() as checkpointer:

@@ -14,6 +14,7 @@ from kljudge_jax.core.protocols import check_methods, check_structure
 from kljudge_jax.errors import InputError
 from kljudge_jax.models.compiled import keep_compiled
 from kljudge_jax.models.config import TransformerConfig
+from kljudge_jax.models.draft_vocab import DraftVocab, cut_head, read_draft_vocab, with_ends
 from kljudge_jax.models.leaves import precision
 from kljudge_jax.models.linear import FILE
 from kljudge_jax.models.shapes import check_weights_fit
@@ -89,7 +90,8 @@ class ModelPair:
 
     @property
     def precision(self) -> str:
-        """What the matrices are kept as, for reports: "bfloat16", or "int8 (bfloat16), draft int4 (bfloat16)"."""
+        """What the matrices are kept as, for reports: "bfloat16", or "int8 (bfloat16), draft int4 (bfloat16)", and of a
+        draft whose head is cut "bfloat16, draft bfloat16, 8,192 of 151,936 tokens"."""
         target, draft = precision(self.target), None if self.draft is None else precision(self.draft)
         return target if draft in (None, target) else f"{target}, draft {draft}"
 
@@ -99,6 +101,7 @@ class ModelPair:
         target: str | Path,
         draft: str | Path | None = None,
         *,
+        draft_vocab: DraftVocab | None = None,
         dtype: str = "auto",
         mesh: str | None = None,
         axes: str | None = None,
@@ -120,6 +123,8 @@ class ModelPair:
           target: hub id, local folder (safetensors, or ours) or .gguf file.
           draft: the same, or a head of the target in the public format of EAGLE-3; None for plain decoding, prompt
             lookup and self-draft.
+          draft_vocab: the tokens that the draft's head is cut to, a text file with one id a line or the ids: see
+            `with_draft_vocab`.
           dtype: "float32", "bfloat16", "float16", or "auto": bfloat16; on a CPU without a C++ compiler whichever of
             bfloat16 and float32 is measured to be faster.
           mesh: devices to spread the models over, such as "data=2,tensor=4"; None is one device.
@@ -148,6 +153,8 @@ class ModelPair:
                 raise InputError(f"{name} is 8, 4, {FILE!r} or None, not {asked!r}")
         if cache_bits not in (None, 8):
             raise InputError(f"cache_bits is 8 or None, not {cache_bits!r}")
+        if draft_vocab is not None and draft is None:
+            raise InputError("draft_vocab is of a draft, and there is none: name it")
         keep_compiled()
         wanted = resolve_dtype(dtype)
         placement = Placement.parse(mesh, axes, draft_axes)
@@ -156,6 +163,8 @@ class ModelPair:
         # A head has the target's tokens, and its vocabulary.
         head = None if drafting is None or not hasattr(drafting, "fitted") else cast(HeadSource, drafting)
         draft_source = None if drafting is None or head is not None else cast(Checkpoint, drafting)
+        if head is not None and draft_vocab is not None:
+            raise InputError(f"{head.where} is a head with a vocabulary of its own: leave draft_vocab out")
 
         if isinstance(tokenizer, str | Path):
             tokenizer = open_tokenizer(tokenizer)
@@ -163,6 +172,7 @@ class ModelPair:
         tokenizer = _shared_tokenizer(names, tokenizer)
         vocab_size = min(source.config.vocab_size for source in names)
         eos = tuple(i for i in target_source.eos or tokenizer_eos(tokenizer) if i < vocab_size)
+        known = None if draft_vocab is None else with_ends(read_draft_vocab(draft_vocab, vocab_size), eos)
         target_config = _cut(target_source, vocab_size)
         draft_config = None if draft_source is None else _cut(draft_source, vocab_size)
         head_config = None if head is None else head.fitted(target_config)
@@ -180,7 +190,10 @@ class ModelPair:
         def loaded_draft():
             if draft_kept is None:
                 return None
-            return load(draft_source, draft_kept, vocab_size) if head is None else head.load(head_config, draft_kept)
+            if head is not None:
+                return head.load(head_config, draft_kept)
+            whole = load(draft_source, draft_kept, vocab_size)
+            return whole if known is None else cut_head(whole, known)
 
         return cls(
             load(target_source, kept, vocab_size),
@@ -191,10 +204,28 @@ class ModelPair:
             "none" if draft is None else str(draft),
         )
 
+    def with_draft_vocab(self, draft_vocab: DraftVocab) -> ModelPair:
+        """The pair with the draft's head cut to some tokens, of which alone a draft token reads the rows.
+
+        The draft never proposes another; rules see logits of -inf there. Lossless rules stay lossless, and those that
+        compare distributions do so on these tokens (`KLJudge`). What ends a text is added where it is missing.
+
+        Args:
+          draft_vocab: a text file with one token id a line, in any order, or the ids.
+
+        Raises:
+          InputError: there is no draft or it is none of ours, no such file, or what is wrong with the ids.
+        """
+        if self.draft is None:
+            raise InputError("draft_vocab is of a draft, and there is none: name it")
+        known = with_ends(read_draft_vocab(draft_vocab, self.target.vocab_size), self.eos)
+        return dataclasses.replace(self, draft=cut_head(self.draft, known))
+
     @classmethod
     def embedded(
         cls,
         *,
+        draft_vocab: DraftVocab | None = None,
         dtype: str = "float32",
         mesh: str | None = None,
         axes: str | None = None,
@@ -212,6 +243,7 @@ class ModelPair:
         pair = cls.from_pretrained(
             folder / "target",
             folder / "draft",
+            draft_vocab=draft_vocab,
             dtype=dtype,
             mesh=mesh,
             axes=axes,

@@ -17,6 +17,7 @@ from kljudge_jax.models.cache import KVCache, Positions, numbers_only
 from kljudge_jax.models.config import Rope, TransformerConfig
 from kljudge_jax.models.int8_cache import Int8Cache
 from kljudge_jax.models.linear import Embedding, Linear, Storage, side_by_side
+from kljudge_jax.models.ranked_head import RankedHead, ranked_name
 from kljudge_jax.parallel.axes import VOCAB
 from kljudge_jax.parallel.layout import Layout
 
@@ -188,8 +189,7 @@ class Transformer(nnx.Module):
         self.embedding = Embedding(keys[0], vocab, hidden, storage, storage.scheme("embedding.table", hidden))
         self.layers = nnx.List([Block(keys[i + 1], config, i, storage) for i in range(config.num_layers)])
         self.final_norm = RMSNorm(hidden, config.norm_eps, storage.place)
-        head_form = storage.scheme("head.weight", hidden)
-        self.head = None if config.tied_head else Linear(keys[-1], hidden, vocab, False, storage, head_form)
+        self.head = _head(keys[-1], config, storage)
 
     @property
     def dtype(self):
@@ -258,9 +258,11 @@ class Transformer(nnx.Module):
         return Features(self._rounded(self.final_norm(x))[:, :length], wanted), cache
 
     def logits(self, hidden: jax.Array) -> jax.Array:
-        """Next-token logits of final-norm states `[..., H]`: f32 `[..., V]`."""
+        """Next-token logits of final-norm states `[..., H]`: f32 `[..., V]`, -inf where a ranked head has no row."""
         raw = self.embedding.attend(hidden) if self.head is None else self.head.in_float32(hidden)
         logits = squeeze(raw, self.config.final_softcap)
+        if isinstance(self.head, RankedHead):
+            logits = self.head.over_vocabulary(logits)
         return logits if self.layout is None else self.layout.constrain(logits, VOCAB)
 
     def embed(self, tokens: jax.Array) -> jax.Array:
@@ -296,6 +298,16 @@ class Transformer(nnx.Module):
     def _whole(self, x: jax.Array) -> jax.Array:
         """Hidden states, each on one device of every row of them."""
         return x if self.layout is None else self.layout.constrain(x, None)
+
+
+def _head(key: jax.Array, config: TransformerConfig, storage: Storage) -> Linear | RankedHead | None:
+    """What makes logits; None is the embedding."""
+    vocab, hidden = config.vocab_size, config.hidden_size
+    if storage.head_rows is not None:
+        return RankedHead(key, hidden, vocab, storage, ranked_name(config.tied_head))
+    if config.tied_head:
+        return None
+    return Linear(key, hidden, vocab, False, storage, storage.scheme("head.weight", hidden))
 
 
 def parameters(model: Any) -> dict[str, jax.Array]:

@@ -122,6 +122,8 @@ def _state(model: Transformer, wanted, dtype) -> tuple[dict[str, torch.Tensor], 
 
     if model.storage.bits is not None:
         raise InputError(f"Transformers cannot be given {model.storage} weights: leave out the bits, or the hf cells")
+    if model.storage.head_rows is not None:
+        raise InputError("Transformers cannot be given a head that is cut to some tokens: leave out the hf cells")
     config, ours = model.config, parameters(model)
     state, wide = {}, {}
     for theirs, shape in ((name, tuple(tensor.shape)) for name, tensor in wanted.items()):

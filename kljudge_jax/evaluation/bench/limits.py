@@ -54,7 +54,10 @@ def pass_work(model: Transformer, batch: int, positions: int, slots: int) -> Wor
     Every weight is read once, and so many slots of the cache for each row: `slots_read` says how many those are.
     """
     config = model.config
-    weights = count_parameters(config) - (0 if config.tied_head else config.vocab_size * config.hidden_size)
+    table = config.vocab_size * config.hidden_size
+    weights = count_parameters(config) - (0 if config.tied_head else table)
+    if model.storage.head_rows is not None:
+        weights += model.storage.head_rows * config.hidden_size - table
     cache = cache_bytes(config, batch, slots, model.dtype)
     attention = 4 * config.num_layers * batch * positions * config.num_heads * slots * config.head_dim
     return Work(bytes_read(model) + cache, 2 * weights * batch * positions + attention)
