@@ -87,10 +87,9 @@ def bench(options) -> int:
     config = decoding_config(options, batch=None)
     _check_models(options)
     rules = _rules(options)
-    for rule in rules:
-        parse_verifier(rule, config.greedy)
+    parsed = [parse_verifier(rule, config.greedy) for rule in rules]
     if len(rules) > 1:
-        check_drafter(config, _has_draft(options), "a --draft or a --draft-shape")
+        check_drafter(config, _has_draft(options), "a --draft or a --draft-shape", parsed)
     folder = results_folder(options.out)
     plan = bench.Plan(rules, options.batch, config, options.rounds)
     pair, prompts, task = _pair_and_prompts(options, plan)
@@ -154,9 +153,13 @@ def _pair_and_prompts(options, plan):
         prompts = random_prompts(pair, count, options.prompt_tokens, options.seed)
         return pair, prompts, f"random:{options.prompt_tokens}"
     task = load_task(options.task)
-    pair = load_pair(options)
-    if options.draft_shape is not None:
+    if options.draft_shape is None:
+        pair = load_pair(options)
+    else:
         from kljudge_jax.evaluation.bench.models import with_random_draft
 
+        pair = load_pair(options, draft_vocab=None)
         pair = with_random_draft(pair, options.draft_shape, placement_of(options), options.draft_bits)
+        if options.draft_vocab is not None:
+            pair = pair.with_draft_vocab(options.draft_vocab)
     return pair, near_prompts(as_model_reads(task, options.task, pair), options.split, count), task.name

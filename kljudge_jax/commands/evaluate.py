@@ -60,11 +60,10 @@ def evaluate(options) -> int:
     from kljudge_jax.verification import parse_verifier
 
     rules = split_specs(options.rules)
-    for rule in rules:
-        parse_verifier(rule, True)
+    parsed = [parse_verifier(rule, True) for rule in rules]
     config = decoding_config(options)
     if any(rule != "none" for rule in rules):
-        check_drafter(config, has_draft(options))
+        check_drafter(config, has_draft(options), rules=parsed)
     runs = harness_runs([name.strip() for name in options.harness_tasks.split(",")], options.include_path)
     folder = results_folder(options.out)
     pair = load_pair(options)

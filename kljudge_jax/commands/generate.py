@@ -54,7 +54,7 @@ def generate(options) -> int:
     config = decoding_config(options)
     rule = parse_verifier(options.verifier, config.greedy)
     if rule is not None:
-        check_drafter(config, has_draft(options))
+        check_drafter(config, has_draft(options), rules=[rule])
     pair = load_pair(options)
     if not options.raw and getattr(pair.tokenizer, "chat_template", None):
         system = [{"role": "system", "content": options.system}] if options.system else []

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -135,14 +136,13 @@ def placement_of(options):
     return Placement.parse(options.mesh, options.axes, options.draft_axes)
 
 
-def load_pair(options):
+def load_pair(options, **changes: Any):
+    """The pair that the options name, with changes to what `ModelPair.from_pretrained` is told."""
     from kljudge_jax import ModelPair
 
-    loaded = {
-        name: getattr(options, name, None)
-        for name in ("draft_vocab", "mesh", "axes", "draft_axes", "bits", "draft_bits", "cache_bits")
-    }
+    names = ("draft_vocab", "mesh", "axes", "draft_axes", "bits", "draft_bits", "cache_bits")
     # A command that trains a draft asks for none.
+    loaded = {name: getattr(options, name, None) for name in names} | changes
     draft, draft_revision = getattr(options, "draft", None), getattr(options, "draft_revision", None)
     if options.target == EMBEDDED:
         if draft not in (None, EMBEDDED) or options.tokenizer or options.revision or draft_revision:
@@ -232,11 +232,15 @@ def load_checked_task(spec: str, run_code: bool):
     return task
 
 
-def check_drafter(config: DecodingConfig, has_draft: bool, name: str = "a --draft") -> None:
-    """Raises `InputError` where the drafter needs a draft model and none is named."""
+def check_drafter(config: DecodingConfig, has_draft: bool, name: str = "a --draft", rules: Sequence[Any] = ()) -> None:
+    """Raises `InputError` where the drafter needs a draft model and none is named, or rules cannot be used with it."""
+    from kljudge_jax.generation.arguments import check_compared
+
     assert not isinstance(config.drafter, str)  # it has been read
     if getattr(config.drafter, "uses_draft_model", True) and not has_draft:
         raise InputError(f"name {name}, or draft without one: --drafter lookup, --drafter self:2")
+    for rule in rules:
+        check_compared(rule, config.drafter)
 
 
 def has_draft(options) -> bool:

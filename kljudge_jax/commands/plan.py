@@ -8,7 +8,7 @@ import importlib.util
 
 import click
 
-from kljudge_jax.commands.command import FAILED, MODEL, OK, RULE, Whole, command, flag, option
+from kljudge_jax.commands.command import FAILED, FILE, MODEL, OK, RULE, Whole, command, flag, option
 from kljudge_jax.commands.options import MESH, decoding_config, decoding_options, dtype_option, note
 from kljudge_jax.errors import InputError
 from kljudge_jax.evaluation.plan.quiet_start import quiet_start
@@ -31,6 +31,12 @@ _BITS = click.Choice((8, 4))
             type=MODEL,
         ),
         option("--draft", "the same of the draft; none is plain decoding", type=MODEL),
+        option(
+            "--draft-vocab",
+            "the tokens that the draft's head is cut to, a text file with one id a line, or how many",
+            group="Models",
+            type=FILE,
+        ),
         option("--topology", "compile for these devices, such as v5e:2x4", metavar="KIND:SIZE"),
         *MESH,
         dtype_option("bfloat16", "of weights and caches"),
@@ -113,9 +119,16 @@ def _compiled(options, config) -> int:
         config=config,
         report=lambda name: note(f"compiling {name}"),
         **{name: getattr(options, name) for name in names},
+        draft_vocab=_vocab(options),
     )
     print(json.dumps(found.to_dict(), indent=2) if options.json else str(found), end="\n" if options.json else "")
     return OK if found.fits else FAILED
+
+
+def _vocab(options) -> str | int | None:
+    """A list of tokens, or how many."""
+    given = options.draft_vocab
+    return int(given) if given is not None and given.isdecimal() else given
 
 
 def _worked_out(options, workload) -> int:
@@ -125,7 +138,7 @@ def _worked_out(options, workload) -> int:
 
     names = ("target", "draft", "mesh", "dtype", "axes", "draft_axes", "bits", "draft_bits", "cache_bits")
     platform = platform_of(options.device) if options.device else None
-    models = planned(platform=platform, **{name: getattr(options, name) for name in names})
+    models = planned(platform=platform, draft_vocab=_vocab(options), **{name: getattr(options, name) for name in names})
     tokens = workload.prompt_tokens + workload.max_new_tokens
     most_tokens = min(model.config.max_position for model in models if model is not None)
     if tokens > most_tokens:

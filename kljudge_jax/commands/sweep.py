@@ -72,11 +72,10 @@ def sweep(options) -> int:
     config = decoding_config(options)
     specs = split_specs(options.rules)
     rules = [spec for spec in specs if parse_baseline(spec) is None]
-    for rule in rules:
-        parse_verifier(rule, config.greedy)
+    parsed = [parse_verifier(rule, config.greedy) for rule in rules]
     seeds = options.seeds or [options.seed]
     if any(rule != "none" for rule in rules):
-        check_drafter(config, has_draft(options))
+        check_drafter(config, has_draft(options), rules=parsed)
     check_baselines(specs, has_draft(options))
     named = [spec.strip() for spec in options.task.split(",")]
     for spec in named:

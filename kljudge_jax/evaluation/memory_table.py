@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 
+from kljudge_jax.errors import InputError
 from kljudge_jax.generation.memory_plan import DEVICES, Model, Workload, gigabytes, largest_batch, plan_memory
+from kljudge_jax.models.draft_vocab import DraftVocab, head_rows
 from kljudge_jax.models.named_config import named_config
 from kljudge_jax.models.weights import resolve_dtype
 from kljudge_jax.parallel.free_memory import USABLE
@@ -37,6 +39,7 @@ def planned(
     draft_bits: int | str | None = None,
     cache_bits: int | None = None,
     platform: str | None = None,
+    draft_vocab: DraftVocab | int | None = None,
 ) -> tuple[Model, Model | None]:
     """Target and draft, by what `named_config` takes, on a mesh of devices that need not be here.
 
@@ -53,7 +56,10 @@ def planned(
             configs, (placement.target, placement.draft), (bits, draft_bits), strict=False
         )
     ]
-    return models[0], models[1] if len(models) > 1 else None
+    rows = head_rows(draft_vocab, vocab)
+    if rows is not None and len(models) == 1:
+        raise InputError("draft_vocab is of a draft, and there is none: name it")
+    return models[0], dataclasses.replace(models[1], head_rows=rows) if len(models) > 1 else None
 
 
 def memory_table(workload: Workload) -> str:

@@ -73,11 +73,7 @@ def plan(pair, verifier, drafter, draft_length, sampling: Sampling, with_section
         drafter.check(pair)
     if "draft_hidden" in getattr(verifier, "needs", frozenset()) and not getattr(drafter, "has_hidden", False):
         raise InputError(f"{name} reads the draft's states, and {type(drafter).__name__} has none: draft with a model")
-    if getattr(verifier, "compares_drafts", False) and not getattr(drafter, "draws", True):
-        raise InputError(
-            f"{name} reads KL(target || draft), and {type(drafter).__name__} has no distribution to compare with, all of "
-            "it is at its token: draft with a model, or use a rule such as exact, typical, topk:2 or fuzzy:divergence=js"
-        )
+    check_compared(verifier, drafter)
     if hasattr(verifier, "check_pair"):
         verifier.check_pair(pair)
     adaptive = None
@@ -120,6 +116,17 @@ def plan(pair, verifier, drafter, draft_length, sampling: Sampling, with_section
         with_sections=with_sections,
     )
     return Plan(verifier, draft, drafter, int(draft_length), adaptive, cost, scorer)
+
+
+def check_compared(verifier: Any, drafter: Any) -> None:
+    """Refuses a rule that reads KL(target || draft) with a drafter that has no distribution: it would be the strict
+    rule and not say so."""
+    if getattr(verifier, "compares_drafts", False) and not getattr(drafter, "draws", True):
+        raise InputError(
+            f"{type(verifier).__name__} reads KL(target || draft), and {type(drafter).__name__} has no distribution, "
+            "all is at its token: draft with a model, or use a rule such as exact, typical, topk:2 or "
+            "fuzzy:divergence=js"
+        )
 
 
 def _scorer(verifier, drafter, pair, sampling: Sampling) -> Scorer:

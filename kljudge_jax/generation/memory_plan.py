@@ -226,8 +226,8 @@ def gigabytes(count: float) -> str:
 
 
 def _weights(model: Model) -> int:
-    how = {"platform": model.platform, "head_rows": model.head_rows}
-    return bytes_per_device(model.config, Storage(model.dtype, model.bits, model.layout, **how))
+    kept = Storage(model.dtype, model.bits, model.layout, platform=model.platform, head_rows=model.head_rows)
+    return bytes_per_device(model.config, kept)
 
 
 def _share(model: Model, axes: tuple[str | None, ...], shape: tuple[int, ...]) -> int:

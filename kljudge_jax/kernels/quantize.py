@@ -324,14 +324,16 @@ def rows_of(weight: QuantizedTensor, outputs: jax.Array, dtype) -> jax.Array:
 
 def some_outputs(weight: QuantizedTensor, outputs: jax.Array) -> QuantizedTensor:
     """The weight of some outputs int32 `[N]` alone: the same numbers, in rows where the weight is tiled."""
-    parts = (weight.values, weight.scale, weight.minimum)
     if weight.tiled:
         tile, lane = outputs // _TILE, outputs % _TILE
         values = weight.values[tile, :, lane].reshape(len(outputs), -1)
-        scale, minimum = (None if x is None else x[tile, :, lane] for x in parts[1:])
+        scale = weight.scale[tile, :, lane]
+        minimum = None if weight.minimum is None else weight.minimum[tile, :, lane]
     else:
         before = (slice(None),) * outputs_axis(weight.scheme)
-        values, scale, minimum = (None if x is None else x[(*before, outputs)] for x in parts)
+        at = (*before, outputs)
+        values, scale = weight.values[at], weight.scale[at]
+        minimum = None if weight.minimum is None else weight.minimum[at]
     return QuantizedTensor(values, scale, minimum, (len(outputs), weight.shape[1]), weight.scheme)
 
 

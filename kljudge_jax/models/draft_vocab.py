@@ -64,6 +64,19 @@ def read_draft_vocab(given: DraftVocab, vocab_size: int | None = None) -> list[i
     return list(found)
 
 
+def head_rows(given: DraftVocab | int | None, vocab_size: int) -> int | None:
+    """How many tokens a head is cut to, by a list or a number; None where there is none.
+
+    Raises:
+      InputError: as `read_draft_vocab`, or a number that is none from 1 to the vocabulary's size.
+    """
+    if given is None or not isinstance(given, int | np.integer):
+        return None if given is None else len(read_draft_vocab(given, vocab_size))
+    if isinstance(given, bool) or not 1 <= given <= vocab_size:
+        raise InputError(f"draft_vocab is a list of tokens or how many, from 1 to {vocab_size}, not {given!r}")
+    return int(given)
+
+
 def with_ends(ids: Iterable[int], ends: Collection[int]) -> tuple[int, ...]:
     """The ids in rising order, with those that end a text: a draft that cannot end costs every answer a cycle."""
     ids = set(ids)

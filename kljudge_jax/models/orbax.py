@@ -68,7 +68,7 @@ def save(
     if model.storage.bits is not None:
         raise InputError(f"{model.storage} weights cannot be saved: save the model that they were rounded from")
     if model.storage.head_rows is not None:
-        raise InputError("a model whose head is cut to some tokens cannot be saved: save the whole one, and cut it again")
+        raise InputError("a head that is cut to some tokens cannot be saved: save the whole model, and cut it again")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with ocp.PyTreeCheckpointer() as checkpointer:

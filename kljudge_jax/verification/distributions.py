@@ -8,7 +8,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-
 # A draft over a part of the vocabulary says nothing of the rest: where the target has more than this there, the two
 # have no divergence.
 _MOST_OUTSIDE = 0.5

@@ -101,7 +101,7 @@ def test_the_loop_runs_inside_jit_scan_and_shard_map_as_in_generate(name, temper
 
 
 TRACES = {
-    "prompt lookup": (kj.PromptLookup(), kj.KLJudge(0.5), {}, {}),
+    "prompt lookup": (kj.PromptLookup(), kj.DivergenceThreshold("tv", 0.5), {}, {}),
     "a self-draft": (kj.SelfDraft(1), kj.KLJudge(0.5), {}, {}),
     "a draft that adapts": (DRAFTER, kj.KLJudge(0.5), {"controller": kj.Adaptive(maximum=3, cost="size")}, {}),
     "one that ends early": (

@@ -6,14 +6,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from heads import random_head
 from tiny_pairs import PROMPTS, answer, tokens_of
 
 import kljudge_jax as kj
+from kljudge_jax.core import loop
 from kljudge_jax.core.protocols import Context, Models, Request
 from kljudge_jax.core.sampling import Sampling
+from kljudge_jax.core.state import Shape, numbers
 from kljudge_jax.errors import InputError
 
 LENGTH = 5
+
+
+def random_head_rule():
+    """A learned judge that reads the divergences."""
+    return kj.LinearJudge(random_head("logits"), 0.6)
 
 
 def by_hand(sequence, ngram, length):
@@ -85,11 +93,38 @@ def test_exact_decoding_needs_no_draft_model_and_plain_steps_where_nothing_match
             assert cycle.drafted == (0 if match is None else min(4, left))
             at += cycle.committed
     assert 0 < out.stats.accepted < out.stats.drafted
-    # KL(target || draft) is infinite, so the judge has nothing to add to the strict rule; nothing is NaN or fails.
-    judged = answer(single, kj.KLJudge(1e30, confidence=1.0), drafter=kj.PromptLookup(), trace=True)
-    assert tokens_of(judged) == tokens_of(plain) and judged.stats.relaxed == judged.stats.failed == 0
-    for origin, kl, logprobs in zip(judged.origin, judged.kl, judged.logprobs, strict=True):
-        assert np.isinf(kl[[o == "draft" for o in origin]]).all() and np.isfinite(logprobs).all()
+    # KL(target || draft), where the target has half of itself at the token, is what that costs; else there is none.
+    for origin, kl, logprobs in zip(out.origin, out.kl, out.logprobs, strict=True):
+        drafted = np.asarray([o == "draft" for o in origin])
+        wanted = np.where(logprobs > np.log(0.5), -logprobs, np.inf)
+        np.testing.assert_allclose(kl[drafted], wanted[drafted], rtol=1e-4, atol=1e-6)
+        assert np.isfinite(logprobs).all()
+    # A divergence that a token alone does not make infinite has something to add to the strict rule.
+    judged = answer(single, kj.DivergenceThreshold("tv", 0.9), drafter=kj.PromptLookup())
+    assert judged.stats.relaxed > 0 == judged.stats.failed
+
+
+@pytest.mark.parametrize("rule", ["kl:0.4", "fuzzy:divergence=kl_target_draft,threshold=1", random_head_rule()])
+def test_rules_that_compare_distributions_are_refused_by_name(pair, rule):
+    with pytest.raises(InputError, match=r"(KLJudge|DivergenceThreshold|LinearJudge) reads KL.target .. draft., and "):
+        answer(pair, rule, drafter=kj.PromptLookup())
+    # In the caller's own program it is refused too, when that is traced.
+    rule = kj.parse_verifier(rule, True) if isinstance(rule, str) else rule
+    with pytest.raises(InputError, match="the drafter gives no distributions"):
+        jax.eval_shape(lambda: decoded(pair, rule))
+
+
+@pytest.mark.parametrize("rule", ["fuzzy:divergence=js,threshold=0.4", "entropy:1.0,model=draft", "typical", "exact"])
+def test_rules_that_mean_something_without_a_distribution_are_not(pair, rule):
+    assert answer(pair, rule, drafter="lookup:2").stats.failed == 0
+
+
+def decoded(pair, rule):
+    models, shape, given = Models(pair.target), Shape(2, 8, 64), numbers(4)
+    prompts, ones = jnp.ones((2, 4), jnp.int32), jnp.ones((2,), jnp.int32)
+    keys = jax.random.split(jax.random.key(0), 2)
+    state = loop.init(models, kj.PromptLookup(), rule, prompts, ones, keys, given, shape=shape)
+    return loop.decode(models, kj.PromptLookup(), rule, state, given, shape=shape)
 
 
 @pytest.mark.parametrize("ngram", [0, -1, 1.5, "3", True])

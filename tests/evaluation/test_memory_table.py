@@ -57,3 +57,19 @@ def test_a_drafter_that_reads_no_draft_is_planned_without_one(capsys):
     assert "draft weights        0.0 MB" in capsys.readouterr().out
     assert main(words) == 0
     assert "draft weights        0.6 GB" in capsys.readouterr().out
+
+
+def test_a_cut_head_is_worked_out_with_its_rows(capsys, tmp_path):
+    words = ["plan", "--target", "llama-3.2-1b:layers=2", "--draft", "llama-3.1-8b:layers=1"]
+    (tmp_path / "ids.txt").write_text("\n".join(map(str, range(8192))))
+    assert main([*words, "--draft-vocab", "8192"]) == 0
+    counted = capsys.readouterr().out
+    assert main([*words, "--draft-vocab", str(tmp_path / "ids.txt")]) == 0
+    assert capsys.readouterr().out == counted
+    assert main(words) == 0
+    whole = capsys.readouterr().out
+    # An own head: 120,064 of its 128,256 rows of 4,096 in bfloat16 are gone, 0.98 GB.
+    held = [float(text.split("draft weights")[1].split("GB")[0]) for text in (whole, counted)]
+    assert abs(held[0] - held[1] - 2 * 4096 * (128256 - 8192) / 1e9) < 0.1
+    assert main(["plan", "--target", "llama-3.2-1b", "--draft-vocab", "8"]) == 2
+    assert "draft_vocab is of a draft, and there is none" in capsys.readouterr().err

@@ -60,7 +60,7 @@ def small(monkeypatch):
         {"verifier": "exact"},
         pytest.param({"verifier": kj.KSequential(2), "temperature": 1.0}, marks=pytest.mark.slow),
         pytest.param({"verifier": None}, marks=pytest.mark.slow),
-        pytest.param({"verifier": "kl:0.4", "temperature": 1.0, "drafter": kj.PromptLookup(2)}, marks=pytest.mark.slow),
+        pytest.param({"verifier": "typical", "temperature": 1.0, "drafter": "lookup:2"}, marks=pytest.mark.slow),
         pytest.param({"verifier": "exact", "drafter": kj.SelfDraft(1)}, marks=pytest.mark.slow),
         pytest.param({"verifier": "exact", "draft_length": kj.Adaptive(3)}, marks=pytest.mark.slow),
     ],

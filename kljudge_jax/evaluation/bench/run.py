@@ -90,12 +90,15 @@ def describe_model(model: Any, name: str) -> dict[str, Any]:
             "parameters": sum(leaf.size for leaf in arrays(model)),
             "bytes": parameter_bytes(model),
         }
-    config = model.config
+    config, rows = model.config, model.storage.head_rows
+    numbers = count_parameters(config)
+    if rows is not None:
+        numbers += (rows - (0 if config.tied_head else config.vocab_size)) * config.hidden_size
     shape = ("hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads", "head_dim", "vocab_size")
     return {
         "name": name,
         "family": config.family,
-        "shape": {key: getattr(config, key) for key in shape},
-        "parameters": count_parameters(model.config),
+        "shape": {key: getattr(config, key) for key in shape} | ({} if rows is None else {"head_rows": rows}),
+        "parameters": numbers,
         "bytes": parameter_bytes(model),
     }

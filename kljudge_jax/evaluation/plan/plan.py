@@ -19,6 +19,7 @@ from kljudge_jax.generation.memory_plan import DEVICES, Model, Workload, check_f
 from kljudge_jax.generation.score import PREFILL_CHUNK
 from kljudge_jax.kernels.quantize import stored_bits
 from kljudge_jax.models.cache import Positions
+from kljudge_jax.models.draft_vocab import DraftVocab
 from kljudge_jax.models.leaves import parameter_bytes
 from kljudge_jax.models.named_config import named_config
 from kljudge_jax.models.pair import ModelPair
@@ -88,6 +89,7 @@ class TopologyPlan:
       config: how answers are decoded.
       prompt_tokens: of the longest prompt.
       weights: bytes of target and draft on each device.
+      head_rows: how many tokens the draft's head is cut to, of how many; None where it is whole.
       caches: bytes of both models' caches on each device.
       worked_out: bytes on each device as `memory_plan` works them out without a compiler.
       programs: what the compiler says of each program.
@@ -105,6 +107,7 @@ class TopologyPlan:
     programs: tuple[ProgramPlan, ...]
     limit: float
     largest: int
+    head_rows: tuple[int, int] | None = None
 
     @property
     def total(self) -> int:
@@ -144,6 +147,8 @@ class TopologyPlan:
         verdict = "fits" if self.fits else f"does not fit: {_size(self.total - self.limit)} are missing"
         batch = f"the largest batch that fits is {self.largest} by estimate" if self.largest else "no batch fits"
         weights = ", ".join(f"{whose} {_size(count)}" for whose, count in self.weights.items())
+        if self.head_rows is not None:
+            weights += " with {:,} of {:,} tokens".format(*self.head_rows)
         return (
             f"each device of {self.topology}, mesh {self.mesh or 'none'}: weights {weights}; "
             f"caches {_size(self.caches)}\n\n{markdown(rows)}\n"
@@ -165,6 +170,7 @@ def plan(
     bits: int | None = None,
     draft_bits: int | None = None,
     cache_bits: int | None = None,
+    draft_vocab: DraftVocab | int | None = None,
     verifier: Verifier | str | None = "kl:0.4",
     prompt_tokens: int = 512,
     context: int | None = None,
@@ -189,6 +195,7 @@ def plan(
       bits: of the target's matrices, 8 or 4; None keeps them in `dtype`.
       draft_bits: the same of the draft.
       cache_bits: 8, for a quantized KV cache.
+      draft_vocab: the tokens that the draft's head is cut to, as `ModelPair.from_pretrained` takes them, or how many.
       verifier: the rule; without a draft there is none.
       prompt_tokens: of the longest prompt.
       context: tokens of a row that are taken to be in its caches when traffic is counted, where attention reads those
@@ -205,8 +212,8 @@ def plan(
     settings = configured("plan", config, fields)
     batch = settings.batch or 1
     needs_draft = getattr(settings.drafter, "uses_draft_model", True)
-    if draft is None and needs_draft and (draft_axes, draft_bits) != (None, None):
-        raise InputError("draft_axes and draft_bits are of a draft, and there is none: name it")
+    if draft is None and needs_draft and (draft_axes, draft_bits, draft_vocab) != (None, None, None):
+        raise InputError("draft_axes, draft_bits and draft_vocab are of a draft, and there is none: name it")
     _check(kinds, (bits, draft_bits), cache_bits, prompt_tokens)
     configs = [named_config(name) for name in (target, draft if needs_draft else None) if name is not None]
     tokens = prompt_tokens + settings.max_new_tokens
@@ -220,6 +227,7 @@ def plan(
         mesh = f"tensor={len(devices)}"
     placement = Placement.parse(mesh, axes, draft_axes, devices=devices)
     kept = {"dtype": resolve_dtype(dtype), "bits": bits, "draft_bits": draft_bits, "cache_bits": cache_bits}
+    kept["draft_vocab"] = draft_vocab
     pair = abstract_pair(configs[0], configs[1] if len(configs) > 1 else None, placement, devices, **kept)
     rule = None if draft is None and needs_draft else verifier
     length = 0 if rule is None else settings.longest
@@ -237,6 +245,7 @@ def plan(
         state, workload = program.state, dataclasses.replace(workload, drafts=program.drafts)
     assert state is not None
     worked_out = plan_memory(*models, workload).total
+    rows = None if pair.draft is None else pair.draft.storage.head_rows
     sizes = {"target": _bytes(pair.target)} | ({} if pair.draft is None else {"draft": _bytes(pair.draft)})
     made = TopologyPlan(
         topology,
@@ -249,6 +258,7 @@ def plan(
         tuple(found),
         limit,
         0,
+        None if rows is None else (rows, pair.target.vocab_size),
     )
     more = max(0, made.total - worked_out)
     return dataclasses.replace(made, largest=largest_batch(*models, workload, limit - more))

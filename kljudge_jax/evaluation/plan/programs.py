@@ -20,6 +20,7 @@ from kljudge_jax.generation.config import DecodingConfig
 from kljudge_jax.generation.run_shape import RunShape
 from kljudge_jax.models.cache import Positions
 from kljudge_jax.models.config import TransformerConfig
+from kljudge_jax.models.draft_vocab import DraftVocab, head_rows
 from kljudge_jax.models.flat_model import flatten
 from kljudge_jax.models.linear import Storage
 from kljudge_jax.models.pair import ModelPair
@@ -71,20 +72,26 @@ def abstract_pair(
     bits: int | None = None,
     draft_bits: int | None = None,
     cache_bits: int | None = None,
+    draft_vocab: DraftVocab | int | None = None,
 ) -> ModelPair:
-    """A pair without weights, whose vocabularies are cut to their common part as a loaded pair's are."""
+    """A pair without weights, whose vocabularies are cut to their common part as a loaded pair's are.
+
+    The draft's head is cut to the tokens of `draft_vocab`, or to so many.
+    """
     given = [config for config in (target, draft) if config is not None]
     vocab = min(config.vocab_size for config in given)
     platform = devices[0].platform
 
-    def model(config, layout: Layout | None, rounded):
+    rows = head_rows(draft_vocab, vocab)
+
+    def model(config, layout: Layout | None, rounded, rows=None):
         config = dataclasses.replace(config, vocab_size=vocab)
-        storage = Storage(dtype, rounded, layout, cache_bits=cache_bits, platform=platform)
+        storage = Storage(dtype, rounded, layout, cache_bits=cache_bits, platform=platform, head_rows=rows)
         return abstract_model(config, storage, devices[0])
 
     return ModelPair(
         model(target, placement.target(target), bits),
-        None if draft is None else model(draft, placement.draft(draft), draft_bits),
+        None if draft is None else model(draft, placement.draft(draft), draft_bits, rows),
         eos=(0,),
     )
 

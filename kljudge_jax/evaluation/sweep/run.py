@@ -17,6 +17,7 @@ from kljudge_jax.drafters.specs import spec_of
 from kljudge_jax.errors import InputError
 from kljudge_jax.evaluation.baselines import Answer, Request, answers_of, check_baselines, parse_baseline
 from kljudge_jax.evaluation.sweep.records import KIND, SCHEMA, AnswerRecord, SweepClaim, SweepPlan
+from kljudge_jax.generation.arguments import check_compared
 from kljudge_jax.generation.config import DecodingConfig, configured
 from kljudge_jax.generation.generate import generate
 from kljudge_jax.generation.results import Generation
@@ -32,7 +33,7 @@ from kljudge_jax.progress_update import ProgressUpdate
 from kljudge_jax.records import LineWriter, convert, plain, read, read_log, write
 from kljudge_jax.results_folder import results_folder
 from kljudge_jax.tasks.base import Problem, Task
-from kljudge_jax.verification import Verifier
+from kljudge_jax.verification import Verifier, parse_verifier
 from kljudge_jax.verification.specs import spec_of as rule_name
 
 __all__ = ["KIND", "SCHEMA", "Cell", "Part", "Plan", "answer", "decode", "grid", "parts", "pooled", "run_sweep"]
@@ -205,6 +206,10 @@ def run_sweep(
                     f"the cells hf give Transformers the weights of a kljudge_jax.Transformer, and the pair has a "
                     f"{type(model).__name__}: leave them out"
                 )
+    for cell in plan.cells:
+        if parse_baseline(cell.rule) is None:
+            rule = parse_verifier(cell.rule, plan.config.greedy) if cell.verifier is None else cell.verifier
+            check_compared(rule, plan.config.drafter)
     problems = task.problems(split=plan.split, n=plan.n, seed=plan.config.seed)
     folder = results_folder(folder)
     share(folder, "plan.json", "answers.jsonl")

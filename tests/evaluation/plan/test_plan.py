@@ -40,13 +40,27 @@ def test_a_plan_says_what_the_compiler_says():
 def test_a_floor_counts_what_a_drafter_reads():
     asked = ASKED | {"topology": "v5e:1x1", "kinds": ("cycle",)}
     plain = kj.plan("small", **asked)
-    lookup, half = (kj.plan("small", drafter=drafter, **asked) for drafter in ("lookup:3", "self:1"))
+    lookup, half = (kj.plan("small", drafter=drafter, verifier="exact", **asked) for drafter in ("lookup:3", "self:1"))
     model = kj.plan("small", "small:layers=1", **asked)
     assert lookup.programs[0].floor - lookup.caches == plain.programs[0].floor - plain.caches
     assert half.programs[0].floor > lookup.programs[0].floor
     # The draft, K times, and its caches.
     more = 2 * module._share(module.abstract_pair(*_configs(), *_placed()).draft)
     assert model.programs[0].floor - model.caches == plain.programs[0].floor - plain.caches + more
+    with pytest.raises(kj.InputError, match="KLJudge reads KL"):
+        kj.plan("small", drafter="lookup:3", **asked)
+
+
+def test_a_cut_head_is_planned_with_its_rows_alone():
+    asked = ASKED | {"topology": "v5e:1x1", "kinds": ("cycle",)}
+    whole = kj.plan("small", "small:layers=1", **asked)
+    cut = kj.plan("small", "small:layers=1", draft_vocab=16, **asked)
+    vocab = TINY["vocab_size"]
+    row, ids = 2 * TINY["hidden_size"], 4 * 16
+    # The shape has a head of its own: a draft token reads the rows in its place.
+    assert whole.weights["draft"] - cut.weights["draft"] == (vocab - 16) * row - ids
+    assert whole.programs[0].floor - cut.programs[0].floor == 2 * ((vocab - 16) * row - ids)
+    assert cut.head_rows == (16, vocab) and f"with 16 of {vocab:,} tokens" in str(cut) and whole.head_rows is None
 
 
 def _configs():
@@ -74,6 +88,9 @@ def test_a_rule_of_several_drafts_is_planned_with_them():
         ({"prompt_tokens": 0}, "prompt_tokens starts at 1"),
         ({"prompt_tokens": 600}, "make 616, and the models take 512"),
         ({"draft_bits": 8}, "there is none: name it"),
+        ({"draft_vocab": 8}, "draft_vocab are of a draft, and there is none: name it"),
+        ({"draft": "small", "draft_vocab": 0}, "a list of tokens or how many, from 1 to"),
+        ({"draft": "small", "draft_vocab": "nowhere.txt"}, "nowhere.txt: No such file"),
         ({"target": "tinny"}, "no shape of"),
     ],
 )
