@@ -16,17 +16,15 @@ def ids(tmp_path):
 
 def test_a_bench_names_the_tokens_that_the_draft_knows(tmp_path, ids, capsys):
     words = ["bench", "--target", "embedded", "--rules", "exact", "--prompts", "1", "--rounds", "1"]
-    words += ["--max-new-tokens", "8", "--out", str(tmp_path / "out"), "--draft-vocab", str(ids)]
+    words += ["--max-new-tokens", "16", "--out", str(tmp_path / "out"), "--draft-vocab", str(ids)]
     assert main(words) == 0, capsys.readouterr().err
     assert "320 of 640 tokens" in capsys.readouterr().out
     figures = json.loads((tmp_path / "out" / "bench.json").read_text())
     assert figures["dtype"] == "float32, draft float32, 320 of 640 tokens"
     draft = figures["models"]["draft"]
     assert draft["shape"]["head_rows"] == 320 and "head_rows" not in figures["models"]["target"]["shape"]
-    # The table, tied once, is only gathered from; ids take 4 bytes.
-    hidden = draft["shape"]["hidden_size"]
+    # The parameters are float32; the ids take 4 bytes each.
     assert draft["bytes"] == 4 * (draft["parameters"] + 320)
-    assert figures["limits"]["read"]["draft"]["bytes"] <= draft["bytes"] - 4 * 640 * hidden + 4 * 320
 
 
 def test_generating_with_a_cut_draft(ids, capsys):
@@ -48,10 +46,10 @@ def test_what_cannot_be_is_one_line_and_status_2(words, says, capsys):
     assert error.startswith("kljudge generate: ") and says in error and error.count("\n") == 1
 
 
-@pytest.mark.parametrize("command", ["sweep", "bench", "evaluate"])
+@pytest.mark.parametrize("command", ["sweep", "bench"])
 def test_kl_with_prompt_lookup_is_refused_before_a_model_is_read(command, monkeypatch, capsys, tmp_path):
     monkeypatch.setattr("kljudge_jax.ModelPair.from_pretrained", None)
     words = [command, "--target", "nowhere", "--drafter", "lookup", "--rules", "none,exact,kl:0.4"]
-    words += {"sweep": ["--task", "arithmetic"], "evaluate": ["--harness-tasks", "x"]}.get(command, [])
+    words += ["--task", "arithmetic"] if command == "sweep" else []
     assert main([*words, "--out", str(tmp_path / "out")]) == 2
     assert "KLJudge reads KL(target || draft)" in capsys.readouterr().err

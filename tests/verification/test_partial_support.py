@@ -1,4 +1,4 @@
-"""Every rule over a draft that knows a part of the vocabulary: no NaN, the right distribution, what is lossless stays."""
+"""Every rule over a draft that knows a part of the vocabulary: no NaN, and what is lossless stays lossless."""
 
 import numpy as np
 import pytest
