@@ -46,7 +46,7 @@ _NOT_READ = ("draft", "draft_revision", "draft_bits", "draft_axes", "draft_vocab
         option("--seed", "of the problems, of the order, and of what no layer of the target begins", default=0),
     ],
     "  kljudge train-draft head --target big.gguf --bits file --task gsm8k:train.jsonl --n 1000 --passes 3\n"
-    "  kljudge generate --target big.gguf --bits file --draft head/head --draft-bits 4 --draft-length 4 'Two and two?'\n"
+    "  kljudge generate --target big.gguf --bits file --draft head/head --draft-bits 4 'What is two and two?'\n"
     "  kljudge train-draft list --target big.gguf --task gsm8k:train.jsonl --answers gold --vocab-only",
     "answers, features and the last checkpoint are in {folder}: repeat the command to go on",
 )

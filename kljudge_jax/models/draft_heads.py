@@ -9,18 +9,15 @@ from kljudge_jax.errors import InputError
 from kljudge_jax.models.config import TransformerConfig
 from kljudge_jax.models.json_file import read_foreign
 from kljudge_jax.models.linear import Storage
+from kljudge_jax.models.weights import TensorSource
 
 
-class HeadSource(Protocol):
+class HeadSource(TensorSource, Protocol):
     """A head on disk.
 
     Attributes:
-      where: the folder, for messages.
       config: of its layers.
     """
-
-    where: str
-    config: TransformerConfig
 
     def fitted(self, target: TransformerConfig) -> Any:
         """Its shape for a target of that one. InputError says all that does not fit."""

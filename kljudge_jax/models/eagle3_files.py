@@ -1,4 +1,4 @@
-"""EAGLE-3 heads as others publish and read them: config.json and safetensors, with `fc`, `midlayer`, `d2t` and `t2d`."""
+"""EAGLE-3 heads as others publish and read them: config.json and safetensors with `fc`, `midlayer`, `d2t`, `t2d`."""
 
 from __future__ import annotations
 
@@ -224,7 +224,7 @@ _THEIRS = {
     "mlp_norm.scale": "post_attention_layernorm.weight",
     **{
         f"attention.{ours}": f"self_attn.{theirs}_proj"
-        for ours, theirs in zip(("query", "key", "value", "out"), "qkvo")
+        for ours, theirs in (("query", "q"), ("key", "k"), ("value", "v"), ("out", "o"))
     },
     **{f"mlp.{name}": f"mlp.{name}_proj" for name in ("gate", "up", "down")},
 }

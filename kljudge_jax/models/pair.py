@@ -14,12 +14,12 @@ from kljudge_jax.core.protocols import check_methods, check_structure
 from kljudge_jax.errors import InputError
 from kljudge_jax.models.compiled import keep_compiled
 from kljudge_jax.models.config import TransformerConfig
+from kljudge_jax.models.draft_heads import HeadSource
 from kljudge_jax.models.draft_vocab import DraftVocab, cut_head, read_draft_vocab, with_ends
 from kljudge_jax.models.leaves import precision
 from kljudge_jax.models.linear import FILE
 from kljudge_jax.models.shapes import check_weights_fit
 from kljudge_jax.models.shipped import shipped_folder
-from kljudge_jax.models.draft_heads import HeadSource
 from kljudge_jax.models.sources import Checkpoint, open_checkpoint, open_draft, open_tokenizer
 from kljudge_jax.models.tokenizer import check_fits, compare, tokenizer_eos
 from kljudge_jax.models.transformer import Transformer

@@ -83,7 +83,7 @@ class Features:
         return self.head.sequences
 
     def __getitem__(self, index: int) -> Learnt:
-        shard, at = divmod(index, _SHARD)
+        shard = index // _SHARD
         first = int(self.lengths[shard * _SHARD : index].sum())
         rows = slice(first, first + int(self.lengths[index]))
         file = self._open(shard)

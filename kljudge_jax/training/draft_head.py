@@ -145,7 +145,8 @@ class HeadData:
             states[i, :count], tokens[i, :count] = one.states, one.tokens
             starts[i], ends[i] = max(2, one.answer), count
         embeddings = self.table[np.searchsorted(self.used, tokens)]
-        return HeadBatch(states, tokens, starts, ends), embeddings, anchors
+        arrays: Any = states, tokens, starts, ends  # on the host until they are placed
+        return HeadBatch(*arrays), embeddings, anchors
 
 
 def train_head(

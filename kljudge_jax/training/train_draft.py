@@ -22,7 +22,13 @@ from kljudge_jax.training.draft_corpus import gold_answers, own_answers
 from kljudge_jax.training.draft_features import compute_features
 from kljudge_jax.training.draft_head import HeadData, HeadProgress, HeadRecipe, train_head
 from kljudge_jax.training.draft_start import starting_values
-from kljudge_jax.training.draft_vocab import count_tokens, most_frequent, read_draft_vocab, share_covered, write_draft_vocab
+from kljudge_jax.training.draft_vocab import (
+    count_tokens,
+    most_frequent,
+    read_draft_vocab,
+    share_covered,
+    write_draft_vocab,
+)
 
 # Whose answers a head learns from.
 ANSWERS = ("target", "gold")
@@ -112,10 +118,10 @@ def train_draft(
         )
     learnt = corpus if vocab_only else corpus[: -recipe.held_out]
     counts = count_tokens([line.answer for line in learnt], None, target.vocab_size)
-    size = draft_vocab if isinstance(draft_vocab, int) else None
-    ranked = (
-        most_frequent(counts, size, pair.eos) if size is not None else read_draft_vocab(draft_vocab, target.vocab_size)
-    )
+    if isinstance(draft_vocab, int):
+        ranked = most_frequent(counts, draft_vocab, pair.eos)
+    else:
+        ranked = read_draft_vocab(draft_vocab, target.vocab_size)
     write_draft_vocab(folder / "draft_vocab.txt", ranked)
     rows = np.sort(np.asarray(ranked))
     made = TrainedDraft(
