@@ -1,0 +1,67 @@
+"""`kljudge train-draft`: a head for the embedded target from a command line, what it prints, and bad input."""
+
+import json
+
+import pytest
+
+import kljudge_jax as kj
+from kljudge_jax.cli import main
+from kljudge_jax.models.shipped import shipped_folder
+from kljudge_jax.records import read
+from kljudge_jax.training.train_draft import TrainedDraft
+
+SMALL = ["--target", "embedded", "--task", "arithmetic", "--n", "24", "--held-out", "8", "--train-batch", "8"]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained")
+    words = ["train-draft", str(folder), *SMALL, "--answers", "gold", "--vocab-size", "200", "--passes", "2"]
+    return folder, words, main(words)
+
+
+def test_it_writes_a_head_that_loads_and_drafts(trained, capsys):
+    folder, words, status = trained
+    assert status == 0
+    made = read(folder / "draft.json", TrainedDraft)
+    assert made.head == str(folder / "head") and made.draft_vocab == 200 and made.sequences == 16
+    assert 0.9 < made.covered <= 1 and made.curve[-1].step == made.curve[-1].steps == 4
+    assert made.mean_acceptance_length is not None and made.mean_acceptance_length >= 1
+    assert len((folder / "draft_vocab.txt").read_text().splitlines()) >= 200
+    pair = kj.ModelPair.from_pretrained(shipped_folder() / "target", folder / "head", dtype="float32")
+    prompts = [problem.prompt for problem in kj.load_task("arithmetic").problems(n=4)]
+    plain, drafted = (
+        kj.generate(pair, prompts, verifier=rule, draft_length=2, max_new_tokens=16) for rule in (None, "exact")
+    )
+    assert plain.text == drafted.text and drafted.stats.drafted > 0
+    capsys.readouterr()
+    assert main(words) == 0, "a finished run is said again"
+    said = capsys.readouterr().out
+    assert "200 tokens, which are" in said and "| mean acceptance length" in said
+    assert said.rstrip().endswith(str(folder / "head"))
+
+
+def test_the_vocabulary_alone_is_what_draft_vocab_takes(tmp_path, capsys):
+    words = ["train-draft", str(tmp_path), *SMALL, "--answers", "gold", "--vocab-only", "--vocab-size", "100"]
+    assert main(words) == 0
+    assert "100 tokens, which are" in capsys.readouterr().out
+    assert not (tmp_path / "features").exists() and not (tmp_path / "head").exists()
+    assert json.loads((tmp_path / "draft.json").read_text())["head"] is None
+    pair = kj.ModelPair.embedded(draft_vocab=tmp_path / "draft_vocab.txt")
+    assert pair.draft is not None
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--layers", "2,x"], "--layers are whole numbers"),
+        (["--layers", "2,99"], "layers lie from 0 to 8"),
+        (["--vocab-size", "641"], "641"),
+        (["--held-out", "24"], "24 problems leave none to learn from"),
+        (["--passes", "0"], "passes and a rate above 0"),
+    ],
+)
+def test_bad_input_is_one_line(words, said, tmp_path, capsys):
+    assert main(["train-draft", str(tmp_path), *SMALL, "--answers", "gold", *words]) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "loaded in" not in line]
+    assert said in line
