@@ -31,6 +31,8 @@ _ADVICE = "choose an empty folder, or delete that run"
 
 # Sequences and anchors are padded to multiples of these: few programs are compiled.
 _WIDTH, _ANCHORS = 128, 64
+# So many batches of sequences are drawn at once and sorted by length.
+_POOL = 8
 
 # What is not trained: the target's own rows.
 _FROZEN = "head.weight"
@@ -106,8 +108,8 @@ class HeadData:
     """Batches of a run: a function of the step, so that it resumes to the same data."""
 
     def __init__(self, features: Features, recipe: HeadRecipe, embed: Callable[[np.ndarray], np.ndarray]):
-        if len(features) <= recipe.held_out:
-            raise InputError(f"{len(features)} sequences leave none to learn from: {recipe.held_out} are held out")
+        if len(features) < recipe.held_out + recipe.batch_size:
+            raise InputError(f"{len(features)} sequences leave no batch to learn from: {recipe.held_out} are held out")
         self.features, self.recipe = features, recipe
         self.learnt = len(features) - recipe.held_out
         every = np.unique(np.concatenate([features[i].tokens for i in range(len(features))]))
@@ -120,11 +122,18 @@ class HeadData:
 
     def at(self, step: int) -> tuple[HeadBatch, np.ndarray, int]:
         """The batch of a step, the embeddings of its tokens f32 `[B, T, H]`, and its anchors."""
-        size = self.recipe.batch_size
-        per_pass = max(1, self.learnt // size)
-        order = np.random.default_rng((self.recipe.seed, step // per_pass)).permutation(self.learnt)
-        first = step % per_pass * size
-        return self._batch(order[first : first + size].tolist())
+        per_pass = max(1, self.learnt // self.recipe.batch_size)
+        return self._batch(self._rows(step // per_pass)[step % per_pass])
+
+    def _rows(self, number: int) -> list[list[int]]:
+        """The sequences of each batch of a pass; those of a batch have answers that are about equally long."""
+        rng, size = np.random.default_rng((self.recipe.seed, number)), self.recipe.batch_size
+        order = rng.permutation(self.learnt)
+        answers = self.features.lengths - self.features.answers
+        pools = [order[i : i + _POOL * size] for i in range(0, self.learnt, _POOL * size)]
+        ordered = np.concatenate([pool[np.argsort(answers[pool], kind="stable")] for pool in pools])
+        batches = [ordered[i : i + size].tolist() for i in range(0, self.learnt - size + 1, size)]
+        return [batches[i] for i in rng.permutation(len(batches))]
 
     def held_out(self) -> list[tuple[HeadBatch, np.ndarray, int]]:
         """All that is never learnt; rows that fill the last batch up have no answer."""

@@ -18,6 +18,7 @@ from kljudge_jax.progress_update import ProgressUpdate
 from kljudge_jax.records import Record, read_log, write
 from kljudge_jax.results_folder import results_folder
 from kljudge_jax.tasks.base import Problem, Task
+from kljudge_jax.tasks.files import FileTask
 from kljudge_jax.training.draft_corpus import gold_answers, own_answers
 from kljudge_jax.training.draft_features import compute_features
 from kljudge_jax.training.draft_head import HeadData, HeadProgress, HeadRecipe, train_head
@@ -29,6 +30,9 @@ from kljudge_jax.training.draft_vocab import (
     share_covered,
     write_draft_vocab,
 )
+
+# What a token of the answers counts in the choice of the vocabulary, beside one of questions and solutions.
+_OWN = 20
 
 # Whose answers a head learns from.
 ANSWERS = ("target", "gold")
@@ -88,7 +92,8 @@ def train_draft(
       recipe: how.
       split, n, seed: which problems of a task.
       answers: "target" for the target's own greedy answers, "gold" for the problems' solutions.
-      draft_vocab: how many tokens the head can draft, the corpus' most frequent ones; or their ids.
+      draft_vocab: how many tokens the head can draft, the most frequent ones of the answers, and beyond those of the
+        task's questions and solutions; or their ids.
       layers: of the target, to be read; None is 2, the middle one and the last but one.
       vocab_only: writes the list of tokens and trains nothing: what `draft_vocab=` of a model draft takes.
       max_new_tokens: the most of an answer of the target's.
@@ -119,7 +124,10 @@ def train_draft(
     learnt = corpus if vocab_only else corpus[: -recipe.held_out]
     counts = count_tokens([line.answer for line in learnt], None, target.vocab_size)
     if isinstance(draft_vocab, int):
-        ranked = most_frequent(counts, draft_vocab, pair.eos)
+        held_out = {line.id for line in corpus[len(learnt) :]}
+        texts = _texts(task, problems, split, seed, held_out) if pair.tokenizer is not None else []
+        around = count_tokens(texts, pair.tokenizer, target.vocab_size)
+        ranked = most_frequent(_OWN * counts + around, draft_vocab, pair.eos)
     else:
         ranked = read_draft_vocab(draft_vocab, target.vocab_size)
     write_draft_vocab(folder / "draft_vocab.txt", ranked)
@@ -155,6 +163,16 @@ def train_draft(
     made = structs.replace(made, head=str(folder / "head"), curve=curve)
     write(folder / "draft.json", made)
     return made
+
+
+def _texts(task: Task | Sequence[Problem], problems: Sequence[Problem], split: str, seed: int, held_out: set[str]):
+    """Questions and solutions that show which tokens such answers have, beyond those written: of a file, all of it."""
+    every = task.problems(split=split, n=None, seed=seed) if isinstance(task, FileTask) else problems
+    for problem in every:
+        if problem.id not in held_out:
+            asked = problem.prompt
+            yield asked if isinstance(asked, str) else " ".join(str(turn["content"]) for turn in asked)
+            yield problem.solution or ""
 
 
 def late_layers(num_layers: int) -> tuple[int, ...]:

@@ -175,7 +175,7 @@ def test_a_folder_of_another_recipe_and_too_few_answers_are_refused(target, feat
     )
     with pytest.raises(InputError, match="another recipe"):
         train_head(config, start, IDS, data, tmp_path, devices=ONE)
-    with pytest.raises(InputError, match="10 sequences leave none"):
+    with pytest.raises(InputError, match="10 sequences leave no batch"):
         data_of(target, features, dataclasses.replace(RECIPE, held_out=10))
     with pytest.raises(InputError, match="multiple of 2"):
         train_head(config, start, IDS, data_of(target, features, dataclasses.replace(RECIPE, batch_size=3)), tmp_path,
