@@ -172,7 +172,7 @@ def judge_drafts(
     kl = logprobs = sampled = None
     if shape.trace:
         raw, raw_draft = followed(scores.logits), followed(raw_draft_logits)
-        kl = jnp.where(at[:, :width] < usable[:, None], kl_on_support(raw[:, :width], raw_draft), jnp.nan)
+        kl = jnp.where(at[:, :width] < usable[:, None], kl_on_support(raw, raw_draft), jnp.nan)
         kl = jnp.pad(kl, ((0, 0), (0, spare + 1)), constant_values=jnp.nan)
 
         def log_probability(logits):

@@ -130,17 +130,22 @@ def kl_on_support(p_logits: jax.Array, q_logits: jax.Array) -> jax.Array:
            = \frac{1}{1 - r} \sum_{v \in S} p(v) \ln \frac{p(v)}{q(v)} - 2 \ln(1 - r) $$
 
     KL on S, and what it takes to keep to S: KL(p_S || p) is -ln(1 - r). Infinite where r is above 1/2, for then q says
-    nothing of most of p. To the bit `kl_divergence` where S has all that p has.
+    nothing of most of p. To the bit `kl_divergence` where S has all that p has. Rows `[..., K, V]` that p has more than
+    q are not looked at.
 
     Source: ours; nobody has published a KL judge for such drafts.
     """
-    whole = kl_divergence(p_logits, q_logits)
+
+    def rows(p):
+        return p[..., : q_logits.shape[-2], :] if q_logits.ndim > 1 else p
+
+    whole = kl_divergence(rows(p_logits), q_logits)
 
     def on_support(state):
         pending, found = state
         # Tied to the turn: of a loop's body XLA moves before the loop what is the same in every turn.
         p, q, pending = jax.lax.optimization_barrier((p_logits, q_logits, pending))
-        log_p, log_q = (Normaliser.of(logits).log_probability(logits) for logits in (p, q))
+        log_p, log_q = (Normaliser.of(logits).log_probability(logits) for logits in (rows(p), q))
         excluded = q == -jnp.inf
         inside = jnp.sum(jnp.where(excluded, 0.0, _relative(log_p, log_q)), axis=-1)
         outside = jnp.sum(jnp.where(excluded, jnp.exp(log_p), 0.0), axis=-1)
@@ -149,7 +154,7 @@ def kl_on_support(p_logits: jax.Array, q_logits: jax.Array) -> jax.Array:
         return jnp.zeros_like(pending), jnp.where(pending, divergence, found)
 
     # A loop of one turn at most, which a draft over the whole vocabulary never takes: the sums over S cost a fifth of
-    # the rule. Under vmap a conditional would compute both.
+    # the rule. Under vmap a conditional would compute both. It is given p as it lies, for a part would be copied first.
     return jax.lax.while_loop(lambda state: jnp.any(state[0]), on_support, (whole == jnp.inf, whole))[1]
 
 

@@ -53,5 +53,4 @@ class KLJudge(ThresholdRule):
     compares_drafts = True
 
     def passes(self, inputs: VerifyInputs) -> jax.Array:
-        count = inputs.draft_tokens.shape[0]
-        return kl_on_support(inputs.raw_target_logits[:count], inputs.raw_draft_logits) < self.threshold
+        return kl_on_support(inputs.raw_target_logits, inputs.raw_draft_logits) < self.threshold
