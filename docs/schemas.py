@@ -27,6 +27,11 @@ FORMATS = {
     "card.json": "training.card.Card",
     "recipe.json": "training.trainer.Recipe",
     "log.jsonl": "training.trainer.Progress",
+    "draft.json": "training.train_draft.TrainedDraft",
+    "corpus.jsonl": "training.draft_corpus.CorpusLine",
+    "features.json": "training.draft_features.FeaturesHead",
+    "training/recipe.json": "training.draft_head.HeadRecipe",
+    "training/log.jsonl": "training.draft_head.HeadProgress",
 }
 # Elements of a list, where a file holds one.
 LISTS = ("examples.json",)

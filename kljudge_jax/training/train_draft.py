@@ -88,7 +88,7 @@ def train_draft(
     Args:
       pair: the target; a draft is not needed.
       task: whose problems are asked, or the problems. The last `recipe.held_out` of them are never learnt.
-      folder: gets `answers.jsonl`, `features/`, `training/`, `draft_vocab.txt`, `head/` and `draft.json`.
+      folder: gets `corpus.jsonl`, `features/`, `training/`, `draft_vocab.txt`, `head/` and `draft.json`.
       recipe: how.
       split, n, seed: which problems of a task.
       answers: "target" for the target's own greedy answers, "gold" for the problems' solutions.
@@ -191,5 +191,5 @@ def _answered(pair, problems, folder: Path, answers: str, max_new_tokens: int, b
     def told(done: int, total: int) -> None:
         report(ProgressUpdate(f"answers {done:,} of {total:,}", done, total))
 
-    path = folder / "answers.jsonl"
+    path = folder / "corpus.jsonl"
     return own_answers(pair, problems, path, max_new_tokens=max_new_tokens, batch_size=batch_size, report=told)
