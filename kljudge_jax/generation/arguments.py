@@ -15,6 +15,7 @@ from kljudge_jax.core.protocols import Drafter
 from kljudge_jax.core.rule_check import check_registered, check_rule
 from kljudge_jax.core.sampling import Sampling
 from kljudge_jax.core.scorers import DraftScorer, ReflectionScorer, Scorer
+from kljudge_jax.drafters.heads import drafter_of
 from kljudge_jax.drafters.model_draft import ModelDraft
 from kljudge_jax.drafters.specs import parse_drafter
 from kljudge_jax.errors import InputError
@@ -67,7 +68,7 @@ def plan(pair, verifier, drafter, draft_length, sampling: Sampling, with_section
     if isinstance(drafter, type) or not hasattr(drafter, "propose"):
         raise InputError(f"a drafter is one such as ModelDraft(), got {drafter!r}; plain decoding is verifier=None")
     if isinstance(drafter, ModelDraft):
-        drafter = getattr(pair.draft, "drafter", drafter)  # a head drafts in a way of its own
+        drafter = drafter_of(pair.draft) or drafter  # a head drafts in a way of its own
     check_drafter(drafter)
     if hasattr(drafter, "check"):
         drafter.check(pair)

@@ -108,13 +108,6 @@ class Eagle3Head(nnx.Module):
             self.embedding = Embedding(keys[3], decoder.vocab_size, hidden, storage, scheme)
 
     @property
-    def drafter(self) -> Any:
-        """What drafts with it."""
-        from kljudge_jax.drafters.eagle3_draft import Eagle3Draft
-
-        return Eagle3Draft(self.config.layers)
-
-    @property
     def dtype(self) -> Any:
         """Of its products."""
         return self.storage.dtype

@@ -1,0 +1,16 @@
+"""Which drafter a pair's draft is made for, where it is no model that writes tokens by itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kljudge_jax.core.protocols import Drafter
+from kljudge_jax.drafters.eagle3_draft import Eagle3Draft
+from kljudge_jax.models.eagle3 import Eagle3Head
+
+
+def drafter_of(draft: Any) -> Drafter | None:
+    """What drafts with a head; None of a model, and of what is no draft of ours."""
+    if isinstance(draft, Eagle3Head):
+        return Eagle3Draft(draft.config.layers)
+    return None
