@@ -21,6 +21,7 @@ from kljudge_jax.models.linear import Storage
 from kljudge_jax.models.transformer import fill, parameters
 from kljudge_jax.models.weights import SafetensorsFolder, faults_of, read_parameters
 
+_LAYER_IDS = "eagle_aux_hidden_state_layer_ids"
 _MIDLAYER = re.compile(r"^(model\.)?(midlayer|layers\.0)\.")
 _TABLES = ("d2t", "t2d")
 
@@ -37,16 +38,20 @@ class Eagle3Folder(SafetensorsFolder):
         eagle = self.options.get("eagle_config") or {}
         if not isinstance(eagle, dict):
             raise InputError(f"{self.where}: eagle_config of config.json is no object: download the folder again")
-        layers = eagle.get("eagle_aux_hidden_state_layer_ids")
-        if layers is not None and not (
-            isinstance(layers, list) and layers and all(type(i) is int and i >= 0 for i in layers)
-        ):
-            raise InputError(f"{self.where}: eagle_aux_hidden_state_layer_ids of config.json is no list of layers")
+        # At the top, where vLLM looks, a layer is counted as here; in eagle_config, where SGLang and SpecForge look, it
+        # is the index of a block, after which its state stands.
+        above, inside = (_layer_ids(options, self.where) for options in (self.options, eagle))
+        after = None if inside is None else tuple(i + 1 for i in inside)
+        if above is not None and after is not None and above != after:
+            raise InputError(
+                f"{self.where}: config.json names layers {list(above)} at its top, and blocks {list(inside or ())} in "
+                "eagle_config, which are others: remove the wrong list"
+            )
         if eagle.get("use_aux_hidden_state") is False:
             raise InputError(f"{self.where} reads the target's last states alone, as EAGLE-1: give an EAGLE-3 head")
         if self.config.num_layers != 1:
             raise InputError(f"{self.where} has {self.config.num_layers} layers: heads of one layer run here")
-        self.asked = None if layers is None else tuple(layers)
+        self.asked = above if after is None else after
 
     def _our_name(self, theirs: str) -> str | None:
         if theirs.removeprefix("model.") in _TABLES:
@@ -147,6 +152,16 @@ class Eagle3Folder(SafetensorsFolder):
         return fill(abstract(config, storage), values)
 
 
+def _layer_ids(options: dict[str, Any], where: str) -> tuple[int, ...] | None:
+    """The list of layers of some part of a config.json, None if it has none."""
+    layers = options.get(_LAYER_IDS)
+    if layers is None:
+        return None
+    if not (isinstance(layers, list) and layers and all(type(i) is int and i >= 0 for i in layers)):
+        raise InputError(f"{where}: {_LAYER_IDS} of config.json is no list of layers")
+    return tuple(layers)
+
+
 def write_eagle3(
     folder: str | Path,
     config: Eagle3Config,
@@ -187,15 +202,16 @@ def write_eagle3(
         }
         scaling["original_max_position_embeddings"] = rope.original_max_position
     dtype = "bfloat16" if all(array.dtype == jnp.bfloat16 for array in tensors.values()) else "float32"
+    eagle: dict[str, Any] = {"use_aux_hidden_state": True}
+    if min(config.layers) > 0:  # of the embeddings there is no block
+        eagle[_LAYER_IDS] = [layer - 1 for layer in config.layers]
     described = {
         "architectures": ["LlamaForCausalLMEagle3"],
         "model_type": "llama",
         "attention_bias": decoder.qkv_bias,
         "draft_vocab_size": config.draft_vocab,
-        "eagle_config": {
-            "eagle_aux_hidden_state_layer_ids": list(config.layers),
-            "use_aux_hidden_state": True,
-        },
+        _LAYER_IDS: list(config.layers),
+        "eagle_config": eagle,
         "head_dim": decoder.head_dim,
         "hidden_act": decoder.activation,
         "hidden_size": decoder.hidden_size,
