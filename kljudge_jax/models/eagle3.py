@@ -102,10 +102,10 @@ class Eagle3Head(nnx.Module):
         self.final_norm = RMSNorm(hidden, decoder.norm_eps, storage.place)
         self.head = Linear(keys[2], hidden, config.draft_vocab, False, storage, storage.scheme("head.weight", hidden))
         self.ids = nnx.Variable(jnp.arange(config.draft_vocab, dtype=jnp.int32))
-        self.embedding = None
-        if config.own_embedding:
-            scheme = storage.scheme("embedding.table", hidden)
-            self.embedding = Embedding(keys[3], decoder.vocab_size, hidden, storage, scheme)
+        # Assigned once: nnx would take what is None at first for static.
+        scheme = storage.scheme("embedding.table", hidden)
+        own = config.own_embedding
+        self.embedding = Embedding(keys[3], decoder.vocab_size, hidden, storage, scheme) if own else None
 
     @property
     def dtype(self) -> Any:
@@ -160,21 +160,18 @@ class Eagle3Head(nnx.Module):
         return self._whole(x), cache.with_layers([stored], start + length)
 
     def check_target(self, target: Any, name: str) -> None:
-        """Raises InputError if it cannot draft for that model."""
-        asked, own = self.config.layers, self.config.target_size
+        """Raises InputError, with all that is wrong, if it cannot draft for that model."""
+        asked, own, faults = self.config.layers, self.config.target_size, []
         count = getattr(target, "num_layers", 0)
         if not count or max(asked) > count:
-            raise InputError(
-                f"{name} cannot be asked for layers {list(asked)}, which the EAGLE-3 head reads: it names {count}"
-            )
+            faults.append(f"it cannot be asked for layers {list(asked)}: it names {count}")
         if self.embedding is None and not callable(getattr(target, "embed", None)):
-            raise InputError(
-                f"the EAGLE-3 head has no embeddings of its own, and {name} has no method 'embed' (int32 [...] to "
-                "[..., H])"
-            )
+            faults.append("it has no method 'embed' (int32 [...] to [..., H]), and the head no embeddings of its own")
         size = getattr(getattr(target, "config", None), "hidden_size", own)
         if size != own:
-            raise InputError(f"the EAGLE-3 head reads states of {own}, and {name}'s hidden size is {size}")
+            faults.append(f"its hidden size is {size} instead of {own}")
+        if faults:
+            raise InputError(f"the EAGLE-3 head cannot draft for {name}: {'; '.join(faults)}")
 
     def embed(self, tokens: jax.Array, target: Any) -> jax.Array:
         """Embeddings `[..., H]` of tokens int32 `[...]`: its own, or the target's."""
