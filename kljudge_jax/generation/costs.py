@@ -31,7 +31,8 @@ def bytes_read(model: Any) -> int:
 def draft_cost(pair: Any, drafter: Any) -> float:
     """What one more draft token costs, as a share of a target pass over one token, by the weights that it reads."""
     model = drafter.reads(pair) if hasattr(drafter, "reads") else pair.draft
-    return 0.0 if model is None else bytes_read(model) / max(bytes_read(pair.target), 1)
+    shared = getattr(drafter, "tokens_per_pass", 1)  # a block is drafted in one pass
+    return 0.0 if model is None else bytes_read(model) / max(bytes_read(pair.target), 1) / shared
 
 
 @dataclasses.dataclass

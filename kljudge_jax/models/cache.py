@@ -65,10 +65,8 @@ class Layer(NamedTuple):
                 query, key, value, start, self.keys, self.values, window=window, softcap=softcap
             )
             return mixed, self._replace(keys=all_keys, values=all_values)
-        key, value = (_placed(x.swapaxes(1, 2), layout) for x in numbers_only(key, value))
-        keys = write_rows(self.keys, key, start, layout, self.platform)
-        values = write_rows(self.values, value, start, layout, self.platform)
-        layer = self._replace(keys=keys, values=values)
+        layer = self.write(key, value, start)
+        keys, values = layer.keys, layer.values
         sees: dict[str, Any] = {"window": window, "softcap": softcap, "layout": layout}
         kernel = kernel_of(query.shape, keys, keys.dtype, layout, place.platform)
         if kernel is not None:
@@ -82,6 +80,17 @@ class Layer(NamedTuple):
             keys, values = (read_rows(x, first, seen) for x in (keys, values))
             slots = first[:, None, None] + jnp.arange(seen)[None, None]
         return attend(query, keys, values, positions, slots, **sees), layer
+
+    def write(self, key: jax.Array, value: jax.Array, start: jax.Array) -> Layer:
+        """The layer with new keys and values `[B, T, G, D]`, as `attend` takes them, from slot `start[b]` on."""
+        key, value = (_placed(x.swapaxes(1, 2), self.layout) for x in numbers_only(key, value))
+        keys = write_rows(self.keys, key, start, self.layout, self.platform)
+        return self._replace(keys=keys, values=write_rows(self.values, value, start, self.layout, self.platform))
+
+    @property
+    def scales(self) -> tuple[jax.Array, jax.Array] | None:
+        """What keys and values are to be multiplied by, f32 `[B, G, S]` each; None is 1."""
+        return None
 
 
 class Positions:

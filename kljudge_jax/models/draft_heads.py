@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
+
+import safetensors
 
 from kljudge_jax.errors import InputError
 from kljudge_jax.models.config import TransformerConfig
@@ -35,11 +38,26 @@ def kind_of(folder: Path) -> str | None:
     options = read_foreign(folder / "config.json")
     named = options.get("architectures")
     architectures = " ".join(map(str, named)).lower() if isinstance(named, list) else ""
+    if "dflash" in architectures or "dflash_config" in options:
+        return "DFlash"
     if "eagle3" in architectures or "draft_vocab_size" in options or "eagle_config" in options:
         return "EAGLE-3"
-    if "eagle" in architectures:
+    # Those say that they are a model of the target's family, with one layer.
+    if "eagle" in architectures or (options.get("num_hidden_layers") == 1 and "fc.weight" in _tensors(folder)):
         raise InputError(f"{folder} is a head of EAGLE-1 or EAGLE-2: give an EAGLE-3 head")
     return None
+
+
+def _tensors(folder: Path) -> set[str]:
+    """The names of what a folder of one file holds; none where it is broken, which is said when it is opened."""
+    file = folder / "model.safetensors"
+    if not file.is_file():
+        return set()
+    try:
+        with safetensors.safe_open(str(file), framework="np") as opened:
+            return set(opened.keys())
+    except (safetensors.SafetensorError, OSError):
+        return set()
 
 
 def open_head(folder: Path) -> HeadSource:
@@ -48,7 +66,8 @@ def open_head(folder: Path) -> HeadSource:
     Raises:
       InputError: it is broken, or none that runs here.
     """
+    from kljudge_jax.models.dflash_files import DFlashFolder
     from kljudge_jax.models.eagle3_files import Eagle3Folder
 
-    assert kind_of(folder) == "EAGLE-3"
-    return Eagle3Folder(folder)
+    kinds: dict[str | None, Callable[[Path], HeadSource]] = {"EAGLE-3": Eagle3Folder, "DFlash": DFlashFolder}
+    return kinds[kind_of(folder)](folder)

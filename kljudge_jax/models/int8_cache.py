@@ -39,19 +39,15 @@ class Int8Layer(NamedTuple):
     ) -> tuple[jax.Array, Int8Layer]:
         """See `cache.Layer.attend`. New keys and values too are read as they are stored: a token is the same to a pass
         of its own and to one of several."""
-        key, value = (x.swapaxes(1, 2) for x in numbers_only(key, value))
-        new = [*_quantized(key), *_quantized(value)]
-        stored = [
-            write_rows(old, _placed(fresh, self.layout), positions[:, 0], self.layout, self.platform)
-            for old, fresh in zip((self.keys, self.key_scales, self.values, self.value_scales), new, strict=True)
-        ]
-        keys, key_scales, values, value_scales = stored
+        layer = self.write(key, value, positions[:, 0])
+        keys, values = layer.keys, layer.values
+        key_scale, value_scale = layer.scales
         read: dict[str, Any] = {
             "window": window,
             "softcap": softcap,
             "layout": self.layout,
-            "key_scale": key_scales[..., 0],
-            "value_scale": value_scales[..., 0],
+            "key_scale": key_scale,
+            "value_scale": value_scale,
         }
         place = place_of(self.layout, self.platform)
         kernel = kernel_of(query.shape, keys, query.dtype, self.layout, place.platform)
@@ -60,7 +56,22 @@ class Int8Layer(NamedTuple):
             mixed = attend(query, keys, values, positions, slots, **read)
         else:
             mixed = attend_written(kernel, query, keys, values, positions[:, 0], **read)
-        return mixed, Int8Layer(keys, values, key_scales, value_scales, self.layout, self.platform)
+        return mixed, layer
+
+    def write(self, key: jax.Array, value: jax.Array, start: jax.Array) -> Int8Layer:
+        """See `cache.Layer.write`."""
+        key, value = (x.swapaxes(1, 2) for x in numbers_only(key, value))
+        new = [*_quantized(key), *_quantized(value)]
+        keys, key_scales, values, value_scales = (
+            write_rows(old, _placed(fresh, self.layout), start, self.layout, self.platform)
+            for old, fresh in zip((self.keys, self.key_scales, self.values, self.value_scales), new, strict=True)
+        )
+        return Int8Layer(keys, values, key_scales, value_scales, self.layout, self.platform)
+
+    @property
+    def scales(self) -> tuple[jax.Array, jax.Array]:
+        """See `cache.Layer.scales`."""
+        return self.key_scales[..., 0], self.value_scales[..., 0]
 
 
 @jax.tree_util.register_dataclass

@@ -121,8 +121,8 @@ class ModelPair:
 
         Args:
           target: hub id, local folder (safetensors, or ours) or .gguf file.
-          draft: the same, or a head of the target in the public format of EAGLE-3; None for plain decoding, prompt
-            lookup and self-draft.
+          draft: the same, or a head of the target in the public format of EAGLE-3 or DFlash; None for plain decoding,
+            prompt lookup and self-draft.
           draft_vocab: the tokens that the draft's head is cut to, a text file with one id a line or the ids: see
             `with_draft_vocab`.
           dtype: "float32", "bfloat16", "float16", or "auto": bfloat16; on a CPU without a C++ compiler whichever of

@@ -15,14 +15,17 @@ from jax.sharding import SingleDeviceSharding
 from kljudge_jax.errors import InputError
 from kljudge_jax.kernels.product import tiled_where_native
 from kljudge_jax.kernels.quantize import quantize, stored_bits
-from kljudge_jax.models import eagle3
+from kljudge_jax.models import dflash, eagle3
 from kljudge_jax.models.config import TransformerConfig
+from kljudge_jax.models.dflash import DFlashConfig
 from kljudge_jax.models.eagle3 import Eagle3Config
 from kljudge_jax.models.families import config_from_hf
 from kljudge_jax.models.linear import Storage, quantized_parts
 from kljudge_jax.models.transformer import Transformer, abstract, assemble, parameters
 from kljudge_jax.parallel.free_memory import usable_memory
 from kljudge_jax.spec import assigned, read_spec
+
+HeadConfig = Eagle3Config | DFlashConfig
 
 
 def _llama3(factor: float, **sizes: Any) -> dict[str, Any]:
@@ -125,7 +128,7 @@ def count_parameters(config: TransformerConfig) -> int:
 
 
 @functools.lru_cache
-def bytes_per_device(config: TransformerConfig | Eagle3Config, storage: Storage = Storage()) -> int:  # noqa: B008
+def bytes_per_device(config: TransformerConfig | HeadConfig, storage: Storage = Storage()) -> int:  # noqa: B008
     """What the parameters of a model, or of a head, take of each device's memory."""
 
     def total(model: Any) -> int:
@@ -137,6 +140,8 @@ def bytes_per_device(config: TransformerConfig | Eagle3Config, storage: Storage 
 
     if isinstance(config, Eagle3Config):
         return total(eagle3.abstract(config, storage))
+    if isinstance(config, DFlashConfig):
+        return total(dflash.abstract(config, storage))
 
     # Layers are alike, so two of them say what all take; 126 would take seconds.
     def of(layers: int) -> int:
@@ -145,7 +150,7 @@ def bytes_per_device(config: TransformerConfig | Eagle3Config, storage: Storage 
     return of(1) + (config.num_layers - 1) * (of(2) - of(1)) if config.num_layers > 1 else of(1)
 
 
-def check_weights_fit(models: Sequence[tuple[TransformerConfig | Eagle3Config, Storage]]) -> None:
+def check_weights_fit(models: Sequence[tuple[TransformerConfig | HeadConfig, Storage]]) -> None:
     """Raises InputError, with the numbers, where models to be loaded take more than their devices have left."""
     layout = models[0][1].layout
     free = usable_memory(None if layout is None else layout.mesh)

@@ -49,7 +49,7 @@ def open_checkpoint(name: str | Path, revision: str | None = None) -> Checkpoint
 
         kind = kind_of(path)
         if kind is not None:
-            raise InputError(f"{name} is an {kind} head, which is no model of its own: give it as the draft")
+            raise InputError(f"{name} is a head ({kind}), which is no model of its own: give it as the draft")
         return OrbaxFolder(path) if is_ours(path) else SafetensorsFolder(path)
     if not path.exists():
         raise InputError(f"{name}: no such folder or file: check the path, or give a hub id such as owner/model")
