@@ -26,7 +26,7 @@ HIDDEN = 32
 
 def write_target(folder, family, vocab_size=64, **changes):
     """A tiny target of a family in a folder: the Transformers model."""
-    model = make_hf_model(family, num_hidden_layers=LAYERS, vocab_size=vocab_size, **changes)
+    model = make_hf_model(family, **({"num_hidden_layers": LAYERS, "vocab_size": vocab_size} | changes))
     model.save_pretrained(folder)
     make_tokenizer(words=vocab_size).save_pretrained(folder)
     return model
@@ -271,7 +271,7 @@ def target_states(model, tokens, blocks):
     return np.concatenate([found[block + 1][0].numpy() for block in blocks], axis=-1).astype(np.float64)
 
 
-def drafts_of(pair, prompts, accepted, length, chunk, sampling=None, seed=0):
+def drafts_of(pair, prompts, accepted, length, chunk, sampling=None, seed=0, shared=0):
     """Drafts of a pair's head over rows that keep so many tokens of each, int `[B]` a cycle, and one that is wrong.
 
     Yields each cycle's sequences, lists of ints, and its `Draft`.
@@ -286,7 +286,7 @@ def drafts_of(pair, prompts, accepted, length, chunk, sampling=None, seed=0):
     @jax.jit
     def begin(models, padded, lengths):
         empty = models.target.init_cache(len(prompts), 64), drafter.init(models, len(prompts), 64)
-        return prefill(models, drafter, *empty, padded, lengths, plan=Prefill(chunk))
+        return prefill(models, drafter, *empty, padded, lengths, shared, plan=Prefill(chunk))
 
     @jax.jit
     def propose(models, cache, state, context):

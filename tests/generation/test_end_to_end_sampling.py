@@ -5,9 +5,8 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
-import scipy.special
-import scipy.stats
-from tiny_hf import hf_logits, hf_processed, make_hf_model, make_tokenizer
+from chi_square import joint_distribution, p_value
+from tiny_hf import make_hf_model, make_tokenizer
 from tiny_pairs import NEVER, noisy, sharpened
 
 import kljudge_jax as kj
@@ -39,37 +38,16 @@ def sample(pair, verifier, seed=0, **options):
     return np.stack(out.tokens), out.stats
 
 
-def joint_distribution(model, temperature, top_k=0, top_p=1.0):
-    """Probabilities `[V, V, V]` of the three tokens after the prompt, by Transformers' logits and warpers."""
-    pairs = [[*PROMPT, a, b] for a in range(VOCAB) for b in range(VOCAB)]
-    logits = hf_processed(hf_logits(model, pairs)[:, -3:], temperature, top_k, top_p)
-    steps = scipy.special.softmax(logits.astype(np.float64), axis=-1).reshape(VOCAB, VOCAB, 3, VOCAB)
-    first, second, third = steps[0, 0, 0], steps[:, 0, 1], steps[:, :, 2]
-    return first[:, None, None] * second[:, :, None] * third
-
-
-def p_value(tokens, distribution):
-    """Of the chi-square test that `tokens` come from `distribution`; rare cells are counted as one."""
-    places = np.ravel_multi_index(tokens.T, distribution.shape)
-    counts, expected = np.bincount(places, minlength=distribution.size), distribution.ravel() * len(tokens)
-    if counts[expected == 0].any():
-        return 0.0
-    common = expected >= 5
-    counts = np.append(counts[common], counts[~common].sum())
-    expected = np.append(expected[common], expected[~common].sum())
-    return scipy.stats.chisquare(counts[expected > 0], expected[expected > 0]).pvalue
-
-
 def test_plain_decoding_draws_from_the_target(hf_target):
     hf, target = hf_target
-    expected = joint_distribution(hf, **SAMPLING)
+    expected = joint_distribution(hf, PROMPT, VOCAB, **SAMPLING)
     tokens, _ = sample(pair_of(target), None, **SAMPLING)
     assert np.count_nonzero(expected > 0.005) > 20
     assert p_value(tokens, expected) > 1e-4
     # The test can tell: a model that differs by the noise of the drafts below fails it, and so does no truncation.
     other, _ = sample(pair_of(noisy(target, 1, 0.5)), None, **SAMPLING)
     assert p_value(other, expected) < 1e-6
-    assert p_value(tokens, joint_distribution(hf, 0.8)) < 1e-6
+    assert p_value(tokens, joint_distribution(hf, PROMPT, VOCAB, 0.8)) < 1e-6
 
 
 @pytest.mark.parametrize(
@@ -85,7 +63,7 @@ def test_plain_decoding_draws_from_the_target(hf_target):
 def test_speculative_sampling_draws_from_the_target(hf_target, draft, rate):
     hf, target = hf_target
     tokens, stats = sample(pair_of(target, draft(target)), "exact", **SAMPLING)
-    assert p_value(tokens, joint_distribution(hf, **SAMPLING)) > 1e-4
+    assert p_value(tokens, joint_distribution(hf, PROMPT, VOCAB, **SAMPLING)) > 1e-4
     assert rate[0] <= stats.draft_acceptance_rate <= rate[1]
 
 
@@ -108,7 +86,7 @@ def test_speculative_sampling_draws_from_the_target(hf_target, draft, rate):
 def test_every_way_to_draft_draws_from_the_target(hf_target, verifier, options, rate):
     hf, target = hf_target
     tokens, stats = sample(pair_of(target, noisy(target, 1, 0.5)), verifier, **SAMPLING, **options)
-    assert p_value(tokens, joint_distribution(hf, **SAMPLING)) > 1e-4
+    assert p_value(tokens, joint_distribution(hf, PROMPT, VOCAB, **SAMPLING)) > 1e-4
     assert rate[0] <= stats.draft_acceptance_rate <= rate[1]
 
 
@@ -129,6 +107,6 @@ def test_a_draft_over_a_part_of_the_vocabulary_draws_from_the_target(hf_target, 
 def test_temperature_alone_draws_from_the_target(hf_target):
     hf, target = hf_target
     tokens, stats = sample(pair_of(target, noisy(target, 1, 0.5)), "exact", temperature=1.3)
-    assert p_value(tokens, joint_distribution(hf, 1.3)) > 1e-4
-    assert p_value(tokens, joint_distribution(hf, 1.0)) < 1e-6
+    assert p_value(tokens, joint_distribution(hf, PROMPT, VOCAB, 1.3)) > 1e-4
+    assert p_value(tokens, joint_distribution(hf, PROMPT, VOCAB, 1.0)) < 1e-6
     assert 0.2 < stats.draft_acceptance_rate < 0.9
