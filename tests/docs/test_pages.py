@@ -42,6 +42,7 @@ PYTHON = [name for name in PAGES if code(name, "python")]
 PRINTS = {
     "README": r"\n\d+\.\d+ \d+ \d+\.\d+\n(.*\n)*.*\d+\n$",
     "families": r"'llama', .*'qwen3'",
+    "heads": r"^\d+\.\d+\n$",
     "index": r"^\d+ \d+ \d+\nnone \d+ 1\.0\nexact \d+ \d+\.\d+\nkl:0\.4 \d+ \d+\.\d+\n$",
     "own_rule": r"^\d+\n$",
     "promises": "^$",  # it asserts what it says
