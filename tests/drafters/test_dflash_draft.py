@@ -21,7 +21,7 @@ from published_heads import (
     write_target,
 )
 from tiny_hf import hf_logits, hf_processed
-from tiny_pairs import tokens_of
+from tiny_pairs import tokens_of, with_parameters
 
 import kljudge_jax as kj
 from kljudge_jax.cli import main
@@ -78,6 +78,14 @@ def test_greedy_tokens_are_those_of_any_length(made, length):
     out = answers(pair, draft_length=length)
     assert tokens_of(out) == tokens_of(answers(pair, None))
     assert out.stats.drafted > 0
+
+
+def test_a_head_that_breaks_leaves_the_target_alone(made):
+    pair = pair_of(*made(FEW)[1:])
+    broken = with_parameters(pair.draft, lambda name, x: x * np.nan if name == "final_norm.scale" else x)
+    out = answers(dataclasses.replace(pair, draft=broken))
+    assert tokens_of(out) == tokens_of(answers(pair, None))
+    assert out.stats.draft_failed == 5 and not out.stats.failed
 
 
 @pytest.mark.parametrize("mesh", ["tensor=2", "data=2"])
