@@ -305,6 +305,7 @@ def drafts_of(pair, prompts, accepted, length, chunk, sampling=None, seed=0, sha
             jnp.asarray(sequence), jnp.asarray(consumed), jnp.full(len(prompts), length, jnp.int32), keys, sampling
         )
         draft, cache, state = propose(models, cache, state, context)
+        np.testing.assert_array_equal(getattr(state, "cache", state).length, consumed)
         yield [row[: end + 1].tolist() for row, end in zip(sequence, consumed, strict=True)], draft
         drawn = np.asarray(draft.tokens)
         rows = np.arange(len(prompts))

@@ -51,8 +51,11 @@ class DFlashDraft:
         pair.draft.check_target(pair.target, "the target")
 
     def reads(self, pair: Any) -> Any:
-        """What holds the weights that a pass takes: the head without what it reads of the target."""
-        return pair.draft
+        """What holds the weights that a pass takes: the layers, not `fc`, which the target's states go through; and the
+        target's output rows, where they are known."""
+        head, target = pair.draft, pair.target
+        rows = getattr(target, "head", None)
+        return head.layers, head.final_norm, getattr(target, "embedding", None) if rows is None else rows
 
     def init(self, models: Models, batch: int, slots: int) -> Any:
         """See `Drafter`."""

@@ -53,8 +53,10 @@ class Eagle3Draft:
         pair.draft.check_target(pair.target, "the target")
 
     def reads(self, pair: Any) -> Any:
-        """What holds the weights that one more draft token takes: the head without what it reads of the target."""
-        return pair.draft
+        """What holds the weights that one more draft token takes: neither `fc`, which the target's states go through,
+        nor embeddings, of which a row is read."""
+        head = pair.draft
+        return head.layers, head.final_norm, head.head
 
     def init(self, models: Models, batch: int, slots: int) -> Any:
         """See `Drafter`."""

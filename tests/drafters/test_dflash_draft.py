@@ -179,8 +179,15 @@ def test_it_costs_one_pass_for_a_whole_block(made):
     pair = pair_of(*made(FEW)[1:])
     drafter = drafter_of(pair.draft)
     assert drafter == DFlashDraft((1, 3, 5), 6) and hash(drafter) == hash(DFlashDraft((1, 3, 5), 6))
-    whole = dataclasses.replace(drafter, block_size=2)
-    assert draft_cost(pair, drafter) == pytest.approx(draft_cost(pair, whole) / 5)
+
+    def numbers(*modules):
+        return sum(x.size for x in jax.tree.leaves(modules))
+
+    # A fifth of the layers and of the target's output rows, beside all of the target but its embeddings.
+    read = numbers(pair.draft.layers, pair.draft.final_norm, pair.target.head)
+    assert draft_cost(pair, drafter) == pytest.approx(
+        read / 5 / numbers(pair.target.layers, pair.target.final_norm, pair.target.head)
+    )
 
 
 @pytest.mark.parametrize("length", [6, kj.Adaptive(1, 6, cost=0.1)])
@@ -221,6 +228,14 @@ def test_what_cannot_be_drafted_for_is_refused_with_all_that_is_wrong(made):
     assert "it has 61 tokens, and the mask is token 63" in said and "\n" not in said
     with pytest.raises(InputError, match="the pair's draft is no DFlash head"):
         kj.generate(kj.ModelPair(pair.target), [[1]], verifier="exact", drafter=DFlashDraft((1, 3, 5), 6))
+
+
+def test_mining_refuses_what_cannot_read_an_answer(made, tmp_path):
+    pair, task = pair_of(*made(64)[1:]), kj.load_task("arithmetic")
+    with pytest.raises(
+        InputError, match="the DFlashHead of this pair reads none without its target: mine with a draft"
+    ):
+        kj.mine(pair, task, tmp_path / "mined", n=1)
 
 
 def test_the_command_line_decodes_with_a_head_and_refuses_in_one_line(made, tmp_path, capsys, monkeypatch):

@@ -143,7 +143,14 @@ def test_a_draft_token_costs_the_head(made):
     pair = pair_of(*made(FEW)[1:])
     drafter = drafter_of(pair.draft)
     assert drafter == Eagle3Draft((2, 3, 3)) and not drafter.has_hidden
-    assert 0 < draft_cost(pair, drafter) < 1
+
+    def numbers(*modules):
+        return sum(x.size for x in jax.tree.leaves(modules))
+
+    # Its layer and its output rows, and not its embeddings, beside all of the target but its own.
+    read = numbers(pair.draft.layers, pair.draft.final_norm, pair.draft.head)
+    whole = numbers(pair.target.layers, pair.target.final_norm, pair.target.head)
+    assert pair.draft.embedding is not None and draft_cost(pair, drafter) == pytest.approx(read / whole)
     assert drafter_of(pair.target) is None
 
 
@@ -159,6 +166,14 @@ def test_what_cannot_be_drafted_for_is_refused_with_all_that_is_wrong(made):
     assert "\n" not in said
     with pytest.raises(InputError, match="the pair's draft is no EAGLE-3 head"):
         kj.generate(kj.ModelPair(pair.target), [[1]], verifier="exact", drafter=Eagle3Draft((2, 3, 3)))
+
+
+def test_mining_refuses_what_cannot_read_an_answer(made, tmp_path):
+    pair, task = pair_of(*made(64)[1:]), kj.load_task("arithmetic")
+    with pytest.raises(
+        InputError, match="the Eagle3Head of this pair reads none without its target: mine with a draft"
+    ):
+        kj.mine(pair, task, tmp_path / "mined", n=1)
 
 
 def test_the_command_line_decodes_with_a_head_and_refuses_in_one_line(made, tmp_path, capsys, monkeypatch):
