@@ -28,6 +28,7 @@ __all__ = [
     "Comparison",
     "Correspondence",
     "Cycle",
+    "DFlashDraft",
     "Dataset",
     "DecodingConfig",
     "DivergenceThreshold",

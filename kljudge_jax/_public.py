@@ -4,6 +4,7 @@ from kljudge_jax.core.controller import Adaptive as Adaptive
 from kljudge_jax.core.protocols import Cache as Cache
 from kljudge_jax.core.protocols import Drafter as Drafter
 from kljudge_jax.core.protocols import Model as Model
+from kljudge_jax.drafters.dflash_draft import DFlashDraft as DFlashDraft
 from kljudge_jax.drafters.eagle3_draft import Eagle3Draft as Eagle3Draft
 from kljudge_jax.drafters.model_draft import ModelDraft as ModelDraft
 from kljudge_jax.drafters.prompt_lookup import PromptLookup as PromptLookup
