@@ -53,10 +53,18 @@ class Eagle3Draft:
         pair.draft.check_target(pair.target, "the target")
 
     def reads(self, pair: Any) -> Any:
-        """What holds the weights that one more draft token takes: neither `fc`, which the target's states go through,
-        nor embeddings, of which a row is read."""
-        head = pair.draft
-        return head.layers, head.final_norm, head.head
+        """What holds the weights that one more draft token takes: the layer and the output rows. Embeddings are
+        gathered."""
+        return pair.draft.layers, *self.reads_first(pair)
+
+    def reads_first(self, pair: Any) -> Any:
+        """The same of the first token of a draft, for which the layer has run: the output rows."""
+        return pair.draft.final_norm, pair.draft.head
+
+    def observes(self, pair: Any) -> Any:
+        """What holds the weights that it takes to be told of a target pass: what joins the target's states, and the
+        layer."""
+        return pair.draft.fc, pair.draft.layers
 
     def init(self, models: Models, batch: int, slots: int) -> Any:
         """See `Drafter`."""

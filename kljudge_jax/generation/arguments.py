@@ -67,8 +67,7 @@ def plan(pair, verifier, drafter, draft_length, sampling: Sampling, with_section
         drafter = parse_drafter(drafter)
     if isinstance(drafter, type) or not hasattr(drafter, "propose"):
         raise InputError(f"a drafter is one such as ModelDraft(), got {drafter!r}; plain decoding is verifier=None")
-    if isinstance(drafter, ModelDraft):
-        drafter = drafter_of(pair.draft) or drafter  # a head drafts in a way of its own
+    drafter = drafter_for(pair, drafter)
     check_drafter(drafter)
     if hasattr(drafter, "check"):
         drafter.check(pair)
@@ -117,6 +116,11 @@ def plan(pair, verifier, drafter, draft_length, sampling: Sampling, with_section
         with_sections=with_sections,
     )
     return Plan(verifier, draft, drafter, int(draft_length), adaptive, cost, scorer)
+
+
+def drafter_for(pair: Any, drafter: Any) -> Any:
+    """What drafts where that drafter is asked for: a head drafts in a way of its own."""
+    return getattr(pair.draft, "drafter", drafter) if isinstance(drafter, ModelDraft) else drafter
 
 
 def check_compared(verifier: Any, drafter: Any) -> None:

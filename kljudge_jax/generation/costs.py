@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from kljudge_jax.core.controller import MEASURED, SCORING_COST, Adaptive
+from kljudge_jax.models.eagle3 import Eagle3Head
 from kljudge_jax.models.leaves import parameter_bytes
 from kljudge_jax.models.transformer import Transformer
 from kljudge_jax.parallel.hosts import agreed
@@ -23,16 +24,36 @@ def bytes_read(model: Any) -> int:
     """The bytes of the weights that one token multiplies: all but an embedding table that is not the head as well.
 
     Of a head that is cut to some tokens its own rows are read, and a table that was tied to it is only gathered from.
+    So is a table of an `Eagle3Head`'s own.
     """
-    gathered = isinstance(model, Transformer) and model.head is not None
+    gathered = isinstance(model, Transformer | Eagle3Head) and model.head is not None
     return parameter_bytes(model) - (parameter_bytes(model.embedding) if gathered else 0)
 
 
+def drafter_reads(pair: Any, drafter: Any, length: int) -> list[tuple[Any, int]]:
+    """The weights that a drafter reads in a cycle, and how often: for a draft of `length` tokens, and as it is told of
+    the target's pass.
+
+    A drafter says it by `reads(pair)`, what one more token takes, and where these differ from that or are something,
+    by `reads_first(pair)`, the first one, `tokens_per_pass`, how many share one pass, and `observes(pair)`.
+    """
+    more = drafter.reads(pair) if hasattr(drafter, "reads") else pair.draft
+    passes = -(-length // getattr(drafter, "tokens_per_pass", 1))
+    found = [(drafter.observes(pair), 1)] if hasattr(drafter, "observes") else []
+    if passes and hasattr(drafter, "reads_first"):
+        found.append((drafter.reads_first(pair), 1))
+        passes -= 1
+    return [*found, (more, passes)] if passes else found
+
+
 def draft_cost(pair: Any, drafter: Any) -> float:
-    """What one more draft token costs, as a share of a target pass over one token, by the weights that it reads."""
-    model = drafter.reads(pair) if hasattr(drafter, "reads") else pair.draft
-    shared = getattr(drafter, "tokens_per_pass", 1)  # a block is drafted in one pass
-    return 0.0 if model is None else bytes_read(model) / max(bytes_read(pair.target), 1) / shared
+    """What one more draft token costs, as a share of a cycle of plain decoding, by the weights that they read."""
+    shared = getattr(drafter, "tokens_per_pass", 1)
+    plain, one, more = (
+        sum(times * bytes_read(weights) for weights, times in drafter_reads(pair, drafter, passes * shared))
+        for passes in (0, 1, 2)
+    )
+    return (more - one) / shared / max(bytes_read(pair.target) + plain, 1)
 
 
 @dataclasses.dataclass

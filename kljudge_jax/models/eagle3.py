@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -90,6 +90,8 @@ class Eagle3Head(nnx.Module):
       storage: how its matrices are kept, and where.
       ids: int32 `[Vd]`, ascending, the target's ids of what it can draft.
     """
+
+    kind: ClassVar[str] = "EAGLE-3"
 
     def __init__(self, config: Eagle3Config, key: jax.Array, storage: Storage = Storage()):  # noqa: B008 - frozen
         keys = jax.random.split(key, 4)

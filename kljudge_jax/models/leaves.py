@@ -30,26 +30,48 @@ def parameter_bytes(model: Any) -> int:
     return sum(map(_bytes, arrays(model)))
 
 
+def is_head(draft: Any) -> bool:
+    """Whether a draft is a head of the target: it drafts from the target's states, and cannot read tokens alone."""
+    return callable(getattr(draft, "check_target", None))
+
+
+def head_kind(head: Any) -> str:
+    """What a person calls a head: "EAGLE-3"."""
+    return getattr(head, "kind", type(head).__name__)
+
+
+def head_tokens(model: Any) -> int | None:
+    """How many tokens a model, or a head, has output rows of its own for; None is all, or none of its own."""
+    rows = model.storage.head_rows if isinstance(model, Transformer) else None
+    if is_head(model):
+        rows = getattr(model.config, "draft_vocab", None)
+    return None if rows == model.vocab_size else rows
+
+
 def precision(model: Any) -> str:
     """What its matrices are kept as, for reports: "int8 (bfloat16)", and "..., 8,192 of 151,936 tokens" where its head
-    is cut to those; of others' the dtype of most bytes."""
-    if isinstance(model, Transformer):
-        rows = model.storage.head_rows
-        return str(model.storage) + ("" if rows is None else f", {rows:,} of {model.vocab_size:,} tokens")
+    is cut to those; of a head "int4 (bfloat16), EAGLE-3 over layers 2, 14, 25, 8,192 of 151,936 tokens"; of others' the
+    dtype of most bytes."""
+    if isinstance(model, Transformer) or is_head(model):
+        rows = head_tokens(model)
+        said = [str(model.storage)]
+        if is_head(model):
+            said.append(f"{head_kind(model)} over layers {', '.join(map(str, model.config.layers))}")
+        return ", ".join(said + ([] if rows is None else [f"{rows:,} of {model.vocab_size:,} tokens"]))
     return _of_most_bytes(arrays(model), "nothing")
 
 
 def dtype_of(model: Any) -> jnp.dtype:
     """Of its products: of others' models the floating dtype of most bytes, float32 where no leaf has one."""
-    if isinstance(model, Transformer):
+    if isinstance(model, Transformer) or is_head(model):
         return jnp.dtype(model.dtype)
     floats = [leaf for leaf in arrays(model) if jnp.issubdtype(leaf.dtype, jnp.floating)]
     return jnp.dtype(_of_most_bytes(floats, "float32"))
 
 
 def layout_of(model: Any) -> Layout | None:
-    """How a model of ours lies on a mesh; None of others', who know that themselves, and on one device."""
-    return model.layout if isinstance(model, Transformer) else None
+    """How a model or a head of ours lies on a mesh; None of others', who know that themselves, and on one device."""
+    return model.layout if isinstance(model, Transformer) or is_head(model) else None
 
 
 def shortest_limit(*models: Any) -> int | None:
