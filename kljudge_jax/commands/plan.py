@@ -30,7 +30,12 @@ _BITS = click.Choice((8, 4))
             "a published shape such as llama-3.1-8b, a hub id, a folder or a .gguf file; of its weights none is read",
             type=MODEL,
         ),
-        option("--draft", "the same of the draft; none is plain decoding", type=MODEL),
+        option(
+            "--draft",
+            "the same of the draft, a head's folder, or a head of the target's sizes such as eagle3:vocab=32000; none "
+            "is plain decoding",
+            type=MODEL,
+        ),
         option(
             "--draft-vocab",
             "the tokens that the draft's head is cut to, a text file with one id a line, or how many",
@@ -140,7 +145,9 @@ def _worked_out(options, workload) -> int:
     platform = platform_of(options.device) if options.device else None
     models = planned(platform=platform, draft_vocab=_vocab(options), **{name: getattr(options, name) for name in names})
     tokens = workload.prompt_tokens + workload.max_new_tokens
-    most_tokens = min(model.config.max_position for model in models if model is not None)
+    # A head is as long as the target: it turns by rope.
+    configs = [model.config for model in models if model is not None and model.config is model.decoder]
+    most_tokens = min(config.max_position for config in configs)
     if tokens > most_tokens:
         raise InputError(f"--prompt-tokens and --max-new-tokens make {tokens}, and the models take {most_tokens}")
     plan = plan_memory(*models, workload)

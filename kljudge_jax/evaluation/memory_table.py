@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 
-from kljudge_jax.errors import InputError
 from kljudge_jax.generation.memory_plan import DEVICES, Model, Workload, gigabytes, largest_batch, plan_memory
-from kljudge_jax.models.draft_vocab import DraftVocab, head_rows
-from kljudge_jax.models.named_config import named_config
+from kljudge_jax.models.draft_vocab import DraftVocab, check_draft_vocab, head_rows
+from kljudge_jax.models.named_config import named_pair
 from kljudge_jax.models.weights import resolve_dtype
 from kljudge_jax.parallel.free_memory import USABLE
 from kljudge_jax.parallel.mesh import parse_mesh
@@ -41,25 +40,20 @@ def planned(
     platform: str | None = None,
     draft_vocab: DraftVocab | int | None = None,
 ) -> tuple[Model, Model | None]:
-    """Target and draft, by what `named_config` takes, on a mesh of devices that need not be here.
+    """Target and draft, by what `named_pair` takes, on a mesh of devices that need not be here.
 
     Raises:
       InputError: no such model, mesh, dtype or axes.
     """
     placement, wanted = Placement.parse(mesh, axes, draft_axes, devices=False), resolve_dtype(dtype)
-    configs = [named_config(name) for name in (target, draft) if name is not None]
-    vocab = min(config.vocab_size for config in configs)
-    configs = [dataclasses.replace(config, vocab_size=vocab) for config in configs]
-    models = [
-        Model(config, place(config), wanted, bits=rounded, cache_bits=cache_bits, platform=platform)
-        for config, place, rounded in zip(
-            configs, (placement.target, placement.draft), (bits, draft_bits), strict=False
-        )
-    ]
-    rows = head_rows(draft_vocab, vocab)
-    if rows is not None and len(models) == 1:
-        raise InputError("draft_vocab is of a draft, and there is none: name it")
-    return models[0], dataclasses.replace(models[1], head_rows=rows) if len(models) > 1 else None
+    ours, theirs = named_pair(target, draft)
+    rows = head_rows(draft_vocab, ours.vocab_size)
+    check_draft_vocab(draft_vocab, theirs)
+    large = Model(ours, placement.target(ours), wanted, bits=bits, cache_bits=cache_bits, platform=platform)
+    if theirs is None:
+        return large, None
+    small = Model(theirs, placement.draft(theirs), wanted, bits=draft_bits, cache_bits=cache_bits, platform=platform)
+    return large, dataclasses.replace(small, head_rows=rows)
 
 
 def memory_table(workload: Workload) -> str:

@@ -13,6 +13,9 @@ from kljudge_jax.errors import InputError
 from kljudge_jax.generation.score import PREFILL_CHUNK
 from kljudge_jax.models.cache import cache_dtype
 from kljudge_jax.models.config import TransformerConfig
+from kljudge_jax.models.draft_heads import decoder_of
+from kljudge_jax.models.eagle3 import Eagle3Config
+from kljudge_jax.models.leaves import is_head
 from kljudge_jax.models.linear import Storage
 from kljudge_jax.models.shapes import bytes_per_device
 from kljudge_jax.models.transformer import Transformer
@@ -77,10 +80,10 @@ class Workload:
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """One model of a pair.
+    """One model of a pair, or a head that drafts.
 
     Attributes:
-      config: its shape.
+      config: its shape, or a head's.
       layout: where it lies; None is one device.
       dtype: of its weights.
       cache_dtype: of its caches; None is the same.
@@ -90,7 +93,7 @@ class Model:
       head_rows: how many tokens its head knows, the same.
     """
 
-    config: TransformerConfig
+    config: TransformerConfig | Eagle3Config
     layout: Layout | None
     dtype: Any
     cache_dtype: Any = None
@@ -99,9 +102,14 @@ class Model:
     platform: str | None = None
     head_rows: int | None = None
 
+    @property
+    def decoder(self) -> TransformerConfig:
+        """The shape of its layers."""
+        return decoder_of(self.config)
+
     @classmethod
-    def of(cls, model: Transformer) -> Model:
-        """That of a model that is loaded."""
+    def of(cls, model: Any) -> Model:
+        """That of a `Transformer` or a head that is loaded."""
         kept = model.storage
         caches = cache_dtype(kept.dtype, kept.place.platform)
         placed = kept.layout, kept.dtype, caches, kept.bits, kept.cache_bits, kept.place.platform
@@ -115,7 +123,8 @@ class MemoryPlan:
     Attributes:
       target_weights, draft_weights: parameters.
       caches: keys and values of both models.
-      prefill: what lives within a pass over a piece of the prompts: attention scores, the MLP's inner states.
+      prefill: what lives within a pass over a piece of the prompts: attention scores, the MLP's inner states, and the
+        target's states that a head reads.
       cycle: the same of a pass over a draft, and the logits of K + 1 positions of the target and K of the draft,
         float32, as often as a rule keeps them.
     """
@@ -144,10 +153,15 @@ def _decoding(target: Model, draft: Model | None, workload: Workload) -> tuple[i
     models = [target] if draft is None else [target, draft]
     length = workload.draft_length
     logits = _logits(target, workload.rows, length + 1) + _logits(models[-1], workload.rows, length)
+
+    def working(width: int) -> int:
+        states = 0 if draft is None else _states_read(draft, workload, width)
+        return states + max(_working(model, workload, width) for model in models)
+
     return (
         sum(_cache(model, workload) for model in models),
-        max(_working(model, workload, min(PREFILL_CHUNK, workload.prompt_tokens)) for model in models),
-        (_COPIES + workload.sampling) * logits + max(_working(model, workload, length + 1) for model in models),
+        working(min(PREFILL_CHUNK, workload.prompt_tokens)),
+        (_COPIES + workload.sampling) * logits + working(length + 1),
     )
 
 
@@ -208,7 +222,7 @@ def check_fits(
 
 def check_run_fits(target: Any, draft: Any, workload: Workload) -> None:
     """The same of models that are loaded, and of what their devices have left beside them."""
-    if not isinstance(target, Transformer) or not isinstance(draft, Transformer | None):
+    if not isinstance(target, Transformer) or not (isinstance(draft, Transformer | None) or is_head(draft)):
         return  # of others nothing is known before they are compiled
     if jax.process_count() > 1:
         return  # each host sees its own memory, and one that refused alone would leave the others waiting
@@ -238,12 +252,12 @@ def _share(model: Model, axes: tuple[str | None, ...], shape: tuple[int, ...]) -
 
 
 def _logits(model: Model, batch: int, positions: int) -> int:
-    axes, shape = ("batch", None, "vocab"), (batch, positions, model.config.vocab_size)
+    axes, shape = ("batch", None, "vocab"), (batch, positions, model.decoder.vocab_size)
     return _FLOAT32 * _share(model, axes, shape)
 
 
 def _cache(model: Model, workload: Workload) -> int:
-    config = model.config
+    config = model.decoder
 
     def side(size: int) -> int:
         return _attention_share(model, (workload.rows, config.num_kv_heads, workload.slots, size))
@@ -258,13 +272,13 @@ def _attention_share(model: Model, shape: tuple[int, ...]) -> int:
 
 
 def _scores(model: Model, workload: Workload, width: int) -> tuple[int, ...]:
-    heads, groups = model.config.num_heads, model.config.num_kv_heads
+    heads, groups = model.decoder.num_heads, model.decoder.num_kv_heads
     return workload.rows, groups, heads // groups, width, workload.slots
 
 
 def _by_blocks(model: Model, workload: Workload, width: int) -> bool:
     """Whether attention over so many tokens a row takes its cache in blocks, whose scores do not leave a core."""
-    config, platform = model.config, model.platform
+    config, platform = model.decoder, model.platform
     if platform is None and model.layout is not None:
         platform = model.layout.platform
     dtype = jnp.dtype(jnp.int8 if model.cache_bits is not None else model.cache_dtype or model.dtype)
@@ -275,9 +289,18 @@ def _by_blocks(model: Model, workload: Workload, width: int) -> bool:
 
 def _working(model: Model, workload: Workload, width: int) -> int:
     """Of a pass over so many tokens a row: scores and their softmax, and the MLP's two products."""
-    config, batch = model.config, workload.rows
+    config, batch = model.decoder, workload.rows
     size = jnp.dtype(model.dtype).itemsize
     scores = 0 if _by_blocks(model, workload, width) else _attention_share(model, _scores(model, workload, width))
     inner = _share(model, ("batch", None, "mlp"), (batch, width, config.intermediate_size))
     states = _share(model, ("batch", None, None), (batch, width, config.hidden_size))
     return max((_FLOAT32 + size) * scores, (2 * size + _FLOAT32) * inner) + 4 * size * states
+
+
+def _states_read(draft: Model, workload: Workload, width: int) -> int:
+    """Of the target's states that a head reads in a pass over so many tokens a row: each layer's, and all side by
+    side."""
+    layers = getattr(draft.config, "layers", ())
+    size = getattr(draft.config, "target_size", draft.decoder.hidden_size)
+    each = _share(draft, ("batch", None, None), (workload.rows, width, size))
+    return 2 * len(layers) * jnp.dtype(draft.dtype).itemsize * each

@@ -13,6 +13,7 @@ from kljudge_jax.core.state import Prefill
 from kljudge_jax.core.target import consume, logits_of
 from kljudge_jax.errors import InputError
 from kljudge_jax.kernels.place import Place, here
+from kljudge_jax.models.leaves import head_kind, is_head
 from kljudge_jax.models.transformer import Transformer
 
 # Longer prompts go in chunks, so that scores take [B, N, 128, S] and not [B, N, T, S].
@@ -51,6 +52,8 @@ def score(model: Any, tokens: jax.Array | np.ndarray) -> tuple[jax.Array, jax.Ar
     """
     if not callable(model) or not hasattr(model, "init_cache"):
         raise InputError(f"score takes a model such as pair.target, got {type(model).__name__}")
+    if is_head(model):
+        raise InputError(f"score takes a model, and an {head_kind(model)} head reads the states of a target")
     check_structure(model, "model")
     if not isinstance(tokens, jax.core.Tracer):
         tokens = np.asarray(tokens)

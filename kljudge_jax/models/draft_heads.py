@@ -71,3 +71,8 @@ def open_head(folder: Path) -> HeadSource:
 
     kinds: dict[str | None, Callable[[Path], HeadSource]] = {"EAGLE-3": Eagle3Folder, "DFlash": DFlashFolder}
     return kinds[kind_of(folder)](folder)
+
+
+def decoder_of(config: Any) -> TransformerConfig:
+    """The shape of the layers of a model, or of a head, of that configuration."""
+    return getattr(config, "decoder", config)

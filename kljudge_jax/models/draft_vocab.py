@@ -16,6 +16,7 @@ import numpy as np
 from kljudge_jax.errors import InputError
 from kljudge_jax.kernels.product import tiled_where_native
 from kljudge_jax.kernels.quantize import QuantizedTensor, some_outputs
+from kljudge_jax.models.draft_heads import decoder_of
 from kljudge_jax.models.linear import matrix_of, quantized_parts
 from kljudge_jax.models.ranked_head import RankedHead
 from kljudge_jax.models.transformer import Transformer, assemble, parameters
@@ -75,6 +76,14 @@ def head_rows(given: DraftVocab | int | None, vocab_size: int) -> int | None:
     if isinstance(given, bool) or not 1 <= given <= vocab_size:
         raise InputError(f"draft_vocab is a list of tokens or how many, from 1 to {vocab_size}, not {given!r}")
     return int(given)
+
+
+def check_draft_vocab(given: DraftVocab | int | None, draft: Any) -> None:
+    """Raises InputError where a draft's head is to be cut, and the draft, by its configuration, is none, or a head."""
+    if given is not None and draft is None:
+        raise InputError("draft_vocab is of a draft, and there is none: name it")
+    if given is not None and decoder_of(draft) is not draft:
+        raise InputError("draft_vocab cuts the head of a model, and the draft is a head of its own: leave it out")
 
 
 def with_ends(ids: Iterable[int], ends: Collection[int]) -> tuple[int, ...]:

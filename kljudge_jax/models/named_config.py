@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from pathlib import Path
 
 from kljudge_jax.errors import InputError
 from kljudge_jax.models.config import TransformerConfig
+from kljudge_jax.models.draft_heads import kind_of, open_head
+from kljudge_jax.models.eagle3 import Eagle3Config
 from kljudge_jax.models.families import config_from_hf
 from kljudge_jax.models.json_file import read_foreign
-from kljudge_jax.models.shapes import SHAPES, shape_config
+from kljudge_jax.models.shapes import HEADS, SHAPES, head_shape, is_head_shape, shape_config
 from kljudge_jax.models.sources import download, looks_like_path, open_checkpoint
 
 
@@ -27,11 +30,55 @@ def named_config(name: str | Path, revision: str | None = None) -> TransformerCo
     if str(name).partition(":")[0].strip() in SHAPES and not path.exists():
         return shape_config(str(name))
     if path.exists() or looks_like_path(str(name)):
+        kind = kind_of(path)
+        if kind is not None:
+            raise InputError(f"{name} is an {kind} head, which is no model of its own: give it as the draft")
         if (path / "config.json").is_file():
             return config_from_hf(read_foreign(path / "config.json"))
         return open_checkpoint(path).config
+    if is_head_shape(str(name)):
+        raise InputError(f"{name!r} is the shape of a head, which is no model of its own: give it as the draft")
     if "/" not in str(name):
         raise InputError(
             f"{name!r} is no folder, no .gguf file, no hub id such as owner/model, and no shape of {', '.join(SHAPES)}"
         )
-    return config_from_hf(read_foreign(download(str(name), revision, weights=False) / "config.json"))
+    folder = download(str(name), revision, weights=False)
+    kind = kind_of(folder)
+    if kind is not None:
+        raise InputError(
+            f"{name} is an {kind} head: give it as the draft, by a folder with its weights, whose shapes are read, or "
+            f"by a shape such as {HEADS[0]}:vocab=32000"
+        )
+    return config_from_hf(read_foreign(folder / "config.json"))
+
+
+def named_draft(name: str | Path, target: TransformerConfig) -> TransformerConfig | Eagle3Config:
+    """What a draft is, a model or a head of that target, of which no weight is read or downloaded.
+
+    Args:
+      name: as `named_config` takes it, the folder of a head, or a head's shape such as "eagle3:vocab=32000".
+      target: the target's configuration, with its whole vocabulary.
+
+    Raises:
+      InputError: there is no such draft, or it is a head of another target.
+    """
+    path = Path(os.path.expanduser(name))
+    if path.is_dir() and kind_of(path) is not None:
+        return open_head(path).fitted(target)
+    return head_shape(str(name), target) if is_head_shape(str(name)) and not path.exists() else named_config(name)
+
+
+def named_pair(
+    target: str | Path, draft: str | Path | None
+) -> tuple[TransformerConfig, TransformerConfig | Eagle3Config | None]:
+    """Both of a pair, with the vocabulary that they share, to which a loaded pair is cut; None is no draft.
+
+    Raises:
+      InputError: there is no such model, or a head is of another target.
+    """
+    ours = named_config(target)
+    theirs = None if draft is None else named_draft(draft, ours)
+    if theirs is None or isinstance(theirs, Eagle3Config):
+        return ours, theirs
+    vocab = min(ours.vocab_size, theirs.vocab_size)
+    return dataclasses.replace(ours, vocab_size=vocab), dataclasses.replace(theirs, vocab_size=vocab)

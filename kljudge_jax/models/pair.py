@@ -16,7 +16,8 @@ from kljudge_jax.models.compiled import keep_compiled
 from kljudge_jax.models.config import TransformerConfig
 from kljudge_jax.models.draft_heads import HeadSource
 from kljudge_jax.models.draft_vocab import DraftVocab, cut_head, read_draft_vocab, with_ends
-from kljudge_jax.models.leaves import precision
+from kljudge_jax.models.eagle3 import Eagle3Config
+from kljudge_jax.models.leaves import head_kind, is_head, precision
 from kljudge_jax.models.linear import FILE
 from kljudge_jax.models.shapes import check_weights_fit
 from kljudge_jax.models.shipped import shipped_folder
@@ -28,6 +29,10 @@ from kljudge_jax.parallel.placement import Placement
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+DraftConfig = TransformerConfig | Eagle3Config
+"""Of a draft: a model's, or a head's."""
 
 
 @jax.tree_util.register_pytree_with_keys_class
@@ -59,6 +64,10 @@ class ModelPair:
         if self.eos is None:
             object.__setattr__(self, "eos", tokenizer_eos(self.tokenizer))
         check_methods(self.target, "target")
+        if is_head(self.target):
+            raise InputError(
+                f"the target is an {head_kind(self.target)} head, which is no model of its own: give it as the draft"
+            )
         if inspect.isroutine(self.draft) or inspect.isclass(self.draft) or isinstance(self.draft, str):
             raise InputError(
                 f"the draft is a {type(self.draft).__name__}: give a kljudge_jax.Model, or the arrays that a drafter "
@@ -112,7 +121,7 @@ class ModelPair:
         revision: str | None = None,
         draft_revision: str | None = None,
         tokenizer: Any = None,
-        check: Callable[[Placement, TransformerConfig, TransformerConfig | None, Any], None] | None = None,
+        check: Callable[[Placement, TransformerConfig, DraftConfig | None, Any], None] | None = None,
     ) -> ModelPair:
         """Loads a pair.
 
@@ -143,7 +152,7 @@ class ModelPair:
           draft_revision: the same of the draft.
           tokenizer: in place of the target's: a tokenizer, or where to find one (hub id, folder or .gguf file).
           check: called before any weight is read, with where the models will lie, the configurations of target and
-            draft, and the dtype: may raise to refuse them.
+            draft (of a head such as `Eagle3Config`), and the dtype: may raise to refuse them.
 
         Raises:
           InputError: a model cannot be found, read or run, or does not fit, or the two do not share a tokenizer.
@@ -177,13 +186,13 @@ class ModelPair:
         draft_config = None if draft_source is None else _cut(draft_source, vocab_size)
         head_config = None if head is None else head.fitted(target_config)
         if check is not None:
-            check(placement, target_config, draft_config if head is None else head.config, wanted)
+            check(placement, target_config, draft_config if head is None else head_config, wanted)
         kept = storage_of(target_source, wanted, bits, placement.target(target_config), cache_bits)
         draft_kept = None
         if draft_source is not None and draft_config is not None:
             draft_kept = storage_of(draft_source, wanted, draft_bits, placement.draft(draft_config), cache_bits)
         if head is not None:
-            draft_kept = storage_of(head, wanted, draft_bits, placement.draft(head.config), cache_bits)
+            draft_kept = storage_of(head, wanted, draft_bits, placement.draft(head_config), cache_bits)
         drafts = [(config, draft_kept) for config in (draft_config, head_config) if config is not None and draft_kept]
         check_weights_fit([(target_config, kept), *drafts])
 

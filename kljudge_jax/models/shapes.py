@@ -18,7 +18,8 @@ from kljudge_jax.kernels.quantize import quantize, stored_bits
 from kljudge_jax.models import dflash, eagle3
 from kljudge_jax.models.config import TransformerConfig
 from kljudge_jax.models.dflash import DFlashConfig
-from kljudge_jax.models.eagle3 import Eagle3Config
+from kljudge_jax.models.eagle3 import Eagle3Config, default_layers
+from kljudge_jax.models.eagle3_files import described_for
 from kljudge_jax.models.families import config_from_hf
 from kljudge_jax.models.linear import Storage, quantized_parts
 from kljudge_jax.models.transformer import Transformer, abstract, assemble, parameters
@@ -102,6 +103,10 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 
 
+# Shapes of heads, which are of a target's sizes.
+HEADS = ("eagle3",)
+
+
 def shape_config(spec: str) -> TransformerConfig:
     """The configuration of a published shape: `llama-3.1-8b`, or `llama-3.1-8b:layers=4`, its first layers alone.
 
@@ -122,8 +127,34 @@ def shape_config(spec: str) -> TransformerConfig:
     return dataclasses.replace(config, num_layers=layers, windows=config.windows[:layers])
 
 
-def count_parameters(config: TransformerConfig) -> int:
-    """How many parameters a model of that shape has; a head tied to the embedding counts once."""
+def head_shape(spec: str, target: TransformerConfig) -> Eagle3Config:
+    """The shape of a head for a target: `eagle3:vocab=32000`, a layer like the target's and so many tokens.
+
+    Raises:
+      InputError: no such head, or more tokens than the target has, or a target of too few layers.
+    """
+    name, _ = read_spec(spec)
+    if name not in HEADS:
+        raise InputError(f"choose a shape of a head, {', '.join(HEADS)}, not {name!r}")
+    usage = f"{name}:vocab=N with an N from 1 to {target.vocab_size}"
+    number = assigned(spec, ["vocab"], usage).get("vocab", "")
+    if not number.isdecimal() or not 1 <= int(number) <= target.vocab_size:
+        raise InputError(f"write {usage}, not {spec!r}")
+    if min(default_layers(target.num_layers)) < 0:
+        raise InputError(f"an EAGLE-3 head reads layers of a target that has 3 or more, not {target.num_layers}")
+    return described_for(target, int(number))
+
+
+def is_head_shape(name: str) -> bool:
+    """Whether a name is the spec of a head's shape."""
+    return name.partition(":")[0].strip() in HEADS
+
+
+def count_parameters(config: TransformerConfig | Eagle3Config) -> int:
+    """How many parameters a model, or a head, of that shape has; a head tied to the embedding counts once."""
+    if isinstance(config, Eagle3Config):
+        found = parameters(eagle3.abstract(config))
+        return sum(math.prod(leaf.shape) for name, leaf in found.items() if name != "ids")
     return sum(math.prod(leaf.shape) for leaf in parameters(abstract(config)).values())
 
 

@@ -45,7 +45,7 @@ class DraftPlacement(NamedTuple):
 
 
 def draft_placement(split: Layout, config: Any) -> DraftPlacement:
-    """Estimates a draft token of a model of that configuration, split as in a layout and whole.
+    """Estimates a draft token of a model or a head of that configuration, split as in a layout and whole.
 
     On a CPU, and on a mesh without devices, it stays split: how fast devices read and exchange is not known there. It
     does so too where weights are split by hidden size ("fsdp"), to be gathered when they are used.
@@ -53,10 +53,15 @@ def draft_placement(split: Layout, config: Any) -> DraftPlacement:
     ways = {axis: split.ways(axis) for axis in (HEADS, MLP, VOCAB)}
     if split.platform in (None, "cpu") or max(ways.values()) == 1 or split.ways(EMBED) > 1:
         return DraftPlacement(False, "the draft lies as the target does")
+    # A head has rows for a part of the vocabulary, and reads an embedding beside each state.
+    rows = getattr(config, "draft_vocab", None)
+    config = getattr(config, "decoder", config)
+    rows, beside = (config.vocab_size, 0) if rows is None else (rows, config.hidden_size)
     hidden, inner = config.hidden_size, config.intermediate_size
     attention = 2 * hidden * config.head_dim * (config.num_heads + config.num_kv_heads)
+    attention += beside * config.head_dim * (config.num_heads + 2 * config.num_kv_heads)
     per_layer = _BYTES * (attention / ways[HEADS] + 3 * hidden * inner / ways[MLP])
-    head = _BYTES * hidden * config.vocab_size
+    head = _BYTES * hidden * rows
     read = config.num_layers * per_layer + head / ways[VOCAB]
     whole = config.num_layers * _BYTES * (attention + 3 * hidden * inner) + head
     # Of the sums behind attention and MLP, and of the vocabulary's: embedding, maximum and index.

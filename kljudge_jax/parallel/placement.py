@@ -74,7 +74,7 @@ class Placement:
         return self._layout(self.target_rules, config, "target")
 
     def draft(self, config: Any) -> Layout | None:
-        """The same of a draft. Says once where it is kept whole though nobody asked for it."""
+        """The same of a draft, a model or a head. Says once where it is kept whole though nobody asked for it."""
         split = self._layout(self.draft_rules, config, "draft")
         if self.draft_given or split is None:
             return split
@@ -87,6 +87,7 @@ class Placement:
     def _layout(self, rules: Mapping[str, tuple[str, ...]], config: Any, whose: str) -> Layout | None:
         if self.mesh is None:
             return None
+        config = getattr(config, "decoder", config)  # a head's, of its layers
         layout = Layout.create(self.mesh, rules, config)
         for sentence in undivided(layout, rules, config, whose):
             _say(sentence)

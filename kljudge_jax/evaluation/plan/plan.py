@@ -13,15 +13,17 @@ import numpy as np
 from kljudge_jax.errors import InputError
 from kljudge_jax.evaluation.plan.hlo import Program
 from kljudge_jax.evaluation.plan.programs import KINDS, Compiled, abstract_pair, compiled_programs
+from kljudge_jax.generation.arguments import drafter_for
 from kljudge_jax.generation.config import DecodingConfig, DecodingFields, configured
-from kljudge_jax.generation.costs import bytes_read
+from kljudge_jax.generation.costs import bytes_read, drafter_reads
 from kljudge_jax.generation.memory_plan import DEVICES, Model, Workload, check_fits, largest_batch, plan_memory
 from kljudge_jax.generation.score import PREFILL_CHUNK
 from kljudge_jax.kernels.quantize import stored_bits
 from kljudge_jax.models.cache import Positions
+from kljudge_jax.models.config import TransformerConfig
 from kljudge_jax.models.draft_vocab import DraftVocab
-from kljudge_jax.models.leaves import parameter_bytes
-from kljudge_jax.models.named_config import named_config
+from kljudge_jax.models.leaves import head_tokens, parameter_bytes
+from kljudge_jax.models.named_config import named_pair
 from kljudge_jax.models.pair import ModelPair
 from kljudge_jax.models.weights import resolve_dtype
 from kljudge_jax.parallel.free_memory import USABLE
@@ -47,8 +49,9 @@ class ProgramPlan:
       read, written: HBM traffic; of cycles, in one cycle. Loops whose turns depend on data count once.
       context: slots of a row that are taken to be written, where a kernel reads no others of its caches; else None.
       cache_read: of `read`, what such kernels read of caches.
-      floor: what a cycle reads at least: the target's weights once, the draft's K times, caches once, of those that a
-        kernel reads what is written; else None.
+      floor: what a cycle reads at least: the target's weights once, the draft's K times (of a head its layer and its
+        rows, and what joins the target's states once), caches once, of those that a kernel reads what is written; else
+        None.
       collectives: how many of each kind, and their bytes.
       copies: arrays above a megabyte that are copied or transposed.
       cycles: the compiler's own estimate of clock cycles, where it gives one; collectives and kernels are not in it.
@@ -89,7 +92,7 @@ class TopologyPlan:
       config: how answers are decoded.
       prompt_tokens: of the longest prompt.
       weights: bytes of target and draft on each device.
-      head_rows: how many tokens the draft's head is cut to, of how many; None where it is whole.
+      head_rows: how many tokens the draft's head is cut to, or a head drafts, of how many; None where it is all.
       caches: bytes of both models' caches on each device.
       worked_out: bytes on each device as `memory_plan` works them out without a compiler.
       programs: what the compiler says of each program.
@@ -186,7 +189,8 @@ def plan(
     Args:
       target: a published shape such as "llama-3.1-8b", a hub id, a folder or a .gguf file; `llama-3.1-8b:layers=4` is
         the first layers of a shape.
-      draft: the same of the draft; None is plain decoding.
+      draft: the same of the draft, the folder of a head, or the shape of one, such as "eagle3:vocab=32000", of the
+        target's sizes; None is plain decoding.
       topology: the devices, such as "v5e:2x4".
       mesh: how models are spread over them, such as "data=2,tensor=4"; None is all of them on "tensor".
       axes: changes to the table of logical axes, for the target.
@@ -215,7 +219,7 @@ def plan(
     if draft is None and needs_draft and (draft_axes, draft_bits, draft_vocab) != (None, None, None):
         raise InputError("draft_axes, draft_bits and draft_vocab are of a draft, and there is none: name it")
     _check(kinds, (bits, draft_bits), cache_bits, prompt_tokens)
-    configs = [named_config(name) for name in (target, draft if needs_draft else None) if name is not None]
+    configs = named_pair(target, draft if needs_draft else None)
     tokens = prompt_tokens + settings.max_new_tokens
     _check_length(configs, tokens)
     if context is None:
@@ -228,7 +232,7 @@ def plan(
     placement = Placement.parse(mesh, axes, draft_axes, devices=devices)
     kept = {"dtype": resolve_dtype(dtype), "bits": bits, "draft_bits": draft_bits, "cache_bits": cache_bits}
     kept["draft_vocab"] = draft_vocab
-    pair = abstract_pair(configs[0], configs[1] if len(configs) > 1 else None, placement, devices, **kept)
+    pair = abstract_pair(*configs, placement, devices, **kept)
     rule = None if draft is None and needs_draft else verifier
     length = 0 if rule is None else settings.longest
     models = Model.of(pair.target), None if pair.draft is None else Model.of(pair.draft)
@@ -239,13 +243,14 @@ def plan(
     check_fits(*models, workload, limit, larger=larger)  # before minutes go into compiling what cannot be loaded
     if pair.target.layout is not None:
         warn_uneven_batch(pair.target.layout, batch)
+    drafter = None if rule is None else drafter_for(pair, settings.drafter)
     found, state = [], None
     for program in compiled_programs(pair, rule, settings, prompt_tokens, kinds, report):
-        found.append(_read(program, pair, None if rule is None else settings.drafter, length, context))
+        found.append(_read(program, pair, drafter, length, context))
         state, workload = program.state, dataclasses.replace(workload, drafts=program.drafts)
     assert state is not None
     worked_out = plan_memory(*models, workload).total
-    rows = None if pair.draft is None else pair.draft.storage.head_rows
+    rows = None if pair.draft is None else head_tokens(pair.draft)
     sizes = {"target": _bytes(pair.target)} | ({} if pair.draft is None else {"draft": _bytes(pair.draft)})
     made = TopologyPlan(
         topology,
@@ -274,7 +279,7 @@ def _check(kinds: Collection[str], bits: Sequence[int | None], cache_bits: int |
 
 
 def _check_length(configs, tokens: int) -> None:
-    most = min(config.max_position for config in configs)
+    most = min(config.max_position for config in configs if isinstance(config, TransformerConfig))  # heads turn by rope
     if tokens > most:
         raise InputError(f"prompt_tokens and max_new_tokens make {tokens}, and the models take {most}")
 
@@ -288,8 +293,8 @@ def _read(program: Compiled, pair: ModelPair, drafter: Any, draft_length: int, c
     floor = None
     if is_cycle:
         floor = _share(pair.target) + _read_once((program.state.cache, program.state.drafter), held)
-        drafts = pair.draft if not hasattr(drafter, "reads") else drafter.reads(pair)
-        floor += draft_length * _share(drafts) if drafts is not None else 0
+        if drafter is not None:
+            floor += sum(times * _share(weights) for weights, times in drafter_reads(pair, drafter, draft_length))
     copies = traffic.copies + text.entry_copies()
     return ProgramPlan(
         name=program.name,
@@ -322,8 +327,9 @@ def _size(count: float) -> str:
 
 
 def _share(model: Any) -> int:
-    """Bytes of weights that one device reads of a model for a token."""
-    return round(bytes_read(model) * _bytes(model) / parameter_bytes(model))
+    """Bytes of weights that one device reads of a model, or of parts of one, for a token."""
+    whole = parameter_bytes(model)
+    return round(bytes_read(model) * _bytes(model) / whole) if whole else 0
 
 
 def _read_once(tree: Any, context: int | None) -> int:

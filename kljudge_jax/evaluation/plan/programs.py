@@ -18,9 +18,11 @@ from kljudge_jax.core.state import LoopState, Numbers
 from kljudge_jax.generation import arguments, programs
 from kljudge_jax.generation.config import DecodingConfig
 from kljudge_jax.generation.run_shape import RunShape
+from kljudge_jax.models import eagle3
 from kljudge_jax.models.cache import Positions
 from kljudge_jax.models.config import TransformerConfig
-from kljudge_jax.models.draft_vocab import DraftVocab, head_rows
+from kljudge_jax.models.draft_vocab import DraftVocab, check_draft_vocab, head_rows
+from kljudge_jax.models.eagle3 import Eagle3Config
 from kljudge_jax.models.flat_model import flatten
 from kljudge_jax.models.linear import Storage
 from kljudge_jax.models.pair import ModelPair
@@ -50,9 +52,9 @@ class Compiled(NamedTuple):
     drafts: int
 
 
-def abstract_model(config: TransformerConfig, storage: Storage, device: jax.Device) -> Transformer:
-    """A model of that shape whose parameters are shapes that lie on the storage's mesh, or on a device."""
-    model = abstract(config, storage)
+def abstract_model(config: TransformerConfig | Eagle3Config, storage: Storage, device: jax.Device) -> Any:
+    """A model or a head of that shape whose parameters are shapes that lie on the storage's mesh, or on a device."""
+    model: Any = eagle3.abstract(config, storage) if isinstance(config, Eagle3Config) else abstract(config, storage)
 
     def placed(name, leaf):
         sharding = storage.sharding(name, leaf.shape) or SingleDeviceSharding(device)
@@ -64,7 +66,7 @@ def abstract_model(config: TransformerConfig, storage: Storage, device: jax.Devi
 
 def abstract_pair(
     target: TransformerConfig,
-    draft: TransformerConfig | None,
+    draft: TransformerConfig | Eagle3Config | None,
     placement: Placement,
     devices: Sequence[jax.Device],
     *,
@@ -74,18 +76,15 @@ def abstract_pair(
     cache_bits: int | None = None,
     draft_vocab: DraftVocab | int | None = None,
 ) -> ModelPair:
-    """A pair without weights, whose vocabularies are cut to their common part as a loaded pair's are.
+    """A pair without weights, of configurations that share a vocabulary, as those of `named_pair` do.
 
     The draft's head is cut to the tokens of `draft_vocab`, or to so many.
     """
-    given = [config for config in (target, draft) if config is not None]
-    vocab = min(config.vocab_size for config in given)
     platform = devices[0].platform
-
-    rows = head_rows(draft_vocab, vocab)
+    check_draft_vocab(draft_vocab, draft)
+    rows = head_rows(draft_vocab, target.vocab_size)
 
     def model(config, layout: Layout | None, rounded, rows=None):
-        config = dataclasses.replace(config, vocab_size=vocab)
         storage = Storage(dtype, rounded, layout, cache_bits=cache_bits, platform=platform, head_rows=rows)
         return abstract_model(config, storage, devices[0])
 
