@@ -202,7 +202,7 @@ def commit(
         new_count = state.count + committed
         stops = jnp.any(emitted_end & (at < committed[:, None]), axis=1)
         drafted = jnp.where(state.running, outcome.drafted, 0)
-        cache, remembered = _told(models, drafter, state, proposal, scores, outcome, committed, shape)
+        cache, remembered = told(models, drafter, state, proposal, scores, outcome, committed, shape)
 
         pace = state.pace
         if shape.controller is not None and pace is not None:
@@ -241,10 +241,10 @@ def commit(
         )
 
 
-def _told(models, drafter, state, proposal, scores, outcome, committed, shape):
+def told(models, drafter, state, proposal, scores, outcome, committed, shape):
     """The target's cache rolled back to what was committed, and what the drafter remembers once it is told.
 
-    Where a row has several drafts, all go on from the one followed.
+    Where a row has several drafts, all go on from the one followed. `committed` is int32 `[B]`.
     """
     drafts, width = shape.scorer.drafts, scores.logits.shape[1] - 1
     start = repeated(state.length - 1, drafts)

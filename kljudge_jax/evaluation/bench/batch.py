@@ -110,7 +110,7 @@ class Batch:
       pair, plan, size: as given.
       groups: the prompts, a list a batch.
       runs: by rule, a run of the first group that has consumed its prompts and nothing more.
-      draft: the draft model, or None where nothing uses one.
+      draft: the draft model or head, or None where nothing uses one.
       answers: by rule, what every call gave, those before the first round included.
       common: the rule whose draft and passes stand for all that draft and score as it does.
       widths: the positions that its passes are timed at.
@@ -137,6 +137,8 @@ class Batch:
         for rule, run in self.runs.items():
             if run.drafter is not None:
                 found.setdefault(self.draft_of(rule), cycle_times.draft(run))
+                if (observe := cycle_times.observe(run)) is not None:
+                    found.setdefault(self.observe_of(rule), observe)
             if run.shape.scorer != common.shape.scorer:
                 found[self.pass_of(rule)] = cycle_times.target_pass(run, run.shape.draft_length + 1)
             found[f"{rule}, verdicts"] = cycle_times.verdicts(run)
@@ -154,6 +156,10 @@ class Batch:
         run, common = self.runs[rule], self.runs[self.common]
         same = (run.drafter, run.shape) == (common.drafter, common.shape) and _with_hidden(run) == _with_hidden(common)
         return "draft" if same else f"{rule}, draft"
+
+    def observe_of(self, rule: str) -> str:
+        """The probe of what the rule's drafter makes of a target pass."""
+        return "observe" if self.draft_of(rule) == "draft" else f"{rule}, observe"
 
     def pass_of(self, rule: str) -> str:
         """The probe of the rule's target pass."""

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kljudge_jax.core import cycle
-from kljudge_jax.core.protocols import Drafter, Models
+from kljudge_jax.core.protocols import Drafter, Models, layers_of
 from kljudge_jax.core.rows import map_state, repeated
 from kljudge_jax.core.state import LoopState, Numbers, Shape
 from kljudge_jax.evaluation.bench.timing import Probe
@@ -38,11 +38,14 @@ def verdicts(run: Run) -> Probe:
     return _probe(run, _verify, (_bare(run.state), *_scored(run)))
 
 
+def observe(run: Run) -> Probe | None:
+    """A drafter told of a target pass, where that takes weights; else it is a part of `commit`."""
+    return _probe(run, _observe, _judged(run)) if _observes(run.drafter) else None
+
+
 def commit(run: Run) -> Probe:
-    """What follows a verdict: tokens, counts and caches of the state brought up to date."""
-    scored = _scored(run)
-    _, outcome = _once(run, _verify, (_bare(run.state), *scored))
-    return _probe(run, _commit, (_bare(run.state), *scored, outcome))
+    """What follows a verdict: tokens, counts and caches of the state brought up to date, less what `observe` times."""
+    return _probe(run, _commit, _judged(run))
 
 
 def whole_cycle(run: Run) -> Probe:
@@ -80,6 +83,17 @@ def _scored(run: Run):
     return proposal, _once(run, _score, (tokens, proposal.counts))[1]
 
 
+def _judged(run: Run):
+    """A real proposal, its scores and the verdicts on it, likewise."""
+    scored = _scored(run)
+    _, outcome = _once(run, _verify, (_bare(run.state), *scored))
+    return _bare(run.state), *scored, outcome
+
+
+def _observes(drafter: Drafter | None) -> bool:
+    return hasattr(drafter, "observes")
+
+
 class _Fixed(NamedTuple):
     """What a part is of: models, rule and numbers, and what is static."""
 
@@ -100,7 +114,8 @@ def _propose(of: _Fixed, held, state):
 
 def _score(of: _Fixed, held, given):
     tokens, count = given
-    scores = of.shape.scorer.score(of.models.target, held[0], tokens[:, 0], tokens[:, 1:], count)
+    layers = layers_of(of.drafter)
+    scores = of.shape.scorer.score(of.models.target, held[0], tokens[:, 0], tokens[:, 1:], count, layers)
     return (scores.cache.at_length(held[0].length), held[1]), scores._replace(cache=None)
 
 
@@ -109,10 +124,18 @@ def _verify(of: _Fixed, held, given):
     return held, cycle.verify(of.rule, of.numbers.sampling, state, proposal, scores, of.numbers, shape=of.shape)
 
 
+def _observe(of: _Fixed, held, given):
+    state, proposal, scores, outcome = given
+    scores, state = scores._replace(cache=held[0]), _whole(state, held)
+    after = cycle.told(of.models, of.drafter, state, proposal, scores, outcome, outcome.accepted + 1, of.shape)
+    return _rolled_back(after, state, of.shape), None
+
+
 def _commit(of: _Fixed, held, given):
     state, proposal, scores, outcome = given
     scores, state = scores._replace(cache=held[0]), _whole(state, held)
-    after = cycle.commit(of.models, of.drafter, state, proposal, scores, outcome, of.numbers, shape=of.shape)
+    drafter = None if _observes(of.drafter) else of.drafter
+    after = cycle.commit(of.models, drafter, state, proposal, scores, outcome, of.numbers, shape=of.shape)
     return _rolled_back(_held(after), state, of.shape), _bare(after)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from kljudge_jax.drafters.eagle3_draft import Eagle3Draft
 from kljudge_jax.drafters.model_draft import ModelDraft
 from kljudge_jax.drafters.specs import spec_of
 from kljudge_jax.evaluation.bench import limits
@@ -14,6 +15,7 @@ from kljudge_jax.evaluation.bench.batch import PLAIN, Batch, Plan, pass_over
 from kljudge_jax.evaluation.bench.cost_model import CostModel, acceptance_rate, advice, expected_tokens, nondecreasing
 from kljudge_jax.evaluation.bench.limits import Reached, Work
 from kljudge_jax.evaluation.bench.timing import Timing, added, spread
+from kljudge_jax.models.eagle3 import Eagle3Head
 from kljudge_jax.models.transformer import Transformer
 from kljudge_jax.verification import SyntheticAcceptance, parse_verifier
 
@@ -48,6 +50,7 @@ def batch_figures(
             **prompts.to_json(),
         },
         "draft": _draft(batch, timings, reached),
+        "observe": _observe(batch, timings, reached),
         "target_pass": passes,
         "rules": [_rule(batch, rule, timings, reached, busy) for rule in batch.plan.rules],
     }
@@ -69,6 +72,14 @@ def _draft(batch, timings, reached) -> dict[str, Any] | None:
     }
 
 
+def _observe(batch, timings, reached) -> dict[str, Any] | None:
+    """What a head makes of the target's states of a pass over a draft, once a cycle."""
+    if batch.named("observe") not in timings:
+        return None
+    timing, work = timings[batch.named("observe")], _observe_work(batch, batch.common)
+    return timing.to_json() | ({} if work is None else _achieved(timing, work, reached["draft"]))
+
+
 def _rule(batch, rule, timings, reached, busy) -> dict[str, Any]:
     def timing(name):
         return timings[batch.named(name)]
@@ -81,6 +92,8 @@ def _rule(batch, rule, timings, reached, busy) -> dict[str, Any]:
 
     pieces = {} if not length else {"draft": timing(batch.draft_of(rule))}
     pieces |= {"target": timing(batch.pass_of(rule)), "verdicts": timing(f"{rule}, verdicts")}
+    if batch.named(batch.observe_of(rule)) in timings and length:
+        pieces |= {"observe": timing(batch.observe_of(rule))}
     pieces |= {"commit": timing(f"{rule}, commit")}
     cycle, total = timing(f"{rule}, cycle"), added(*pieces.values())
     # What a cycle of an answer took beyond one in a loop of its own: dispatch, what came back, text.
@@ -193,13 +206,19 @@ def _cost_model(batch, rule, timings, turn: int | None = None) -> CostModel:
     else:
         passes = {1: seconds(pass_over(1)), length + 1: seconds(own)}
     step = seconds(batch.draft_of(rule)) / length if length else 0.0
-    return CostModel(step, nondecreasing(passes), {0: overhead(PLAIN), length: overhead(rule)})
+    plain, drafted = overhead(PLAIN), overhead(rule)
+    costs = {0: plain, length: drafted}
+    if length and batch.named(batch.observe_of(rule)) in timings:
+        # A head reads its weights for the target's states whatever the length, and not at all in plain decoding.
+        told = seconds(batch.observe_of(rule))
+        costs = {0: plain, 1: plain + (drafted - plain) / length + told, length: drafted + told}
+    return CostModel(step, nondecreasing(passes), costs)
 
 
 def _profile(batch, rule, pieces, host, cycle, reached) -> list[dict[str, Any]]:
     """Where a cycle goes, and how far each part is from its floor. `host` is its samples and their floor, a cycle.
 
-    A draft that no draft model writes has no floor.
+    A draft that no draft model and no head writes has no floor.
     """
     run, target = batch.runs[rule], batch.pair.target
     length, rows = run.shape.draft_length, run.state.cache.length.shape[0]
@@ -208,11 +227,12 @@ def _profile(batch, rule, pieces, host, cycle, reached) -> list[dict[str, Any]]:
         "target": scored,
         "verdicts": limits.verdict_work(target.vocab_size, rows, length),
         "draft": _draft_work(batch, rule) if length else None,
+        "observe": _observe_work(batch, rule) if length else None,
         "commit": limits.commit_work(batch.size, length),
     }
     lines = []
     for part, timing in pieces.items():
-        device = reached["draft" if part == "draft" and "draft" in reached else "target"]
+        device = reached["draft" if part in ("draft", "observe") and "draft" in reached else "target"]
         floor = device.floor(work[part]) if work.get(part) is not None else None
         lines.append(
             {
@@ -230,13 +250,27 @@ def _profile(batch, rule, pieces, host, cycle, reached) -> list[dict[str, Any]]:
 
 
 def _draft_work(batch, rule) -> Work | None:
-    """What a draft reads and computes where the draft model writes it: a pass over two tokens, then over one each."""
+    """What a draft reads and computes where the draft model writes it, a pass over two tokens, then over one each; or a
+    head."""
     run = batch.runs[rule]
+    rows = run.state.cache.length.shape[0]
+    if isinstance(batch.draft, Eagle3Head) and isinstance(run.drafter, Eagle3Draft):
+        slots = limits.slots_read(batch.draft, run.lengths, 1, run.state.cache.slots)
+        return limits.head_draft_work(batch.draft, rows, run.shape.draft_length, slots)
     if not isinstance(run.drafter, ModelDraft):
         return None
-    rows = batch.runs[rule].state.cache.length.shape[0]
     first, others = (_pass_work(batch.draft, batch.runs[rule], rows, n) for n in (2, 1))
     return None if first is None or others is None else first + others.times(run.shape.draft_length - 1)
+
+
+def _observe_work(batch, rule) -> Work | None:
+    """What a head reads and computes as it is told of a target pass."""
+    run = batch.runs[rule]
+    if not (isinstance(batch.draft, Eagle3Head) and isinstance(run.drafter, Eagle3Draft)):
+        return None
+    rows, positions = run.state.cache.length.shape[0], run.shape.draft_length + 1
+    slots = limits.slots_read(batch.draft, run.lengths, positions, run.state.cache.slots)
+    return limits.head_observe_work(batch.draft, rows, positions, slots)
 
 
 def _pass_work(model, run, rows: int, positions: int) -> Work | None:

@@ -15,11 +15,13 @@ from kljudge_jax.errors import InputError
 from kljudge_jax.evaluation.bench.timing import Probe, Timing
 from kljudge_jax.generation.costs import bytes_read
 from kljudge_jax.kernels.place import default_platform
+from kljudge_jax.models import eagle3
 from kljudge_jax.models.cache import KVCache
 from kljudge_jax.models.config import TransformerConfig
-from kljudge_jax.models.leaves import arrays
+from kljudge_jax.models.eagle3 import Eagle3Head
+from kljudge_jax.models.leaves import arrays, parameter_bytes
 from kljudge_jax.models.shapes import count_parameters
-from kljudge_jax.models.transformer import Transformer
+from kljudge_jax.models.transformer import Transformer, parameters
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +65,33 @@ def pass_work(model: Transformer, batch: int, positions: int, slots: int) -> Wor
     return Work(bytes_read(model) + cache, 2 * weights * batch * positions + attention)
 
 
-def slots_read(model: Transformer, lengths: np.ndarray, positions: int, capacity: int) -> int:
+def head_draft_work(head: Eagle3Head, batch: int, length: int, slots: int) -> Work:
+    """A draft of `length` tokens of each of `batch` rows by a head: its output rows for each token, and its layer, with
+    so many slots of its cache, between two."""
+    rows = Work(parameter_bytes(head.head), 2 * batch * math.prod(head.head.shape))
+    return rows.times(length) + _layer_work(head, batch, 1, slots).times(length - 1)
+
+
+def head_observe_work(head: Eagle3Head, batch: int, positions: int, slots: int) -> Work:
+    """What a head does with the target's states at `positions` of each row: they are joined, and go through its layer.
+
+    It writes so many of the slots that are counted.
+    """
+    joined = Work(parameter_bytes(head.fc), 2 * batch * positions * math.prod(head.fc.shape))
+    return joined + _layer_work(head, batch, positions, slots)
+
+
+def _layer_work(head: Eagle3Head, batch: int, positions: int, slots: int) -> Work:
+    """A pass through the layer of a head."""
+    config = head.config.decoder
+    named = parameters(eagle3.abstract(head.config))
+    weights = sum(math.prod(leaf.shape) for name, leaf in named.items() if name.startswith("layers."))
+    attention = 4 * batch * positions * config.num_heads * slots * config.head_dim
+    cache = cache_bytes(config, batch, slots, head.dtype)
+    return Work(parameter_bytes(head.layers) + cache, 2 * weights * batch * positions + attention)
+
+
+def slots_read(model: Transformer | Eagle3Head, lengths: np.ndarray, positions: int, capacity: int) -> int:
     """How many of a cache's `capacity` slots a pass over `positions` tokens after `lengths` int `[B]` reads a row.
 
     Where a kernel attends, those that are written, on average over the rows; else all of them, since XLA masks the

@@ -176,6 +176,9 @@ class RuleFigures(Rate, frozen=True, kw_only=True):
 class BatchFigures(Record, frozen=True, kw_only=True):
     """One batch size: so many slots of the cache a row, passes by the positions they score, rules.
 
+    Attributes:
+      observe: what a head makes of the target's states of a pass over a draft, once a cycle; None of other drafts.
+
     Raises:
       ValueError: there is no pass over one position.
     """
@@ -184,6 +187,7 @@ class BatchFigures(Record, frozen=True, kw_only=True):
     capacity: Count
     prompts: Prompts
     draft: Draft | None
+    observe: Pass | None = None
     target_pass: dict[Positions, Pass]
     rules: tuple[RuleFigures, ...]
 

@@ -12,11 +12,14 @@ from kljudge_jax.evaluation.bench.records import KIND, SCHEMA, BenchFigures
 from kljudge_jax.evaluation.bench.timing import SHORTEST_SAMPLE, measure
 from kljudge_jax.generation.compile_clock import cache_hits
 from kljudge_jax.machine import cores, describe_machine, is_busy, load_average, peak_memory
+from kljudge_jax.models.eagle3 import Eagle3Head
 from kljudge_jax.models.leaves import arrays, dtype_of, parameter_bytes
 from kljudge_jax.models.pair import ModelPair
 from kljudge_jax.models.shapes import count_parameters
 from kljudge_jax.models.transformer import Transformer
 from kljudge_jax.records import convert, plain
+
+_SIZES = ("hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads", "head_dim", "vocab_size")
 
 __all__ = ["KIND", "PLAIN", "SCHEMA", "Plan", "describe_model", "run_bench"]
 
@@ -80,7 +83,17 @@ def run_bench(
 
 
 def describe_model(model: Any, name: str) -> dict[str, Any]:
-    """Name, shape and size of a model; of another's what its protocol and its leaves say."""
+    """Name, shape and size of a model or a head; of another's what its protocol and its leaves say."""
+    if isinstance(model, Eagle3Head):
+        shape = {key: getattr(model.config.decoder, key) for key in _SIZES}
+        own = {"layers": list(model.config.layers), "draft_vocab": model.config.draft_vocab}
+        return {
+            "name": name,
+            "family": model.kind,
+            "shape": shape | {"target_size": model.config.target_size} | own,
+            "parameters": count_parameters(model.config),
+            "bytes": parameter_bytes(model),
+        }
     if not isinstance(model, Transformer):
         told = ((key, getattr(model, key, None)) for key in ("num_layers", "vocab_size"))
         return {
@@ -94,11 +107,10 @@ def describe_model(model: Any, name: str) -> dict[str, Any]:
     numbers = count_parameters(config)
     if rows is not None:
         numbers += (rows - (0 if config.tied_head else config.vocab_size)) * config.hidden_size
-    shape = ("hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads", "head_dim", "vocab_size")
     return {
         "name": name,
         "family": config.family,
-        "shape": {key: getattr(config, key) for key in shape} | ({} if rows is None else {"head_rows": rows}),
+        "shape": {key: getattr(config, key) for key in _SIZES} | ({} if rows is None else {"head_rows": rows}),
         "parameters": numbers,
         "bytes": parameter_bytes(model),
     }

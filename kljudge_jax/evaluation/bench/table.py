@@ -72,6 +72,8 @@ def _limits(found: BenchFigures) -> str:
 def _parts(batch: BatchFigures) -> list[list[str]]:
     plain = batch.target_pass[1].seconds
     timings: dict[str, Timed] = {"draft": batch.draft, "draft step": batch.draft.step} if batch.draft else {}
+    if batch.observe is not None:
+        timings["observe (head)"] = batch.observe
     for width, over in batch.target_pass.items():
         timings[f"target pass, {width} position{'' if width == 1 else 's'}"] = over
     timings[f"prompts ({batch.prompts.tokens} tokens)"] = batch.prompts
