@@ -48,8 +48,8 @@ def mine(
       the target's answer has no final answer, or with "gold" is wrong; "failed", a model returned NaN or +inf.
 
     Raises:
-      InputError: the pair has no draft or tokenizer, or a model that gives logits alone or whose cache cannot take
-        back any number of tokens; a prompt does not fit, the task checks nothing, or the folder
+      InputError: the pair has no draft model (a head is none) or tokenizer, or a model that gives logits alone or whose
+        cache cannot take back any number of tokens; a prompt does not fit, the task checks nothing, or the folder
         holds something else.
     """
     if config is not None:

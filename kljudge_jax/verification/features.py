@@ -24,6 +24,9 @@ SETUPS: dict[str, frozenset[str]] = {
     "pivot": frozenset({"target_hidden"}),
 }
 
+# Those that read nothing of the draft but which token it proposed.
+TARGET_ALONE = ("DT", "pivot")
+
 PRIMITIVES = (
     "kl_target_draft",
     "kl_draft_target",

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from kljudge_jax.errors import InputError
 from kljudge_jax.verification.base import VerifyInputs
-from kljudge_jax.verification.features import SETUPS, feature_count, judge_features, logit_primitives
+from kljudge_jax.verification.features import SETUPS, TARGET_ALONE, feature_count, judge_features, logit_primitives
 from kljudge_jax.verification.states import state_of
 
 
@@ -33,18 +33,36 @@ class PairIdentity:
     @classmethod
     def of(cls, pair: Any) -> PairIdentity:
         """Of a `ModelPair`. Raises `InputError` if it has no draft model, or a model without states."""
+        if callable(getattr(pair.draft, "check_target", None)):
+            raise InputError(
+                f"{pair.draft_name} is a head, and has no states but those that it makes of the target's: name a draft "
+                "model of the same target; a judge that is mined and trained with it, of setup DT or pivot, reads the "
+                "target alone and runs with the head too"
+            )
         if not hasattr(pair.draft, "init_cache"):
             raise InputError("the pair has no draft model: load one, for a judge reads both models")
-        names = (name.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1] for name in (pair.target_name, pair.draft_name))
-        target_name, draft_name = names
         target_size, draft_size = (state_of(model, "a learned judge")[0] for model in (pair.target, pair.draft))
-        return cls(target_name, draft_name, target_size, draft_size, pair.target.vocab_size)
+        names = _last_part(pair.target_name), _last_part(pair.draft_name)
+        return cls(*names, target_size, draft_size, pair.target.vocab_size)
+
+    def check_target(self, pair: Any) -> None:
+        """Raises `InputError`, naming both, if the pair at hand has another target."""
+        ours = self.target_name, self.target_hidden_size, self.vocab_size
+        size = state_of(pair.target, "a learned judge")[0]
+        theirs = _last_part(pair.target_name), size, pair.target.vocab_size
+        if ours != theirs:
+            spelled = ("{} (states of {}) over {} tokens".format(*of) for of in (ours, theirs))
+            raise InputError("this judge was trained for the target {}, and the one at hand is {}".format(*spelled))
 
     def __str__(self) -> str:
         return (
             f"{self.target_name} (states of {self.target_hidden_size}) and {self.draft_name} (states of "
             f"{self.draft_hidden_size}) over {self.vocab_size} tokens"
         )
+
+
+def _last_part(name: str) -> str:
+    return name.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1]
 
 
 @jax.tree_util.register_dataclass
@@ -109,6 +127,17 @@ class Head:
         return jnp.where(finite & jnp.isfinite(probability), probability, jnp.inf)
 
     def check_pair(self, pair: Any) -> None:
-        """Raises `InputError`, naming both, if the head was trained for another pair than this `ModelPair`."""
-        if self.pair is not None and PairIdentity.of(pair) != self.pair:
+        """Raises `InputError`, naming both, if the head was trained for another pair than this `ModelPair`; where it
+        reads the target alone, for another target."""
+        if self.pair is None:
+            return
+        if self.setup in TARGET_ALONE:
+            self.pair.check_target(pair)
+        elif callable(getattr(pair.draft, "check_target", None)):
+            raise InputError(
+                f"this judge reads the draft (setup {self.setup}) and was trained for {self.pair}, and the draft at "
+                f"hand, {pair.draft_name}, is a head: train one of a setup that reads the target alone, "
+                f"{' or '.join(TARGET_ALONE)}"
+            )
+        elif PairIdentity.of(pair) != self.pair:
             raise InputError(f"this judge was trained for {self.pair}, and the pair at hand is {PairIdentity.of(pair)}")

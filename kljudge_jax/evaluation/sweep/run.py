@@ -23,7 +23,7 @@ from kljudge_jax.generation.generate import generate
 from kljudge_jax.generation.results import Generation
 from kljudge_jax.machine import describe_machine
 from kljudge_jax.models.fingerprint import fingerprints
-from kljudge_jax.models.leaves import layout_of
+from kljudge_jax.models.leaves import head_kind, is_head, layout_of
 from kljudge_jax.models.pair import ModelPair
 from kljudge_jax.models.transformer import Transformer
 from kljudge_jax.parallel.axes import LOGICAL
@@ -197,6 +197,10 @@ def run_sweep(
     """
     names = [cell.rule for cell in plan.cells]
     check_baselines(names, pair.draft is not None)
+    if is_head(pair.draft) and "draft" in names:
+        raise InputError(
+            f"the cells draft decode with the draft alone, and an {head_kind(pair.draft)} head cannot: leave them out"
+        )
     if plan.config.stop and any(name.startswith("hf") for name in names):
         raise InputError("Transformers' decoding ends at no stop string here: leave out stop, or the cells hf")
     for baseline in (parse_baseline(name) for name in names if name.startswith("hf")):
