@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny_heads import headed_pair
 from tiny_pairs import DRAFT_LENGTH, PROMPTS, tiny_pair
 
 import kljudge_jax as kj
@@ -69,3 +70,28 @@ def test_prompts_are_consumed_as_a_run_does(run):
     for ours, theirs in zip(*map(jax.tree.leaves, map(cycle_times._held, (state, run.state))), strict=True):
         np.testing.assert_array_equal(ours, theirs)
     assert state.length.shape == run.state.length.shape
+
+
+def test_the_parts_of_a_cycle_with_a_head_are_those_of_one():
+    pair, sampling = headed_pair(), Sampling.create(0.0)
+    run = Run(pair, PROMPTS, "exact", DRAFT_LENGTH, kj.ModelDraft(), 40, sampling, (), jax.random.key(1), False)
+    models = Models(pair.target, pair.draft)
+    whole = jax.jit(functools.partial(cycle, drafter=run.drafter, shape=run.shape))(
+        models, rule=run.verifier, state=run.state, numbers=run.numbers()
+    )
+    observe = cycle_times.observe(run)
+    remembered, cache = observe.run(observe.make(), 3)[0][1], whole.drafter.cache
+    np.testing.assert_allclose(remembered.output, whole.drafter.output, rtol=1e-5, atol=1e-5)
+    # Rolled back, to be timed again; what the target's states made of the draft's places is there.
+    np.testing.assert_array_equal(remembered.cache.length, run.state.drafter.cache.length)
+    for row, (start, end) in enumerate(zip(remembered.cache.length, cache.length, strict=True)):
+        written = (row, slice(None), slice(int(start), int(end)))
+        np.testing.assert_allclose(remembered.cache.keys[0][written], cache.keys[0][written], rtol=1e-5, atol=1e-5)
+    # And `commit` leaves it out: a head's output is as it was.
+    after = cycle_times.commit(run)
+    np.testing.assert_array_equal(after.run(after.make(), 2)[0][1].output, run.state.drafter.output)
+    np.testing.assert_array_equal(done(after, 2).sequence, whole.sequence)
+
+
+def test_what_a_model_is_told_is_no_part_of_its_own(run):
+    assert cycle_times.observe(run) is None

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny_heads import IDS, headed_pair
 from tiny_pairs import rounded, tiny_model
 
 from kljudge_jax.evaluation.bench import limits
@@ -87,3 +88,17 @@ def test_a_product_stays_what_it_was(monkeypatch):
     monkeypatch.setattr(limits, "matmul_size", lambda: 16)
     product = limits.matmul(jnp.float32).run(None, 3)
     np.testing.assert_allclose(product, np.full((16, 16), 1 / 16), rtol=1e-5)
+
+
+def test_a_heads_work_is_that_of_its_parts():
+    head = headed_pair().draft
+    hidden, rows = 16, len(IDS)
+    layer = sum(x.size for x in jax.tree.leaves(head.layers))
+    slots, batch = 64, 2
+    cache, scores = 2 * 4 * batch * 2 * slots * 8, 4 * batch * 4 * slots * 8
+    draft = limits.head_draft_work(head, batch, 4, slots)
+    assert draft.bytes == 4 * 4 * rows * hidden + 3 * (4 * layer + cache)
+    assert draft.flops == 2 * batch * (4 * rows * hidden + 3 * layer) + 3 * scores
+    told = limits.head_observe_work(head, batch, 5, slots)
+    assert told.bytes == 4 * (3 * hidden * hidden + layer) + cache
+    assert told.flops == 2 * batch * 5 * (3 * hidden * hidden + layer) + 5 * scores

@@ -6,7 +6,8 @@ import jax
 import numpy as np
 import pytest
 from msgspec import structs
-from tiny_pairs import DRAFT_LENGTH, VOCAB_SIZE, tiny_model, tiny_pair
+from tiny_heads import IDS, headed_pair, write_head
+from tiny_pairs import DRAFT_LENGTH, PROMPTS, VOCAB_SIZE, tiny_model, tiny_pair
 
 import kljudge_jax as kj
 from kljudge_jax.cli import main
@@ -14,10 +15,11 @@ from kljudge_jax.errors import InputError
 from kljudge_jax.evaluation.bench import limits, timing
 from kljudge_jax.evaluation.bench import models as bench_models
 from kljudge_jax.evaluation.bench import table as bench_table
-from kljudge_jax.evaluation.bench.batch import Batch, Plan, widths
+from kljudge_jax.evaluation.bench.batch import Batch, Plan, pass_over, widths
 from kljudge_jax.evaluation.bench.cost_model import CostModel, advice, expected_tokens
-from kljudge_jax.evaluation.bench.figures import advised, known_rate, no_advice
+from kljudge_jax.evaluation.bench.figures import _cost_model, advised, known_rate, no_advice
 from kljudge_jax.evaluation.bench.records import BenchFigures
+from kljudge_jax.generation.config import configured
 from kljudge_jax.models.shapes import SHAPES
 from kljudge_jax.parallel.placement import Placement
 from kljudge_jax.records import read
@@ -253,3 +255,44 @@ def test_only_a_coin_says_its_rate_beforehand():
     plan = Plan(("none",))
     assert known_rate("synthetic:0.25", plan) == 0.25
     assert known_rate("random:0.25", plan) is None and known_rate("none", plan) is None
+
+
+def test_a_bench_with_a_head_names_it_and_times_what_it_is_told(capsys, benching, tmp_path, tiny_folders):
+    target = kj.ModelPair.from_pretrained(tiny_folders.target, dtype="float32").target
+    head = write_head(tmp_path / "head", target)
+    words = [head if word == tiny_folders.draft else word for word in benching]
+    status, table, err = run(capsys, *words, "--rules", "exact", "--profile")
+    assert status == 0, err
+    found = read(tmp_path / "out" / "bench.json", BenchFigures)
+    rows = f"{len(IDS)} of 257 tokens"
+    assert found.dtype == f"float32, draft float32, EAGLE-3 over layers 0, 1, 2, {rows}" and found.dtype in table
+    draft = found.models["draft"]
+    assert (draft.name, draft.family) == (str(head), "EAGLE-3")
+    assert draft.shape["layers"] == [0, 1, 2] and draft.shape["draft_vocab"] == len(IDS)
+    assert draft.bytes == 4 * (draft.parameters + len(IDS)) and draft.shape["num_layers"] == 1
+    (batch,) = found.batches
+    assert batch.draft.step.seconds > 0 and batch.draft.flops_share > 0
+    assert batch.observe.seconds > 0 and batch.observe.floor_seconds > 0 and "| observe (head) |" in table
+    plain, exact = batch.rules
+    parts = [part.part for part in exact.profile]
+    assert parts == ["draft", "target", "verdicts", "observe", "commit", "host"]
+    assert all(part.floor_seconds > 0 for part in exact.profile)
+    assert [part.part for part in plain.profile] == ["target", "verdicts", "commit", "host"]
+    seconds = {part.part: part.seconds for part in exact.profile}
+    costs = exact.model
+    assert costs.draft_step_seconds == pytest.approx(batch.draft.step.seconds, rel=1e-6)
+    assert costs.pass_seconds > seconds["verdicts"] + seconds["observe"]
+
+
+def test_what_a_head_is_told_costs_as_much_at_any_length():
+    """The cost model of a head: a constant from one draft token on, beside what grows with the draft."""
+    plan = Plan(
+        ("none", "exact"), config=configured("bench", None, {"max_new_tokens": 24, "draft_length": 4}), rounds=1
+    )
+    batch = Batch(headed_pair(), PROMPTS, plan, 1)
+    seconds = {"none, verdicts": 1.0, "none, commit": 1.0, "exact, verdicts": 4.0, "exact, commit": 2.0}
+    seconds |= {"draft": 8.0, "observe": 3.0} | {pass_over(width): 10.0 for width in batch.widths}
+    timings = {batch.named(name): timing.Timing((value,), 1, 0.0) for name, value in seconds.items()}
+    model = _cost_model(batch, "exact", timings)
+    assert [model.pass_seconds(k) for k in range(5)] == [12.0, 16.0, 17.0, 18.0, 19.0]
+    assert model.draft_step == 2.0

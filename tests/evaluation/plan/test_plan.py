@@ -19,6 +19,7 @@ TINY |= {"num_attention_heads": 4, "num_key_value_heads": 4, "max_position_embed
 def here(monkeypatch):
     """A shape that compiles in seconds, and four devices that are here."""
     monkeypatch.setitem(SHAPES, "small", TINY)
+    monkeypatch.setitem(SHAPES, "four", TINY | {"num_hidden_layers": 4})
     monkeypatch.setattr(module, "topology_devices", lambda spec: jax.devices()[: 1 if "1x1" in spec else 4])
 
 
@@ -63,8 +64,35 @@ def test_a_cut_head_is_planned_with_its_rows_alone():
     assert cut.head_rows == (16, vocab) and f"with 16 of {vocab:,} tokens" in str(cut) and whole.head_rows is None
 
 
+def test_a_head_is_planned_with_what_it_reads():
+    asked = ASKED | {"topology": "v5e:1x1", "kinds": ("prefill", "cycle")}
+    plain = kj.plan("four", **asked)
+    head = kj.plan("four", "eagle3:vocab=64", **asked)
+    hidden, inner, vocab = (TINY[name] for name in ("hidden_size", "intermediate_size", "vocab_size"))
+    layer = 6 * hidden * hidden + hidden * hidden + 3 * hidden * inner
+    matrices, norms = 3 * hidden * hidden + layer + 64 * hidden, 4 * hidden
+    assert head.weights["draft"] == 2 * matrices + 4 * norms + 4 * 64
+    assert head.head_rows == (64, vocab) and f"with 64 of {vocab:,} tokens" in str(head)
+    # Of a layer, beside the four of the target.
+    assert head.caches - plain.caches - 2 * 4 * hidden == pytest.approx(plain.caches / 4, rel=0.02)
+    token = 2 * (layer + 64 * hidden) + 4 * norms
+    told = 2 * 3 * hidden * hidden
+    floors = (
+        program.floor - caches for program, caches in ((found.programs[1], found.caches) for found in (head, plain))
+    )
+    more = next(floors) - next(floors)
+    assert more == pytest.approx(2 * token + told, rel=1e-3)
+
+
+def test_a_head_is_planned_over_a_mesh():
+    found = kj.plan("four", "eagle3:vocab=64", mesh="data=2,tensor=2", **ASKED)
+    assert [program.name for program in found.programs] == ["prefill@64", "cycle@64", "refill@64"]
+    whole = kj.plan("four", "eagle3:vocab=64", mesh="data=2,tensor=2", draft_axes="replicated", **ASKED)
+    assert whole.weights["draft"] > 1.3 * found.weights["draft"]
+
+
 def _configs():
-    return [module.named_config(name) for name in ("small", "small:layers=1")]
+    return module.named_pair("small", "small:layers=1")
 
 
 def _placed():
@@ -92,6 +120,12 @@ def test_a_rule_of_several_drafts_is_planned_with_them():
         ({"draft": "small", "draft_vocab": 0}, "a list of tokens or how many, from 1 to"),
         ({"draft": "small", "draft_vocab": "nowhere.txt"}, "nowhere.txt: No such file"),
         ({"target": "tinny"}, "no shape of"),
+        ({"target": "four", "draft": "eagle3"}, r"write eagle3:vocab=N with an N from 1 to 256, not 'eagle3'"),
+        ({"target": "four", "draft": "eagle3:vocab=257"}, "with an N from 1 to 256"),
+        ({"target": "four", "draft": "eagle3:rows=2"}, "eagle3:vocab=N"),
+        ({"draft": "eagle3:vocab=64"}, "reads layers of a target that has 3 or more, not 2"),
+        ({"target": "four", "draft": "eagle3:vocab=64", "draft_vocab": 9}, "is a head of its own: leave it out"),
+        ({"target": "eagle3:vocab=64"}, "no model of its own: give it as the draft"),
     ],
 )
 def test_what_cannot_be_planned_is_refused(given, says):

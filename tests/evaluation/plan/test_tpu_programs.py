@@ -8,11 +8,15 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from kljudge_jax.drafters.model_draft import ModelDraft
 from kljudge_jax.evaluation.plan.hlo import Program
 from kljudge_jax.evaluation.plan.plan import _bytes, _share
 from kljudge_jax.evaluation.plan.programs import abstract_pair, compiled_programs
+from kljudge_jax.generation.arguments import drafter_for
 from kljudge_jax.generation.config import DecodingConfig
+from kljudge_jax.generation.costs import drafter_reads
 from kljudge_jax.models.config import TransformerConfig
+from kljudge_jax.models.eagle3_files import described_for
 from kljudge_jax.parallel.placement import Placement
 from kljudge_jax.parallel.topology import topology_devices
 
@@ -187,3 +191,37 @@ def test_a_long_cache_is_read_as_far_as_it_is_written_and_stays_where_it_lies(to
     assert held < traffic.blocks <= 1.15 * held
     assert traffic.moved < _share(pair.target) + K * _share(pair.draft) + 1.5 * held
     assert found.executable.memory_analysis().temp_size_in_bytes < smallest + (16 << 20)
+
+
+def headed(topology, mesh, rows=512):
+    """The pair of a target and an EAGLE-3 head, and its compiled cycle."""
+    devices = topology_devices(topology)
+    head = described_for(TARGET, rows, layers=(0, 1, 2))
+    pair = abstract_pair(TARGET, head, Placement.parse(mesh, draft_axes=mesh and "target", devices=devices), devices)
+    config = DecodingConfig(max_new_tokens=64, draft_length=K, batch=BATCH)
+    (found,) = compiled_programs(pair, "kl:0.4", config, PROMPT, ("cycle",))
+    return pair, found, Program(found.executable.as_text())
+
+
+@pytest.mark.parametrize(("topology", "mesh"), MESHES)
+def test_a_cycle_with_a_head_reads_its_parts_and_copies_none(topology, mesh):
+    pair, found, program = headed(topology, mesh)
+    assert_all_donated(found)
+    traffic = program.cycle()
+    assert [turns for turns, _ in traffic.loops] == [K - 1]
+    # Neither a matrix nor a cache is laid out anew.
+    largest = 4 * BATCH * (K + 1) * TARGET.vocab_size
+    assert not [size for size in traffic.copies + program.entry_copies() if size > largest]
+    ways = 1 if mesh is None else 4 if mesh == "tensor=4" else 2
+    sums = traffic.collectives["all-reduce"]
+    if ways == 1:
+        assert not sum(traffic.collectives.values())
+        return
+    # What every device needs of a token's compact logits, and never of those of the whole vocabulary.
+    for kind in ("all-gather", "all-to-all", "collective-permute"):
+        count = traffic.collectives[kind]
+        assert traffic.collective_bytes[kind] <= max(count, 1) * 4 * BATCH * 512
+    assert sums < 4 * 8 + 2 * TARGET.num_layers + 20
+    drafter = drafter_for(pair, ModelDraft())
+    read = sum(times * _share(weights) for weights, times in drafter_reads(pair, drafter, K))
+    assert traffic.read < 1.5 * (_share(pair.target) + read + _bytes((found.state.cache, found.state.drafter.cache)))
