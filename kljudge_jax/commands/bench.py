@@ -46,7 +46,12 @@ _RANDOM = "Random weights"
             "llama-3.1-8b:layers=4",
             group=_RANDOM,
         ),
-        option("--draft-shape", "of the draft, in place of --draft", group=_RANDOM, metavar="SHAPE"),
+        option(
+            "--draft-shape",
+            "of the draft, in place of --draft; or of a head of the target's sizes: eagle3:vocab=32000",
+            group=_RANDOM,
+            metavar="SHAPE",
+        ),
         option(
             "--acceptance",
             "add a rule that accepts each draft token with this probability, whatever it is (shapes: 0.8)",

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import SingleDeviceSharding
 
 from kljudge_jax.errors import InputError
@@ -18,11 +19,11 @@ from kljudge_jax.kernels.quantize import quantize, stored_bits
 from kljudge_jax.models import dflash, eagle3
 from kljudge_jax.models.config import TransformerConfig
 from kljudge_jax.models.dflash import DFlashConfig
-from kljudge_jax.models.eagle3 import Eagle3Config, default_layers
+from kljudge_jax.models.eagle3 import Eagle3Config, Eagle3Head, default_layers
 from kljudge_jax.models.eagle3_files import described_for
 from kljudge_jax.models.families import config_from_hf
 from kljudge_jax.models.linear import Storage, quantized_parts
-from kljudge_jax.models.transformer import Transformer, abstract, assemble, parameters
+from kljudge_jax.models.transformer import Transformer, abstract, assemble, fill, parameters
 from kljudge_jax.parallel.free_memory import usable_memory
 from kljudge_jax.spec import assigned, read_spec
 
@@ -193,6 +194,17 @@ def check_weights_fit(models: Sequence[tuple[TransformerConfig | HeadConfig, Sto
         )
 
 
+def draft_shape(spec: str, target: TransformerConfig) -> TransformerConfig | Eagle3Config:
+    """The configuration of a draft of that target by its shape: a model's, with the target's vocabulary, or a head's.
+
+    Raises:
+      InputError: as `shape_config` and `head_shape`.
+    """
+    if is_head_shape(spec):
+        return head_shape(spec, target)
+    return dataclasses.replace(shape_config(spec), vocab_size=target.vocab_size)
+
+
 def random_model(config: TransformerConfig, storage: Storage, seed: int = 0) -> Transformer:
     """A model of that shape with random weights, drawn on the device, one tensor at a time.
 
@@ -201,23 +213,40 @@ def random_model(config: TransformerConfig, storage: Storage, seed: int = 0) -> 
       storage: how matrices are kept, and where; norm scales are float32 ones.
       seed: of the draws.
     """
+    named = parameters(abstract(config, Storage(storage.dtype)))
+    return assemble(config, _drawn(named, config.hidden_size, storage, seed), storage)
+
+
+def random_head(config: Eagle3Config, storage: Storage, seed: int = 0) -> Eagle3Head:
+    """A head of that shape with random weights, as `random_model`, that drafts tokens all over the vocabulary."""
+    named = parameters(eagle3.abstract(config, Storage(storage.dtype)))
+    del named["ids"]
+    values = _drawn(named, config.decoder.hidden_size, storage, seed)
+    rows, vocab = config.draft_vocab, config.decoder.vocab_size
+    ids = (np.arange(rows, dtype=np.int64) * vocab // rows).astype(np.int32)
+    values["ids"] = jax.device_put(ids, _sharding("ids", ids.shape, storage))
+    return fill(eagle3.abstract(config, storage), values)
+
+
+def _drawn(named: dict[str, Any], hidden_size: int, storage: Storage, seed: int) -> dict[str, jax.Array]:
+    """Random parameters of those names and shapes, kept as `storage` says."""
     # The numbers come from the device's own generator: nothing hangs on how random they are, and the default one would
     # take minutes for billions of them on a CPU.
     key = jax.random.key(seed, impl="unsafe_rbg")
     values = {}
-    for i, (name, leaf) in enumerate(parameters(abstract(config, Storage(storage.dtype))).items()):
+    for i, (name, leaf) in enumerate(named.items()):
         sharding = _sharding(name, leaf.shape, storage)
         if name.endswith("scale"):
             values[name] = jnp.ones(leaf.shape, leaf.dtype, device=sharding)
         elif name.endswith("bias"):
             values[name] = jnp.zeros(leaf.shape, leaf.dtype, device=sharding)
         else:
-            values[name] = _fill(sharding)(jax.random.fold_in(key, i), leaf.shape, leaf.dtype, config.hidden_size)
+            values[name] = _fill(sharding)(jax.random.fold_in(key, i), leaf.shape, leaf.dtype, hidden_size)
             scheme = storage.scheme(name, leaf.shape[-1])
             if scheme is not None:
                 parts = quantized_parts(name, tiled_where_native(quantize(values[name], scheme), storage.place))
                 values |= {part: jax.device_put(x, _sharding(part, x.shape, storage)) for part, x in parts.items()}
-    return assemble(config, values, storage)
+    return values
 
 
 def _fill(sharding):

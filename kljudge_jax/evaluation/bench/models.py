@@ -13,10 +13,18 @@ from kljudge_jax.generation.memory_plan import Model, Workload, plan_memory
 from kljudge_jax.kernels.place import default_platform
 from kljudge_jax.models.cache import cache_dtype
 from kljudge_jax.models.config import TransformerConfig
+from kljudge_jax.models.eagle3 import Eagle3Config
 from kljudge_jax.models.leaves import dtype_of
 from kljudge_jax.models.linear import FILE, Storage
 from kljudge_jax.models.pair import ModelPair
-from kljudge_jax.models.shapes import bytes_per_device, random_model, shape_config
+from kljudge_jax.models.shapes import (
+    bytes_per_device,
+    draft_shape,
+    is_head_shape,
+    random_head,
+    random_model,
+    shape_config,
+)
 from kljudge_jax.models.weights import resolve_dtype
 from kljudge_jax.parallel.free_memory import usable_memory
 from kljudge_jax.parallel.placement import Placement
@@ -33,16 +41,17 @@ def random_pair(
     bits: int | str | None = None,
     draft_bits: int | str | None = None,
 ) -> ModelPair:
-    """A pair of published shapes with random weights; the larger vocabulary is cut to the smaller.
+    """A pair of published shapes with random weights; the larger vocabulary is cut to the smaller. The draft may be a
+    head's shape, such as "eagle3:vocab=32000".
 
     Raises:
       InputError: no such shape, or weights and caches do not fit in memory; nothing is made then.
     """
     _check_bits(bits, draft_bits)
-    named = {"target": target} | ({} if draft is None else {"draft": draft})
-    configs = {role: shape_config(spec) for role, spec in named.items()}
-    vocab = min(config.vocab_size for config in configs.values())
-    configs = {role: dataclasses.replace(config, vocab_size=vocab) for role, config in configs.items()}
+    ours = shape_config(target)
+    if draft is not None and not is_head_shape(draft):
+        ours = dataclasses.replace(ours, vocab_size=min(ours.vocab_size, shape_config(draft).vocab_size))
+    configs = {"target": ours} | ({} if draft is None else {"draft": draft_shape(draft, ours)})
     wanted = resolve_dtype(dtype)
     kept = {
         role: Storage(wanted, rounded, getattr(placement, role)(configs[role]))
@@ -58,18 +67,23 @@ def random_pair(
     decoded = Workload(states, prompt_tokens, plan.config.max_new_tokens, plan.config.longest if draft else 0)
     held = plan_memory(shapes["target"], shapes.get("draft"), decoded)
     check_memory(held.target_weights + held.draft_weights, held.caches, placement)
-    models = {role: random_model(config, kept[role], seed) for seed, (role, config) in enumerate(configs.items())}
+    models = {role: _random(config, kept[role], seed) for seed, (role, config) in enumerate(configs.items())}
     return ModelPair(models["target"], models.get("draft"), None, (), target, draft or "none")
 
 
 def with_random_draft(pair: ModelPair, draft: str, placement: Placement, bits: int | str | None = None) -> ModelPair:
-    """The pair with a draft of a published shape, random weights, and the target's vocabulary and dtype."""
+    """The pair with a draft of a published shape, or of a head's, random weights, and the target's vocabulary and
+    dtype."""
     _check_bits(bits)
-    vocab, dtype = pair.target.vocab_size, dtype_of(pair.target)
-    config: TransformerConfig = dataclasses.replace(shape_config(draft), vocab_size=vocab)
-    storage = Storage(dtype, bits, placement.draft(config))
+    config = draft_shape(draft, pair.target.config)
+    storage = Storage(dtype_of(pair.target), bits, placement.draft(config))
     check_memory(bytes_per_device(config, storage), 0, placement)
-    return dataclasses.replace(pair, draft=random_model(config, storage, 1), draft_name=draft)
+    return dataclasses.replace(pair, draft=_random(config, storage, 1), draft_name=draft)
+
+
+def _random(config: TransformerConfig | Eagle3Config, storage: Storage, seed: int) -> Any:
+    make: Any = random_head if isinstance(config, Eagle3Config) else random_model
+    return make(config, storage, seed)
 
 
 def _check_bits(*asked: int | str | None) -> None:

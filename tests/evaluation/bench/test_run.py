@@ -296,3 +296,27 @@ def test_what_a_head_is_told_costs_as_much_at_any_length():
     model = _cost_model(batch, "exact", timings)
     assert [model.pass_seconds(k) for k in range(5)] == [12.0, 16.0, 17.0, 18.0, 19.0]
     assert model.draft_step == 2.0
+
+
+def test_a_draft_may_be_the_shape_of_a_head(quick):
+    pair = tiny_pair(num_layers=4)
+    made = bench_models.with_random_draft(pair, "eagle3:vocab=64", Placement.parse(None), 8)
+    assert made.precision == "float32, draft int8 (float32), EAGLE-3 over layers 2, 2, 1, 64 of 257 tokens"
+    ids = np.asarray(made.draft.ids[...])
+    assert len(set(ids.tolist())) == 64 and ids[0] == 0 and ids.max() < VOCAB_SIZE and (np.diff(ids) > 0).all()
+    assert made.draft.drafter.layers == (2, 2, 1)
+    with pytest.raises(InputError, match="an N from 1 to 257"):
+        bench_models.with_random_draft(pair, "eagle3:vocab=258", Placement.parse(None))
+
+
+@pytest.mark.slow
+def test_a_bench_of_a_head_by_its_shape(capsys, tmp_path, quick, monkeypatch):
+    monkeypatch.setitem(SHAPES, "four", TINY | {"num_hidden_layers": 4})
+    words = ["bench", "--shape", "four", "--draft-shape", "eagle3:vocab=48", "--acceptance", "0.7", "--rounds", "2"]
+    words += ["--max-new-tokens", "24", "--prompt-tokens", "10", "--draft-length", "2", "--batch", "8"]
+    status, _, err = run(capsys, *words, "--dtype", "bfloat16", "--out", tmp_path)
+    assert status == 0, err
+    found = json.loads((tmp_path / "bench.json").read_text())
+    assert found["models"]["draft"]["family"] == "EAGLE-3" and "48 of 96 tokens" in found["dtype"]
+    fixed = found["batches"][0]["rules"][1]
+    assert fixed["mean_acceptance_length"] == pytest.approx(expected_tokens(0.7, 2), rel=0.2)

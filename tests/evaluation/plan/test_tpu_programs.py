@@ -208,7 +208,8 @@ def test_a_cycle_with_a_head_reads_its_parts_and_copies_none(topology, mesh):
     pair, found, program = headed(topology, mesh)
     assert_all_donated(found)
     traffic = program.cycle()
-    assert [turns for turns, _ in traffic.loops] == [K - 1]
+    # Over draft tokens; the spread of their logits over the vocabulary is none.
+    assert [turns for turns, source in traffic.loops if "/draft/" in source] == [K - 1]
     # Neither a matrix nor a cache is laid out anew.
     largest = 4 * BATCH * (K + 1) * TARGET.vocab_size
     assert not [size for size in traffic.copies + program.entry_copies() if size > largest]
