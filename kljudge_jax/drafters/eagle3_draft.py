@@ -95,7 +95,9 @@ class Eagle3Draft:
             outputs, cache = head(state.output[:, None], embeddings, state.cache)
             return Features(outputs), Eagle3State(cache, outputs[:, 0])
 
-        chain = Chain(step, lambda features: head.logits(features.hidden))
+        # Over the tokens that it knows; the rest of the vocabulary is -inf, and written once.
+        known = None if head.config.draft_vocab == head.vocab_size else head.ids[...]
+        chain = Chain(step, lambda features: head.draft_logits(features.hidden), known, head.spread)
         draft, after = roll_out(chain, state, Features(state.output[:, None]), context, request)
         # The output is kept as the target's pass left it: a cycle that is told of no token goes on from there.
         return draft, target_cache, Eagle3State(after.cache.at_length(state.cache.length), state.output)

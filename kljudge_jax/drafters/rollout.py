@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -20,11 +21,16 @@ class Chain(NamedTuple):
     Attributes:
       step: takes tokens int32 `[B]` and the state that goes through the chain: features `[B, 1, ...]` after them, and
         the state.
-      logits: of features `[B, 1, ...]`, f32 `[B, 1, V]`.
+      logits: of features `[B, 1, ...]`, f32 `[B, 1, V]`, or `[B, 1, R]` of the tokens that it knows.
+      known: int32 `[R]`, those tokens, ascending; None is all. Tokens are drawn among them, and what was computed of
+        each is held for them alone: the vocabulary is passed over once, and not for each token.
+      spread: logits `[..., R]` as those of all tokens, `[..., V]`, where `known` is given.
     """
 
     step: Callable[[jax.Array, Any], tuple[Features, Any]]
     logits: Callable[[Features], jax.Array]
+    known: jax.Array | None = None
+    spread: Callable[[jax.Array], jax.Array] = lambda logits: logits
 
 
 def chain_of(model: Any) -> Chain:
@@ -45,15 +51,22 @@ def roll_out(chain: Chain, state: Any, last: Features, context: Context, request
       context, request: as for a drafter.
     """
     draw_all = _roll_out_wanted if request.shortens else _roll_out_all
-    return draw_all(chain, state, last, context, request)
+    draft, state = draw_all(chain, state, last, context, request)
+    if chain.known is None:
+        return draft, state
+    raw, logits = (None if x is None else chain.spread(x) for x in (draft.raw_logits, draft.logits))
+    return dataclasses.replace(draft, raw_logits=raw, logits=logits), state
 
 
 def _choose(chain: Chain, features: Features, keys: jax.Array, step: Any, sampling: Sampling):
-    """Draft token `step` int32 `[B]` with its raw and processed logits `[B, V]`."""
+    """Draft token `step` int32 `[B]` with its raw and processed logits `[B, R]`."""
     raw = chain.logits(features)[:, 0]
     processed = process_logits(raw, sampling)
     step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, step)
-    return jax.vmap(draw, (0, 0, None))(step_keys, processed, sampling), raw, processed
+    token = jax.vmap(draw, (0, 0, None))(step_keys, processed, sampling)
+    if chain.known is not None:
+        token = jnp.take(chain.known, token, mode="clip")
+    return token, raw, processed
 
 
 def _roll_out_all(chain, state, last, context, request):

@@ -185,11 +185,17 @@ class Eagle3Head(nnx.Module):
 
     def logits(self, states: jax.Array) -> jax.Array:
         """Logits f32 `[..., V]`; -inf at what it cannot draft."""
-        compact = self.draft_logits(states)
+        return self.spread(self.draft_logits(states))
+
+    def spread(self, compact: jax.Array) -> jax.Array:
+        """Logits `[..., Vd]` as those of all tokens, `[..., V]`."""
         if self.config.draft_vocab == self.vocab_size:
             return compact
-        every = jnp.full((*compact.shape[:-1], self.vocab_size), -jnp.inf, jnp.float32)
-        spread = every.at[..., self.ids[...]].set(compact, indices_are_sorted=True, unique_indices=True)
+        # Rows as one axis: a TPU scatters with them in its 128 lanes, and pads each axis that lies there.
+        rows = compact.reshape(-1, compact.shape[-1])
+        every = jnp.full((len(rows), self.vocab_size), -jnp.inf, jnp.float32)
+        spread = every.at[:, self.ids[...]].set(rows, indices_are_sorted=True, unique_indices=True)
+        spread = spread.reshape(*compact.shape[:-1], self.vocab_size)
         return spread if self.layout is None else self.layout.constrain(spread, VOCAB)
 
     def _whole(self, x: jax.Array) -> jax.Array:
