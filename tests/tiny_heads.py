@@ -7,10 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 from tiny_pairs import VOCAB_SIZE, tiny_model
 
+from kljudge_jax.models import eagle3
 from kljudge_jax.models.eagle3 import Eagle3Head
 from kljudge_jax.models.eagle3_files import described_for, write_eagle3
 from kljudge_jax.models.pair import ModelPair
-from kljudge_jax.models.transformer import fill, parameters
+from kljudge_jax.models.transformer import abstract, fill, parameters
+from kljudge_jax.parallel.placement import Placement
 
 LAYERS = (0, 1, 2)
 # Tokens that it cannot draft lie between those that it can.
@@ -48,3 +50,17 @@ def write_head(folder, target, ids=IDS):
     values = {name: np.asarray(value) for name, value in parameters(head).items() if name != "ids"}
     write_eagle3(folder, head.config, values, ids)
     return folder
+
+
+def on_mesh(pair, mesh, draft_axes=None):
+    """The pair as a loader places it."""
+    placement = Placement.parse(mesh, None, draft_axes)
+
+    def placed(model, layout, empty):
+        storage = dataclasses.replace(model.storage, layout=layout, platform=None)
+        values = {name: jax.device_put(x, storage.sharding(name, x.shape)) for name, x in parameters(model).items()}
+        return fill(empty(model.config, storage), values)
+
+    target = placed(pair.target, placement.target(pair.target.config), abstract)
+    draft = placed(pair.draft, placement.draft(pair.draft.config), eagle3.abstract)
+    return dataclasses.replace(pair, target=target, draft=draft)

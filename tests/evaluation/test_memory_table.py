@@ -40,7 +40,7 @@ def test_a_plan_that_cannot_be_is_refused(words, message, capsys):
 def test_a_head_is_planned_for_by_its_shape(capsys):
     words = ["plan", "--target", "llama-3.1-8b", "--draft", "eagle3:vocab=32000", "--device", "h100"]
     assert main(words) == 0
-    # Joined states 50M, a layer 235M that reads twice the hidden size, 32,000 rows 131M, in bfloat16.
+    # Joined states 50M, a layer 243M that reads twice the hidden size, 32,000 rows 131M, in bfloat16.
     assert "draft weights        0.8 GB" in capsys.readouterr().out
     assert main([*words, "--draft-bits", "4"]) == 0
     assert "draft weights        0.3 GB" in capsys.readouterr().out

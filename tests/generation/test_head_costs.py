@@ -1,13 +1,12 @@
 """A head's costs are those of what its steps read, and its lengths adapt."""
 
-import dataclasses
 import itertools
 
 import jax
 import numpy as np
 import pytest
 from spread_pairs import cycle_memory, start_memory
-from tiny_heads import IDS, echoing_head, headed_pair
+from tiny_heads import IDS, echoing_head, headed_pair, on_mesh
 from tiny_pairs import PROMPTS, rounded, tiny_model, tiny_pair, tokens_of
 
 import kljudge_jax as kj
@@ -15,11 +14,8 @@ from kljudge_jax.generation import memory_plan
 from kljudge_jax.generation.arguments import drafter_for
 from kljudge_jax.generation.costs import bytes_read, draft_cost, drafter_reads
 from kljudge_jax.generation.memory_plan import Model, Workload, plan_memory
-from kljudge_jax.models import eagle3
 from kljudge_jax.models.leaves import precision
 from kljudge_jax.models.shapes import count_parameters
-from kljudge_jax.models.transformer import abstract, fill, parameters
-from kljudge_jax.parallel.placement import Placement
 
 # Of `tiny_config`: hidden size, inner size of the MLP, query heads and kv heads times their dimension.
 H, INNER, QUERIES, KEYS = 16, 24, 32, 16
@@ -99,22 +95,12 @@ def test_a_plan_is_no_less_than_what_xla_takes(mesh):
     target = tiny_model(vocab_size=4096, num_heads=8, num_kv_heads=4)
     pair = kj.ModelPair(target, echoing_head(target, np.arange(1024)), eos=(999,))
     if mesh is not None:
-        placement = Placement.parse(mesh)
-        pair = kj.ModelPair(*(on_mesh(model, placement) for model in (pair.target, pair.draft)), eos=(999,))
+        pair = on_mesh(pair, mesh)
     workload = Workload(batch=16, prompt_tokens=16, max_new_tokens=64, draft_length=4)
     prompts = [[1] * 16] * 16
     programs = cycle_memory(pair, "kl:1.0", prompts, 4, 64), start_memory(pair, "kl:1.0", prompts, 4, 64)
     plan = plan_memory(Model.of(pair.target), Model.of(pair.draft), workload)
     assert max(programs) <= plan.total <= 2 * max(programs), (plan, programs)
-
-
-def on_mesh(model, placement):
-    """The model, or the head, as a loader places it."""
-    layout = placement.target(model.config) if hasattr(model, "num_layers") else placement.draft(model.config)
-    storage = dataclasses.replace(model.storage, layout=layout, platform=None)
-    empty = abstract(model.config, storage) if hasattr(model, "num_layers") else eagle3.abstract(model.config, storage)
-    values = {name: jax.device_put(x, storage.sharding(name, x.shape)) for name, x in parameters(model).items()}
-    return fill(empty, values)
 
 
 def test_a_run_with_a_head_is_refused_where_it_does_not_fit(pair, monkeypatch):

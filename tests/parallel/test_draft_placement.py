@@ -7,7 +7,7 @@ import pytest
 from jax.sharding import Mesh
 
 from kljudge_jax.models.config import TransformerConfig
-from kljudge_jax.models.shapes import shape_config
+from kljudge_jax.models.shapes import head_shape, shape_config
 from kljudge_jax.parallel.axes import parse_axes
 from kljudge_jax.parallel.draft_placement import draft_placement
 from kljudge_jax.parallel.layout import Layout
@@ -44,6 +44,15 @@ def layout(shape, kind, platform="tpu", ways=4):
 def test_a_small_draft_is_quicker_whole(shape, kind, whole):
     found = draft_placement(*layout(shape, kind))
     assert found.whole is whole and ("kept whole" in found.reason) is whole
+
+
+@pytest.mark.parametrize(("kind", "whole"), [("TPU v5 lite", False), ("NVIDIA H200", False)])
+def test_a_heads_own_rows_and_its_wider_layer_count(kind, whole):
+    split, config = layout("llama-3.1-8b", kind)
+    found = draft_placement(split, head_shape("eagle3:vocab=32000", config))
+    # A layer of 243M parameters, whose attention reads twice the hidden size, and 131M of output rows.
+    assert "(749 MB are read)" in found.reason and "(187 MB and 5 exchanges)" in found.reason
+    assert found.whole is whole
 
 
 def test_what_is_not_known_is_left_as_it_is():
