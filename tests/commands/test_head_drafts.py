@@ -111,6 +111,12 @@ def test_a_plan_of_a_folder_is_of_what_lies_in_it(capsys, head, tiny_folders):
     assert status == 0 and "a batch of 8 fits" in out
 
 
+def test_a_head_on_the_hub_is_planned_by_a_folder_or_a_shape(capsys, head, tiny_folders, monkeypatch):
+    monkeypatch.setattr("kljudge_jax.models.named_config.download", lambda *_, **__: head)
+    status, _, err = run(capsys, "plan", "--target", tiny_folders.target, "--draft", "someone/head")
+    assert status == 2 and "by a folder with its weights" in err and "eagle3:vocab=32000" in err
+
+
 def test_loading_is_refused_by_what_a_head_takes_and_no_more(capsys, words, monkeypatch):
     """Weights, caches and logits of a head, and not of a model with two tables of the whole vocabulary."""
     target = tiny_model()
