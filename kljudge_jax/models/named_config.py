@@ -78,7 +78,7 @@ def named_pair(
     """
     ours = named_config(target)
     theirs = None if draft is None else named_draft(draft, ours)
-    if theirs is None or isinstance(theirs, Eagle3Config):
+    if not isinstance(theirs, TransformerConfig):  # a head has the target's tokens
         return ours, theirs
     vocab = min(ours.vocab_size, theirs.vocab_size)
     return dataclasses.replace(ours, vocab_size=vocab), dataclasses.replace(theirs, vocab_size=vocab)

@@ -12,8 +12,8 @@ from kljudge_jax.evaluation.bench.records import KIND, SCHEMA, BenchFigures
 from kljudge_jax.evaluation.bench.timing import SHORTEST_SAMPLE, measure
 from kljudge_jax.generation.compile_clock import cache_hits
 from kljudge_jax.machine import cores, describe_machine, is_busy, load_average, peak_memory
-from kljudge_jax.models.eagle3 import Eagle3Head
-from kljudge_jax.models.leaves import arrays, dtype_of, parameter_bytes
+from kljudge_jax.models.eagle3 import Eagle3Config
+from kljudge_jax.models.leaves import arrays, dtype_of, head_kind, is_head, parameter_bytes
 from kljudge_jax.models.pair import ModelPair
 from kljudge_jax.models.shapes import count_parameters
 from kljudge_jax.models.transformer import Transformer
@@ -84,14 +84,15 @@ def run_bench(
 
 def describe_model(model: Any, name: str) -> dict[str, Any]:
     """Name, shape and size of a model or a head; of another's what its protocol and its leaves say."""
-    if isinstance(model, Eagle3Head):
-        shape = {key: getattr(model.config.decoder, key) for key in _SIZES}
-        own = {"layers": list(model.config.layers), "draft_vocab": model.config.draft_vocab}
+    if is_head(model):
+        head = model.config
+        own = {key: getattr(head, key) for key in ("target_size", "draft_vocab", "block_size") if hasattr(head, key)}
+        counted = isinstance(head, Eagle3Config)  # a quantized one has numbers that are no parameters
         return {
             "name": name,
-            "family": model.kind,
-            "shape": shape | {"target_size": model.config.target_size} | own,
-            "parameters": count_parameters(model.config),
+            "family": head_kind(model),
+            "shape": {key: getattr(head.decoder, key) for key in _SIZES} | own | {"layers": list(head.layers)},
+            "parameters": count_parameters(head) if counted else sum(leaf.size for leaf in arrays(model)),
             "bytes": parameter_bytes(model),
         }
     if not isinstance(model, Transformer):
