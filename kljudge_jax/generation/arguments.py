@@ -120,7 +120,7 @@ def plan(pair, verifier, drafter, draft_length, sampling: Sampling, with_section
 
 def drafter_for(pair: Any, drafter: Any) -> Any:
     """What drafts where that drafter is asked for: a head drafts in a way of its own."""
-    return getattr(pair.draft, "drafter", drafter) if isinstance(drafter, ModelDraft) else drafter
+    return (drafter_of(pair.draft) or drafter) if isinstance(drafter, ModelDraft) else drafter
 
 
 def check_compared(verifier: Any, drafter: Any) -> None:
