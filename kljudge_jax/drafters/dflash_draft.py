@@ -57,6 +57,11 @@ class DFlashDraft:
         rows = getattr(target, "head", None)
         return head.layers, head.final_norm, getattr(target, "embedding", None) if rows is None else rows
 
+    def observes(self, pair: Any) -> Any:
+        """What holds the weights that it takes to be told of a target pass: those of the context's keys and values."""
+        head = pair.draft
+        return head.fc, [(block.attention.key, block.attention.value) for block in head.layers]
+
     def init(self, models: Models, batch: int, slots: int) -> Any:
         """See `Drafter`."""
         return models.draft.init_cache(batch, slots)

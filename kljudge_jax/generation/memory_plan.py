@@ -13,8 +13,7 @@ from kljudge_jax.errors import InputError
 from kljudge_jax.generation.score import PREFILL_CHUNK
 from kljudge_jax.models.cache import cache_dtype
 from kljudge_jax.models.config import TransformerConfig
-from kljudge_jax.models.draft_heads import decoder_of
-from kljudge_jax.models.eagle3 import Eagle3Config
+from kljudge_jax.models.draft_heads import HeadConfig, decoder_of
 from kljudge_jax.models.leaves import is_head
 from kljudge_jax.models.linear import Storage
 from kljudge_jax.models.shapes import bytes_per_device
@@ -93,7 +92,7 @@ class Model:
       head_rows: how many tokens its head knows, the same.
     """
 
-    config: TransformerConfig | Eagle3Config
+    config: TransformerConfig | HeadConfig
     layout: Layout | None
     dtype: Any
     cache_dtype: Any = None

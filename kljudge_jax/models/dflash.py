@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -91,6 +91,8 @@ class DFlashHead(nnx.Module):
       config: the shape.
       storage: how its matrices are kept, and where.
     """
+
+    kind: ClassVar[str] = "DFlash"
 
     def __init__(self, config: DFlashConfig, key: jax.Array, storage: Storage = Storage()):  # noqa: B008 - frozen
         decoder = config.decoder

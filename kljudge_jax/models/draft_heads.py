@@ -9,10 +9,16 @@ from typing import Any, Protocol
 import safetensors
 
 from kljudge_jax.errors import InputError
+from kljudge_jax.models import dflash, eagle3
 from kljudge_jax.models.config import TransformerConfig
+from kljudge_jax.models.dflash import DFlashConfig
+from kljudge_jax.models.eagle3 import Eagle3Config
 from kljudge_jax.models.json_file import read_foreign
 from kljudge_jax.models.linear import Storage
 from kljudge_jax.models.weights import TensorSource
+
+HeadConfig = Eagle3Config | DFlashConfig
+"""The shape of a head."""
 
 
 class HeadSource(TensorSource, Protocol):
@@ -71,6 +77,13 @@ def open_head(folder: Path) -> HeadSource:
 
     kinds: dict[str | None, Callable[[Path], HeadSource]] = {"EAGLE-3": Eagle3Folder, "DFlash": DFlashFolder}
     return kinds[kind_of(folder)](folder)
+
+
+def abstract_head(config: HeadConfig, storage: Storage = Storage()) -> Any:  # noqa: B008 - frozen
+    """The head with a `ShapeDtypeStruct` in place of each parameter."""
+    if isinstance(config, DFlashConfig):
+        return dflash.abstract(config, storage)
+    return eagle3.abstract(config, storage)
 
 
 def decoder_of(config: Any) -> TransformerConfig:

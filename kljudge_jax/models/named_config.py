@@ -8,8 +8,7 @@ from pathlib import Path
 
 from kljudge_jax.errors import InputError
 from kljudge_jax.models.config import TransformerConfig
-from kljudge_jax.models.draft_heads import kind_of, open_head
-from kljudge_jax.models.eagle3 import Eagle3Config
+from kljudge_jax.models.draft_heads import HeadConfig, kind_of, open_head
 from kljudge_jax.models.families import config_from_hf
 from kljudge_jax.models.json_file import read_foreign
 from kljudge_jax.models.shapes import HEADS, SHAPES, head_shape, is_head_shape, shape_config
@@ -52,7 +51,7 @@ def named_config(name: str | Path, revision: str | None = None) -> TransformerCo
     return config_from_hf(read_foreign(folder / "config.json"))
 
 
-def named_draft(name: str | Path, target: TransformerConfig) -> TransformerConfig | Eagle3Config:
+def named_draft(name: str | Path, target: TransformerConfig) -> TransformerConfig | HeadConfig:
     """What a draft is, a model or a head of that target, of which no weight is read or downloaded.
 
     Args:
@@ -70,7 +69,7 @@ def named_draft(name: str | Path, target: TransformerConfig) -> TransformerConfi
 
 def named_pair(
     target: str | Path, draft: str | Path | None
-) -> tuple[TransformerConfig, TransformerConfig | Eagle3Config | None]:
+) -> tuple[TransformerConfig, TransformerConfig | HeadConfig | None]:
     """Both of a pair, with the vocabulary that they share, to which a loaded pair is cut; None is no draft.
 
     Raises:

@@ -14,9 +14,8 @@ from kljudge_jax.core.protocols import check_methods, check_structure
 from kljudge_jax.errors import InputError
 from kljudge_jax.models.compiled import keep_compiled
 from kljudge_jax.models.config import TransformerConfig
-from kljudge_jax.models.draft_heads import HeadSource
+from kljudge_jax.models.draft_heads import HeadConfig, HeadSource
 from kljudge_jax.models.draft_vocab import DraftVocab, cut_head, read_draft_vocab, with_ends
-from kljudge_jax.models.eagle3 import Eagle3Config
 from kljudge_jax.models.leaves import head_kind, is_head, precision
 from kljudge_jax.models.linear import FILE
 from kljudge_jax.models.shapes import check_weights_fit
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-DraftConfig = TransformerConfig | Eagle3Config
+DraftConfig = TransformerConfig | HeadConfig
 """Of a draft: a model's, or a head's."""
 
 

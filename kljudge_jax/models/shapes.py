@@ -16,9 +16,9 @@ from jax.sharding import SingleDeviceSharding
 from kljudge_jax.errors import InputError
 from kljudge_jax.kernels.product import tiled_where_native
 from kljudge_jax.kernels.quantize import quantize, stored_bits
-from kljudge_jax.models import dflash, eagle3
+from kljudge_jax.models import eagle3
 from kljudge_jax.models.config import TransformerConfig
-from kljudge_jax.models.dflash import DFlashConfig
+from kljudge_jax.models.draft_heads import HeadConfig, abstract_head
 from kljudge_jax.models.eagle3 import Eagle3Config, Eagle3Head, default_layers
 from kljudge_jax.models.eagle3_files import described_for
 from kljudge_jax.models.families import config_from_hf
@@ -26,8 +26,6 @@ from kljudge_jax.models.linear import Storage, quantized_parts
 from kljudge_jax.models.transformer import Transformer, abstract, assemble, fill, parameters
 from kljudge_jax.parallel.free_memory import usable_memory
 from kljudge_jax.spec import assigned, read_spec
-
-HeadConfig = Eagle3Config | DFlashConfig
 
 
 def _llama3(factor: float, **sizes: Any) -> dict[str, Any]:
@@ -151,10 +149,10 @@ def is_head_shape(name: str) -> bool:
     return name.partition(":")[0].strip() in HEADS
 
 
-def count_parameters(config: TransformerConfig | Eagle3Config) -> int:
+def count_parameters(config: TransformerConfig | HeadConfig) -> int:
     """How many parameters a model, or a head, of that shape has; a head tied to the embedding counts once."""
-    if isinstance(config, Eagle3Config):
-        found = parameters(eagle3.abstract(config))
+    if isinstance(config, HeadConfig):
+        found = parameters(abstract_head(config))
         return sum(math.prod(leaf.shape) for name, leaf in found.items() if name != "ids")
     return sum(math.prod(leaf.shape) for leaf in parameters(abstract(config)).values())
 
@@ -170,10 +168,8 @@ def bytes_per_device(config: TransformerConfig | HeadConfig, storage: Storage = 
             found += math.ceil(math.prod(share) * stored_bits(leaf.dtype) / 8)
         return found
 
-    if isinstance(config, Eagle3Config):
-        return total(eagle3.abstract(config, storage))
-    if isinstance(config, DFlashConfig):
-        return total(dflash.abstract(config, storage))
+    if isinstance(config, HeadConfig):
+        return total(abstract_head(config, storage))
 
     # Layers are alike, so two of them say what all take; 126 would take seconds.
     def of(layers: int) -> int:

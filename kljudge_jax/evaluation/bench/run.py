@@ -12,7 +12,7 @@ from kljudge_jax.evaluation.bench.records import KIND, SCHEMA, BenchFigures
 from kljudge_jax.evaluation.bench.timing import SHORTEST_SAMPLE, measure
 from kljudge_jax.generation.compile_clock import cache_hits
 from kljudge_jax.machine import cores, describe_machine, is_busy, load_average, peak_memory
-from kljudge_jax.models.eagle3 import Eagle3Config
+from kljudge_jax.models.draft_heads import HeadConfig
 from kljudge_jax.models.leaves import arrays, dtype_of, head_kind, is_head, parameter_bytes
 from kljudge_jax.models.pair import ModelPair
 from kljudge_jax.models.shapes import count_parameters
@@ -87,7 +87,7 @@ def describe_model(model: Any, name: str) -> dict[str, Any]:
     if is_head(model):
         head = model.config
         own = {key: getattr(head, key) for key in ("target_size", "draft_vocab", "block_size") if hasattr(head, key)}
-        counted = isinstance(head, Eagle3Config)  # a quantized one has numbers that are no parameters
+        counted = isinstance(head, HeadConfig)  # a quantized one has numbers that are no parameters
         return {
             "name": name,
             "family": head_kind(model),

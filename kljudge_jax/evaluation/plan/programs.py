@@ -18,11 +18,10 @@ from kljudge_jax.core.state import LoopState, Numbers
 from kljudge_jax.generation import arguments, programs
 from kljudge_jax.generation.config import DecodingConfig
 from kljudge_jax.generation.run_shape import RunShape
-from kljudge_jax.models import eagle3
 from kljudge_jax.models.cache import Positions
 from kljudge_jax.models.config import TransformerConfig
+from kljudge_jax.models.draft_heads import HeadConfig, abstract_head
 from kljudge_jax.models.draft_vocab import DraftVocab, check_draft_vocab, head_rows
-from kljudge_jax.models.eagle3 import Eagle3Config
 from kljudge_jax.models.flat_model import flatten
 from kljudge_jax.models.linear import Storage
 from kljudge_jax.models.pair import ModelPair
@@ -52,9 +51,9 @@ class Compiled(NamedTuple):
     drafts: int
 
 
-def abstract_model(config: TransformerConfig | Eagle3Config, storage: Storage, device: jax.Device) -> Any:
+def abstract_model(config: TransformerConfig | HeadConfig, storage: Storage, device: jax.Device) -> Any:
     """A model or a head of that shape whose parameters are shapes that lie on the storage's mesh, or on a device."""
-    model: Any = eagle3.abstract(config, storage) if isinstance(config, Eagle3Config) else abstract(config, storage)
+    model: Any = abstract_head(config, storage) if isinstance(config, HeadConfig) else abstract(config, storage)
 
     def placed(name, leaf):
         sharding = storage.sharding(name, leaf.shape) or SingleDeviceSharding(device)
@@ -66,7 +65,7 @@ def abstract_model(config: TransformerConfig | Eagle3Config, storage: Storage, d
 
 def abstract_pair(
     target: TransformerConfig,
-    draft: TransformerConfig | Eagle3Config | None,
+    draft: TransformerConfig | HeadConfig | None,
     placement: Placement,
     devices: Sequence[jax.Device],
     *,

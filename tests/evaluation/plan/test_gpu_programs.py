@@ -82,7 +82,9 @@ def test_weights_and_caches_stay_where_they_lie_and_every_array_of_the_state_is_
 
 @pytest.mark.parametrize(("topology", "mesh"), MESHES)
 def test_a_cycle_loops_over_draft_tokens_and_nothing_else(topology, mesh):
-    assert [turns for turns, _ in cycle_of(topology, mesh)[2].cycle().loops] == [K - 1]
+    turns = [turns for turns, _ in cycle_of(topology, mesh)[2].cycle().loops]
+    # KL's sums over a part of the vocabulary are a loop of no turn or one, by what the draft knows.
+    assert [n for n in turns if n is not None] == [K - 1] and turns.count(None) <= 1
 
 
 def test_collectives_of_a_cycle_are_those_of_its_layers_and_a_few_of_the_vocabulary():

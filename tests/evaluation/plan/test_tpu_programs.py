@@ -64,7 +64,9 @@ def assert_all_donated(found):
 def test_a_cycle_loops_over_draft_tokens_and_nothing_else(topology, mesh):
     _, _, program = cycle_of(topology, mesh)
     turns = [turns for turns, _ in program.cycle().loops]
-    assert turns == [K - 1]  # a write of rows that became a scatter would be a loop of BATCH turns
+    # KL's sums over a part of the vocabulary are a loop of no turn or one, by what the draft knows. A scatter of rows
+    # would be a loop of BATCH turns.
+    assert [n for n in turns if n is not None] == [K - 1] and turns.count(None) <= 1
 
 
 @pytest.mark.parametrize(("topology", "mesh"), MESHES)
