@@ -25,6 +25,7 @@ PAGES = {name: path.read_text(encoding="utf-8") for name, path in FILES.items()}
 # Commands that no test runs as they stand on a page, by words that they hold, and why. They go through the parser.
 ONLY_PARSED = {
     ("demo",): "it takes a minute, and has tests of its own",
+    ("train-draft",): "it takes minutes, and has tests of its own",
     ("sweep", "none,exact,block,"): "it compiles 22 rules, one of them with a judge that is not kept",
     ("bench", "llama-3.1-8b"): "a model of eight billion parameters",
     ("bench", "smollm2-135m"): "a draft of the shape of a model of 135 million parameters",

@@ -9,7 +9,6 @@ from pathlib import Path
 from kljudge_jax.errors import InputError
 from kljudge_jax.generation.config import DecodingConfig
 from kljudge_jax.judges.dataset import Dataset, DatasetWriter, gap_ids, read_dataset
-from kljudge_jax.judges.passes import check_draft
 from kljudge_jax.judges.semi_greedy import Options, Search, check_caches
 from kljudge_jax.models.fingerprint import fingerprints
 from kljudge_jax.models.pair import ModelPair
@@ -57,7 +56,6 @@ def mine(
             raise InputError("mining is greedy and reads whole answers: leave temperature and stop out of its config")
         seed, batch = config.seed, config.batch or options.batch
         options = dataclasses.replace(options, max_new_tokens=config.max_new_tokens, batch=batch)
-    check_draft(pair)
     identity = PairIdentity.of(pair)
     check_caches(pair)
     if pair.tokenizer is None:

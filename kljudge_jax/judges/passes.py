@@ -7,14 +7,12 @@ that it costs what the few cost. All work on a row depends on that row alone.
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from kljudge_jax.core.protocols import Cache, Features, Model
-from kljudge_jax.drafters.heads import drafter_of
 from kljudge_jax.errors import InputError
 from kljudge_jax.parallel.hosts import fetch
 from kljudge_jax.verification.distributions import is_distribution
@@ -30,15 +28,6 @@ def _take(cache: Cache, rows: jax.Array) -> Cache:
 
 def _put(cache: Cache, rows: jax.Array, part: Cache) -> Cache:
     return jax.tree.map(lambda x, new: x.at[rows].set(new, mode="drop"), cache, part)
-
-
-def check_draft(pair: Any) -> None:
-    """Refuses a draft that cannot read an answer by itself."""
-    if drafter_of(pair.draft) is not None:
-        raise InputError(
-            f"mining reads answers with the draft, and the {type(pair.draft).__name__} of this pair reads none without "
-            "its target: mine with a draft model"
-        )
 
 
 def _states(features: Features) -> jax.Array:

@@ -21,7 +21,7 @@ from kljudge_jax.generation.generate import generate
 from kljudge_jax.generation.score import score
 from kljudge_jax.judges.dataset import GAP_TOKENS, Dataset, DatasetWriter, gap_ids, read_dataset
 from kljudge_jax.judges.labels import first_wrong_labels, likelihood_difference, pivot_score
-from kljudge_jax.judges.passes import check_draft, compare
+from kljudge_jax.judges.passes import compare
 from kljudge_jax.judges.reference import make_reference
 from kljudge_jax.models.fingerprint import fingerprints
 from kljudge_jax.models.pair import ModelPair
@@ -191,7 +191,6 @@ def label_mismatches(
 
 
 def _write(pair, folder, origin: Mapping[str, Any], questions: Sequence, rows: Callable, progress):
-    check_draft(pair)
     identity = PairIdentity.of(pair)
     if pair.tokenizer is None:
         raise InputError("labels are made of text, and the pair has no tokenizer: load one with it")

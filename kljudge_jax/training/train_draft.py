@@ -90,7 +90,9 @@ def train_draft(
       task: whose problems are asked, or the problems. The last `recipe.held_out` of them are never learnt.
       folder: gets `corpus.jsonl`, `features/`, `training/`, `draft_vocab.txt`, `head/` and `draft.json`.
       recipe: how.
-      split, n, seed: which problems of a task.
+      split: of the task.
+      n: how many of its problems.
+      seed: of their order.
       answers: "target" for the target's own greedy answers, "gold" for the problems' solutions.
       draft_vocab: how many tokens the head can draft, the most frequent ones of the answers, and beyond those of the
         task's questions and solutions; or their ids.

@@ -80,11 +80,11 @@ def test_a_calibration_runs_with_a_head(capsys, words, tmp_path):
     [
         (["generate", "PAIR", "--draft-vocab", "IDS", "x"], "is a head with a vocabulary of its own"),
         (["mine", "PAIR", "--task", "arithmetic", "--n", "2", "--out", "OUT"], "name a draft model of the same target"),
-        (["convert", "HEAD", "OUT"], "is an EAGLE-3 head, which is no model of its own"),
+        (["convert", "HEAD", "OUT"], "is a head (EAGLE-3), which is no model of its own"),
         (["plan", "--target", "HEAD"], "is an EAGLE-3 head, which is no model of its own: give it as the draft"),
         (["plan", "--target", "llama-3.2-1b", "--draft", "HEAD"], "is no EAGLE-3 head of this target"),
         (["plan", "--target", "TARGET", "--draft", "HEAD", "--draft-vocab", "9"], "is a head of its own: leave it out"),
-        (["bench", "--target", "HEAD"], "is an EAGLE-3 head, which is no model of its own"),
+        (["bench", "--target", "HEAD"], "is a head (EAGLE-3), which is no model of its own"),
     ],
 )
 def test_what_a_head_cannot_do_is_one_line_and_status_2(capsys, words, tiny_folders, head, tmp_path, asked, says):

@@ -183,11 +183,12 @@ def test_it_costs_one_pass_for_a_whole_block(made):
     def numbers(*modules):
         return sum(x.size for x in jax.tree.leaves(modules))
 
-    # A fifth of the layers and of the target's output rows, beside all of the target but its embeddings.
+    # A fifth of the layers and of the target's output rows, beside all of the target but its embeddings,
+    # and what the head makes of a target pass.
     read = numbers(pair.draft.layers, pair.draft.final_norm, pair.target.head)
-    assert draft_cost(pair, drafter) == pytest.approx(
-        read / 5 / numbers(pair.target.layers, pair.target.final_norm, pair.target.head)
-    )
+    told = numbers(pair.draft.fc, [(block.attention.key, block.attention.value) for block in pair.draft.layers])
+    plain = numbers(pair.target.layers, pair.target.final_norm, pair.target.head) + told
+    assert draft_cost(pair, drafter) == pytest.approx(read / 5 / plain)
 
 
 @pytest.mark.parametrize("length", [6, kj.Adaptive(1, 6, cost=0.1)])
@@ -232,9 +233,7 @@ def test_what_cannot_be_drafted_for_is_refused_with_all_that_is_wrong(made):
 
 def test_mining_refuses_what_cannot_read_an_answer(made, tmp_path):
     pair, task = pair_of(*made(64)[1:]), kj.load_task("arithmetic")
-    with pytest.raises(
-        InputError, match="the DFlashHead of this pair reads none without its target: mine with a draft"
-    ):
+    with pytest.raises(InputError, match="is a head, and has no states but those that it makes of the target"):
         kj.mine(pair, task, tmp_path / "mined", n=1)
 
 

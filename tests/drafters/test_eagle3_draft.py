@@ -147,9 +147,11 @@ def test_a_draft_token_costs_the_head(made):
     def numbers(*modules):
         return sum(x.size for x in jax.tree.leaves(modules))
 
-    # Its layer and its output rows, and not its embeddings, beside all of the target but its own.
+    # Its layer and its output rows, and not its embeddings, beside all of the target but its own,
+    # and what the head makes of a target pass.
     read = numbers(pair.draft.layers, pair.draft.final_norm, pair.draft.head)
-    whole = numbers(pair.target.layers, pair.target.final_norm, pair.target.head)
+    told = numbers(pair.draft.fc, pair.draft.layers)
+    whole = numbers(pair.target.layers, pair.target.final_norm, pair.target.head) + told
     assert pair.draft.embedding is not None and draft_cost(pair, drafter) == pytest.approx(read / whole)
     assert drafter_of(pair.target) is None
 
@@ -170,9 +172,7 @@ def test_what_cannot_be_drafted_for_is_refused_with_all_that_is_wrong(made):
 
 def test_mining_refuses_what_cannot_read_an_answer(made, tmp_path):
     pair, task = pair_of(*made(64)[1:]), kj.load_task("arithmetic")
-    with pytest.raises(
-        InputError, match="the Eagle3Head of this pair reads none without its target: mine with a draft"
-    ):
+    with pytest.raises(InputError, match="is a head, and has no states but those that it makes of the target"):
         kj.mine(pair, task, tmp_path / "mined", n=1)
 
 

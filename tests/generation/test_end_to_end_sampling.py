@@ -95,9 +95,9 @@ def test_a_draft_over_a_part_of_the_vocabulary_draws_from_the_target(hf_target, 
     hf, target = hf_target
     whole = pair_of(target, noisy(target, 1, 0.5))
     # Of the tokens that the target draws first, the draft knows some.
-    known = np.argsort(-joint_distribution(hf, **SAMPLING).sum(axis=(1, 2)))[1:5]
+    known = np.argsort(-joint_distribution(hf, PROMPT, VOCAB, **SAMPLING).sum(axis=(1, 2)))[1:5]
     tokens, stats = sample(whole.with_draft_vocab(known.tolist()), verifier, **SAMPLING)
-    expected = joint_distribution(hf, **SAMPLING)
+    expected = joint_distribution(hf, PROMPT, VOCAB, **SAMPLING)
     assert p_value(tokens, expected) > 1e-4
     assert 0.1 < stats.draft_acceptance_rate < 0.9
     assert expected[np.setdiff1d(np.arange(VOCAB), known)].sum() > 0.1

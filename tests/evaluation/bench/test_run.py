@@ -11,6 +11,7 @@ from tiny_pairs import DRAFT_LENGTH, PROMPTS, VOCAB_SIZE, tiny_model, tiny_pair
 
 import kljudge_jax as kj
 from kljudge_jax.cli import main
+from kljudge_jax.drafters.heads import drafter_of
 from kljudge_jax.errors import InputError
 from kljudge_jax.evaluation.bench import limits, timing
 from kljudge_jax.evaluation.bench import models as bench_models
@@ -304,7 +305,7 @@ def test_a_draft_may_be_the_shape_of_a_head(quick):
     assert made.precision == "float32, draft int8 (float32), EAGLE-3 over layers 2, 2, 1, 64 of 257 tokens"
     ids = np.asarray(made.draft.ids[...])
     assert len(set(ids.tolist())) == 64 and ids[0] == 0 and ids.max() < VOCAB_SIZE and (np.diff(ids) > 0).all()
-    assert made.draft.drafter.layers == (2, 2, 1)
+    assert drafter_of(made.draft).layers == (2, 2, 1)
     with pytest.raises(InputError, match="an N from 1 to 257"):
         bench_models.with_random_draft(pair, "eagle3:vocab=258", Placement.parse(None))
 
