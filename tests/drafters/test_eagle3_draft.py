@@ -50,7 +50,7 @@ def answers(pair, verifier="exact", **options):
     return kj.generate(pair, verifier=verifier, **(shared | options))
 
 
-@pytest.mark.parametrize("family", ["llama3", "qwen2", "qwen3"])
+@pytest.mark.parametrize("family", ["llama3", "qwen2", pytest.param("qwen3", marks=pytest.mark.slow)])
 def test_greedy_tokens_are_those_of_plain_decoding(made, family):
     pair = pair_of(*made(FEW, family)[1:])
     plain = tokens_of(answers(pair, None))
@@ -81,7 +81,7 @@ def test_a_head_that_breaks_leaves_the_target_alone(made):
     assert out.stats.draft_failed == 5 and not out.stats.failed
 
 
-@pytest.mark.parametrize("mesh", ["tensor=2", "data=2"])
+@pytest.mark.parametrize("mesh", ["tensor=2", pytest.param("data=2", marks=pytest.mark.slow)])
 def test_greedy_tokens_are_those_on_a_mesh(made, mesh):
     whole, spread = pair_of(*made(FEW)[1:]), pair_of(*made(FEW)[1:], mesh=mesh)
     assert tokens_of(answers(spread)) == tokens_of(answers(whole, None))

@@ -28,7 +28,13 @@ RECIPE = kj.HeadRecipe(
 ONE = jax.devices()[:1]
 
 
-@pytest.fixture(scope="module", params=[{}, {"tied_head": True, "qkv_bias": True}], ids=["llama", "qwen2"])
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param({}, id="llama", marks=pytest.mark.slow),
+        pytest.param({"tied_head": True, "qkv_bias": True}, id="qwen2"),
+    ],
+)
 def target(request):
     return tiny_model(**request.param)
 
