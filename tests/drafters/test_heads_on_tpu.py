@@ -62,8 +62,10 @@ def cycle_of(kind, mesh, bits=None):
 def test_a_cycle_copies_no_cache_and_no_weight(kind, mesh):
     pair, found, program = cycle_of(kind, mesh)
     traffic, entry = program.cycle(), program.entry_copies()
-    # A block is one pass, and a chain of the others a loop.
-    assert [turns for turns, _ in traffic.loops] == ([] if kind == "DFlash" else [K - 1])
+    # A block is one pass, and a chain of the others a loop. KL's sums over a part of the vocabulary are another, of no
+    # turn or one.
+    turns = [turns for turns, _ in traffic.loops if turns is not None]
+    assert turns == ([] if kind == "DFlash" else [K - 1])
     state = found.state
     caches = jax.tree.leaves((state.cache, state.drafter))
     smallest = min(_bytes(x) for x in caches if x.ndim == 4)

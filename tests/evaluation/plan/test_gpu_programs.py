@@ -90,7 +90,7 @@ def test_a_cycle_loops_over_draft_tokens_and_nothing_else(topology, mesh):
 def test_collectives_of_a_cycle_are_those_of_its_layers_and_a_few_of_the_vocabulary():
     found = cycle_of("h100:4", "tensor=4")[2].cycle().collectives
     layers = 2 * TARGET.num_layers + K * 2 * DRAFT.num_layers
-    assert set(found) == {"all-reduce"} and layers <= found["all-reduce"] <= layers + 1 + 3 * K + 8
+    assert set(found) == {"all-reduce"} and layers <= found["all-reduce"] <= layers + 1 + 3 * K + 12
     assert not cycle_of("h100:1", None)[2].cycle().collectives
 
 
