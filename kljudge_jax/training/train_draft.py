@@ -132,7 +132,10 @@ def train_draft(
         ranked = most_frequent(_OWN * counts + around, draft_vocab, pair.eos)
     else:
         ranked = read_draft_vocab(draft_vocab, target.vocab_size)
-    write_draft_vocab(folder / "draft_vocab.txt", ranked)
+    listed = folder / "draft_vocab.txt"
+    if (folder / "training").exists() and listed.exists() and read_draft_vocab(listed) != ranked:
+        raise InputError(f"{folder} holds the training of a head of other tokens: choose an empty folder")
+    write_draft_vocab(listed, ranked)
     rows = np.sort(np.asarray(ranked))
     made = TrainedDraft(
         head=None,

@@ -41,6 +41,13 @@ def test_it_writes_a_head_that_loads_and_drafts(trained, capsys):
     assert said.rstrip().endswith(str(folder / "head"))
 
 
+def test_a_folder_of_a_head_of_other_tokens_is_refused(trained, capsys):
+    _, words, _ = trained
+    capsys.readouterr()
+    assert main([*words, "--vocab-size", "199"]) == 2
+    assert "the training of a head of other tokens" in capsys.readouterr().err
+
+
 def test_the_vocabulary_alone_is_what_draft_vocab_takes(tmp_path, capsys):
     words = ["train-draft", str(tmp_path), *SMALL, "--answers", "gold", "--vocab-only", "--vocab-size", "100"]
     assert main(words) == 0
