@@ -95,7 +95,8 @@ class HeadProgress:
 
     @property
     def mean_acceptance_length(self) -> float | None:
-        """Of greedy drafts of `evaluate_ahead` tokens under exact decoding, by the held-out shares."""
+        """Of greedy drafts of `evaluate_ahead` tokens from any place of the held-out answers. Decoding drafts where the
+        draft before failed, which are harder places: there it is less."""
         return 1 + sum(self.held_out) if self.held_out else None
 
     def __str__(self) -> str:

@@ -60,7 +60,7 @@ class TrainedDraft(Record, frozen=True, kw_only=True):
 
     @property
     def mean_acceptance_length(self) -> float | None:
-        """On the held-out answers, of greedy drafts under exact decoding."""
+        """On the held-out answers: see `HeadProgress`."""
         return self.curve[-1].mean_acceptance_length if self.curve else None
 
 
