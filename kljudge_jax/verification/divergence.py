@@ -64,5 +64,45 @@ class DivergenceThreshold(ThresholdRule):
         return self.divergence == "kl_target_draft"
 
     def passes(self, inputs: VerifyInputs) -> jax.Array:
-        target = inputs.raw_target_logits[: inputs.draft_tokens.shape[0]]
-        return _DIVERGENCES[self.divergence](target, inputs.raw_draft_logits) <= self.threshold
+        return _divergence(self.divergence, inputs) <= self.threshold
+
+
+@register
+@dataclasses.dataclass(frozen=True)
+class RelaxedFuzzy(ThresholdRule):
+    r"""Accept d where the divergence of target and draft is below the threshold; elsewhere the strict rule decides.
+
+    `DivergenceThreshold` with a way out for what the strict rule accepts, and so with the strict rule's correction.
+    The divergences are the same, of the raw logits at temperature 1. A threshold of 0 is the strict rule. With
+    "kl_target_draft" and a confidence of 0.9 it is `KLJudge`.
+
+    Maths:
+      $$ \text{accept } d \iff \text{strict}(d) \lor D(p, q) < \tau $$
+
+    Source: a relaxed form of FSD (arXiv 2502.20704), by Jensen-Shannon, in comparisons of relaxed rules; second-hand.
+    The other divergences and the mask by `confidence` are ours.
+
+    Attributes:
+      threshold: the divergence that is too large already.
+      divergence: as in `DivergenceThreshold`.
+      confidence: above this top probability of the target the strict rule decides; 1.0 is never.
+    """
+
+    threshold: float = number(relaxes="up")
+    divergence: str = choice(*_DIVERGENCES, default="js")
+    confidence: float = probability(1.0)
+
+    spec_name = "rfuzzy"
+    source = "R-fuzzy, after FSD, arXiv 2502.20704 (second-hand)"
+
+    @property
+    def compares_drafts(self) -> bool:  # type: ignore[override]  # known with the divergence, not with the class
+        return self.divergence == "kl_target_draft"
+
+    def passes(self, inputs: VerifyInputs) -> jax.Array:
+        return _divergence(self.divergence, inputs) < self.threshold
+
+
+def _divergence(name: str, inputs: VerifyInputs) -> jax.Array:
+    """Of target and draft at each draft token, f32 `[K]`."""
+    return _DIVERGENCES[name](inputs.raw_target_logits[: inputs.draft_tokens.shape[0]], inputs.raw_draft_logits)

@@ -7,7 +7,7 @@ import pytest
 from random_cases import as_inputs, expected_lengths, lengths_and_corrections, never_shorter, random_cases, rows
 from transcription import above, check, excess, kl, kl_on_support, softmax, target
 
-from kljudge_jax.verification import DivergenceThreshold, SpeculativeSampling
+from kljudge_jax.verification import DivergenceThreshold, KLJudge, RelaxedFuzzy, SpeculativeSampling
 
 MEASURES = {
     "js": lambda p, q: (kl(p, (p + q) / 2) + kl(q, (p + q) / 2)) / 2,
@@ -69,3 +69,30 @@ def test_equal_models_pass_a_threshold_of_zero_and_disjoint_ones_are_as_far_as_c
         if math.isfinite(largest):
             assert expected_lengths(DivergenceThreshold(divergence, largest - 1e-6), inputs) == 0
     assert expected_lengths(DivergenceThreshold("kl_target_draft", 1e30), inputs) == 0
+
+
+@pytest.mark.parametrize("divergence", MEASURES)
+def test_relaxed_fuzzy_agrees_with_a_float64_transcription(divergence):
+    def accept(position):
+        far, near = above(MEASURES[divergence](position.raw_p, position.raw_q), 0.11)
+        near = min(near, kl_on_support(position.raw_p, position.raw_q)[1])
+        return max(1.0 - far, position.strict), near
+
+    check(RelaxedFuzzy(0.11, divergence), accept, excess, seed=3)
+
+
+def test_relaxed_fuzzy_is_strict_at_0_and_keeps_more_above():
+    for greedy in (True, False):
+        inputs = random_cases(5, greedy)
+        strict = lengths_and_corrections(SpeculativeSampling(), inputs)
+        for divergence in MEASURES:
+            found = lengths_and_corrections(RelaxedFuzzy(0.0, divergence), inputs)
+            np.testing.assert_allclose(found[0], strict[0], atol=1e-6)
+        assert never_shorter([RelaxedFuzzy(threshold) for threshold in (0.0, 0.05, 0.2, 1.0)], greedy)
+
+
+def test_relaxed_fuzzy_by_kl_is_the_kl_judge():
+    for greedy in (True, False):
+        inputs = random_cases(6, greedy)
+        rules = RelaxedFuzzy(0.4, "kl_target_draft", 0.9), KLJudge(0.4)
+        np.testing.assert_array_equal(*(expected_lengths(rule, inputs) for rule in rules))
