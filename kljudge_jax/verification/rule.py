@@ -23,7 +23,7 @@ from kljudge_jax.verification.distributions import (
 from kljudge_jax.verification.parameters import parameters_of
 
 # The inputs that are only there for a rule that names them.
-NEEDS = frozenset({"draft_hidden", "target_hidden"})
+NEEDS = frozenset({"draft_hidden", "target_hidden", "section"})
 
 # Two equal distributions that were computed apart leave a residual of float32 noise. It is reached as rarely as it is
 # small, so taking p in its place moves no probability by more than this.
@@ -74,7 +74,7 @@ class Rule:
       source: the paper or code that defines it, and how well that is known.
       lossless: it keeps the target's distribution, and when greedy the target's own tokens.
       greedy_only: it has no meaning at a temperature above 0.
-      needs: the inputs that cost extra, "draft_hidden" and "target_hidden".
+      needs: the inputs that cost extra, "draft_hidden", "target_hidden" and "section".
       compares_drafts: its test needs KL(target || draft), which is none where the draft's distribution is all at its
         token: a drafter that draws nothing is refused with it.
     """
