@@ -34,17 +34,8 @@ class SpeculativeSampling(TokenRule):
         return odds.strict()
 
 
-@register
-@dataclasses.dataclass(frozen=True)
-class GreedyExact(SpeculativeSampling):
-    r"""Lossless, greedy decoding only: accept d iff it is the target's argmax, lowest id in a tie.
-
-    The target's argmax corrects, whatever `greedy` says: a temperature above 0 has to be refused before a rule is
-    called. Source: the temperature 0 of Leviathan et al., arXiv 2211.17192.
-
-    Maths:
-      $$ \text{accept } d \iff d = \operatorname{argmax}_v p(v) $$
-    """
+class GreedyRule(TokenRule):
+    """A rule for greedy decoding only: the target's argmax corrects, whatever `greedy` says."""
 
     greedy_only = True
 
@@ -56,6 +47,19 @@ class GreedyExact(SpeculativeSampling):
 
     def __call__(self, key: jax.Array, inputs: VerifyInputs) -> Verdict:
         return super().__call__(key, _as_greedy(inputs))
+
+
+@register
+@dataclasses.dataclass(frozen=True)
+class GreedyExact(GreedyRule, SpeculativeSampling):
+    r"""Lossless, greedy decoding only: accept d iff it is the target's argmax, lowest id in a tie.
+
+    The target's argmax corrects, whatever `greedy` says: a temperature above 0 has to be refused before a rule is
+    called. Source: the temperature 0 of Leviathan et al., arXiv 2211.17192.
+
+    Maths:
+      $$ \text{accept } d \iff d = \operatorname{argmax}_v p(v) $$
+    """
 
 
 def _as_greedy(inputs: VerifyInputs) -> VerifyInputs:
