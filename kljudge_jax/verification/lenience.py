@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +24,8 @@ class Lenience(TokenRule):
     Maths:
       $$ P(\text{accept } d) = \min\left(1, \frac{p(d)}{\ell q(d)}\right) $$
 
-    Source: Leviathan et al., arXiv 2211.17192, appendix A.5 (paper).
+    Source: Leviathan et al., arXiv 2211.17192, appendix A.5 (paper). Its greedy form is AdaptiveSpec's test of
+    one token (arXiv 2609.02897), there above a factor K and not at it: `adaptive:K` is another name of it.
 
     Attributes:
       factor: l, above 0 and up to 1; the smaller, the more is accepted.
@@ -33,6 +35,9 @@ class Lenience(TokenRule):
 
     spec_name = "lenience"
     source = "arXiv 2211.17192, appendix A.5 (paper)"
+    aliases: ClassVar[dict[str, str]] = {
+        "adaptive": "AdaptiveSpec's test of one token, arXiv 2609.02897 (second-hand), greedy"
+    }
 
     def acceptance(self, inputs: VerifyInputs, odds: Odds) -> jax.Array:
         return _lenient(inputs, odds, self.factor)

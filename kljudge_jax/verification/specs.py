@@ -39,7 +39,7 @@ def parse_verifier(spec: str, greedy: bool) -> Rule | None:
     parameters = parameters_of(rule)
     missing = [key for key, (_, default) in parameters.items() if default is dataclasses.MISSING and key not in values]
     if missing:
-        raise InputError(f"give {name!r} its {' and '.join(missing)}, as in {_usage(rule)!r}")
+        raise InputError(f"give {name!r} its {' and '.join(missing)}, as in {_usage(rule, name)!r}")
     return rule(**values)
 
 
@@ -91,7 +91,7 @@ def threshold_specs(spec: str, values: Sequence[str], greedy: bool) -> list[str]
     numeric = [key for key, (parameter, default) in parameters.items() if _is_number(parameter, default)]
     open_ones = [key for key in numeric if key not in known]
     if not open_ones:
-        raise InputError(f"leave a threshold of {_usage(rule)!r} open to be chosen, for {spec!r} has none")
+        raise InputError(f"leave a threshold of {_usage(rule, name)!r} open to be chosen, for {spec!r} has none")
     key = open_ones[0]
     parameter = parameters[key][0]
     numbers: list[Any] = [parameter.parse(repr(name), key, value.strip()) for value in values]
@@ -113,17 +113,20 @@ def _is_number(parameter: Parameter, default: object) -> bool:
 
 
 def describe_rules() -> list[dict[str, Any]]:
-    """One row a rule, sorted by spec name, read off the classes; every value is plain JSON.
+    """One row a rule and one an alias, sorted by spec name, read off the classes; every value is plain JSON.
 
     Keys: name, spec, usage, lossless, greedy_only, parameters (name, allowed, default), source, summary.
     """
+    named = [(rule.spec_name, rule) for rule in RULES]
+    named += [(alias, rule) for rule in RULES for alias in _aliases(rule)]
     rows = []
-    for rule in sorted(RULES, key=lambda rule: (rule.spec_name, rule.__name__)):
+    for spec, rule in sorted(named, key=lambda each: (each[0], each[1].__name__)):
+        summary = (inspect.getdoc(rule) or "").partition("\n")[0]
         rows.append(
             {
                 "name": rule.__name__,
-                "spec": rule.spec_name,
-                "usage": _usage(rule),
+                "spec": spec,
+                "usage": _usage(rule, spec),
                 "lossless": rule.lossless,
                 "greedy_only": rule.greedy_only,
                 "parameters": [
@@ -134,8 +137,8 @@ def describe_rules() -> list[dict[str, Any]]:
                     }
                     for name, (parameter, default) in parameters_of(rule).items()
                 ],
-                "source": rule.source,
-                "summary": (inspect.getdoc(rule) or "").partition("\n")[0],
+                "source": _aliases(rule).get(spec, rule.source),
+                "summary": summary if spec == rule.spec_name else f"Another name of {rule.spec_name}: {summary}",
             }
         )
     return rows
@@ -146,14 +149,16 @@ def _read(spec: str, greedy: bool) -> tuple[type[Rule], dict[str, object]]:
     name, _ = read_spec(spec)
     rule = _find(name, greedy)
     parameters = parameters_of(rule)
-    texts = assigned(spec, parameters, _usage(rule))
+    texts = assigned(spec, parameters, _usage(rule, name))
     return rule, {key: parameters[key][0].parse(repr(name), key, text) for key, text in texts.items()}
 
 
 def _find(name: str, greedy: bool) -> type[Rule]:
+    # A rule of one's own may have the name that is another's alias.
     namesakes = [rule for rule in RULES if rule.spec_name == name]
+    namesakes = namesakes or [rule for rule in RULES if name in _aliases(rule)]
     if not namesakes:
-        known = sorted({rule.spec_name for rule in RULES} | {_PLAIN})
+        known = sorted({_PLAIN, *(spec for rule in RULES for spec in (rule.spec_name, *_aliases(rule)))})
         raise InputError(f"choose one of the rules {', '.join(known)}, not {name!r}")
     fitting = [rule for rule in namesakes if greedy or not rule.greedy_only]
     if not fitting:
@@ -166,10 +171,15 @@ def _written(parameter, default) -> str:
     return f'"{default}"' if isinstance(default, str) and not parameter.choices else str(default)
 
 
-def _usage(rule: type[Rule]) -> str:
-    """`kl:threshold=...,confidence=0.9`"""
+def _aliases(rule: type[Rule]) -> dict[str, str]:
+    """Other names of a rule, as other sources call it, each with that source."""
+    return getattr(rule, "aliases", {})
+
+
+def _usage(rule: type[Rule], spec: str = "") -> str:
+    """`kl:threshold=...,confidence=0.9`, or by another of its names."""
     shown = [
         f"{name}={'...' if default is dataclasses.MISSING else _written(parameter, default)}"
         for name, (parameter, default) in parameters_of(rule).items()
     ]
-    return rule.spec_name + (":" + ",".join(shown) if shown else "")
+    return (spec or rule.spec_name) + (":" + ",".join(shown) if shown else "")
