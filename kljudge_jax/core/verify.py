@@ -96,7 +96,7 @@ def judge_drafts(
     tokens = draft.tokens[:, :width]
     if draft.raw_logits is None and getattr(verifier, "compares_drafts", False):
         raise InputError(
-            f"{type(verifier).__name__} reads KL(target || draft), and the drafter gives no distributions "
+            f"{type(verifier).__name__} reads {compared_by(verifier)}, and the drafter gives no distributions "
             "(Draft.raw_logits is None): draft with a model, or use another rule"
         )
     draft_logits, raw_draft_logits = draft.distributions(width, vocab)
@@ -197,6 +197,11 @@ def judge_drafts(
         logprobs=logprobs,
         sampled_logprobs=sampled,
     )
+
+
+def compared_by(rule: Any) -> str:
+    """What a rule with `compares_drafts` reads of a draft's distribution, for messages."""
+    return getattr(rule, "compared", "KL(target || draft)")
 
 
 def verdicts(verifier: Verifier, keys: jax.Array, inputs: VerifyInputs) -> Verdict:

@@ -15,6 +15,7 @@ from kljudge_jax.core.protocols import Drafter
 from kljudge_jax.core.rule_check import check_registered, check_rule
 from kljudge_jax.core.sampling import Sampling
 from kljudge_jax.core.scorers import DraftScorer, ReflectionScorer, Scorer
+from kljudge_jax.core.verify import compared_by
 from kljudge_jax.drafters.heads import drafter_of
 from kljudge_jax.drafters.model_draft import ModelDraft
 from kljudge_jax.drafters.specs import parse_drafter
@@ -74,6 +75,7 @@ def plan(pair, verifier, drafter, draft_length, sampling: Sampling, with_section
     if "draft_hidden" in getattr(verifier, "needs", frozenset()) and not getattr(drafter, "has_hidden", False):
         raise InputError(f"{name} reads the draft's states, and {type(drafter).__name__} has none: draft with a model")
     check_compared(verifier, drafter)
+    check_sections(verifier, with_sections)
     if hasattr(verifier, "check_pair"):
         verifier.check_pair(pair)
     adaptive = None
@@ -124,13 +126,22 @@ def drafter_for(pair: Any, drafter: Any) -> Any:
 
 
 def check_compared(verifier: Any, drafter: Any) -> None:
-    """Refuses a rule that reads KL(target || draft) with a drafter that has no distribution: it would be the strict
-    rule and not say so."""
+    """Refuses a rule that reads KL(target || draft), or as much of the draft's distribution, with a drafter that has
+    none: it would be the strict rule, or accept everything, and not say so."""
     if getattr(verifier, "compares_drafts", False) and not getattr(drafter, "draws", True):
         raise InputError(
-            f"{type(verifier).__name__} reads KL(target || draft), and {type(drafter).__name__} has no distribution, "
-            "all is at its token: draft with a model, or use a rule such as exact, typical, topk:2 or "
+            f"{type(verifier).__name__} reads {compared_by(verifier)}, and {type(drafter).__name__} has no "
+            "distribution, all is at its token: draft with a model, or use a rule such as exact, typical, topk:2 or "
             "fuzzy:divergence=js"
+        )
+
+
+def check_sections(verifier: Any, with_sections: bool) -> None:
+    """Refuses a rule that goes by thinking blocks where no ids of one are given."""
+    if "section" in getattr(verifier, "needs", frozenset()) and not with_sections:
+        raise InputError(
+            f"{type(verifier).__name__} goes by thinking blocks, and no ids of one are given: give section_ids, the "
+            "tokens that begin and end one, or a form of the rule that holds throughout, as section=all"
         )
 
 

@@ -56,6 +56,34 @@ def test_generate_tells_a_rule_where_a_token_would_stand(pair):
     assert relaxed == out.stats.relaxed > 0 and outside > 0
 
 
+THINKING = [kj.RelaxedThinking(20, 1.0, section="thinking"), kj.RelaxedThinkingRatio(20, 0.0, section="thinking")]
+
+
+@pytest.mark.parametrize("rule", THINKING, ids=lambda rule: type(rule).__name__)
+def test_relaxed_thinking_relaxes_inside_a_block_alone(pair, rule):
+    out = answer(pair, rule, section_ids=(OPENS, CLOSES))
+    for prompt, tokens, origin in zip(PROMPTS, tokens_of(out), out.origin, strict=True):
+        whole = [*prompt.tolist(), *tokens]
+        right = np.argmax(forced(pair.target, whole)[0], axis=-1)[len(prompt) - 1 : -1].tolist()
+        inside = inside_by_hand(whole)[len(prompt) :]
+        for token, wanted, where, source in zip(tokens, right, inside, origin, strict=True):
+            assert (source == "relaxed") == (token != wanted) and (where or token == wanted)
+    free = answer(pair, dataclasses.replace(rule, section="all"), section_ids=(OPENS, CLOSES))
+    assert free.stats.relaxed > out.stats.relaxed > 0
+    assert tokens_of(free) == tokens_of(answer(pair, dataclasses.replace(rule, section="all")))
+
+
+def test_relaxed_thinking_without_the_ids_of_a_block_is_refused_before_anything_runs(pair, monkeypatch, tmp_path):
+    monkeypatch.setattr("kljudge_jax.generation.programs.start", lambda *args, **options: pytest.fail("it ran"))
+    for spec in ("thinking:section=thinking", "thinking_ratio:section=thinking", THINKING[0]):
+        with pytest.raises(InputError, match="no ids of one are given: give section_ids") as error:
+            answer(pair, spec)
+        assert "\n" not in str(error.value)
+    with pytest.raises(InputError, match="no ids of one are given: give section_ids"):
+        kj.sweep(pair, Letters(), ["none", THINKING[1]], folder=tmp_path, n=1, draft_lengths=[DRAFT_LENGTH])
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.slow
 def test_others_pass_them_on(text_pair, tmp_path):
     pair = text_pair
