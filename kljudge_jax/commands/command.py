@@ -26,8 +26,9 @@ _FULL_OR_CLOSED = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.
 
 # Written down, for a shell that completes does not wait for JAX; a test holds them to the rules there are.
 RULE_NAMES = (
-    "none", "exact", "kl", "judge", "all", "block", "cactus", "ensemble", "entropy", "fly", "fuzzy", "kseq",
-    "lenience", "margin", "mentored", "pivot", "random", "reflective", "synthetic", "thinking", "topk", "typical",
+    "none", "exact", "kl", "judge", "adaptive", "all", "asd", "block", "cactus", "cascade_opt", "cascade_tok", "ears",
+    "ensemble", "entropy", "entropy_verify", "fly", "fuzzy", "gbv", "kseq", "lenience", "margin", "mentored", "pivot",
+    "random", "reflective", "rfuzzy", "synthetic", "thinking", "thinking_ratio", "topk", "typical",
 )  # fmt: skip
 
 

@@ -33,7 +33,7 @@ def script(capsys):
         (["completion", "z"], ["zsh"]),
         (["sweep", "--target", "./mod"], []),  # there is no such file
         (["sweep", "--target", ""], ["embedded", "big.gguf"]),
-        (["generate", "--verifier", "t"], ["thinking", "topk", "typical"]),
+        (["generate", "--verifier", "t"], ["thinking", "thinking_ratio", "topk", "typical"]),
         (["sweep", "--rules", "ex"], ["exact"]),
         (["sweep", "--out", ""], []),  # files are the shell's own
         (["sweep", "--n", ""], []),

@@ -111,9 +111,10 @@ def test_a_lookup_finds_something_and_not_everywhere():
     [
         (kj.SpeculativeSampling(), DraftScorer()),
         (kj.KSequential(2), DraftScorer(2)),
+        (kj.MultiPathBlock(2), DraftScorer(2)),
         (kj.Reflective(0.3), ReflectionScorer((1, 2))),
     ],
-    ids=["one", "several", "reflection"],
+    ids=["one", "several", "paths", "reflection"],
 )
 def test_every_way_to_score_takes_every_way_to_draft(small, rule, scorer, drafter, adaptive):
     """A cycle leaves a state of the shapes it found."""

@@ -64,6 +64,7 @@ def one_by_one(pair, rule, key=None, max_new_tokens=None, **options):
         ("exact", {}),
         ("kl:0.5", SAMPLING),
         pytest.param(kj.KSequential(drafts=3), SAMPLING, marks=slow),
+        pytest.param(kj.MultiPathBlock(drafts=3), SAMPLING, marks=slow),
         pytest.param(None, {}, marks=slow),
         pytest.param("kl:2.0", {}, marks=slow),
         pytest.param("kl:0.5", SAMPLING | {"draft_length": UNSURE}, marks=slow),

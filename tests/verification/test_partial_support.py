@@ -10,10 +10,12 @@ from test_rule import EXAMPLES
 from transcription import kl_on_support, softmax
 
 from kljudge_jax.verification import (
+    CascadeOpt,
     DivergenceThreshold,
     KLJudge,
     LinearJudge,
     PivotAware,
+    RelaxedFuzzy,
     SpeculativeSampling,
 )
 
@@ -80,7 +82,12 @@ def test_js_and_tv_are_finite_whatever_is_outside_and_bounded_by_it():
 
 def test_which_rules_read_a_divergence_that_a_token_alone_does_not_have():
     asked = {str(rule) for rule in EXAMPLES if getattr(rule, "compares_drafts", False)}
-    assert asked == {str(KLJudge(0.4)), str(DivergenceThreshold("kl_target_draft", 0.4, confidence=0.6))}
+    assert asked == {
+        str(KLJudge(0.4)),
+        str(CascadeOpt(0.3)),
+        str(DivergenceThreshold("kl_target_draft", 0.4, confidence=0.6)),
+        str(RelaxedFuzzy(0.4, "kl_target_draft", confidence=0.6)),
+    }
     assert not PivotAware(random_head("pivot"), 0.5).compares_drafts
     assert not LinearJudge(random_head("DT"), 0.5).compares_drafts
     assert LinearJudge(random_head("logits"), 0.5).compares_drafts

@@ -13,6 +13,10 @@ from kljudge_jax.verification import (
     EntropyThreshold,
     GreedyExact,
     KLJudge,
+    Lenience,
+    RegretBudget,
+    RelaxedFuzzy,
+    RelaxedThinking,
     SpeculativeSampling,
     TopKAcceptance,
     TypicalAcceptance,
@@ -37,6 +41,10 @@ from kljudge_jax.verification.specs import spec_of, threshold_specs
         ("typical:alpha=0.1", TypicalAcceptance(alpha=0.1)),
         ("fuzzy:divergence=js,threshold=0.3", DivergenceThreshold("js", 0.3)),
         ("entropy:1,draft", EntropyThreshold(1.0, "draft")),
+        ("adaptive:0.3", Lenience(0.3)),
+        ("adaptive:factor=0.3", Lenience(0.3)),
+        ("rfuzzy:0.1", RelaxedFuzzy(0.1, "js")),
+        ("thinking:section=thinking", RelaxedThinking(section="thinking")),
     ],
 )
 def test_a_word_is_a_rule(spec, rule):
@@ -60,6 +68,12 @@ def test_a_rule_has_the_word_that_makes_it(rule):
     assert parse_verifier(spec_of(rule), greedy=True) == rule
 
 
+def test_a_rule_for_greedy_decoding_alone_has_a_word_for_that_alone():
+    assert parse_verifier("asd:2,1", greedy=True) == RegretBudget(2.0, 1.0, 1)
+    with pytest.raises(InputError, match="set the temperature to 0 for 'asd'"):
+        parse_verifier("asd:2,1", greedy=False)
+
+
 def test_the_word_of_a_rule_is_short_and_a_word_is_its_own():
     assert spec_of(KLJudge(0.4)) == "kl:0.4" and spec_of(KLJudge(0.4, 1.0)) == "kl:0.4,1.0"
     assert (spec_of(None), spec_of("kl:threshold=1")) == ("none", "kl:threshold=1")
@@ -76,7 +90,7 @@ def test_exact_follows_the_temperature_and_none_is_plain():
 @pytest.mark.parametrize(
     "spec, says",
     [
-        ("kll:0.4", "choose one of the rules all, block"),
+        ("kll:0.4", "choose one of the rules adaptive, all, asd, block"),
         ("", "choose one of the rules"),
         ("none:1", "plain decoding takes no parameters"),
         ("kl", "give 'kl' its threshold, as in 'kl:threshold=...,confidence=0.9'"),
@@ -156,6 +170,15 @@ def test_thresholds_in_no_order_or_of_no_relaxed_rule_are_refused(spec, values, 
         ("fly", "0.9", "0.2"),
         ("margin", "0.9", "0.1"),
         ("lenience", "0.9", "0.1"),
+        ("adaptive", "0.9", "0.1"),
+        ("asd:gate=9,mismatches=9", "0.1", "9"),
+        ("asd:9,mismatches=9", "0.1", "9"),
+        ("asd:9,9", "0", "2"),
+        ("cascade_opt", "-0.5", "0.5"),
+        ("cascade_tok", "0.1", "0.9"),
+        ("rfuzzy", "0.01", "0.5"),
+        ("thinking_ratio:ratio=0.1", "1", "4"),
+        ("thinking_ratio:10", "0.9", "0.1"),
         ("mentored", "0.1", "0.9"),
         ("cactus", "0.1", "0.9"),
         ("random", "0.1", "0.9"),
@@ -166,6 +189,26 @@ def test_a_rule_keeps_more_the_way_that_it_is_said_to_relax(spec, strict, relaxe
     assert never_shorter(rules, greedy=True)
     with pytest.raises(InputError, match="from strict to relaxed, from"):
         threshold_specs(spec, [relaxed, strict], greedy=True)
+
+
+@pytest.mark.parametrize(
+    ("spec", "strict", "relaxed"),
+    [("ears", "0.1", "0.9"), ("entropy_verify:alpha=0", "0.9", "0.1"), ("entropy_verify:1.0", "0.1", "2")],
+)
+def test_a_rule_that_is_strict_when_greedy_relaxes_as_it_is_said_to_when_sampling(spec, strict, relaxed):
+    rules = [parse_verifier(spec, False) for spec in threshold_specs(spec, [strict, relaxed], greedy=False)]
+    assert never_shorter(rules, greedy=False)
+    with pytest.raises(InputError, match="from strict to relaxed, from"):
+        threshold_specs(spec, [relaxed, strict], greedy=False)
+
+
+def test_an_alias_is_another_name_of_a_rule_in_the_table_too():
+    (row,) = [row for row in describe_rules() if row["spec"] == "adaptive"]
+    assert row["name"] == "Lenience" and row["usage"] == "adaptive:factor=..."
+    assert row["summary"].startswith("Another name of lenience: ") and "2609.02897" in row["source"]
+    assert spec_of(parse_verifier("adaptive:0.3", True)) == "lenience:0.3"
+    with pytest.raises(InputError, match=r"give 'adaptive' its factor, as in 'adaptive:factor=...'"):
+        parse_verifier("adaptive", True)
 
 
 def test_the_table_is_read_off_the_classes():
@@ -182,6 +225,7 @@ def test_the_table_is_read_off_the_classes():
         "BlockVerification",
         "GreedyExact",
         "KSequential",
+        "MultiPathBlock",
         "SpeculativeSampling",
     }
     assert all(row["source"] and row["summary"] for row in table)
