@@ -147,12 +147,28 @@ def test_a_large_vocabulary_and_many_drafts_stay_distributions():
     np.testing.assert_allclose(against.sum(axis=1), 1.0, atol=1e-5)
     # Of the first token everything is known: its greatest of 64 draws.
     p, q = softmax(target[0, 0]), softmax(draft[0, 0])
-    order = np.argsort(np.float32(target[0, 0]) - np.float32(draft[0, 0]), kind="stable")
+    order = np.argsort(np.asarray(multi_path._Order.of(inputs.target_logits[0, 0], inputs.draft_logits[0, 0]).key))
+    ratios = np.clip(np.log(p) - np.log(q), -16, 16)[order]
+    assert (np.diff(ratios) > -1e-3).all() and ratios[0] < -10 and ratios[-1] > 10
     sums = np.cumsum(q[order])
     expected = np.empty(vocab)
     expected[order] = np.diff(np.append(0.0, sums / sums[-1]) ** drafts)
     np.testing.assert_allclose(against[0], expected, atol=1e-5)
     assert p[order[-1]] > 0 and 0 <= int(branch) < drafts
+
+
+@pytest.mark.parametrize("vocab", [1, 2, 5, 300, 4096])
+def test_both_ways_to_sum_what_is_below_agree_with_float64(vocab):
+    rng = np.random.default_rng(vocab)
+    target, draft = jnp.asarray(6 * rng.normal(size=(2, vocab)), jnp.float32)
+    draft = jnp.where(jnp.arange(vocab) % 7 == 3, -jnp.inf, draft)
+    order = multi_path._Order.of(target, draft)
+    drawn = jnp.exp(order.log_q)
+    keys = np.asarray(order.key)
+    assert len(set(keys.tolist())) == vocab
+    wanted = np.array([np.asarray(drawn, np.float64)[keys < key].sum() for key in keys])
+    for ways in (multi_path._below_by_scatter, multi_path._below_by_sorts):
+        np.testing.assert_allclose(ways(order.key, drawn), wanted, atol=1e-6)
 
 
 @compiled
