@@ -20,8 +20,8 @@ from kljudge_jax.drafters.heads import drafter_of
 from kljudge_jax.drafters.model_draft import ModelDraft
 from kljudge_jax.drafters.specs import parse_drafter
 from kljudge_jax.errors import InputError
-from kljudge_jax.generation.config import section_pair
 from kljudge_jax.generation.costs import estimate
+from kljudge_jax.generation.sections import SectionIds, reads_sections, sections_for
 from kljudge_jax.verification import GreedyExact, SpeculativeSampling, Verifier, parse_verifier
 from kljudge_jax.verification.states import state_of
 
@@ -37,6 +37,7 @@ class Plan(NamedTuple):
       adaptive: how the length adapts, or None.
       cost: what one more draft token costs by estimate, as a share of a plain cycle.
       scorer: how the target looks at a draft.
+      sections: the tokens that begin and end a section, of which the rule is told, or None.
     """
 
     verifier: Verifier
@@ -46,18 +47,20 @@ class Plan(NamedTuple):
     adaptive: Adaptive | None
     cost: float
     scorer: Scorer
+    sections: tuple[int, int] | None
 
 
-def plan(pair, verifier, drafter, draft_length, sampling: Sampling, with_sections: bool = False) -> Plan:
+def plan(pair, verifier, drafter, draft_length, sampling: Sampling, section_ids: SectionIds = "auto") -> Plan:
     """The rule, the drafter and the length; plain decoding is the strict rule over no draft at all.
 
-    A rule is told of sections where `with_sections` says that there are some.
+    Arguments are those of `generate`.
     """
     if isinstance(verifier, str):
         verifier = parse_verifier(verifier, sampling.greedy)
+    told = sections_for(section_ids, verifier, pair.tokenizer, pair.target.vocab_size)
     if verifier is None:
         strict = GreedyExact() if sampling.greedy else SpeculativeSampling()
-        return Plan(strict, None, None, 0, None, 0.0, DraftScorer())
+        return Plan(strict, None, None, 0, None, 0.0, DraftScorer(), told)
     name = type(verifier).__name__
     if not callable(verifier) or isinstance(verifier, type):
         raise InputError(f"a verifier is a rule such as KLJudge(0.4) or a spec such as 'kl:0.4', got {verifier!r}")
@@ -87,6 +90,8 @@ def plan(pair, verifier, drafter, draft_length, sampling: Sampling, with_section
             "verifier=None"
         )
     scorer = _scorer(verifier, drafter, pair, sampling)
+    if scorer.drafts > 1 and reads_sections(verifier):
+        raise InputError(f"{name} chooses among several drafts, and each would have sections of its own: read none")
     cost = 0.0
     if adaptive is not None:
         cost = estimate(pair, drafter, adaptive, scorer.drafts, scorer.positions)
@@ -108,16 +113,16 @@ def plan(pair, verifier, drafter, draft_length, sampling: Sampling, with_section
     needs: frozenset[str] = getattr(verifier, "needs", frozenset())
     states = draft if draft is not None else pair.target
     if "draft_hidden" in needs and not hasattr(states, "init_cache"):
-        return Plan(verifier, draft, drafter, int(draft_length), adaptive, cost, scorer)  # known once it drafts
+        return Plan(verifier, draft, drafter, int(draft_length), adaptive, cost, scorer, told)  # known later
     check_rule(
         verifier,
         draft_length=int(draft_length),
         vocab_size=pair.target.vocab_size,
         draft_state=state_of(states, "the rule") if "draft_hidden" in needs else None,
         target_state=state_of(pair.target, "the rule") if "target_hidden" in needs else None,
-        with_sections=with_sections,
+        with_sections=told is not None,
     )
-    return Plan(verifier, draft, drafter, int(draft_length), adaptive, cost, scorer)
+    return Plan(verifier, draft, drafter, int(draft_length), adaptive, cost, scorer, told)
 
 
 def drafter_for(pair: Any, drafter: Any) -> Any:
@@ -180,14 +185,6 @@ def stop_strings(stop, pair) -> tuple[str, ...]:
             f"{min(special)!r} is a special token, which no text holds: stop at text, or add its id to eos"
         )
     return stop
-
-
-def sections(section_ids: Any, vocab_size: int) -> jax.Array | None:
-    """The tokens that begin and end a section, int32 `[2]`; None where there are none."""
-    found = section_pair(section_ids)
-    if found is not None and max(found) >= vocab_size:
-        raise InputError(f"section_ids are {found}, outside the vocabulary of {vocab_size}")
-    return None if found is None else jax.device_put(np.asarray(found, np.int32))
 
 
 def budget(max_new_tokens, batch: int) -> np.ndarray:

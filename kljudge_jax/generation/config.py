@@ -6,11 +6,13 @@ import dataclasses
 import functools
 import inspect
 import numbers
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import field
 from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, cast
 
 from kljudge_jax.errors import InputError
+from kljudge_jax.generation.chat_template import TemplateArgs
+from kljudge_jax.generation.sections import SectionIds, read_section_ids
 
 if TYPE_CHECKING:
     from kljudge_jax.core.controller import Adaptive
@@ -37,7 +39,10 @@ class DecodingConfig:
       seed: of the draws when sampling; where problems are chosen, of the choice too.
       batch: answers decoded side by side; one that waits takes the slot of one that ended. None is all of them.
       section_ids: the token that begins a thinking block and the one that ends it, for rules that read
-        `VerifyInputs.section`; None tells them of none.
+        `VerifyInputs.section`: two ids, or two texts that are one token each. "auto": <think> and </think>, where a
+        rule names `section` in what it needs. None tells rules of none.
+      template_args: what the chat template is told beside the messages, such as `{"enable_thinking": False}`; also as
+        texts, "enable_thinking=false".
 
     Raises:
       InputError: a value that cannot be.
@@ -70,8 +75,16 @@ class DecodingConfig:
             "least": 1,
         },
     )
-    section_ids: tuple[int, int] | None = field(
-        default=None, metadata={"help": "the tokens that begin and end a thinking block, for rules that read sections"}
+    section_ids: SectionIds = field(
+        default="auto",
+        metadata={
+            "help": "the tokens that begin and end a thinking block, for rules that read sections: 151667,151668, or "
+            "'<think>,</think>', which is auto; or none"
+        },
+    )
+    template_args: Mapping[str, Any] | str | Sequence[str] = field(
+        default=(),
+        metadata={"help": "what the chat template is told, such as enable_thinking=false; may be repeated"},
     )
 
     def __post_init__(self) -> None:
@@ -93,7 +106,8 @@ class DecodingConfig:
         if not all(isinstance(text, str) and text for text in stop):
             raise InputError(f"stop holds strings of at least one character, got {self.stop!r}")
         object.__setattr__(self, "stop", stop)
-        object.__setattr__(self, "section_ids", section_pair(self.section_ids))
+        object.__setattr__(self, "section_ids", read_section_ids(self.section_ids))
+        object.__setattr__(self, "template_args", TemplateArgs(self.template_args))
         if not isinstance(self.draft_length, Adaptive):
             object.__setattr__(self, "draft_length", parse_draft_length(str(self.draft_length)))
         if isinstance(self.drafter, str):
@@ -120,17 +134,20 @@ class DecodingConfig:
         return {name: getattr(self, name) for name in _FIELDS if name not in ("seed", "batch")}
 
     def to_json(self) -> dict[str, Any]:
-        """The fields as plain JSON, lengths and drafters as spec strings; no stop strings and no section ids are not
-        mentioned."""
+        """The fields as plain JSON, lengths and drafters as spec strings; what is left to its default of `stop`,
+        `section_ids` and `template_args` is not mentioned."""
         from kljudge_jax.drafters.specs import spec_of
 
         found = {name: getattr(self, name) for name in _FIELDS}
         found |= {"draft_length": spec_of(self.draft_length), "drafter": spec_of(self.drafter), "stop": list(self.stop)}
-        found["section_ids"] = self.section_ids and list(self.section_ids)
-        return {name: value for name, value in found.items() if name not in ("stop", "section_ids") or value}
+        ids = self.section_ids
+        found["section_ids"] = "" if ids == "auto" else "none" if ids is None else list(ids)
+        found["template_args"] = dict(TemplateArgs(self.template_args))
+        return {name: value for name, value in found.items() if name not in _RARE or value}
 
 
 _FIELDS = tuple(one.name for one in dataclasses.fields(DecodingConfig))
+_RARE = ("stop", "section_ids", "template_args")
 
 
 class DecodingFields(TypedDict, total=False):
@@ -146,7 +163,8 @@ class DecodingFields(TypedDict, total=False):
     drafter: Drafter | str
     seed: int
     batch: int | None
-    section_ids: tuple[int, int] | None
+    section_ids: SectionIds
+    template_args: Mapping[str, Any] | str | Sequence[str]
 
 
 # Where the defaults of a call, and of the command of that name, are others.
@@ -181,17 +199,6 @@ def takes_config(call: Call) -> Call:
         return call(*positional, **given)
 
     return cast(Call, called)
-
-
-def section_pair(given: Any) -> tuple[int, int] | None:
-    """Section ids as two plain numbers. Raises `InputError` for anything else."""
-    if given is None:
-        return None
-    found = list(given) if isinstance(given, Sequence) or hasattr(given, "tolist") else []
-    whole = [isinstance(token, numbers.Integral) and not isinstance(token, bool) and int(token) >= 0 for token in found]
-    if len(found) != 2 or not all(whole) or found[0] == found[1]:
-        raise InputError(f"section_ids are the tokens that begin and end a thinking block, two ids, got {given!r}")
-    return int(found[0]), int(found[1])
 
 
 def _check_bounds(one: dataclasses.Field, value: Any) -> None:

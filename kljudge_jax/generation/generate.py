@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -16,6 +16,7 @@ from kljudge_jax.generation import arguments
 from kljudge_jax.generation.config import takes_config
 from kljudge_jax.generation.results import Generation, Progress
 from kljudge_jax.generation.run import Run
+from kljudge_jax.generation.sections import SectionIds
 from kljudge_jax.models.pair import ModelPair
 from kljudge_jax.verification import Verifier
 
@@ -42,7 +43,8 @@ def generate(
     min_p: float = 0.0,
     repetition_penalty: float = 1.0,
     stop: str | Sequence[str] = (),
-    section_ids: tuple[int, int] | None = None,
+    section_ids: SectionIds = "auto",
+    template_args: Mapping[str, Any] | str | Sequence[str] = (),
     key: jax.Array | None = None,
     trace: bool = False,
     progress: Callable[[Progress], None] | None = None,
@@ -67,7 +69,9 @@ def generate(
       repetition_penalty: 1.0, none; anything else is refused.
       stop: strings that end an answer where they begin.
       section_ids: the token that begins a thinking block and the one that ends it, for rules that read
-        `VerifyInputs.section`; None tells them of none.
+        `VerifyInputs.section`: two ids, or two texts that are one token each. By default <think> and </think>, where
+        the rule names `section` in what it needs. None tells it of none. Those of the prompt count.
+      template_args: what the chat template is told beside the messages, such as `{"enable_thinking": False}`.
       key: PRNG key, of which row r uses `fold_in(key, r)`; or an array of B keys, one a row. Default `key(0)`.
       trace: also return `kl`, `logprobs` and `cycles`.
       progress: called with a `Progress` between blocks of cycles.
@@ -88,7 +92,7 @@ def generate(
     """
     arguments.check_penalty(repetition_penalty)
     sampling = Sampling.create(temperature, top_k, top_p, min_p)
-    asked = draft_length, drafter, max_new_tokens, sampling, stop, key, trace, batch_size, section_ids
+    asked = draft_length, drafter, max_new_tokens, sampling, stop, key, trace, batch_size, section_ids, template_args
     run = Run(pair, prompts, verifier, *asked)
     watched = bool(run.stop) or progress is not None
     while run.unfinished:

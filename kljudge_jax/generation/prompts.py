@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import jinja2
 import numpy as np
 
 from kljudge_jax.errors import InputError
+from kljudge_jax.generation.chat_template import TemplateArgs, fill_template
 
 
 def _is_ids(prompt: Any) -> bool:
@@ -43,15 +43,29 @@ def split(prompts: Any) -> list:
     return [prompts] if _is_chat(prompts) or _is_ids(prompts) else list(prompts)
 
 
-def tokenize(prompt: Any, tokenizer, vocab_size: int, where: str = "the prompt") -> np.ndarray:
+def tokenize(
+    prompt: Any,
+    tokenizer,
+    vocab_size: int,
+    where: str = "the prompt",
+    template_args: Mapping[str, Any] | str | Sequence[str] = (),
+) -> np.ndarray:
     """Token ids int32 `[T]` of one prompt.
 
     A str is completed as it is; a chat goes through the tokenizer's chat template, up to where the answer begins.
+    `template_args` are what the template is told beside the messages.
 
     Raises:
       InputError: an empty prompt, ids outside the vocabulary, text without a tokenizer, a chat without a template or
-        one that its template refuses.
+        one that its template refuses, or template arguments that nothing reads.
     """
+    args = TemplateArgs(template_args)
+    if args and (isinstance(prompt, str) or _is_ids(prompt)):
+        kind = "text" if isinstance(prompt, str) else "token ids"
+        raise InputError(
+            f"{where} is {kind}, and {', '.join(args)} would be read by a chat's template: ask in a chat, or leave out "
+            "the template arguments"
+        )
     if isinstance(prompt, str):
         if not prompt.strip():
             raise InputError(f"{where} is empty: there is nothing to continue")
@@ -61,10 +75,7 @@ def tokenize(prompt: Any, tokenizer, vocab_size: int, where: str = "the prompt")
             raise InputError(f"{where} is a chat, but the tokenizer has no chat template: pass it as text")
         if any("role" not in message or "content" not in message for message in prompt):
             raise InputError(f'{where}: every message of a chat needs a "role" and a "content"')
-        try:
-            text = tokenizer.apply_chat_template(list(prompt), tokenize=False, add_generation_prompt=True)
-        except (jinja2.TemplateError, TypeError, AttributeError) as error:
-            raise InputError(f"{where} does not fit the tokenizer's chat template: {error}") from error
+        text = fill_template(tokenizer, prompt, args, where)
         found = _encode(tokenizer, text, where, add_special_tokens=False)
     elif _is_ids(prompt):
         found = prompt

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -27,6 +27,7 @@ from kljudge_jax.generation.row import Row, fetch_state
 from kljudge_jax.generation.run_shape import RunShape
 from kljudge_jax.generation.scheduler import Scheduler
 from kljudge_jax.generation.score import PREFILL_CHUNK, count_shared_chunks
+from kljudge_jax.generation.sections import SectionIds
 from kljudge_jax.models.flat_model import flatten
 from kljudge_jax.models.leaves import layout_of, parameter_bytes
 from kljudge_jax.models.pair import ModelPair
@@ -59,15 +60,16 @@ class Run:
         key: jax.Array | None,
         trace: bool,
         batch_size: int | None = None,
-        section_ids: tuple[int, int] | None = None,
+        section_ids: SectionIds = "auto",
+        template_args: Mapping[str, Any] | str | Sequence[str] = (),
     ):
         self.pair = pair
         layout = layout_of(pair.target)
         split = layout is not None and layout.ways(VOCAB) > 1
         self.sampling = sampling.over_split_vocabulary() if split else sampling
         self.stop = arguments.stop_strings(stop, pair)
-        self._sections = arguments.sections(section_ids, pair.target.vocab_size)
-        plan = arguments.plan(pair, verifier, drafter, draft_length, self.sampling, self._sections is not None)
+        plan = arguments.plan(pair, verifier, drafter, draft_length, self.sampling, section_ids)
+        self._sections = None if plan.sections is None else jax.device_put(np.asarray(plan.sections, np.int32))
         self.verifier, self.drafter, self.draft = plan.verifier, plan.drafter, plan.draft
         self.models = flatten(pair.target), flatten(plan.draft)
         texts = prompts.split(given)
@@ -83,7 +85,10 @@ class Run:
             warn_uneven_batch(layout, slots)
         names = ["the prompt"] if self.batch == 1 else [f"prompt {i}" for i in range(self.batch)]
         vocab = pair.target.vocab_size
-        ids = [prompts.tokenize(text, pair.tokenizer, vocab, name) for text, name in zip(texts, names, strict=True)]
+        ids = [
+            prompts.tokenize(text, pair.tokenizer, vocab, name, template_args)
+            for text, name in zip(texts, names, strict=True)
+        ]
         budget = arguments.budget(max_new_tokens, self.batch)
         arguments.check_fit(pair.target, self.draft, ids, budget, names)
         budget = budget.astype(np.int32)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -19,6 +19,7 @@ from kljudge_jax.generation.config import takes_config
 from kljudge_jax.generation.detokenize import Detokenizer, find_stop
 from kljudge_jax.generation.results import Generation
 from kljudge_jax.generation.run import Run
+from kljudge_jax.generation.sections import SectionIds
 from kljudge_jax.models.pair import ModelPair
 from kljudge_jax.verification import Verifier
 
@@ -56,7 +57,8 @@ def stream(
     min_p: float = 0.0,
     repetition_penalty: float = 1.0,
     stop: str | Sequence[str] = (),
-    section_ids: tuple[int, int] | None = None,
+    section_ids: SectionIds = "auto",
+    template_args: Mapping[str, Any] | str | Sequence[str] = (),
     key: jax.Array | None = None,
     trace: bool = False,
 ) -> Iterator[Event]:
@@ -70,7 +72,7 @@ def stream(
     """
     arguments.check_penalty(repetition_penalty)
     sampling = Sampling.create(temperature, top_k, top_p, min_p)
-    asked = draft_length, drafter, max_new_tokens, sampling, stop, key, trace, None, section_ids
+    asked = draft_length, drafter, max_new_tokens, sampling, stop, key, trace, None, section_ids, template_args
     run = Run(pair, prompt, verifier, *asked)
     if run.batch != 1:
         raise InputError(f"stream answers one prompt at a time, got {run.batch}: use generate for a batch")

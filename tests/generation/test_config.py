@@ -49,6 +49,8 @@ def test_spec_strings_are_read_and_written():
         ({"draft_length": 0}, "a draft length is"),
         ({"draft_length": 1.5}, "a draft length is"),
         ({"drafter": "magic"}, "choose a drafter"),
+        ({"template_args": {"tokenize": True}}, "'tokenize' is no argument of a chat template"),
+        ({"template_args": ["brief"]}, "given as name=value"),
     ],
 )
 def test_what_cannot_be_is_one_line(wrong, said):

@@ -18,6 +18,7 @@ from kljudge_jax.core.state import LoopState, Numbers
 from kljudge_jax.generation import arguments, programs
 from kljudge_jax.generation.config import DecodingConfig
 from kljudge_jax.generation.run_shape import RunShape
+from kljudge_jax.generation.sections import reads_sections
 from kljudge_jax.models.cache import Positions
 from kljudge_jax.models.config import TransformerConfig
 from kljudge_jax.models.draft_heads import HeadConfig, abstract_head
@@ -29,6 +30,7 @@ from kljudge_jax.models.transformer import Transformer, abstract, parameters
 from kljudge_jax.parallel.axes import BATCH, VOCAB
 from kljudge_jax.parallel.layout import Layout
 from kljudge_jax.parallel.placement import Placement
+from kljudge_jax.verification import parse_verifier
 
 KINDS = ("prefill", "cycle", "refill")
 
@@ -119,7 +121,10 @@ def compiled_programs(
     sampling = Sampling.create(config.temperature, config.top_k, config.top_p, config.min_p)
     if layout is not None and layout.ways(VOCAB) > 1:
         sampling = sampling.over_split_vocabulary()
-    plan = arguments.plan(pair, verifier, config.drafter, config.length, sampling)
+    verifier = parse_verifier(verifier, sampling.greedy) if isinstance(verifier, str) else verifier
+    # Which tokens they are is data, and models that are shapes have no tokenizer to ask.
+    named = reads_sections(verifier) if config.section_ids == "auto" else config.section_ids is not None
+    plan = arguments.plan(pair, verifier, config.drafter, config.length, sampling, (0, 1) if named else None)
     tokens = prompt_tokens + config.max_new_tokens
     sizes = RunShape.of(target, plan, batch, prompt_tokens, config.max_new_tokens, tokens)
     whole = jax.tree.leaves(target)[0].sharding if layout is None else NamedSharding(layout.mesh, PartitionSpec())
@@ -135,7 +140,9 @@ def compiled_programs(
     keys = jax.ShapeDtypeStruct(keys.shape, keys.dtype, sharding=whole)
     models = flatten(target), flatten(plan.draft)
     rule = jax.tree.map(shaped, plan.verifier)
-    numbers = jax.tree.map(shaped, Numbers(sampling, jnp.int32(0), jnp.zeros((len(pair.eos),), jnp.int32)))
+    sections = None if plan.sections is None else jnp.asarray(plan.sections, jnp.int32)
+    numbers = Numbers(sampling, jnp.int32(0), jnp.zeros((len(pair.eos),), jnp.int32), sections)
+    numbers = jax.tree.map(shaped, numbers)
     begun = dataclasses.replace(numbers, budget=integers(batch))
     static = {"drafter": plan.drafter, "shape": sizes.shape}
     prompts = integers(batch, sizes.width), integers(batch), keys
