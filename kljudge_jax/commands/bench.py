@@ -17,6 +17,7 @@ from kljudge_jax.commands.command import (
     option,
 )
 from kljudge_jax.commands.options import (
+    CHAT,
     SAMPLING,
     SPLITS,
     as_model_reads,
@@ -77,7 +78,7 @@ _RANDOM = "Random weights"
         option("--rounds", "samples of everything", type=Whole(), default=7),
         flag("--profile", "also show where a cycle goes, against its floors"),
         option("--out", "where bench.json and table.md go", type=DIR, default="results/bench"),
-        *decoding_options(*SAMPLING, "draft_length", "drafter", call="bench"),
+        *decoding_options(*SAMPLING, "draft_length", "drafter", *CHAT, call="bench"),
     ],
     "  kljudge bench --target embedded\n"
     "  kljudge bench --target big.gguf --draft small.gguf --rules none,exact,kl:0.4 --batch 1,8 --profile\n"

@@ -6,6 +6,7 @@ import click
 
 from kljudge_jax.commands.command import DIR, RULE, Whole, command, flag, option
 from kljudge_jax.commands.options import (
+    CHAT,
     SAMPLING,
     SPLITS,
     as_model_reads,
@@ -44,7 +45,7 @@ from kljudge_jax.commands.progress import Bar
         option("--check-n", "prompts to measure the chosen threshold on; 0 is none", type=Whole(0), default=0),
         option("--check-split", "of the task, to measure on", type=click.Choice(SPLITS[:3]), default="test"),
         option("--out", "where answers and calibration.json go", type=DIR, default="results/calibrate"),
-        *decoding_options(*SAMPLING, "draft_length", "drafter", "batch", call="calibrate"),
+        *decoding_options(*SAMPLING, "draft_length", "drafter", "batch", *CHAT, call="calibrate"),
     ],
     "  kljudge calibrate --target embedded --task arithmetic --rule kl --thresholds 0.01,0.02,0.05,0.1 --n 1000\n"
     "  kljudge calibrate --target big.gguf --draft small.gguf --task prompts:prompts.txt --without-answers "

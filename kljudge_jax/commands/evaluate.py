@@ -7,6 +7,7 @@ from pathlib import Path
 
 from kljudge_jax.commands.command import DIR, RULES, Whole, command, flag, option
 from kljudge_jax.commands.options import (
+    CHAT,
     check_drafter,
     decoding_config,
     decoding_options,
@@ -16,6 +17,7 @@ from kljudge_jax.commands.options import (
     status_of,
 )
 from kljudge_jax.commands.progress import Bar
+from kljudge_jax.errors import InputError
 from kljudge_jax.records import write, write_text
 from kljudge_jax.results_folder import results_folder
 from kljudge_jax.spec import split_specs
@@ -38,7 +40,7 @@ from kljudge_jax.spec import split_specs
         option("--num-fewshot", "examples before each question, if not the task's", type=int),
         flag("--chat", "ask through the chat template"),
         # A task says the rest: its temperature, its truncation, what ends an answer, and often how long one may be.
-        *decoding_options("draft_length", "drafter", "batch", "max_new_tokens", "seed", call="evaluate"),
+        *decoding_options("draft_length", "drafter", "batch", "max_new_tokens", "seed", *CHAT, call="evaluate"),
         option("--out", "where harness.json and harness.md go", type=DIR, default="results/evaluate"),
     ],
     "  kljudge evaluate --target big.gguf --draft small.gguf --rules none,exact,kl:0.4 --harness-tasks gsm8k "
@@ -62,12 +64,14 @@ def evaluate(options) -> int:
     rules = split_specs(options.rules)
     parsed = [parse_verifier(rule, True) for rule in rules]
     config = decoding_config(options)
+    if config.template_args and not options.chat:
+        raise InputError("--template-arg is read by a chat's template: add --chat")
     if any(rule != "none" for rule in rules):
         check_drafter(config, has_draft(options), rules=parsed)
     runs = harness_runs([name.strip() for name in options.harness_tasks.split(",")], options.include_path)
     folder = results_folder(options.out)
     pair = load_pair(options)
-    finished = ResultStore(folder / "finished.jsonl", _asked(options, pair))
+    finished = ResultStore(folder / "finished.jsonl", _asked(options, config, pair))
     rows: list[HarnessRow] = []
     failed = 0
     with Bar() as bar:
@@ -94,7 +98,7 @@ def evaluate(options) -> int:
     return status_of(options, failed)
 
 
-def _asked(options, pair) -> dict:
+def _asked(options, config, pair) -> dict:
     """What has to be the same for a repeated command to go on."""
     from kljudge_jax.models.fingerprint import fingerprints
 
@@ -104,7 +108,8 @@ def _asked(options, pair) -> dict:
     )
     models = {"target": pair.target_name, "draft": pair.draft_name, "dtype": pair.precision}
     models |= {"weights": fingerprints(pair), "files": _digests(options.include_path)}
-    return models | {name: getattr(options, name) for name in names}
+    told = {name: value for name, value in config.to_json().items() if name in CHAT}
+    return models | {name: getattr(options, name) for name in names} | told
 
 
 def _digests(folder: str | None) -> dict[str, str]:

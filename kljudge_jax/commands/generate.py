@@ -9,6 +9,7 @@ from typing import Any
 from kljudge_jax.commands.color import COLOR, is_coloured, painted
 from kljudge_jax.commands.command import FAILED, FILE, OK, RULE, argument, command, flag, option
 from kljudge_jax.commands.options import (
+    CHAT,
     SAMPLING,
     check_drafter,
     decoding_config,
@@ -39,7 +40,7 @@ from kljudge_jax.records import read_text
         COLOR,
         flag("--json", "print one JSON object at the end instead of text"),
         *model_options(),
-        *decoding_options(*SAMPLING, "draft_length", "drafter", "stop"),
+        *decoding_options(*SAMPLING, "draft_length", "drafter", "stop", *CHAT),
     ],
     "  kljudge generate --target Qwen/Qwen2.5-1.5B-Instruct --draft Qwen/Qwen2.5-0.5B-Instruct "
     '"Why is the sky blue?"\n'
@@ -59,12 +60,13 @@ def generate(options) -> int:
     if not options.raw and getattr(pair.tokenizer, "chat_template", None):
         system = [{"role": "system", "content": options.system}] if options.system else []
         prompt = [*system, {"role": "user", "content": prompt}]
-    elif options.system:
-        raise InputError("--system needs a chat model, without --raw")
+    elif options.system or config.template_args:
+        named = "--system" if options.system else "--template-arg"
+        raise InputError(f"{named} needs a chat model, without --raw")
 
     result = _stream(options, pair, prompt, rule, config)
     if options.json:
-        print(json.dumps(_as_json(options, pair, result)))
+        print(json.dumps(_as_json(options, config, pair, result)))
     else:
         print(_summary(options, result), file=sys.stderr)
     if result.stats.draft_failed:
@@ -125,7 +127,7 @@ def _summary(options, result) -> str:
     return "\n".join(filter(None, (line, result.pace)))
 
 
-def _as_json(options, pair, result) -> dict:
+def _as_json(options, config, pair, result) -> dict:
     return {
         "schema": 1,
         "text": result.text[0],
@@ -135,6 +137,7 @@ def _as_json(options, pair, result) -> dict:
         "stats": result.stats.to_json(),
         "verifier": options.verifier,
         "draft_length": options.draft_length,
+        **{name: value for name, value in config.to_json().items() if name in CHAT},
         **({"pace": result.pace} if result.pace else {}),
         "target": pair.target_name,
         "draft": pair.draft_name,

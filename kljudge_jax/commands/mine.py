@@ -12,6 +12,7 @@ from kljudge_jax.commands.options import (
     RUN_CODE,
     SPLITS,
     as_model_reads,
+    decoding_options,
     has_draft,
     load_checked_task,
     load_pair,
@@ -48,6 +49,7 @@ def _which(name: str, help: str, **settings: Any) -> Option:
             type=FILE,
         ),
         RUN_CODE,
+        *decoding_options("template_args"),
         _which("--split", "of the task (train)", type=click.Choice(SPLITS)),
         _which("--n", "problems (1000)", type=Whole()),
         _which("--seed", "of the problems (7)", type=int),
@@ -81,6 +83,7 @@ def _which(name: str, help: str, **settings: Any) -> Option:
     "every question that is finished is in {out}: repeat the command to go on",
 )
 def mine(options) -> int:
+    from kljudge_jax.generation.chat_template import TemplateArgs
     from kljudge_jax.judges.mining import mine
     from kljudge_jax.judges.semi_greedy import Options
     from kljudge_jax.judges.sources import Likelihood, Rollouts, label_marked_answers, label_mismatches
@@ -99,17 +102,18 @@ def mine(options) -> int:
     problems = {name: given.pop(name) for name in _PROBLEMS if name in given}
     by: Any = None if marked else kinds[options.labels](**given)
     task = None if marked else load_checked_task(options.task, options.run_code)
+    told: Any = {"template_args": TemplateArgs(options.template_args)}
     pair = load_pair(options)
 
     with Bar() as bar:
         if marked:
-            data = label_marked_answers(pair, options.answers, options.out, progress=bar.show)
+            data = label_marked_answers(pair, options.answers, options.out, **told, progress=bar.show)
         else:
             task = as_model_reads(task, options.task, pair, options.run_code)
             if isinstance(by, Options):
-                data = mine(pair, task, options.out, **problems, options=by, progress=bar.show)
+                data = mine(pair, task, options.out, **problems, options=by, **told, progress=bar.show)
             else:
-                data = label_mismatches(pair, task, options.out, by, **problems, progress=bar.show)
+                data = label_mismatches(pair, task, options.out, by, **problems, **told, progress=bar.show)
     print(
         f"{options.out}: {len(data)} mismatches, {data['important'].mean() if len(data) else 0:.1%} of them important"
     )

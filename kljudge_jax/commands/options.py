@@ -105,7 +105,15 @@ def model_options(required: bool = True) -> tuple[Option, ...]:
 
 
 _CONFIG = {field.name: field for field in dataclasses.fields(DecodingConfig)}
-_TYPES = {"draft_length": Text("LENGTH"), "drafter": Text("DRAFTER", ("model", "lookup", "self")), "stop": Text("TEXT")}
+_TYPES = {
+    "draft_length": Text("LENGTH"),
+    "drafter": Text("DRAFTER", ("model", "lookup", "self")),
+    "stop": Text("TEXT"),
+    "section_ids": Text("IDS", ("auto", "none")),
+    "template_args": Text("NAME=VALUE"),
+}
+_REPEATED = ("stop", "template_args")
+CHAT = ("section_ids", "template_args")
 SAMPLING = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "seed")
 
 
@@ -116,10 +124,11 @@ def decoding_options(*names: str, call: str = "") -> tuple[Option, ...]:
         kind: click.ParamType | None = _TYPES.get(field.name)
         if "least" in field.metadata:
             kind = Whole(field.metadata["least"], field.metadata.get("most"))
-        settings = {"type": kind, "multiple": True} if field.name == "stop" else {"type": kind}
+        settings: dict[str, Any] = {"type": kind, "multiple": field.name in _REPEATED}
         settings["default"] = DEFAULTS.get(call, {}).get(field.name, field.default)
-        name = f"--{field.name.replace('_', '-')}"
-        made.append(option(name, field.metadata["help"], group="Decoding", **settings))
+        # One argument each time.
+        name = "--template-arg" if field.name == "template_args" else f"--{field.name.replace('_', '-')}"
+        made.append(Option([name, field.name], help=field.metadata["help"], group="Decoding", **settings))
     return tuple(made)
 
 

@@ -10,6 +10,7 @@ import click
 
 from kljudge_jax.commands.command import DIR, FAILED, OK, RULES, Lengths, Whole, Wholes, command, option
 from kljudge_jax.commands.options import (
+    CHAT,
     RUN_CODE,
     SAMPLING,
     SPLITS,
@@ -50,7 +51,7 @@ _MOST_NAMED = 20
         option("--seeds", "several seeds, with commas, in place of --seed", type=Wholes(0)),
         option("--examples", "answers of each task to show token by token", type=Whole(0), default=1),
         option("--out", "where answers and the report go", type=DIR, default="results/sweep"),
-        *decoding_options(*SAMPLING, "drafter", "batch", call="sweep"),
+        *decoding_options(*SAMPLING, "drafter", "batch", *CHAT, call="sweep"),
     ],
     "  kljudge sweep --target embedded --task arithmetic,conversion --rules none,exact,kl:0.02/0.1/0.4 --n 200\n"
     "  kljudge sweep --target big.gguf --draft small.gguf --task gsm8k:test.jsonl --rules none,exact,kl:0.3 "

@@ -5,7 +5,15 @@ from __future__ import annotations
 import click
 
 from kljudge_jax.commands.command import DIR, OK, Whole, argument, command, flag, option
-from kljudge_jax.commands.options import RUN_CODE, SPLITS, as_model_reads, load_checked_task, load_pair, model_options
+from kljudge_jax.commands.options import (
+    RUN_CODE,
+    SPLITS,
+    as_model_reads,
+    decoding_options,
+    load_checked_task,
+    load_pair,
+    model_options,
+)
 from kljudge_jax.commands.progress import Bar
 from kljudge_jax.errors import InputError
 from kljudge_jax.text_table import markdown
@@ -29,6 +37,7 @@ _NOT_READ = ("draft", "draft_revision", "draft_bits", "draft_axes", "draft_vocab
             default="target",
         ),
         option("--max-new-tokens", "the most tokens of an answer of the target's", type=Whole(), default=256),
+        *decoding_options("template_args"),
         option("--batch-size", "answers written side by side", type=Whole(), default=16),
         option(
             "--vocab-size", "how many tokens it can draft: the most frequent of the answers", type=Whole(), default=8192
@@ -51,6 +60,7 @@ _NOT_READ = ("draft", "draft_revision", "draft_bits", "draft_axes", "draft_vocab
     "answers, features and the last checkpoint are in {folder}: repeat the command to go on",
 )
 def train_draft(options) -> int:
+    from kljudge_jax.generation.chat_template import TemplateArgs
     from kljudge_jax.training.draft_head import HeadRecipe
     from kljudge_jax.training.train_draft import train_draft
 
@@ -68,6 +78,7 @@ def train_draft(options) -> int:
         if not all(part.strip().isdecimal() for part in parts):
             raise InputError(f"--layers are whole numbers such as 2,14,25, not {options.layers!r}")
         layers = tuple(int(part) for part in parts)
+    args = TemplateArgs(options.template_args)
     task = load_checked_task(options.task, options.run_code)
     pair = load_pair(options)
     task = as_model_reads(task, options.task, pair, options.run_code)
@@ -86,6 +97,7 @@ def train_draft(options) -> int:
             vocab_only=options.vocab_only,
             max_new_tokens=options.max_new_tokens,
             batch_size=options.batch_size,
+            template_args=args,
             report=bar.show,
         )
     print(f"{made.draft_vocab} tokens, which are {made.covered:.2%} of {made.tokens:,} answer tokens")

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Unpack
 
 import jax
-import jinja2
 import numpy as np
 
 from kljudge_jax.errors import InputError
 from kljudge_jax.evaluation.generation_kwargs import read_generation_kwargs
 from kljudge_jax.evaluation.loglikelihood import Continuation, log_likelihoods, windows
 from kljudge_jax.generation import stats
+from kljudge_jax.generation.chat_template import fill_template
 from kljudge_jax.generation.config import DecodingConfig, DecodingFields, configured
 from kljudge_jax.generation.generate import generate
 from kljudge_jax.models.leaves import shortest_limit
@@ -76,9 +76,9 @@ class KLJudgeLM(TemplateLM):
       max_length: the most tokens of context and answer; by default what the models were made for. Longer contexts lose
         their beginning.
       batch_size: the harness's name for `batch`: requests of a pass, or answers decoded side by side.
-      config: how tasks that generate are decoded; None is `DecodingConfig(batch=8)`. A task says itself how it samples,
-        what ends an answer and mostly how long one may be. A request draws by its place among the requests, whatever
-        the batch.
+      config: how tasks that generate are decoded, and what the chat template is told; None is
+        `DecodingConfig(batch=8)`. A task says itself how it samples, what ends an answer and mostly how long one may
+        be. A request draws by its place among the requests, whatever the batch.
       **decoding: fields of the configuration, such as `draft_length=4`, in place of those of `config`.
 
     Raises:
@@ -184,15 +184,13 @@ class KLJudgeLM(TemplateLM):
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         if not getattr(self.tokenizer, "chat_template", None):
             raise InputError("the tokenizer has no chat template: run the task without apply_chat_template")
-        try:
-            return self.tokenizer.apply_chat_template(
-                chat_history,
-                tokenize=False,
-                add_generation_prompt=add_generation_prompt,
-                continue_final_message=not add_generation_prompt,
-            )
-        except jinja2.TemplateError as error:
-            raise InputError(f"the chat does not fit the tokenizer's chat template: {error}") from error
+        return fill_template(
+            self.tokenizer,
+            chat_history,
+            self.config.template_args,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=not add_generation_prompt,
+        )
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs) -> list[int]:
         """Token ids. By default special tokens are added, unless the text (a filled chat template) begins with BOS."""
@@ -272,7 +270,7 @@ class KLJudgeLM(TemplateLM):
             pair,
             prompts,
             verifier=self.verifier,
-            **settings.arguments(),
+            **(settings.arguments() | {"template_args": ()}),  # `apply_chat_template` has read them
             key=jax.vmap(jax.random.fold_in, (None, 0))(self._key, np.asarray(places)),
         )
         self._answers += out.stats.rows

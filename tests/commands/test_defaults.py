@@ -11,6 +11,7 @@ from command_lines import command_of
 import kljudge_jax as kj
 from kljudge_jax.drafters.specs import parse_draft_length, parse_drafter
 from kljudge_jax.evaluation import perplexity
+from kljudge_jax.generation.chat_template import TemplateArgs
 from kljudge_jax.generation.config import DEFAULTS, DecodingConfig
 from kljudge_jax.judges.mining import mine
 from kljudge_jax.judges.semi_greedy import Options as MiningOptions
@@ -64,7 +65,8 @@ def test_options_have_the_defaults_of_the_call(name):
 def test_options_of_decoding_have_the_defaults_of_the_configuration(name):
     config, options = DecodingConfig(**DEFAULTS.get(name, {})), given(name)
     both = {field.name for field in dataclasses.fields(config)} & options.keys() - {NAMES.get((name, "batches"))}
-    assert both >= {"max_new_tokens", "seed", "drafter"}
+    assert both >= {"max_new_tokens", "seed", "drafter", "section_ids", "template_args"}
+    options["template_args"] = TemplateArgs(options["template_args"])
     for one in both:
         assert options[one] == getattr(config, one), one
 
@@ -72,6 +74,7 @@ def test_options_of_decoding_have_the_defaults_of_the_configuration(name):
 def test_mining_says_the_defaults_of_what_it_calls():
     python = defaults_of(mine) | defaults_of(MiningOptions)
     params = [one for one in command_of("mine").params if isinstance(one, click.Option) and one.name in python]
+    params = [one for one in params if not one.multiple]  # nothing, where it is not given
     said = {one.name: re.search(r"\((\w[\w.]*)\)$", one.help) for one in params}
     assert said.keys() >= {"n", "split", "seed", "max_new_tokens", "batch", "reference", "shortcut"}
     for name, found in said.items():

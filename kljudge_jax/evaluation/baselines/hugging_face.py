@@ -55,7 +55,8 @@ class _HuggingFace:
         """See `Baseline`. A model that returns NaN is not noticed here."""
         vocab = pair.target.config.vocab_size
         where = ["the prompt"] if len(prompts) == 1 else [f"prompt {i}" for i in range(len(prompts))]
-        ids = [tokenize(prompt, pair.tokenizer, vocab, name) for prompt, name in zip(prompts, where, strict=True)]
+        args = request.config.template_args
+        ids = [tokenize(prompt, pair.tokenizer, vocab, name, args) for prompt, name in zip(prompts, where, strict=True)]
         budget = arguments.budget(request.config.max_new_tokens, len(ids))
         arguments.check_fit(pair.target, pair.draft if self.needs_draft else None, ids, budget, where)
         side_by_side = self.rows(min(len(ids), request.config.batch or len(ids)))

@@ -181,6 +181,7 @@ class Batch:
             jax.random.key(config.seed + draw),
             False,
             section_ids=config.section_ids,
+            template_args=config.template_args,
         )
 
     def _answer(self, rule: str, *_: Any) -> None:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 # Fields of a plan that are named where they say something.
-_RARE = ("stop", "section_ids", "seeds", "budget", "delta", "without_answers")
+_RARE = ("stop", "section_ids", "template_args", "seeds", "budget", "delta", "without_answers")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -299,7 +299,7 @@ def _about(found: BenchFigures | SweepSummary) -> str:
 
 def _told(plan: BenchPlan | SweepPlan) -> dict[str, Any]:
     """What was asked, as plain data; nothing of what was left as it is by few."""
-    return {name: value for name, value in plan.to_dict().items() if name not in _RARE or value not in (None, [])}
+    return {name: value for name, value in plan.to_dict().items() if name not in _RARE or value not in (None, [], {})}
 
 
 def _bandwidth(timing: Pass) -> str:

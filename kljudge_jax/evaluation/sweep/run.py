@@ -361,6 +361,7 @@ def _claim(path: Path, pair: ModelPair, task: Task, plan: Plan, problems: Sequen
     found = read_claim(path)
     ours, theirs = asked.to_dict(), found.to_dict()
     differing = [name for name in ours if name not in _NOT_ASKED and ours[name] != theirs[name]]
+    in_plan = [name for name in ours["plan"] if ours["plan"][name] != theirs["plan"][name]]
     if found.weights is None and found.problems is None and set(differing) == {"weights", "problems"}:
         raise InputError(
             f"{path.parent} was begun by a version that did not note weights and problems, so that nothing says whether"
@@ -372,8 +373,9 @@ def _claim(path: Path, pair: ModelPair, task: Task, plan: Plan, problems: Sequen
     if "plan" in differing or "task" in differing:
         differing = [name for name in differing if name != "problems"]
     if differing:
+        named = ", ".join(f"plan ({', '.join(in_plan)})" if name == "plan" else name for name in differing)
         raise InputError(
-            f"{path.parent} holds another sweep (its {', '.join(differing)} differs): name a new folder, or repeat "
+            f"{path.parent} holds another sweep (its {named} differs): name a new folder, or repeat "
             "its options to go on with it"
         )
 

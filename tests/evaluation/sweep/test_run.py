@@ -153,13 +153,15 @@ def test_the_seconds_of_records_add_up_to_those_of_their_turn(finished, pair):
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"config": dataclasses.replace(CONFIG, seed=8)}, "plan"),
-        ({"config": dataclasses.replace(CONFIG, max_new_tokens=25)}, "plan"),
-        ({"cells": PLAN.cells[:2]}, "plan"),
+        ({"config": dataclasses.replace(CONFIG, seed=8)}, "seed"),
+        ({"config": dataclasses.replace(CONFIG, max_new_tokens=25)}, "max_new_tokens"),
+        ({"config": dataclasses.replace(CONFIG, template_args={"brief": True})}, "template_args"),
+        ({"config": dataclasses.replace(CONFIG, section_ids=None, top_k=3)}, "top_k, section_ids"),
+        ({"cells": PLAN.cells[:2]}, "cells"),
     ],
 )
 def test_another_plan_is_refused(finished, pair, change, named):
-    with pytest.raises(InputError, match=f"holds another sweep .its {named} differs.: name a new folder"):
+    with pytest.raises(InputError, match=f"holds another sweep .its plan .{named}. differs.: name a new folder"):
         run_sweep(pair, Letters(), dataclasses.replace(PLAN, **change), finished[0])
 
 
