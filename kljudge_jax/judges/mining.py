@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from kljudge_jax.errors import InputError
+from kljudge_jax.generation.chat_template import TemplateArgs
 from kljudge_jax.generation.config import DecodingConfig
 from kljudge_jax.judges.dataset import Dataset, DatasetWriter, gap_ids, read_dataset
 from kljudge_jax.judges.semi_greedy import Options, Search, check_caches
@@ -26,6 +28,7 @@ def mine(
     n: int = 1000,
     seed: int = 7,
     options: Options = Options(),  # noqa: B008 - frozen
+    template_args: Mapping[str, Any] | str | Sequence[str] = (),
     config: DecodingConfig | None = None,
     progress: Callable[[str], None] = lambda line: None,
 ) -> Dataset:
@@ -39,7 +42,9 @@ def mine(
       n: problems.
       seed: of the choice of problems.
       options: how.
-      config: its `max_new_tokens`, `batch` and `seed` stand for those above. Mining is greedy, and drafts one token.
+      template_args: what the chat template is told beside the messages, such as `{"enable_thinking": False}`.
+      config: its `max_new_tokens`, `batch`, `seed` and `template_args` stand for those above. Mining is greedy, and
+        drafts one token.
       progress: told now and then how many questions are done, by a `ProgressUpdate`.
 
     Returns:
@@ -55,7 +60,9 @@ def mine(
         if not config.greedy or config.stop:
             raise InputError("mining is greedy and reads whole answers: leave temperature and stop out of its config")
         seed, batch = config.seed, config.batch or options.batch
+        template_args = config.template_args
         options = dataclasses.replace(options, max_new_tokens=config.max_new_tokens, batch=batch)
+    args = TemplateArgs(template_args)
     identity = PairIdentity.of(pair)
     check_caches(pair)
     if pair.tokenizer is None:
@@ -72,7 +79,7 @@ def mine(
         "max_new_tokens": options.max_new_tokens,
         "reference": options.reference,
         "shortcut": options.shortcut,
-    }
+    } | ({"template_args": dict(args)} if args else {})
     with DatasetWriter(folder, identity, origin, len(ids)) as writer:
         writer.expect([problem.prompt for problem in problems])
         done = writer.finished
@@ -87,7 +94,7 @@ def mine(
             progress(ProgressUpdate(line, len(of), len(problems), before))
 
         if before < len(problems):
-            for finished in Search(pair, task, problems, done, options, ids).run():
+            for finished in Search(pair, task, problems, done, options, ids, args).run():
                 if finished:
                     writer.append(finished)
                 report()

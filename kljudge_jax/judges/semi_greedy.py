@@ -25,6 +25,7 @@ import numpy as np
 from kljudge_jax.core.target import new_cache
 from kljudge_jax.errors import InputError
 from kljudge_jax.generation import prompts
+from kljudge_jax.generation.chat_template import TemplateArgs
 from kljudge_jax.generation.detokenize import decode
 from kljudge_jax.judges.dataset import GAP_TOKENS
 from kljudge_jax.judges.passes import WIDTHS, BatchedScorer, compare, roll_out
@@ -123,9 +124,18 @@ def check_caches(pair: ModelPair) -> None:
 class Search:
     """The search over many questions; what is on the device is two caches."""
 
-    def __init__(self, pair: ModelPair, task: Task, problems: list[Problem], done: set[int], options: Options, ids):
+    def __init__(
+        self,
+        pair: ModelPair,
+        task: Task,
+        problems: list[Problem],
+        done: set[int],
+        options: Options,
+        ids: np.ndarray,
+        template_args: TemplateArgs | None = None,
+    ):
         assert pair.draft is not None
-        self.pair, self.task, self.options = pair, task, options
+        self.pair, self.task, self.options, self.template_args = pair, task, options, template_args or TemplateArgs()
         self.most = shortest_limit(pair.target, pair.draft)  # tokens of a text
         self.ids = jnp.asarray(ids)
         self.eos = np.asarray(pair.eos, np.int32)
@@ -157,7 +167,8 @@ class Search:
 
     def _tokenize(self, problem: Problem) -> np.ndarray:
         name = f"problem {problem.id}"
-        tokens = prompts.tokenize(problem.prompt, self.pair.tokenizer, self.pair.target.vocab_size, name)
+        vocab = self.pair.target.vocab_size
+        tokens = prompts.tokenize(problem.prompt, self.pair.tokenizer, vocab, name, self.template_args)
         if self.most is not None and len(tokens) + self.options.max_new_tokens > self.most:
             raise InputError(
                 f"{name} has {len(tokens)} tokens; with {self.options.max_new_tokens} new ones that is more than the "

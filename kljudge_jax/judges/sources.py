@@ -17,6 +17,7 @@ import numpy as np
 
 from kljudge_jax.errors import InputError
 from kljudge_jax.generation import prompts
+from kljudge_jax.generation.chat_template import TemplateArgs
 from kljudge_jax.generation.generate import generate
 from kljudge_jax.generation.score import score
 from kljudge_jax.judges.dataset import GAP_TOKENS, Dataset, DatasetWriter, gap_ids, read_dataset
@@ -63,6 +64,7 @@ def label_marked_answers(
     path: str | Path,
     folder: str | Path,
     *,
+    template_args: Mapping[str, Any] | str | Sequence[str] = (),
     progress: Callable[[str], None] = lambda line: None,
 ) -> Dataset:
     """Judge Decoding's data: every token of answers in which the first wrong token is marked.
@@ -74,6 +76,7 @@ def label_marked_answers(
         (0 for its first) at which the first wrong token stands. The published data has a right and a wrong answer
         to each of 500 prompts; answers to one prompt count as one question.
       folder: for the dataset.
+      template_args: what the chat template is told beside the messages.
       progress: told after each question how many are done, by a `ProgressUpdate`.
 
     Raises:
@@ -86,7 +89,7 @@ def label_marked_answers(
     def rows(index: int, asked: list[MarkedAnswer], read: _Reader) -> tuple[str, list[dict]]:
         found = []
         for record in asked:
-            prompt = prompts.tokenize(record.chat, read.tokenizer, read.vocab_size, f"prompt {index}")
+            prompt = read.prompt(record.chat, f"prompt {index}")
             encoded = read.tokenizer(record.answer, add_special_tokens=False, return_offsets_mapping=True)
             tokens = np.concatenate([prompt, np.asarray(encoded["input_ids"], np.int32)])
             marks = first_wrong_labels(encoded["offset_mapping"], record.wrong_from)
@@ -95,7 +98,7 @@ def label_marked_answers(
         return "mined", found
 
     origin = {"labels": "judge-decoding", "task": Path(path).name}
-    return _write(pair, folder, origin, list(questions.values()), rows, progress)
+    return _write(pair, folder, origin, list(questions.values()), rows, template_args, progress)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,6 +181,7 @@ def label_mismatches(
     split: str = "train",
     n: int = 1000,
     seed: int = 7,
+    template_args: Mapping[str, Any] | str | Sequence[str] = (),
     progress: Callable[[str], None] = lambda line: None,
 ) -> Dataset:
     """Labels the draft's mismatches on the target's answers, which stay as they are; arguments as of `mining.mine`."""
@@ -187,15 +191,17 @@ def label_mismatches(
 
     origin = {"labels": by.labels, "task": task.name, "split": split, "seed": seed, "dtype": pair.precision}
     questions = task.problems(split=split, n=n, seed=seed)
-    return _write(pair, folder, origin | dataclasses.asdict(by), questions, rows, progress)
+    return _write(pair, folder, origin | dataclasses.asdict(by), questions, rows, template_args, progress)
 
 
-def _write(pair, folder, origin: Mapping[str, Any], questions: Sequence, rows: Callable, progress):
+def _write(pair, folder, origin: Mapping[str, Any], questions: Sequence, rows: Callable, template_args, progress):
+    args = TemplateArgs(template_args)
     identity = PairIdentity.of(pair)
     if pair.tokenizer is None:
         raise InputError("labels are made of text, and the pair has no tokenizer: load one with it")
-    read = _Reader(pair, gap_ids(identity.vocab_size, GAP_TOKENS))
-    with DatasetWriter(folder, identity, {**origin, "weights": fingerprints(pair)}, len(read.ids)) as writer:
+    read = _Reader(pair, gap_ids(identity.vocab_size, GAP_TOKENS), args)
+    origin = {**origin, "weights": fingerprints(pair), **({"template_args": dict(args)} if args else {})}
+    with DatasetWriter(folder, identity, origin, len(read.ids)) as writer:
         # A problem is its prompt; of marked answers the marks count as well.
         writer.expect([question.prompt if isinstance(question, Problem) else question for question in questions])
         done = writer.finished
@@ -221,17 +227,22 @@ class _NoNumbers(Exception):
 class _Reader:
     """Both models' views of whole texts."""
 
-    def __init__(self, pair: ModelPair, ids: np.ndarray):
+    def __init__(self, pair: ModelPair, ids: np.ndarray, template_args: TemplateArgs):
         assert pair.tokenizer is not None
+        self.template_args = template_args
         self.pair, self.tokenizer, self.ids = pair, pair.tokenizer, jnp.asarray(ids)
         self.vocab_size = pair.target.vocab_size
 
     def text(self, tokens: np.ndarray) -> str:
         return self.tokenizer.decode([t for t in tokens if t not in self.pair.eos], skip_special_tokens=True)
 
+    def prompt(self, asked: str | list[dict[str, str]], where: str) -> np.ndarray:
+        """Token ids of a prompt."""
+        return prompts.tokenize(asked, self.tokenizer, self.vocab_size, where, self.template_args)
+
     def answer(self, problem: Problem, max_new_tokens: int) -> tuple[np.ndarray, int]:
         """The prompt with the target's greedy answer, and where that begins."""
-        prompt = prompts.tokenize(problem.prompt, self.tokenizer, self.vocab_size, f"problem {problem.id}")
+        prompt = self.prompt(problem.prompt, f"problem {problem.id}")
         out = generate(self.pair, prompt, verifier=None, max_new_tokens=max_new_tokens)
         if out.stats.failed:
             raise _NoNumbers

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,7 @@ def own_answers(
     *,
     max_new_tokens: int = 256,
     batch_size: int = 16,
+    template_args: Mapping[str, Any] | str | Sequence[str] = (),
     report: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[CorpusLine]:
     """The target's own greedy answers, in the order of the problems.
@@ -53,12 +54,13 @@ def own_answers(
       path: the file.
       max_new_tokens: the most of an answer.
       batch_size: how many are answered side by side.
+      template_args: what the chat template is told beside the messages.
       report: told how many of how many answers there are.
 
     Raises:
-      InputError: the file holds answers to other problems, or cannot be written.
+      InputError: the file holds answers to other problems or prompts, or cannot be written.
     """
-    done = _done(path, problems)
+    done = _done(path, pair, problems, template_args)
     for first in range(len(done), len(problems), _BLOCK):
         block = problems[first : first + _BLOCK]
         out = generate(
@@ -67,17 +69,20 @@ def own_answers(
             verifier=None,
             max_new_tokens=max_new_tokens,
             batch_size=min(batch_size, len(block)),
+            template_args=template_args,
         )
         with LineWriter(path) as lines:
             for problem, tokens in zip(block, out.tokens, strict=True):
-                line = _line(pair, problem, np.asarray(tokens).tolist())
+                line = _line(pair, problem, template_args, np.asarray(tokens).tolist())
                 lines.append(line)
                 done.append(line)
         report(len(done), len(problems))
     return done
 
 
-def gold_answers(pair: ModelPair, problems: Sequence[Problem]) -> list[CorpusLine]:
+def gold_answers(
+    pair: ModelPair, problems: Sequence[Problem], template_args: Mapping[str, Any] | str | Sequence[str] = ()
+) -> list[CorpusLine]:
     """The worked solutions of the problems, each ended as the tokenizer ends a text.
 
     Raises:
@@ -89,20 +94,27 @@ def gold_answers(pair: ModelPair, problems: Sequence[Problem]) -> list[CorpusLin
     if lacking:
         raise InputError(f"{lacking[0]} has no worked solution: train on the target's own answers")
     end = list(pair.eos[:1])
-    return [
-        _line(pair, problem, [*pair.tokenizer(problem.solution, add_special_tokens=False)["input_ids"], *end])
-        for problem in problems
-    ]
+    ended = [[*pair.tokenizer(p.solution, add_special_tokens=False)["input_ids"], *end] for p in problems]
+    return [_line(pair, problem, template_args, answer) for problem, answer in zip(problems, ended, strict=True)]
 
 
-def _line(pair: ModelPair, problem: Problem, answer: list[int]) -> CorpusLine:
-    prompt = tokenize(problem.prompt, pair.tokenizer, pair.target.vocab_size)
-    return CorpusLine(id=problem.id, prompt=prompt.tolist(), answer=answer)
+def _line(pair: ModelPair, problem: Problem, template_args: Any, answer: list[int]) -> CorpusLine:
+    return CorpusLine(id=problem.id, prompt=_prompt(pair, problem, template_args), answer=answer)
 
 
-def _done(path: str | Path, problems: Sequence[Any]) -> list[CorpusLine]:
+def _prompt(pair: ModelPair, problem: Problem, template_args: Any) -> list[int]:
+    where = f"problem {problem.id}"
+    return tokenize(problem.prompt, pair.tokenizer, pair.target.vocab_size, where, template_args).tolist()
+
+
+def _done(path: str | Path, pair: ModelPair, problems: Sequence[Any], template_args: Any) -> list[CorpusLine]:
     done = read_log(path, CorpusLine, _ADVICE, mend=True)
     for line, problem in zip(done, problems, strict=False):
         if line.id != problem.id:
             raise InputError(f"{path} holds an answer to {line.id}, and {problem.id} was asked: choose another file")
+        if line.prompt != _prompt(pair, problem, template_args):
+            raise InputError(
+                f"{path} holds an answer to {problem.id} by other template_args or another tokenizer: "
+                "choose another file"
+            )
     return done[: len(problems)]

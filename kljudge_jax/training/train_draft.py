@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
@@ -79,6 +79,7 @@ def train_draft(
     vocab_only: bool = False,
     max_new_tokens: int = 256,
     batch_size: int = 16,
+    template_args: Mapping[str, Any] | str | Sequence[str] = (),
     report: Callable[[ProgressUpdate], None] = lambda update: None,
 ) -> TrainedDraft:
     """Trains an EAGLE-3 head that drafts for the pair's target.
@@ -100,6 +101,7 @@ def train_draft(
       vocab_only: writes the list of tokens and trains nothing: what `draft_vocab=` of a model draft takes.
       max_new_tokens: the most of an answer of the target's.
       batch_size: how many answers are written side by side.
+      template_args: what the chat template is told beside the messages, such as `{"enable_thinking": False}`.
       report: called with what was done.
 
     Raises:
@@ -118,7 +120,7 @@ def train_draft(
     layers = tuple(layers) if layers is not None else late_layers(target.num_layers)
     if len(layers) < 1 or not all(0 <= i <= target.num_layers for i in layers):
         raise InputError(f"layers lie from 0 to {target.num_layers}, the target's number, not {list(layers)}")
-    corpus = _answered(pair, problems, folder, answers, max_new_tokens, batch_size, report)
+    corpus = _answered(pair, problems, folder, answers, max_new_tokens, batch_size, template_args, report)
     if not vocab_only and len(corpus) <= recipe.held_out:
         raise InputError(
             f"{len(corpus)} problems leave none to learn from: the recipe holds {recipe.held_out} out; give more"
@@ -189,12 +191,20 @@ def late_layers(num_layers: int) -> tuple[int, ...]:
     return tuple(dict.fromkeys((min(2, num_layers - 1), num_layers // 2, num_layers - 1)))
 
 
-def _answered(pair, problems, folder: Path, answers: str, max_new_tokens: int, batch_size: int, report):
+def _answered(pair, problems, folder: Path, answers: str, max_new_tokens, batch_size, template_args, report):
     if answers == "gold":
-        return gold_answers(pair, problems)
+        return gold_answers(pair, problems, template_args)
 
     def told(done: int, total: int) -> None:
         report(ProgressUpdate(f"answers {done:,} of {total:,}", done, total))
 
     path = folder / "corpus.jsonl"
-    return own_answers(pair, problems, path, max_new_tokens=max_new_tokens, batch_size=batch_size, report=told)
+    return own_answers(
+        pair,
+        problems,
+        path,
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+        template_args=template_args,
+        report=told,
+    )
