@@ -49,6 +49,10 @@ from kljudge_jax.spec import split_specs
     "every task that a rule has finished is in {out}: repeat the command to go on",
 )
 def evaluate(options) -> int:
+    config = decoding_config(options)
+    if config.template_args and not options.chat:
+        raise InputError("--template-arg is read by a chat's template: add --chat")
+
     from kljudge_jax.evaluation.harness import KLJudgeLM, harness_runs
     from kljudge_jax.evaluation.report.harness import (
         HarnessFile,
@@ -63,15 +67,12 @@ def evaluate(options) -> int:
 
     rules = split_specs(options.rules)
     parsed = [parse_verifier(rule, True) for rule in rules]
-    config = decoding_config(options)
-    if config.template_args and not options.chat:
-        raise InputError("--template-arg is read by a chat's template: add --chat")
     if any(rule != "none" for rule in rules):
         check_drafter(config, has_draft(options), rules=parsed)
     runs = harness_runs([name.strip() for name in options.harness_tasks.split(",")], options.include_path)
     folder = results_folder(options.out)
     pair = load_pair(options)
-    finished = ResultStore(folder / "finished.jsonl", _asked(options, config, pair))
+    finished = ResultStore(folder / "finished.jsonl", _asked(options, pair))
     rows: list[HarnessRow] = []
     failed = 0
     with Bar() as bar:
@@ -98,7 +99,7 @@ def evaluate(options) -> int:
     return status_of(options, failed)
 
 
-def _asked(options, config, pair) -> dict:
+def _asked(options, pair) -> dict:
     """What has to be the same for a repeated command to go on."""
     from kljudge_jax.models.fingerprint import fingerprints
 
@@ -108,7 +109,7 @@ def _asked(options, config, pair) -> dict:
     )
     models = {"target": pair.target_name, "draft": pair.draft_name, "dtype": pair.precision}
     models |= {"weights": fingerprints(pair), "files": _digests(options.include_path)}
-    told = {name: value for name, value in config.to_json().items() if name in CHAT}
+    told = {name: value for name, value in decoding_config(options).to_json().items() if name in CHAT}
     return models | {name: getattr(options, name) for name in names} | told
 
 

@@ -16,6 +16,13 @@ def test_models_that_lie_otherwise_are_other_work(other):
     assert one == again != placed
 
 
+def test_other_template_arguments_are_other_work():
+    pair, told = tiny_pair(), ["--chat", "--template-arg", "enable_thinking=false"]
+    one, other = (_asked(parsed(words), pair) for words in ([*WORDS, "--chat"], WORDS + told))
+    assert one != other and other["template_args"] == {"enable_thinking": False}
+    assert "template_args" not in one and "section_ids" not in one  # as files have it that were begun without
+
+
 def test_other_weights_of_one_name_and_other_files_of_tasks_are_other_work(tmp_path):
     (tmp_path / "task.yaml").write_text("task: a")
     options = parsed([*WORDS, "--include-path", str(tmp_path)])

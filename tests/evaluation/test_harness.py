@@ -1,5 +1,6 @@
 """Tasks of lm-evaluation-harness on our decoding: local ones, with no network."""
 
+import dataclasses
 import json
 import os
 import sys
@@ -169,6 +170,20 @@ def test_a_chat_is_filled_into_the_template(pair):
     assert lm.apply_chat_template([{"role": "user", "content": "hi"}]) == "[user]hi[answer]"
     assert lm.chat_template(True) == lm.tokenizer.chat_template
     assert isinstance(lm.tokenizer_name, str)
+
+
+def test_template_arguments_are_read_by_the_chat(pair):
+    told = dataclasses.replace(pair, tokenizer=byte_tokenizer())
+    told.tokenizer.chat_template = "{{ messages[0].content }}{% if brief %}ab{% endif %}"
+    lm = needs_harness().KLJudgeLM(told, template_args="brief=true")
+    filled = lm.apply_chat_template([{"role": "user", "content": "hi"}])
+    assert filled == "hiab" and lm.get_model_info()["template_args"] == "{'brief': True}"
+    (answer,) = lm.generate_until([instance("x", filled, {"max_gen_toks": 8})], disable_tqdm=True)
+    assert answer == kj.generate(pair, "hiab", verifier=None, max_new_tokens=8).text[0]
+    with pytest.raises(InputError, match="does not read enable_thinking"):
+        needs_harness().KLJudgeLM(told, template_args={"enable_thinking": False}).apply_chat_template(
+            [{"role": "user", "content": "hi"}]
+        )
 
 
 def test_the_harness_makes_it_by_name(tiny_folders):

@@ -12,9 +12,11 @@ from toy_task import LetterParity
 from transcription import entropy, kl, softmax
 
 from kljudge_jax.errors import InputError
+from kljudge_jax.generation.config import DecodingConfig
 from kljudge_jax.judges import passes, semi_greedy
 from kljudge_jax.judges.mining import mine
 from kljudge_jax.judges.semi_greedy import Options
+from kljudge_jax.judges.sources import Likelihood, label_mismatches
 from kljudge_jax.models.pair import ModelPair
 from kljudge_jax.verification.features import PRIMITIVES
 
@@ -49,6 +51,37 @@ def mined(pair, one_width, tmp_path_factory):
 def labels(data):
     names = ("question", "position", "important", "target_token", "draft_token")
     return np.stack([data[name] for name in names], axis=1).tolist()
+
+
+class Asked(LetterParity):
+    """The same problems, asked in a chat."""
+
+    def problems(self, split="test", n=200, seed=7):
+        found = super().problems(split, n, seed)
+        return [dataclasses.replace(p, prompt=[{"role": "user", "content": p.prompt}]) for p in found]
+
+
+class Ended(LetterParity):
+    """The same problems, each with what the template adds."""
+
+    def problems(self, split="test", n=200, seed=7):
+        return [dataclasses.replace(p, prompt=f"{p.prompt}ab") for p in super().problems(split, n, seed)]
+
+
+def test_a_template_is_told_and_the_dataset_says_so(pair, tmp_path):
+    chat = dataclasses.replace(pair, tokenizer=byte_tokenizer())
+    chat.tokenizer.chat_template = "{{ messages[0].content }}{% if brief %}ab{% endif %}"
+    given = {"n": 4, "options": Options(NEW, batch=8, gap_tokens=5)}
+    found = mine(chat, Asked(), tmp_path / "a", **given, template_args={"brief": True})
+    assert labels(found) == labels(mine(pair, Ended(), tmp_path / "b", **given)) and len(found)
+    assert found.origin["template_args"] == {"brief": True}
+    config = DecodingConfig(NEW, batch=8, seed=7, template_args="brief=true")
+    assert labels(mine(chat, Asked(), tmp_path / "a", **given, config=config)) == labels(found)
+    with pytest.raises(InputError, match="its template_args differs"):
+        mine(chat, Asked(), tmp_path / "a", **given)
+    by = label_mismatches(chat, Asked(), tmp_path / "c", Likelihood(NEW), n=2, template_args="brief=true")
+    ended = label_mismatches(pair, Ended(), tmp_path / "d", Likelihood(NEW), n=2)
+    assert labels(by) == labels(ended) and len(by) and by.origin["template_args"] == {"brief": True}
 
 
 @pytest.mark.parametrize("kind", ["target", "gold"])
