@@ -1,15 +1,20 @@
 """A plan from end to end, with this machine's compiler in the place of a chip's, and what is refused."""
 
+import dataclasses
 import json
 
 import jax
 import pytest
+from tiny_pairs import tiny_config
 
 import kljudge_jax as kj
 from kljudge_jax.cli import main
 from kljudge_jax.errors import InputError
 from kljudge_jax.evaluation.plan import plan as module
+from kljudge_jax.evaluation.plan.programs import abstract_pair, compiled_programs
 from kljudge_jax.models.shapes import SHAPES
+from kljudge_jax.parallel.placement import Placement
+from kljudge_jax.verification.rule import RULES
 
 TINY = {"model_type": "llama", "vocab_size": 256, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
 TINY |= {"num_attention_heads": 4, "num_key_value_heads": 4, "max_position_embeddings": 512, "rms_norm_eps": 1e-5}
@@ -24,6 +29,26 @@ def here(monkeypatch):
 
 
 ASKED = {"topology": "v5e:2x2", "prompt_tokens": 20, "max_new_tokens": 16, "draft_length": 2, "batch": 4}
+
+
+@kj.register
+@dataclasses.dataclass(frozen=True)
+class InThought(kj.KLJudge):
+    """A rule that reads sections."""
+
+    needs = frozenset({"section"})
+    spec_name = "kl-in-thought"
+
+
+RULES.remove(InThought)  # no other test meets it
+
+
+@pytest.mark.parametrize(("rule", "told"), [(InThought(0.4), True), (kj.KLJudge(0.4), False)])
+def test_a_rule_that_reads_sections_is_told_of_some(rule, told):
+    pair = abstract_pair(tiny_config(), tiny_config(), Placement.parse(None, None, None), jax.devices()[:1])
+    config = kj.DecodingConfig(8, draft_length=2, batch=1)
+    (found,) = compiled_programs(pair, rule, config, 8, ("cycle",))
+    assert (found.state.section is not None) == told
 
 
 def test_a_plan_says_what_the_compiler_says():
