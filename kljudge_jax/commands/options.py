@@ -243,14 +243,13 @@ def load_checked_task(spec: str, run_code: bool):
 
 def check_drafter(config: DecodingConfig, has_draft: bool, name: str = "a --draft", rules: Sequence[Any] = ()) -> None:
     """Raises `InputError` where the drafter needs a draft model and none is named, or rules cannot be used with it."""
-    from kljudge_jax.generation.arguments import check_compared, check_sections
+    from kljudge_jax.generation.arguments import check_compared
 
     assert not isinstance(config.drafter, str)  # it has been read
     if getattr(config.drafter, "uses_draft_model", True) and not has_draft:
         raise InputError(f"name {name}, or draft without one: --drafter lookup, --drafter self:2")
     for rule in rules:
         check_compared(rule, config.drafter)
-        check_sections(rule, config.section_ids is not None)
 
 
 def has_draft(options) -> bool:

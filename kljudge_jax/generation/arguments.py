@@ -78,7 +78,6 @@ def plan(pair, verifier, drafter, draft_length, sampling: Sampling, section_ids:
     if "draft_hidden" in getattr(verifier, "needs", frozenset()) and not getattr(drafter, "has_hidden", False):
         raise InputError(f"{name} reads the draft's states, and {type(drafter).__name__} has none: draft with a model")
     check_compared(verifier, drafter)
-    check_sections(verifier, with_sections)
     if hasattr(verifier, "check_pair"):
         verifier.check_pair(pair)
     adaptive = None
@@ -138,15 +137,6 @@ def check_compared(verifier: Any, drafter: Any) -> None:
             f"{type(verifier).__name__} reads {compared_by(verifier)}, and {type(drafter).__name__} has no "
             "distribution, all is at its token: draft with a model, or use a rule such as exact, typical, topk:2 or "
             "fuzzy:divergence=js"
-        )
-
-
-def check_sections(verifier: Any, with_sections: bool) -> None:
-    """Refuses a rule that goes by thinking blocks where no ids of one are given."""
-    if "section" in getattr(verifier, "needs", frozenset()) and not with_sections:
-        raise InputError(
-            f"{type(verifier).__name__} goes by thinking blocks, and no ids of one are given: give section_ids, the "
-            "tokens that begin and end one, or a form of the rule that holds throughout, as section=all"
         )
 
 

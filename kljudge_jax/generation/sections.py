@@ -67,7 +67,9 @@ def sections_for(section_ids: Any, verifier: Any, tokenizer: Any, vocab_size: in
     asked, needed, name = read_section_ids(section_ids), reads_sections(verifier), type(verifier).__name__
     if asked is None:
         if needed:
-            raise InputError(f"{name} reads where thinking begins and ends: leave out section_ids, or name two tokens")
+            raise InputError(
+                f"{name} goes by thinking blocks, and is told of none: leave out section_ids, or name two tokens"
+            )
         return None
     if asked == "auto":
         if not needed:
@@ -75,8 +77,8 @@ def sections_for(section_ids: Any, verifier: Any, tokenizer: Any, vocab_size: in
         begins, ends = (None if tokenizer is None else _token_of(tokenizer, text) for text in THINKING)
         if begins is None or ends is None or max(begins, ends) >= vocab_size:
             raise InputError(
-                f"{name} reads where thinking begins and ends, and the pair has no tokens {' and '.join(THINKING)}: "
-                "name two others by section_ids"
+                f"{name} goes by thinking blocks, and the pair has no tokens {' and '.join(THINKING)}: name two others "
+                "by section_ids, or a form of the rule that holds throughout, as section=all"
             )
         return begins, ends
     tokens = [one if isinstance(one, int) else _named_token(tokenizer, one) for one in asked]

@@ -83,10 +83,10 @@ def test_relaxed_thinking_relaxes_inside_a_block_alone(pair, rule):
 def test_relaxed_thinking_without_the_ids_of_a_block_is_refused_before_anything_runs(pair, monkeypatch, tmp_path):
     monkeypatch.setattr("kljudge_jax.generation.programs.start", lambda *args, **options: pytest.fail("it ran"))
     for spec in ("thinking:section=thinking", "thinking_ratio:section=thinking", THINKING[0]):
-        with pytest.raises(InputError, match="no ids of one are given: give section_ids") as error:
+        with pytest.raises(InputError, match="goes by thinking blocks, and the pair has no tokens") as error:
             answer(pair, spec)
         assert "\n" not in str(error.value)
-    with pytest.raises(InputError, match="no ids of one are given: give section_ids"):
+    with pytest.raises(InputError, match="goes by thinking blocks, and the pair has no tokens"):
         kj.sweep(pair, Letters(), ["none", THINKING[1]], folder=tmp_path, n=1, draft_lengths=[DRAFT_LENGTH])
     assert not list(tmp_path.iterdir())
 
@@ -211,7 +211,7 @@ def test_a_tokenizer_may_put_a_space_before_each_text():
         (("w5 w6", "</think>"), "the text 'w5 w6', which is no single token"),
         ("<think>,nothing", "the text 'nothing', which is no single token"),
         ((" <think>", "<think>"), "' <think>' and '<think>' are one token, 2: name two"),
-        (None, "FreeInThought reads where thinking begins and ends: leave out section_ids, or name two tokens"),
+        (None, "FreeInThought goes by thinking blocks, and is told of none: leave out section_ids, or name two tokens"),
     ],
 )
 def test_what_names_no_token_is_refused(thinking_pair, given, said):
@@ -221,7 +221,7 @@ def test_what_names_no_token_is_refused(thinking_pair, given, said):
 
 
 def test_a_pair_without_them_is_refused_by_a_rule_that_reads_them(pair, text_pair, thinking_pair):
-    said = "FreeInThought reads where thinking begins and ends, and the pair has no tokens <think> and </think>: name"
+    said = "FreeInThought goes by thinking blocks, and the pair has no tokens <think> and </think>: name"
     for without in (pair, text_pair, dataclasses.replace(thinking_pair, tokenizer=make_tokenizer(words=VOCAB_SIZE))):
         with pytest.raises(InputError, match=said):
             answer(without, FreeInThought())

@@ -17,10 +17,11 @@ from kljudge_jax.drafters.specs import spec_of
 from kljudge_jax.errors import InputError
 from kljudge_jax.evaluation.baselines import Answer, Request, answers_of, check_baselines, parse_baseline
 from kljudge_jax.evaluation.sweep.records import KIND, SCHEMA, AnswerRecord, SweepClaim, SweepPlan
-from kljudge_jax.generation.arguments import check_compared, check_sections
+from kljudge_jax.generation.arguments import check_compared
 from kljudge_jax.generation.config import DecodingConfig, configured
 from kljudge_jax.generation.generate import generate
 from kljudge_jax.generation.results import Generation
+from kljudge_jax.generation.sections import sections_for
 from kljudge_jax.machine import describe_machine
 from kljudge_jax.models.fingerprint import fingerprints
 from kljudge_jax.models.leaves import head_kind, is_head, layout_of
@@ -214,7 +215,7 @@ def run_sweep(
         if parse_baseline(cell.rule) is None:
             rule = parse_verifier(cell.rule, plan.config.greedy) if cell.verifier is None else cell.verifier
             check_compared(rule, plan.config.drafter)
-            check_sections(rule, plan.config.section_ids is not None)
+            sections_for(plan.config.section_ids, rule, pair.tokenizer, pair.target.vocab_size)
     problems = task.problems(split=plan.split, n=plan.n, seed=plan.config.seed)
     folder = results_folder(folder)
     share(folder, "plan.json", "answers.jsonl")
