@@ -11,6 +11,9 @@ from kljudge_jax.verification.base import VerifyInputs
 from kljudge_jax.verification.distributions import excess, probabilities
 from kljudge_jax.verification.rule import Odds, Rule, register
 
+# Far above what logarithms of float32 probabilities differ by, and finite, so that sums of it are numbers.
+_LARGEST = 1e30
+
 
 @register
 @dataclasses.dataclass(frozen=True)
@@ -49,27 +52,40 @@ class BlockVerification(Rule):
     def residual(
         self, inputs: VerifyInputs, odds: Odds, num_accepted: jax.Array, p: jax.Array, q: jax.Array
     ) -> jax.Array:
-        return excess(_prefix_weights(odds)[num_accepted] * p, q)
+        return excess(jnp.exp(_log_prefix_weights(odds)[num_accepted]) * p, q)
 
 
-def _prefix_weights(odds: Odds) -> jax.Array:
-    """a_0 to a_K, f32 `[K + 1]`."""
+def _log_prefix_weights(odds: Odds) -> jax.Array:
+    """ln a_0 to ln a_K, f32 `[K + 1]`: as logarithms, for a prefix of many rare tokens is not one of no probability."""
 
-    def step(weight, ratio):
+    def step(carry, log_ratio):
+        # The sum's rounding is summed beside it: on the way back from -3000 float32 would lose a hundredth of a weight.
+        total, lost = carry
+        found = total + log_ratio
+        added = found - total
+        lost += (total - (found - added)) + (log_ratio - added)
+        full = found + lost >= 0
         # A prefix that the target cannot write stays at 0, even before a token that the draft could not have drawn.
-        weight = jnp.where(weight > 0, jnp.minimum(1.0, weight * ratio), 0.0)
-        return weight, weight
+        none = (total == -jnp.inf) | (log_ratio == -jnp.inf)
+        total = jnp.where(none, -jnp.inf, jnp.where(full, 0.0, found))
+        lost = jnp.where(none | full, 0.0, lost)
+        return (total, lost), total + lost
 
-    ratio = odds.ratio()
+    # An infinite ratio, of a token that the draft could not have drawn, is as good as any that outweighs the prefix.
+    log_ratio = jnp.where(
+        odds.log_target == -jnp.inf, -jnp.inf, jnp.minimum(odds.log_target - odds.log_draft, _LARGEST)
+    )
+    begin = jnp.zeros_like(log_ratio, shape=())
     # Unrolled, it is one small fused kernel; a loop on the device would cost more than its arithmetic.
-    _, weights = jax.lax.scan(step, jnp.ones_like(ratio, shape=()), ratio, unroll=max(1, ratio.shape[0]))
-    return jnp.append(1.0, weights)
+    _, weights = jax.lax.scan(step, (begin, begin), log_ratio, unroll=max(1, log_ratio.shape[0]))
+    return jnp.append(0.0, weights)
 
 
 def _pass_probability(inputs: VerifyInputs, odds: Odds) -> jax.Array:
     """h_1 to h_K, f32 `[K]`: 0 past `draft_count`."""
     count = inputs.draft_tokens.shape[0]
-    weights = _prefix_weights(odds)
+    log_weights = _log_prefix_weights(odds)
+    weights = jnp.exp(log_weights)
 
     def sampled():
         # Row n is scored with the weight of the n tokens before it; row 0 has no draw of its own.
@@ -81,7 +97,7 @@ def _pass_probability(inputs: VerifyInputs, odds: Odds) -> jax.Array:
             axis=-1,
         )
         # In this order: a small gain would lose its digits in a sum with 1, and h could pass 1.
-        kept = gain + (1.0 - weight)
+        kept = gain - jnp.expm1(log_weights[1:count])
         return jnp.append(jnp.where(kept > 0, gain / kept, 1.0), weights[count:])
 
     lengths = jnp.arange(1, count + 1)
