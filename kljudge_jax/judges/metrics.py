@@ -41,7 +41,11 @@ def roc_auc(important: np.ndarray, scores: np.ndarray) -> float:
 
 
 def threshold_table(important: np.ndarray, probabilities: np.ndarray) -> list[ThresholdRow]:
-    """A row at each of 26 evenly spaced quantiles of the probabilities."""
+    """A row at each of 26 evenly spaced quantiles of the probabilities.
+
+    AutoJudge's table counts as stopped what is above a threshold, where its own decoding stops what is at it too; here
+    both stop it, so that the table says what decoding does.
+    """
     important = np.asarray(important).astype(bool)
     rows = []
     for threshold in np.quantile(probabilities, np.linspace(0, 1, _QUANTILES)):

@@ -197,7 +197,8 @@ def fit_judge(
 def split_by_question(questions: np.ndarray, share: float, seed: int) -> np.ndarray:
     """Which rows are held out, bool `[n]`: all rows of a random `share` of the questions, at least one of them.
 
-    Rows of one question are alike, so that a split by row would leak.
+    Rows of one question are alike, so that a split by row would leak. As in AutoJudge's code, of n questions
+    n - int((1 - share) n) - 1 are held out; where that is none, which is an error there, one is.
 
     Raises:
       InputError: fewer than two questions.
@@ -205,7 +206,7 @@ def split_by_question(questions: np.ndarray, share: float, seed: int) -> np.ndar
     different = np.unique(questions)
     if len(different) < 2:
         raise InputError(f"hold out whole questions of at least 2, and the data has {len(different)}: mine more")
-    count = min(max(1, round(share * len(different))), len(different) - 1)
+    count = max(1, len(different) - int((1 - share) * len(different)) - 1)
     return np.isin(questions, np.random.default_rng(seed).permutation(different)[:count])
 
 

@@ -19,6 +19,13 @@ def test_auc_of_one_kind_is_no_number():
     assert np.isnan(roc_auc(np.ones(3), np.arange(3)))
 
 
+def test_the_table_counts_what_the_rule_stops():
+    """At the threshold itself a token is stopped, as `LinearJudge` does it: P(important) has to be below."""
+    probabilities = np.array([0.5, 0.5, 0.5, 0.1])
+    rows = [row for row in threshold_table(np.array([1, 1, 0, 0]), probabilities) if row.threshold == 0.5]
+    assert rows and all((row.recall, row.passed) == (1.0, 0.25) for row in rows)
+
+
 def test_the_table_by_hand():
     important, probabilities = np.array([1, 0, 1, 0]), np.array([0.9, 0.6, 0.4, 0.1])
     table = threshold_table(important, probabilities)

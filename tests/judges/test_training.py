@@ -55,7 +55,7 @@ def test_the_judge_of_a_dataset():
     assert judge.best.validation_auc == max(point.validation_auc for point in judge.grid) > 0.8
     assert all(point.converged for point in judge.grid)
     held_out = split_by_question(data["question"], 0.1, 0)
-    assert (judge.validation_rows, judge.validation_questions) == (48, 4) and held_out.sum() == 48
+    assert (judge.validation_rows, judge.validation_questions) == (36, 3) and held_out.sum() == 36
     # The head that is kept saw everything: its coefficients are those of a fit to all rows.
     rows = np.float64(data.features("DD-DT"))
     rows = (rows - rows.mean(0)) / rows.std(0)
@@ -81,8 +81,14 @@ def test_an_mlp_finds_what_a_line_cannot():
 def test_questions_are_never_on_both_sides():
     questions = np.repeat(np.arange(20), np.arange(1, 21))
     held_out = split_by_question(questions, 0.25, 3)
-    assert not set(questions[held_out]) & set(questions[~held_out]) and len(set(questions[held_out])) == 5
+    assert not set(questions[held_out]) & set(questions[~held_out]) and len(set(questions[held_out])) == 4
     assert (held_out != split_by_question(questions, 0.25, 4)).any()
+
+
+@pytest.mark.parametrize(("n", "count"), [(2, 1), (9, 1), (10, 1), (19, 1), (25, 2), (40, 3), (700, 69)])
+def test_as_many_questions_are_held_out_as_by_the_official_code(n, count):
+    """n - int(0.9 n) - 1, and one where that is none."""
+    assert split_by_question(np.arange(n), 0.1, 0).sum() == count == max(1, n - int(0.9 * n) - 1)
 
 
 def test_the_grid_is_the_published_one():
