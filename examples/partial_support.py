@@ -24,7 +24,7 @@ from kljudge_jax.evaluation.sweep.run import read_records
 from kljudge_jax.text_table import markdown
 from kljudge_jax.training.draft_vocab import count_tokens, most_frequent, share_covered
 from kljudge_jax.verification.distributions import js_divergence, total_variation
-from kljudge_jax.verification.parameters import number, probability
+from kljudge_jax.verification.parameters import first_tokens, number, probability
 from kljudge_jax.verification.rule import ThresholdRule
 
 TASKS = ("arithmetic", "conversion")
@@ -53,6 +53,7 @@ class JSJudge(_Divergence):
 
     threshold: float = number(relaxes="up")
     confidence: float = probability(0.9)
+    first: int = first_tokens()
     spec_name = "js-judge"
 
 
@@ -63,6 +64,7 @@ class TVJudge(_Divergence):
 
     threshold: float = number(relaxes="up")
     confidence: float = probability(0.9)
+    first: int = first_tokens()
     spec_name = "tv-judge"
     divergence = staticmethod(total_variation)
 

@@ -68,6 +68,7 @@ __all__ = [
     "RelaxedThinkingRatio",
     "Rope",
     "Rule",
+    "Secure",
     "SelfDraft",
     "SpeculativeSampling",
     "Stats",

@@ -60,7 +60,7 @@ def split_specs(text: str) -> list[str]:
     """Spec strings with commas between: `exact,kl:0.4,confidence=1.0` are two, and so are `8,adaptive:4,cost=size`.
 
     What follows a comma belongs to the spec string before it, if that has parameters and this could not be another's
-    name. `kl:0.1/0.4` stands for `kl:0.1` and `kl:0.4`.
+    name. `kl:0.1/0.4` stands for `kl:0.1` and `kl:0.4`, `secure:kl:0.1/0.4` for `secure:kl:0.1` and `secure:kl:0.4`.
     """
     specs: list[str] = []
     for _, _, piece in read_items(text):
@@ -70,7 +70,7 @@ def split_specs(text: str) -> list[str]:
             specs.append(piece)
     found: list[str] = []
     for spec in specs:
-        name, _, rest = spec.partition(":")
+        name, _, rest = spec.rpartition(":")
         several = [each.strip() for each in rest.split("/")]
         alike = len(several) > 1 and all(re.fullmatch(r"[-+.\de]+", each) for each in several)
         found += [f"{name}:{each}" for each in several] if alike else [spec]

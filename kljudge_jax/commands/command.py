@@ -28,7 +28,7 @@ _FULL_OR_CLOSED = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.
 RULE_NAMES = (
     "none", "exact", "kl", "judge", "adaptive", "all", "asd", "block", "cactus", "cascade_opt", "cascade_tok", "ears",
     "ensemble", "entropy", "entropy_verify", "fly", "fuzzy", "gbv", "kseq", "lenience", "margin", "mentored", "pivot",
-    "random", "reflective", "rfuzzy", "synthetic", "thinking", "thinking_ratio", "topk", "typical",
+    "random", "reflective", "rfuzzy", "secure", "synthetic", "thinking", "thinking_ratio", "topk", "typical",
 )  # fmt: skip
 
 

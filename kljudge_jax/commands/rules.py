@@ -40,5 +40,5 @@ def rules(options) -> int:
         print(paragraph(row["summary"]))
         for parameter in row["parameters"]:
             print(paragraph(f"{parameter['name']}: {parameter['allowed']}"))
-        print(paragraph(f"Source: {row['source']}."))
+        print(paragraph(f"Source: {row['source']}." + (f" Ours: {row['ours']}." if row["ours"] else "")))
     return OK

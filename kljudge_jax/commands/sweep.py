@@ -66,6 +66,7 @@ def sweep(options) -> int:
     from kljudge_jax.evaluation.sweep import run as sweep
     from kljudge_jax.evaluation.sweep.examples import examples
     from kljudge_jax.evaluation.sweep.summary import markdown_table, short_table, summarise
+    from kljudge_jax.evaluation.sweep.summary import note as notes_under
     from kljudge_jax.tasks import load_task
     from kljudge_jax.text_table import aligned
     from kljudge_jax.verification import parse_verifier
@@ -103,7 +104,11 @@ def sweep(options) -> int:
     files = write_report(options.out, results, metadata)
     for result in results:
         # A person gets columns that fit a terminal, a program those of the report.
-        shown_table = f"{aligned(short_table(result.rows))}\n" if sys.stdout.isatty() else markdown_table(result.rows)
+        if sys.stdout.isatty():
+            said = notes_under(result.rows, result.greedy)
+            shown_table = f"{aligned(short_table(result.rows, result.greedy))}\n" + (f"\n{said}\n" if said else "")
+        else:
+            shown_table = markdown_table(result.rows, result.greedy)
         print(f"{result.name}:\n\n{shown_table}")
         print("".join(f"{line}\n" for line in findings(result.rows, result.greedy)))
     print(f"Report: {files[0]}")

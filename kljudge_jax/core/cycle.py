@@ -61,6 +61,8 @@ def _drafted(models, drafter, rule, state: LoopState, numbers: Numbers, shape: S
         return judge(models, drafter, rule, state, proposal, numbers, shape=shape, width=width)
 
     widths = shape.widths(drafter)
+    if getattr(rule, "reads_length", False):  # a shorter draft would be judged as one of another length
+        widths = tuple(width for width in widths if width in (0, shape.draft_length))
     if len(widths) == 1:
         return judged(state, widths[0])
     # No row's answer depends on the width: what it may use is `counts`, and its draws are those of its own key.

@@ -35,6 +35,7 @@ from kljudge_jax.verification.rule import Rule as Rule
 from kljudge_jax.verification.rule import ThresholdRule as ThresholdRule
 from kljudge_jax.verification.rule import TokenRule as TokenRule
 from kljudge_jax.verification.rule import register as register
+from kljudge_jax.verification.secure import Secure as Secure
 from kljudge_jax.verification.specs import describe_rules as describe_rules
 from kljudge_jax.verification.specs import parse_verifier as parse_verifier
 from kljudge_jax.verification.typical import TypicalAcceptance as TypicalAcceptance
@@ -70,6 +71,7 @@ __all__ = [
     "RelaxedThinking",
     "RelaxedThinkingRatio",
     "Rule",
+    "Secure",
     "SpeculativeSampling",
     "SyntheticAcceptance",
     "ThresholdRule",

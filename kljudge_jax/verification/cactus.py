@@ -40,6 +40,7 @@ class Cactus(TokenRule):
 
     spec_name = "cactus"
     source = "Cactus, arXiv 2604.04987 (paper and code)"
+    ours = "its greedy form"
 
     def acceptance(self, inputs: VerifyInputs, odds: Odds) -> jax.Array:
         def greedy():

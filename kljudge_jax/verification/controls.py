@@ -23,6 +23,7 @@ class AcceptAll(TokenRule):
 
     spec_name = "all"
     source = "a control of ours"
+    ours = "all of it"
 
     def acceptance(self, inputs: VerifyInputs, odds: Odds) -> jax.Array:
         return jnp.ones_like(odds.log_target)
@@ -47,6 +48,7 @@ class RandomAcceptance(TokenRule):
 
     spec_name = "random"
     source = "a control of ours"
+    ours = "all of it"
 
     def acceptance(self, inputs: VerifyInputs, odds: Odds) -> jax.Array:
         strict = odds.strict()
@@ -71,6 +73,7 @@ class SyntheticAcceptance(TokenRule):
 
     spec_name = "synthetic"
     source = "a control of ours"
+    ours = "all of it"
 
     def acceptance(self, inputs: VerifyInputs, odds: Odds) -> jax.Array:
         return jnp.full_like(odds.log_target, self.rate)

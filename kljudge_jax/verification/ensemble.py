@@ -35,6 +35,7 @@ class Ensemble(TokenRule):
 
     spec_name = "ensemble"
     source = "DIVERSED, arXiv 2604.07622 (second-hand)"
+    ours = "its greedy form"
 
     def acceptance(self, inputs: VerifyInputs, odds: Odds) -> jax.Array:
         count = inputs.draft_tokens.shape[0]

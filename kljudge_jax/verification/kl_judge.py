@@ -8,7 +8,7 @@ import jax
 
 from kljudge_jax.verification.base import VerifyInputs
 from kljudge_jax.verification.distributions import kl_on_support
-from kljudge_jax.verification.parameters import number, probability
+from kljudge_jax.verification.parameters import first_tokens, number, probability
 from kljudge_jax.verification.rule import ThresholdRule, register
 
 
@@ -20,6 +20,10 @@ class KLJudge(ThresholdRule):
     accept = strict or (max p <= confidence and KL(p || q) < threshold), p and q the softmax of the raw logits over the
     full vocabulary. The token d itself is not looked at. A threshold of -1 (or 0) is the strict rule; so is a
     confidence of 0.
+
+    The first token of an answer is the strict rule's, as in the authors' code, which lets the target write it before
+    anything is drafted; with `first=0` it is judged like any other. Where nobody says how far an answer has come
+    (`VerifyInputs.position` is None), no token is the first.
 
     Greedy: strict is d = argmax p, as published. Sampling, which the paper leaves open: strict is speculative
     sampling's draw, with its correction, on the processed logits.
@@ -43,13 +47,16 @@ class KLJudge(ThresholdRule):
     Attributes:
       threshold: tau, in nats; KL has to be below it.
       confidence: the largest top probability of the target at which a mismatch may pass; 1.0 is no mask.
+      first: so many first tokens of an answer the strict rule decides alone.
     """
 
     threshold: float = number(relaxes="up")
     confidence: float = probability(0.9)
+    first: int = first_tokens()
 
     spec_name = "kl"
     source = "JuDi, arXiv 2601.04766 (paper and code); its forms when sampling and on a part of the vocabulary are ours"
+    ours = "its form when sampling, and on a draft that knows a part of the vocabulary"
     compares_drafts = True
 
     def passes(self, inputs: VerifyInputs) -> jax.Array:

@@ -11,7 +11,7 @@ import jax
 from kljudge_jax.errors import InputError
 from kljudge_jax.verification.base import VerifyInputs
 from kljudge_jax.verification.head import Head
-from kljudge_jax.verification.parameters import Parameter, number, probability
+from kljudge_jax.verification.parameters import Parameter, first_tokens, number, probability
 from kljudge_jax.verification.rule import ThresholdRule, register
 
 
@@ -41,7 +41,8 @@ class LinearJudge(ThresholdRule):
     r"""Accept what the strict rule accepts, and a mismatch that the head calls unimportant.
 
     accept = strict or (max p <= confidence and P(important | x) < threshold), x the head's features at the draft token
-    itself, after both models consumed it. Where a feature is no finite number the strict rule decides.
+    itself, after both models consumed it. Where a feature is no finite number the strict rule decides, and so it does
+    on the first token of an answer, as in `KLJudge`; AutoJudge's own loop judges that token too, which is `first=0`.
 
     Maths:
       $$ \text{accept } d \iff \text{strict}(d) \lor \left(\max_v p(v) \le c \land \sigma(w^\top x + b) < \tau\right) $$
@@ -54,14 +55,17 @@ class LinearJudge(ThresholdRule):
       head: what `judges.training` fitted; its `pair` says for which models.
       threshold: P(important) has to be below it; 0 is the strict rule.
       confidence: above this top probability of the target the strict rule decides; 1.0 is never.
+      first: so many first tokens of an answer the strict rule decides alone.
     """
 
     head: Head = dataclasses.field(metadata=STORED_HEAD)
     threshold: float = number(relaxes="up")
     confidence: float = probability(1.0)
+    first: int = first_tokens()
 
     spec_name = "judge"
     source = "AutoJudge, arXiv 2504.20039 (code); Judge Decoding, arXiv 2501.19309 (second-hand)"
+    ours = "its form when sampling"
 
     @property
     def needs(self) -> frozenset[str]:  # type: ignore[override]  # known with the head, not with the class

@@ -95,6 +95,11 @@ def integer(default=dataclasses.MISSING, *, minimum=-_INFINITY, maximum=_INFINIT
     return _field(default, Parameter(integer=True, minimum=minimum, maximum=maximum, relaxes=relaxes))
 
 
+def first_tokens(default: int = 1):
+    """A whole number: so many first tokens of an answer the strict rule decides alone (`Rule.first`)."""
+    return integer(default, minimum=0, relaxes="down")
+
+
 def choice(*choices: str, default=dataclasses.MISSING):
     """A dataclass field that holds one of some names: part of the compiled program."""
     return _field(default, Parameter(choices=choices), static=True)

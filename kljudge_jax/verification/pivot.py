@@ -46,6 +46,7 @@ class PivotAware(ThresholdRule):
 
     spec_name = "pivot"
     source = "Pivot-aware decoding, arXiv 2511.00351 (second-hand)"
+    ours = "that the strict rule keeps its say below the floor"
 
     @property
     def needs(self) -> frozenset[str]:  # type: ignore[override]  # known with the head, not with the class

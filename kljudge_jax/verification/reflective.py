@@ -62,6 +62,7 @@ class Reflective(TokenRule):
 
     spec_name = "reflective"
     source = "arXiv 2505.18629 (second-hand); its prompt is ours"
+    ours = "its prompt, and that corrections and bonus tokens read the mixed logits"
     scorer = "reflection"
 
     def fuse(self, logits: jax.Array, reflected: jax.Array) -> jax.Array:
@@ -71,14 +72,17 @@ class Reflective(TokenRule):
         return jnp.where(self.weight <= 0, logits, jnp.where(self.weight >= 1, reflected, mixed))
 
     def acceptance(self, inputs: VerifyInputs, odds: Odds) -> jax.Array:
-        return Odds.of(_judged(inputs)).strict()
+        return Odds.of(self._judged(inputs)).strict()
 
     def correction(self, inputs: VerifyInputs, num_accepted: jax.Array, odds: Odds | None = None) -> jax.Array:
-        return super().correction(_judged(inputs), num_accepted)
+        return super().correction(self._judged(inputs), num_accepted)
 
-
-def _judged(inputs: VerifyInputs) -> VerifyInputs:
-    """The inputs with the mixed logits in place of the target's; as they are, if there was one view only."""
-    if inputs.judged_logits is None:
-        return inputs
-    return dataclasses.replace(inputs, target_logits=inputs.judged_logits)
+    def _judged(self, inputs: VerifyInputs) -> VerifyInputs:
+        """The inputs with the mixed logits in place of the target's, which the first tokens keep; as they are, if there
+        was one view only."""
+        if inputs.judged_logits is None:
+            return inputs
+        judged, strict = inputs.judged_logits, self.among_first(inputs)
+        if strict is not None:
+            judged = jnp.where(strict[:, None], inputs.target_logits, judged)
+        return dataclasses.replace(inputs, target_logits=judged)

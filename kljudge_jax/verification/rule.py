@@ -77,6 +77,11 @@ class Rule:
       needs: the inputs that cost extra, "draft_hidden", "target_hidden" and "section".
       compares_drafts: its test needs KL(target || draft), which is none where the draft's distribution is all at its
         token: a drafter that draws nothing is refused with it.
+      reads_length: its test hangs on K itself, so that no row may be scored in a shorter draft than another.
+      ours: which of its forms its source does not have, in a few words; they name "greedy" or "sampling" where it is
+        one of the two. Empty where rule and source agree.
+      first: so many first tokens of an answer the strict rule decides alone; a field of some rules, and 0 of others.
+        None is of a rule that does not decide token by token.
     """
 
     spec_name: ClassVar[str]
@@ -85,6 +90,9 @@ class Rule:
     greedy_only: ClassVar[bool] = False
     needs: ClassVar[frozenset[str]] = frozenset()
     compares_drafts: ClassVar[bool] = False
+    reads_length: ClassVar[bool] = False
+    ours: ClassVar[str] = ""
+    first: Any = None
 
     def __post_init__(self):
         for name, (parameter, _) in parameters_of(type(self)).items():
@@ -108,6 +116,16 @@ class Rule:
         """Weights `[V]` of the token that replaces a rejected one when sampling; p and q `[V]` predict it."""
         return excess(p, q)
 
+    def among_first(self, inputs: VerifyInputs) -> jax.Array | None:
+        """Which places of the draft, and the one after it, are of the `first` tokens of the answer: bool `[K + 1]`.
+
+        None where no place does: the rule has no such tokens, or nobody knows how far the answer has come.
+        """
+        if inputs.position is None or self.first is None or (isinstance(self.first, int) and self.first <= 0):
+            return None
+        places = inputs.position + jnp.arange(inputs.draft_tokens.shape[0] + 1, dtype=jnp.int32)
+        return places < jnp.asarray(self.first).astype(jnp.int32)
+
     def correction(self, inputs: VerifyInputs, num_accepted: jax.Array, odds: Odds | None = None) -> jax.Array:
         """Distribution of the token after `num_accepted` draft tokens: f32 `[V]`, a point mass when greedy.
 
@@ -127,7 +145,11 @@ class Rule:
                 return p
             q = probabilities(inputs.draft_logits[jnp.minimum(num_accepted, count - 1)])
             rejected = num_accepted < inputs.draft_count
-            weights = jnp.where(rejected, self.residual(inputs, odds, num_accepted, p, q), p)
+            weights = self.residual(inputs, odds, num_accepted, p, q)
+            strict = self.among_first(inputs)
+            if strict is not None:
+                weights = jnp.where(strict[num_accepted], excess(p, q), weights)
+            weights = jnp.where(rejected, weights, p)
             total = jnp.sum(weights)
             return jnp.where(total > _ROUNDING, weights / total, p)
 
@@ -151,6 +173,8 @@ class Rule:
 class TokenRule(Rule):
     """A rule that gives each draft token an acceptance probability and keeps the leading run of accepted ones."""
 
+    first: Any = 0
+
     def acceptance(self, inputs: VerifyInputs, odds: Odds) -> jax.Array:
         """Probability, f32 `[K]`, that each draft token is accepted once all before it were."""
         raise NotImplementedError
@@ -158,7 +182,9 @@ class TokenRule(Rule):
     def _acceptance(self, inputs: VerifyInputs, odds: Odds) -> jax.Array:
         if inputs.draft_tokens.shape[0] == 0:
             return odds.strict()
-        return _checked(self, "acceptance", self.acceptance(inputs, odds), inputs, jnp.float32)
+        accept = _checked(self, "acceptance", self.acceptance(inputs, odds), inputs, jnp.float32)
+        strict = self.among_first(inputs)
+        return accept if strict is None else jnp.where(strict[:-1], odds.strict(), accept)
 
     def acceptance_distribution(self, inputs: VerifyInputs) -> jax.Array:
         real = jnp.arange(inputs.draft_tokens.shape[0]) < inputs.draft_count

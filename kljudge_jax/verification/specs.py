@@ -13,9 +13,11 @@ import jax
 import numpy as np
 
 from kljudge_jax.errors import InputError
-from kljudge_jax.spec import assigned, read_spec
+from kljudge_jax.spec import assigned, read_items, read_spec
+from kljudge_jax.verification.ours import ours_of
 from kljudge_jax.verification.parameters import Parameter, parameters_of
 from kljudge_jax.verification.rule import RULES, Rule
+from kljudge_jax.verification.secure import Secure, WrappedRule
 
 _PLAIN = "none"
 
@@ -35,6 +37,12 @@ def parse_verifier(spec: str, greedy: bool) -> Rule | None:
         if rest:
             raise InputError(f"write {_PLAIN!r} alone: plain decoding takes no parameters, not {rest!r}")
         return None
+    if name == Secure.spec_name:
+        inner, first = _wrapped(rest)
+        wrapped = parse_verifier(inner, greedy)
+        if wrapped is None:
+            raise InputError(f"give {name!r} a rule such as 'kl:0.4', for {_PLAIN!r} is plain decoding")
+        return Secure(wrapped, **first)
     rule, values = _read(spec, greedy)
     parameters = parameters_of(rule)
     missing = [key for key, (_, default) in parameters.items() if default is dataclasses.MISSING and key not in values]
@@ -55,17 +63,32 @@ def spec_of(rule: Any) -> str:
         return rule or _PLAIN
     if not callable(rule) or isinstance(rule, type):
         raise InputError(f"a rule is a spec string such as 'kl:0.4' or a rule such as KLJudge(0.4), not {rule!r}")
+    written = _written_out(rule)
+    if written is not None:
+        return written
     leaves, structure = jax.tree.flatten(rule)
-    if type(rule) in RULES and all(np.ndim(leaf) == 0 for leaf in leaves):
-        parameters = parameters_of(type(rule))
-        if all(type(parameter) is Parameter for parameter, _ in parameters.values()):
-            values = [getattr(rule, key) for key in parameters]
-            defaults = [default for _, default in parameters.values()]
-            while values and values[-1] == defaults[len(values) - 1]:
-                values.pop()  # what the spec says without it
-            return ":".join([rule.spec_name, *([",".join(map(str, values))] if values else [])])
     held = b"".join(np.asarray(leaf).tobytes() for leaf in leaves) + str(structure).encode()
     return f"{type(rule).__name__}-{hashlib.sha256(held).hexdigest()[:8]}"
+
+
+def _written_out(rule: Any) -> str | None:
+    """The spec string that makes a rule, less what holds without being said; None if none does."""
+    if type(rule) not in RULES or any(np.ndim(leaf) for leaf in jax.tree.leaves(rule)):
+        return None
+    if isinstance(rule, Secure):
+        wrapped = _written_out(rule.rule)
+        return None if wrapped is None else f"{rule.spec_name}:{wrapped},first={rule.first}"
+    items: list[str] = []
+    in_order = True
+    for key, (parameter, default) in parameters_of(type(rule)).items():
+        if type(parameter) is not Parameter:
+            return None
+        value = getattr(rule, key)
+        if default is not dataclasses.MISSING and value == default:
+            in_order = False  # what comes after it is named
+        else:
+            items.append(str(value) if in_order else f"{key}={value}")
+    return ":".join([rule.spec_name, *([",".join(items)] if items else [])])
 
 
 def threshold_specs(spec: str, values: Sequence[str], greedy: bool) -> list[str]:
@@ -84,11 +107,17 @@ def threshold_specs(spec: str, values: Sequence[str], greedy: bool) -> list[str]
     name, _, given = (part.strip() for part in spec.partition(":"))
     if name == _PLAIN:
         raise InputError(f"choose a relaxed rule such as 'kl', for {_PLAIN!r} is plain decoding")
+    if name == Secure.spec_name:
+        inner, first = _wrapped(given)
+        found = [f"{name}:{one},first={first.get('first', 1)}" for one in threshold_specs(inner, values, greedy)]
+        parse_verifier(found[0], greedy)  # what it refuses to wrap
+        return found
     rule, known = _read(spec, greedy)
     if rule.lossless:
         raise InputError(f"choose a relaxed rule such as 'kl', for {name!r} is lossless and has nothing to lose")
     parameters = parameters_of(rule)
-    numeric = [key for key, (parameter, default) in parameters.items() if _is_number(parameter, default)]
+    # How many tokens the strict rule has for itself is no threshold.
+    numeric = [key for key, value in parameters.items() if key != "first" and _is_number(*value)]
     open_ones = [key for key in numeric if key not in known]
     if not open_ones:
         raise InputError(f"leave a threshold of {_usage(rule, name)!r} open to be chosen, for {spec!r} has none")
@@ -115,7 +144,8 @@ def _is_number(parameter: Parameter, default: object) -> bool:
 def describe_rules() -> list[dict[str, Any]]:
     """One row a rule and one an alias, sorted by spec name, read off the classes; every value is plain JSON.
 
-    Keys: name, spec, usage, lossless, greedy_only, parameters (name, allowed, default), source, summary.
+    Keys: name, spec, usage, lossless, greedy_only, parameters (name, allowed, default), source, ours (what of it is not
+    its source's, or ""), summary.
     """
     named = [(rule.spec_name, rule) for rule in RULES]
     named += [(alias, rule) for rule in RULES for alias in _aliases(rule)]
@@ -138,10 +168,24 @@ def describe_rules() -> list[dict[str, Any]]:
                     for name, (parameter, default) in parameters_of(rule).items()
                 ],
                 "source": _aliases(rule).get(spec, rule.source),
+                "ours": ours_of(rule),
                 "summary": summary if spec == rule.spec_name else f"Another name of {rule.spec_name}: {summary}",
             }
         )
     return rows
+
+
+def _wrapped(text: str) -> tuple[str, dict[str, Any]]:
+    """What follows `secure:`, as the spec of the wrapped rule, and the `first` that is its own, if that is said."""
+    items = read_items(text)
+    own = max((i for i, item in enumerate(items) if item.key == "first"), default=None)
+    inner = ",".join(item.text for i, item in enumerate(items) if i != own)
+    if not inner:
+        raise InputError(f"give {Secure.spec_name!r} a rule, as in 'secure:kl:0.4,first=1'")
+    if own is None:
+        return inner, {}
+    parameter = parameters_of(Secure)["first"][0]
+    return inner, {"first": parameter.parse(repr(Secure.spec_name), "first", items[own].value)}
 
 
 def _read(spec: str, greedy: bool) -> tuple[type[Rule], dict[str, object]]:
@@ -179,7 +223,9 @@ def _aliases(rule: type[Rule]) -> dict[str, str]:
 def _usage(rule: type[Rule], spec: str = "") -> str:
     """`kl:threshold=...,confidence=0.9`, or by another of its names."""
     shown = [
-        f"{name}={'...' if default is dataclasses.MISSING else _written(parameter, default)}"
+        "..."
+        if isinstance(parameter, WrappedRule)
+        else f"{name}={'...' if default is dataclasses.MISSING else _written(parameter, default)}"
         for name, (parameter, default) in parameters_of(rule).items()
     ]
     return (spec or rule.spec_name) + (":" + ",".join(shown) if shown else "")

@@ -22,6 +22,9 @@ class TypicalAcceptance(ThresholdRule):
     with floors so high that nothing passes, the distribution is the target's. The target's argmax always passes while
     alpha is below 1, for max p >= exp(-H(p)).
 
+    The greedy form is ours: it relaxes, by the same test. Medusa's own at temperature 0 is plain argmax matching, which
+    is `exact`, so that what a greedy run of this rule loses is no loss of Medusa's.
+
     Maths:
       $$ \text{accept } d \iff p(d) > \min\left(\epsilon, \alpha e^{-H(p)}\right) $$
 
@@ -39,6 +42,7 @@ class TypicalAcceptance(ThresholdRule):
 
     spec_name = "typical"
     source = "Medusa, arXiv 2401.10774 (code)"
+    ours = "its greedy form: Medusa's at temperature 0 is the strict rule"
     keeps_strict = False
 
     def passes(self, inputs: VerifyInputs) -> jax.Array:

@@ -234,7 +234,7 @@ def test_a_threshold_a_row_decodes_each_row_as_it_would_alone(temperature):
 
     # On a mesh a shard has the thresholds of its own rows.
     mesh = Mesh(np.asarray(jax.devices()[:4]), ("data",))
-    specs = (REPLICATED, kj.KLJudge(DATA, REPLICATED), DATA, DATA, DATA, SPLIT)
+    specs = (REPLICATED, kj.KLJudge(DATA, REPLICATED, REPLICATED), DATA, DATA, DATA, SPLIT)
     split = jax.jit(
         jax.shard_map(lambda *a: kj.core.result(whole(*a)).tokens, mesh=mesh, in_specs=specs, out_specs=DATA)
     )

@@ -88,5 +88,5 @@ def test_it_asks_for_the_states_that_its_head_reads():
 def test_what_is_no_head_is_refused(head):
     with pytest.raises(InputError, match="train-judge wrote, or embedded as its head"):
         LinearJudge(head, 0.4)
-    with pytest.raises(InputError, match=r"judge:head=\.\.\.,threshold=\.\.\.,confidence=1\.0"):
+    with pytest.raises(InputError, match=r"judge:head=\.\.\.,threshold=\.\.\.,confidence=1\.0,first=1"):
         parse_verifier("judge", greedy=True)

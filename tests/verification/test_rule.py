@@ -42,6 +42,7 @@ from kljudge_jax.verification import (
     RelaxedFuzzy,
     RelaxedThinking,
     RelaxedThinkingRatio,
+    Secure,
     SpeculativeSampling,
     SyntheticAcceptance,
     TopKAcceptance,
@@ -83,6 +84,7 @@ EXAMPLES = [
     RelaxedFuzzy(0.4, "kl_target_draft", confidence=0.6),
     RelaxedThinking(3, 0.3),
     RelaxedThinkingRatio(3, 0.3),
+    Secure(KLJudge(0.4)),
     SpeculativeSampling(),
     SyntheticAcceptance(0.7),
     TopKAcceptance(2),
@@ -275,8 +277,9 @@ def test_defaults_are_the_published_numbers():
     published = {
         "EntropyVerify": {"threshold": 0.95, "alpha": 0.4},
         "FLy": {"threshold": 0.3, "window": 6},
-        "KLJudge": {"confidence": 0.9},
+        "KLJudge": {"confidence": 0.9, "first": 1},
         "KSequential": {"drafts": 2},
+        "LinearJudge": {"first": 1},
         "MarginAcceptance": {"threshold": 0.9},
         "MultiPathBlock": {"drafts": 2},
         "PivotAware": {"floor": 1e-4},
@@ -284,6 +287,7 @@ def test_defaults_are_the_published_numbers():
         "RegretBudget": {"mismatches": 1},
         "RelaxedThinking": {"k": 10, "delta": 0.6},
         "RelaxedThinkingRatio": {"k": 3, "ratio": 0.5},
+        "Secure": {"first": 1},
         "TypicalAcceptance": {"epsilon": 0.3, "alpha": 0.09},
     }
     for rule in RULES:

@@ -11,18 +11,22 @@ from kljudge_jax.errors import InputError
 from kljudge_jax.verification import (
     DivergenceThreshold,
     EntropyThreshold,
+    FLy,
     GreedyExact,
     KLJudge,
     Lenience,
     RegretBudget,
     RelaxedFuzzy,
     RelaxedThinking,
+    Secure,
     SpeculativeSampling,
     TopKAcceptance,
     TypicalAcceptance,
     describe_rules,
+    ours,
     parse_verifier,
 )
+from kljudge_jax.verification.ours import ours_in
 from kljudge_jax.verification.rule import RULES
 from kljudge_jax.verification.specs import spec_of, threshold_specs
 
@@ -36,6 +40,15 @@ from kljudge_jax.verification.specs import spec_of, threshold_specs
         (" kl : confidence = 1 , threshold = -1 ", KLJudge(-1.0, 1.0)),
         ("kl:0.4,0.5", KLJudge(0.4, 0.5)),
         ("kl:0.4,confidence=0.5", KLJudge(0.4, 0.5)),
+        ("kl:0.4,first=0", KLJudge(0.4, first=0)),
+        ("fly", FLy()),
+        ("fly:0.2,entropy=full", FLy(0.2, entropy="full")),
+        ("secure:kl:0.4", Secure(KLJudge(0.4))),
+        ("secure:kl:0.4,first=2", Secure(KLJudge(0.4), first=2)),
+        ("secure:kl:0.4,first=0,first=2", Secure(KLJudge(0.4, first=0), first=2)),
+        ("secure : kl:threshold=0.4 , first = 2 , confidence=1.0", Secure(KLJudge(0.4, 1.0), first=2)),
+        ("secure:exact", Secure(SpeculativeSampling())),
+        ("secure:exact,first=3", Secure(SpeculativeSampling(), first=3)),
         ("topk:3", TopKAcceptance(3)),
         ("typical", TypicalAcceptance()),
         ("typical:alpha=0.1", TypicalAcceptance(alpha=0.1)),
@@ -62,6 +75,14 @@ def test_a_word_is_a_rule(spec, rule):
         DivergenceThreshold("js", 0.3),
         EntropyThreshold(1.0, "draft"),
         TopKAcceptance(3),
+        KLJudge(0.4, first=0),
+        KLJudge(0.4, 0.9, 3),
+        FLy(entropy="full"),
+        FLy(0.2, 3),
+        Secure(KLJudge(0.4)),
+        Secure(KLJudge(0.4, first=0), first=2),
+        Secure(GreedyExact(), first=4),
+        Secure(DivergenceThreshold("js", 0.3), first=jax.numpy.int32(2)),
     ],
 )
 def test_a_rule_has_the_word_that_makes_it(rule):
@@ -76,6 +97,9 @@ def test_a_rule_for_greedy_decoding_alone_has_a_word_for_that_alone():
 
 def test_the_word_of_a_rule_is_short_and_a_word_is_its_own():
     assert spec_of(KLJudge(0.4)) == "kl:0.4" and spec_of(KLJudge(0.4, 1.0)) == "kl:0.4,1.0"
+    assert spec_of(KLJudge(0.4, first=0)) == "kl:0.4,first=0" and spec_of(FLy(entropy="full")) == "fly:entropy=full"
+    assert spec_of(Secure(KLJudge(0.4, first=0), first=2)) == "secure:kl:0.4,first=0,first=2"
+    assert spec_of(Secure(KLJudge(jax.numpy.arange(2.0)))).startswith("Secure-")
     assert (spec_of(None), spec_of("kl:threshold=1")) == ("none", "kl:threshold=1")
     for wrong in (0.4, KLJudge, ["exact"]):
         with pytest.raises(InputError, match="or a rule such as KLJudge"):
@@ -93,12 +117,22 @@ def test_exact_follows_the_temperature_and_none_is_plain():
         ("kll:0.4", "choose one of the rules adaptive, all, asd, block"),
         ("", "choose one of the rules"),
         ("none:1", "plain decoding takes no parameters"),
-        ("kl", "give 'kl' its threshold, as in 'kl:threshold=...,confidence=0.9'"),
+        ("kl", "give 'kl' its threshold, as in 'kl:threshold=...,confidence=0.9,first=1'"),
         ("kl:", "not ''"),
         ("kl:confidence=0.5", "its threshold"),
         ("kl:0.4,tau=1", "'tau=1' is no parameter of 'kl'"),
         ("kl:confidence=0.5,0.4", "'0.4' is no parameter of 'kl'"),
-        ("kl:0.4,0.5,0.6", "'0.6' is no parameter of 'kl'"),
+        ("kl:0.4,0.5,1,0.6", "'0.6' is no parameter of 'kl'"),
+        ("kl:0.4,first=0.5", "a whole number from 0 as its first, not '0.5'"),
+        ("kl:0.4,first=-1", "a whole number from 0 as its first, not -1"),
+        ("secure", "give 'secure' a rule, as in 'secure:kl:0.4,first=1'"),
+        ("secure:first=1", "give 'secure' a rule, as in 'secure:kl:0.4,first=1'"),
+        ("secure:none", "plain decoding"),
+        ("secure:kl", "give 'kl' its threshold"),
+        ("secure:kl:0.4,first=few", "'secure' a whole number from 0 as its first, not 'few'"),
+        ("secure:block", "Secure wraps no BlockVerification, which decides on a draft as a whole"),
+        ("secure:kseq:2", "Secure wraps no KSequential, which chooses among several drafts"),
+        ("secure:secure:kl:0.4", "give Secure the rule that Secure wraps"),
         ("kl:0.4,threshold=0.4", "its threshold once, not twice"),
         ("kl:high", "a number as its threshold, not 'high'"),
         ("kl:nan", "a number as its threshold, not nan"),
@@ -121,6 +155,8 @@ def test_what_cannot_be_meant_is_refused_in_one_sentence(spec, says):
         ("kl:confidence=1.0", ["0.1"], ["kl:confidence=1.0,threshold=0.1"]),
         ("fuzzy:js", ["0.1", "0.2"], ["fuzzy:js,threshold=0.1", "fuzzy:js,threshold=0.2"]),
         ("topk", ["1", "3"], ["topk:1", "topk:3"]),
+        ("secure:kl", ["0.1", "0.4"], ["secure:kl:0.1,first=1", "secure:kl:0.4,first=1"]),
+        ("secure:fuzzy:js,first=2", ["0.1"], ["secure:fuzzy:js,threshold=0.1,first=2"]),
         ("thinking:10", ["0.1", "0.2"], ["thinking:10,delta=0.1", "thinking:10,delta=0.2"]),
         ("entropy", ["1.5", "0.5"], ["entropy:1.5", "entropy:0.5"]),
         (
@@ -148,6 +184,8 @@ def test_a_rule_less_its_threshold_is_a_word_at_each(spec, values, specs):
         ("all", ["0.1"], "'all' has none"),
         ("kl:0.4,0.9", ["0.1"], "has none"),
         ("fuzzy", ["0.1"], "its divergence"),
+        ("secure:exact", ["0.1"], "'exact' is lossless"),
+        ("secure:kl", ["0.4", "0.1"], "from small to large"),
         ("topk", ["1.5"], "a whole number"),
         ("random", ["2"], "up to 1"),
     ],
@@ -168,6 +206,7 @@ def test_thresholds_in_no_order_or_of_no_relaxed_rule_are_refused(spec, values, 
         ("typical:alpha=1.0", "0.5", "0.1"),
         ("typical:0.5", "0.5", "0.1"),
         ("fly", "0.9", "0.2"),
+        ("fly:entropy=full", "0.9", "0.2"),
         ("margin", "0.9", "0.1"),
         ("lenience", "0.9", "0.1"),
         ("adaptive", "0.9", "0.1"),
@@ -219,6 +258,7 @@ def test_the_table_is_read_off_the_classes():
     assert kl["parameters"] == [
         {"name": "threshold", "allowed": "a number", "default": None},
         {"name": "confidence", "allowed": "a number from 0 up to 1", "default": 0.9},
+        {"name": "first", "allowed": "a whole number from 0", "default": 1},
     ]
     assert not kl["lossless"] and "2601.04766" in kl["source"] and len(kl["summary"]) < 120
     assert {row["name"] for row in table if row["lossless"]} == {
@@ -229,3 +269,27 @@ def test_the_table_is_read_off_the_classes():
         "SpeculativeSampling",
     }
     assert all(row["source"] and row["summary"] for row in table)
+
+
+def test_the_table_says_what_is_ours():
+    said = {row["name"]: row["ours"] for row in describe_rules()}
+    assert "greedy" in said["TypicalAcceptance"] and "sampling" in said["KLJudge"] and "greedy" in said["Mentored"]
+    assert not any(said[name] for name in ("SpeculativeSampling", "GreedyExact", "BlockVerification", "Lenience"))
+    for spec, greedy, marked in (
+        ("typical", True, True),
+        ("typical", False, False),
+        ("kl:0.4", True, False),
+        ("kl:0.4", False, True),
+        ("random:0.3", True, True),
+        ("random:0.3", False, True),
+        ("secure:typical", True, True),
+        ("secure:typical,first=2", False, False),
+        ("exact", True, False),
+        ("none", True, False),
+        ("hf:lookup:3", False, False),
+    ):
+        assert bool(ours_in(spec, greedy)) == marked, spec
+
+
+def test_what_is_said_of_rules_elsewhere_is_of_rules_that_there_are():
+    assert set(ours._OF_OTHERS) <= {rule.__name__ for rule in RULES if not rule.ours}

@@ -14,7 +14,7 @@ from kljudge_jax.evaluation.report.pareto import draw_positions, draw_tradeoff, 
 from kljudge_jax.evaluation.report.token_page import Answer, render
 from kljudge_jax.evaluation.sweep.records import SweepRow, SweepSummary, TaskRow
 from kljudge_jax.evaluation.sweep.run import read_claim
-from kljudge_jax.evaluation.sweep.summary import csv_table, markdown_table, table
+from kljudge_jax.evaluation.sweep.summary import csv_table, markdown_table, note, table
 from kljudge_jax.generation.display import scrolling_html
 from kljudge_jax.machine import Machine
 from kljudge_jax.records import named, write, write_text
@@ -58,8 +58,10 @@ class TaskResult:
 
     def _repr_html_(self) -> str:
         said = "".join(f"<li>{html.escape(line)}</li>" for line in findings(self.rows, self.greedy))
-        rows, examples = scrolling_html(table(self.rows)), render("examples.html", examples=self.examples)
-        return f"<ul>{said}</ul>{svg(self.tradeoff())}{rows}{examples}"
+        rows, examples = scrolling_html(table(self.rows, self.greedy)), render("examples.html", examples=self.examples)
+        under = note(self.rows, self.greedy)
+        marked = f"<p>{html.escape(under)}</p>" if under else ""
+        return f"<ul>{said}</ul>{svg(self.tradeoff())}{rows}{marked}{examples}"
 
 
 def read_metadata(folders: Sequence[str | Path], command: str) -> SweepSummary:
@@ -96,6 +98,7 @@ def write_report(folder: str | Path, results: Sequence[TaskResult], metadata: Sw
             examples=[example for result in results for example in result.examples],
             findings=findings,
             cells=table,
+            note=note,
             tradeoff=svg(tradeoff),
             positions=svg(positions),
             notes=NOTES,
@@ -183,5 +186,5 @@ def _markdown(results: Sequence[TaskResult], metadata: SweepSummary) -> str:
     lines = ["# Judge decoding: a sweep", "", *_about(metadata), "", f"    {metadata.command}", ""]
     for result in results:
         lines += [f"## {result.name}", "", *(f"- {line}" for line in findings(result.rows, result.greedy)), ""]
-        lines += [markdown_table(result.rows)]
+        lines += [markdown_table(result.rows, result.greedy)]
     return "\n".join([*lines, "![what is gained, what is lost](tradeoff.png)", "", NOTES, ""])

@@ -23,6 +23,10 @@ from kljudge_jax.evaluation.report.statistics import (
 from kljudge_jax.evaluation.sweep.records import AnswerRecord, SweepRow
 from kljudge_jax.evaluation.sweep.run import Cell, cell_of
 from kljudge_jax.text_table import markdown, ranged
+from kljudge_jax.verification.ours import ours_in
+
+# Beside a rule whose form is ours.
+MARK = "†"
 
 # An interval over fewer turns than these is too wide to say anything.
 _FEWEST_TURNS = 4
@@ -181,33 +185,48 @@ def _speed_ratio_interval(ours: Sequence[AnswerRecord], theirs: Sequence[AnswerR
     return speed_ratio_interval(columns(mine), columns(other))
 
 
-def markdown_table(rows: Sequence[SweepRow]) -> str:
-    """The summary as a Markdown table."""
-    return markdown(table(rows))
+def markdown_table(rows: Sequence[SweepRow], greedy: bool = True) -> str:
+    """The summary as a Markdown table, and under it what `note` says."""
+    said = note(rows, greedy)
+    return markdown(table(rows, greedy)) + (f"\n{said}\n" if said else "")
 
 
-def table(rows: Sequence[SweepRow]) -> list[list[str]]:
-    """The summary as cells of text, the head first; a draft length that all drafting rules share has no column."""
+def note(rows: Sequence[SweepRow], greedy: bool = True) -> str:
+    """Of the rules that `table` marks, what is ours and not their source's; nothing if none is marked."""
+    said = {row.rule: ours_in(row.rule, greedy) for row in rows}
+    named: dict[str, list[str]] = {}
+    for rule, what in said.items():
+        if what:
+            named.setdefault(what, []).append(rule)
+    found = "; ".join(f"{', '.join(rules)}: {what}" for what, rules in named.items())
+    return f"{MARK} Ours, and not of the rule's source: {found}." if found else ""
+
+
+def table(rows: Sequence[SweepRow], greedy: bool = True) -> list[list[str]]:
+    """The summary as cells of text, the head first; a draft length that all drafting rules share has no column.
+
+    A rule is marked where its form in runs of this kind, greedy or not, is ours: `note` says what.
+    """
     lengths = {row.draft_length for row in rows} - {0}
-    lines = [_cells(row) for row in rows]
+    lines = [_cells(row, greedy) for row in rows]
     head = [name for name in lines[0] if name != "draft length" or len(lengths) > 1]
     return [head, *([cells[name] for name in head] for cells in lines)]
 
 
-def short_table(rows: Sequence[SweepRow]) -> list[list[str]]:
+def short_table(rows: Sequence[SweepRow], greedy: bool = True) -> list[list[str]]:
     """The columns of `table` that a terminal has room for."""
-    head, *lines = table(rows)
+    head, *lines = table(rows, greedy)
     kept = range(head.index("p") + 1)
     return [[cells[i] for i in kept] for cells in (head, *lines)]
 
 
-def _cells(row: SweepRow) -> dict[str, str]:
+def _cells(row: SweepRow, greedy: bool) -> dict[str, str]:
     """A line of the table by its columns: what is gained and what is lost first, what explains it after."""
     p = None if row.rule == "none" else row.p
     compared = p is not None
     low, high = row.accuracy_interval
     return {
-        "rule": "plain" if row.rule == "none" else row.rule,
+        "rule": "plain" if row.rule == "none" else row.rule + (f" {MARK}" if ours_in(row.rule, greedy) else ""),
         "draft length": str(row.draft_length or ""),
         "right": f"{row.right} of {row.n}",
         "mean acceptance length": ranged(row.mean_acceptance_length, row.mean_acceptance_length_interval),
