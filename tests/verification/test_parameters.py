@@ -60,4 +60,4 @@ def test_lets_pass():
     KLJudge(jnp.float32(jnp.nan))
     KLJudge(object(), object())
     jax.jit(lambda rule: rule.threshold)(KLJudge(0.4))
-    jax.vmap(lambda rule: rule.threshold)(KLJudge(jnp.arange(3.0), jnp.ones(3)))
+    jax.vmap(lambda rule: rule.threshold)(KLJudge(jnp.arange(3.0), jnp.ones(3), jnp.arange(3)))

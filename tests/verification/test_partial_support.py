@@ -16,6 +16,7 @@ from kljudge_jax.verification import (
     LinearJudge,
     PivotAware,
     RelaxedFuzzy,
+    Secure,
     SpeculativeSampling,
 )
 
@@ -84,6 +85,7 @@ def test_which_rules_read_a_divergence_that_a_token_alone_does_not_have():
     asked = {str(rule) for rule in EXAMPLES if getattr(rule, "compares_drafts", False)}
     assert asked == {
         str(KLJudge(0.4)),
+        str(Secure(KLJudge(0.4))),
         str(CascadeOpt(0.3)),
         str(DivergenceThreshold("kl_target_draft", 0.4, confidence=0.6)),
         str(RelaxedFuzzy(0.4, "kl_target_draft", confidence=0.6)),

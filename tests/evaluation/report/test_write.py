@@ -1,5 +1,6 @@
 """The report: what it says in words, and that its page needs nothing but itself."""
 
+import html
 import html.parser
 import json
 
@@ -116,3 +117,12 @@ def test_a_sweep_that_went_on_elsewhere_names_both_machines(rows, metadata, tmp_
     assert [machine.processor for machine in both.later_machines] == ["Q"] and metadata.later_machines == ()
     text = write_report(tmp_path, [TaskResult("letters", rows)], both)[1].read_text()
     assert "2026-01-02, P, 2 cores" in text and "Gone on with: 2026-02-03, Q, 2 cores" in text
+
+
+def test_the_report_says_under_its_tables_which_forms_are_ours(rows, metadata, tmp_path):
+    page, text, *_ = write_report(tmp_path, [TaskResult("letters", rows)], metadata)
+    for file in (page, text):
+        assert "all †" in (
+            found := file.read_text(encoding="utf-8")
+        ) and "† Ours, and not of the rule's source: all: " in (html.unescape(found))
+    assert "<p>† Ours" in TaskResult("letters", rows)._repr_html_()

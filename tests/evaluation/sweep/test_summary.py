@@ -15,7 +15,7 @@ from kljudge_jax.evaluation.report.statistics import (
     wilson_interval,
 )
 from kljudge_jax.evaluation.report.write import findings
-from kljudge_jax.evaluation.sweep.summary import csv_table, markdown_table, short_table, summarise, table
+from kljudge_jax.evaluation.sweep.summary import MARK, csv_table, markdown_table, note, short_table, summarise, table
 from kljudge_jax.text_table import aligned
 
 
@@ -84,6 +84,19 @@ def test_the_table_has_a_line_a_cell():
     assert len(lines) == 3
     assert all(line.count("|") == head.count("|") == rule.count("|") for line in lines)
     assert lines[0].startswith("| plain | 2 of 2 | ") and lines[2].startswith("| kl:4.0 | 2 of 2 | ")
+
+
+def test_a_rule_whose_form_is_ours_is_marked_and_told_of():
+    names = ("none", "exact", "typical", "kl:0.4", "secure:typical:0.3,first=2", "topk:2")
+    rows = summarise([record(rule, 8 * (rule != "none"), 0, True) for rule in names])
+    for greedy, marked in ((True, {"typical", "secure:typical:0.3,first=2"}), (False, {"kl:0.4", "topk:2"})):
+        shown = [line[0] for line in table(rows, greedy)[1:]]
+        assert {name.removesuffix(f" {MARK}") for name in shown if name.endswith(MARK)} == marked
+        assert [line[0] for line in short_table(rows, greedy)[1:]] == shown
+        said = note(rows, greedy)
+        assert said.startswith(f"{MARK} Ours") and all(name in said for name in marked) and "exact" not in said
+        assert markdown_table(rows, greedy).endswith(f"\n\n{said}\n")
+    assert note(rows[:2]) == "" and not markdown_table(rows[:2]).endswith("\n\n")
 
 
 def test_a_draft_length_has_a_column_where_there_are_several():
