@@ -152,14 +152,15 @@ def test_greedy_lossless_tokens_do_not_hang_on_company(small):
 
 
 @pytest.mark.slow
-def test_a_row_of_a_batch_draws_what_it_does_alone_where_the_length_is_one(small):
-    """Though other rows may draft further, where they are surer."""
-    adaptive = kj.Adaptive(2, 2, confidence=0.1, cost=0.1)
+@pytest.mark.parametrize("rule", [kj.KLJudge(0.5), kj.FLy(0.0, window=2)], ids=str)
+def test_a_row_of_a_batch_draws_what_it_does_alone_where_the_length_is_one(small, rule):
+    """Though other rows may draft further, where they are surer; one of the rules reads how long a draft can be."""
+    adaptive = kj.Adaptive(4, 4, confidence=0.1, cost=0.1) if rule.reads_length else kj.Adaptive(2, 2, 0.1, 0.1)
     key, sampling = jax.random.key(3), {"temperature": 1.0, "top_p": 0.9, "trace": True}
-    together = answer(small, kj.KLJudge(0.5), draft_length=adaptive, key=key, **sampling)
+    together = answer(small, rule, draft_length=adaptive, key=key, **sampling)
     for i, prompt in enumerate(PROMPTS):
         own = jax.random.fold_in(key, i)[None]
-        alone = answer(small, kj.KLJudge(0.5), prompt, draft_length=adaptive, key=own, **sampling)
+        alone = answer(small, rule, prompt, draft_length=adaptive, key=own, **sampling)
         assert tokens_of(alone)[0] == tokens_of(together)[i] and alone.origin[0] == together.origin[i]
         assert alone.cycles[0] == together.cycles[i]
 

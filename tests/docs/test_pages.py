@@ -172,6 +172,13 @@ def test_every_public_name_has_a_place():
     assert sorted(shown) == sorted(set(shown)) == sorted(kj.__all__)
 
 
+def test_the_page_of_rules_lists_those_that_have_a_form_of_ours():
+    listed = set()
+    for line in re.findall(r"^- (`.*?`): ", PAGES["rules"], re.MULTILINE):
+        listed |= set(re.findall(r"`(\w+)`", line))
+    assert listed == {row["spec"] for row in kj.describe_rules() if row["ours"]}
+
+
 def test_every_rule_shows_its_mathematics():
     assert all("Maths:" in rule.__doc__ and "$$" in rule.__doc__ for rule in RULES)
 
