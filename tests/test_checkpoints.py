@@ -47,6 +47,18 @@ def test_the_draft_is_much_smaller(pair, card):
     assert card["parameters"] == {"target": sizes[0], "draft": sizes[1]}
 
 
+def test_the_head_is_small_and_drafts_for_the_target(pair):
+    assert sum(file.stat().st_size for file in (FOLDER / "head").iterdir()) < 1e6
+    prompts = [problem.prompt for problem in kj.load_task("arithmetic").problems("test", FEW, seed=11)]
+    headed = kj.ModelPair.embedded(draft="embedded:head")
+    assert headed.draft_name == "embedded head" and headed.draft.config.layers == (2, 4, 7)
+    plain = kj.generate(pair, prompts, verifier=None, max_new_tokens=64, batch_size=FEW)
+    drafted = kj.generate(headed, prompts, verifier="exact", draft_length=4, max_new_tokens=64, batch_size=FEW)
+    assert drafted.text == plain.text
+    # With the states of other layers, which a config.json can name wrongly, it is 1.5.
+    assert drafted.stats.mean_acceptance_length > 3.1
+
+
 def test_the_card_meets_the_bars(card):
     assert card["problems"] == 1000
     for domain in ("arithmetic", "conversion"):

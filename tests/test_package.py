@@ -12,6 +12,7 @@ assert "unpacked" in kj.__file__, kj.__file__
 pair = kj.ModelPair.embedded()
 out = kj.generate(pair, "Tom has 3 red pens.\\n", verifier="kl:0.4", max_new_tokens=8)
 assert out.stats.tokens
+kj.ModelPair.embedded(draft="embedded:head")
 kj.parse_verifier("judge:embedded,threshold=0.2", True)
 kj.compare(kj.shipped_bench())
 """
@@ -22,7 +23,8 @@ def test_the_wheel_holds_what_it_needs_and_nothing_else(built):
     names = zipfile.ZipFile(wheel).namelist()
     tops = {name.partition("/")[0] for name in names}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"kljudge_jax"}
-    for name in ("py.typed", "checkpoints/SHA256SUMS", "checkpoints/bench.json", "checkpoints/target/model.json"):
+    for name in ("py.typed", "checkpoints/SHA256SUMS", "checkpoints/bench.json", "checkpoints/target/model.json",
+                 "checkpoints/head/config.json", "checkpoints/head/model.safetensors"):  # fmt: skip
         assert f"kljudge_jax/{name}" in names
     assert len(list(built.glob("*.tar.gz"))) == 1
 

@@ -116,7 +116,7 @@ def _check_models(options) -> None:
     if options.shape is not None and options.draft is not None:
         raise InputError("a --shape has no tokens to share with --draft: name a --draft-shape")
     if options.target == EMBEDDED and options.draft_shape is not None:
-        raise InputError("--target embedded brings its own draft: name nothing else")
+        raise InputError("--target embedded brings its own draft: name a --draft, or nothing else")
 
 
 def _has_draft(options) -> bool:

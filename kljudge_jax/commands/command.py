@@ -220,7 +220,9 @@ class Lengths(click.ParamType):
 
 # Placeholders, and what a shell offers in their place.
 EMBEDDED = "embedded"  # the pair that comes with the package, in place of two models
+EMBEDDED_HEAD = "embedded:head"  # the head of its target, in place of its draft
 MODEL = Text("MODEL", [EMBEDDED], files=True)
+DRAFT = Text("MODEL", [EMBEDDED_HEAD], files=True)
 RULE, RULES = Text("RULE", RULE_NAMES), Text("RULES", RULE_NAMES)
 FILE, DIR = Text("FILE", files=True), Text("DIR", files=True)
 

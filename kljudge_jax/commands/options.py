@@ -12,7 +12,20 @@ from typing import Any
 
 import click
 
-from kljudge_jax.commands.command import EMBEDDED, FAILED, FILE, MODEL, OK, Option, Text, Whole, flag, option
+from kljudge_jax.commands.command import (
+    DRAFT,
+    EMBEDDED,
+    EMBEDDED_HEAD,
+    FAILED,
+    FILE,
+    MODEL,
+    OK,
+    Option,
+    Text,
+    Whole,
+    flag,
+    option,
+)
 from kljudge_jax.commands.progress import Bar
 from kljudge_jax.errors import InputError
 from kljudge_jax.generation.config import DEFAULTS, DecodingConfig
@@ -78,7 +91,13 @@ def model_options(required: bool = True) -> tuple[Option, ...]:
             type=MODEL,
             required=required,
         ),
-        option("--draft", "the small model that proposes; not needed for `none`", group=group, type=MODEL),
+        option(
+            "--draft",
+            "the small model that proposes, or a head of the target; not needed for `none`; `embedded:head` is that of "
+            "the package's target",
+            group=group,
+            type=DRAFT,
+        ),
         DRAFT_VOCAB,
         REVISION,
         option("--draft-revision", "the same for the draft", group=group, metavar="REV"),
@@ -154,9 +173,12 @@ def load_pair(options, **changes: Any):
     loaded = {name: getattr(options, name, None) for name in names} | changes
     draft, draft_revision = getattr(options, "draft", None), getattr(options, "draft_revision", None)
     if options.target == EMBEDDED:
-        if draft not in (None, EMBEDDED) or options.tokenizer or options.revision or draft_revision:
-            raise InputError("--target embedded brings its own draft and tokenizer: name nothing else")
-        return ModelPair.embedded(dtype="float32" if options.dtype == "auto" else options.dtype, **loaded)
+        if options.tokenizer or options.revision or draft_revision:
+            raise InputError("--target embedded brings its own tokenizer, and has no revisions: name but a --draft")
+        dtype = "float32" if options.dtype == "auto" else options.dtype
+        return ModelPair.embedded(draft=draft or EMBEDDED, dtype=dtype, **loaded)
+    if draft in (EMBEDDED, EMBEDDED_HEAD) and not Path(draft).exists():
+        raise InputError(f"{draft} drafts for --target embedded alone: name a draft of {options.target}")
     began = time.perf_counter()
     loading = f"loading {options.target}" + (f" and {draft}" if draft else "")
     with contextlib.ExitStack() as stack:

@@ -118,8 +118,8 @@ class KLJudgeLM(TemplateLM):
     def create_from_arg_obj(cls, arg_dict: Mapping, additional_config: Mapping | None = None) -> KLJudgeLM:
         """Loads the pair of `model_args`: `target`, `draft`, `dtype` and so on, beside the arguments of this class.
 
-        They are those of `ModelPair.from_pretrained`; `target` may be "embedded", `verifier` and `drafter` are
-        spec strings.
+        They are those of `ModelPair.from_pretrained`, or with `target` "embedded" those of `ModelPair.embedded`;
+        `verifier` and `drafter` are spec strings.
         """
         given = {**arg_dict, **{name: value for name, value in (additional_config or {}).items() if value is not None}}
         given = {name: value for name, value in given.items() if value is not None}
@@ -134,7 +134,7 @@ class KLJudgeLM(TemplateLM):
         if isinstance(given.get("batch_size"), str):
             raise InputError(f"batch_size is a whole number here, not {given['batch_size']!r}")
         pair = (
-            ModelPair.embedded(**loaded)
+            ModelPair.embedded(draft=draft or "embedded", **loaded)
             if target == "embedded"
             else ModelPair.from_pretrained(target, draft, **({"dtype": "auto"} | loaded))
         )

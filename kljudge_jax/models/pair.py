@@ -19,7 +19,7 @@ from kljudge_jax.models.draft_vocab import DraftVocab, cut_head, read_draft_voca
 from kljudge_jax.models.leaves import head_kind, is_head, precision
 from kljudge_jax.models.linear import FILE
 from kljudge_jax.models.shapes import check_weights_fit
-from kljudge_jax.models.shipped import shipped_folder
+from kljudge_jax.models.shipped import shipped_draft, shipped_folder
 from kljudge_jax.models.sources import Checkpoint, open_checkpoint, open_draft, open_tokenizer
 from kljudge_jax.models.tokenizer import check_fits, compare, tokenizer_eos
 from kljudge_jax.models.transformer import Transformer
@@ -233,6 +233,7 @@ class ModelPair:
     def embedded(
         cls,
         *,
+        draft: str | Path | None = "embedded",
         draft_vocab: DraftVocab | None = None,
         dtype: str = "float32",
         mesh: str | None = None,
@@ -244,13 +245,17 @@ class ModelPair:
     ) -> ModelPair:
         """Loads the small pair that comes with the package; arguments as in `from_pretrained`.
 
+        Args:
+          draft: "embedded", the small model of the pair; "embedded:head", an EAGLE-3 head of its target, which comes
+            with it; or another, such as a head of one's own.
+
         Raises:
-          InputError: this installation has none, or its files are not what was shipped.
+          InputError: this installation has none, or its files are not what was shipped; or as `from_pretrained`.
         """
-        folder = shipped_folder()
+        drafting, title = shipped_draft(draft)
         pair = cls.from_pretrained(
-            folder / "target",
-            folder / "draft",
+            shipped_folder() / "target",
+            drafting,
             draft_vocab=draft_vocab,
             dtype=dtype,
             mesh=mesh,
@@ -260,7 +265,7 @@ class ModelPair:
             draft_bits=draft_bits,
             cache_bits=cache_bits,
         )
-        return dataclasses.replace(pair, target_name="embedded target", draft_name="embedded draft")
+        return dataclasses.replace(pair, target_name="embedded target", draft_name=title)
 
 
 def _cut(source: Checkpoint, vocab_size: int) -> TransformerConfig:

@@ -130,3 +130,31 @@ def test_loading_is_refused_by_what_a_head_takes_and_no_more(capsys, words, monk
     layer = 2 * 16 * 64 + 32 * 16 + 3 * 16 * 24 + 3 * 16
     assert held[0].draft_weights == 4 * (3 * 16 * 16 + layer + len(IDS) * 16 + 16 + len(IDS))
     assert held[0].target_weights == parameter_bytes(target)
+
+
+def test_the_embedded_head_is_asked_for_by_name(capsys, tiny_folders):
+    asked = ["generate", "--target", "embedded", "--max-new-tokens", "24", "--raw", "--json", "Tom has 3 red pens."]
+    answers = []
+    for words in (["--verifier", "none"], ["--draft", "embedded:head", "--verifier", "exact", "--draft-length", "4"]):
+        status, out, err = run(capsys, *asked, *words)
+        assert status == 0, err
+        answers.append(json.loads(out))
+    assert answers[0]["text"] == answers[1]["text"]
+    for words, said in [
+        (["--target", "embedded", "--draft", "embedded:tail"], "drafts embedded and embedded:head"),
+        (["--target", tiny_folders.target, "--draft", "embedded:head"], "drafts for --target embedded alone"),
+        (["--target", "embedded", "--draft", "embedded:head", "--draft-vocab", "x.txt"], "vocabulary of its own"),
+        (["--target", "embedded", "--draft", "embedded:head", "--tokenizer", "x"], "brings its own tokenizer"),
+        (
+            ["--target", "embedded", "--draft", "embedded:head", "--verifier", "judge:embedded,threshold=0.2"],
+            "draft with a model",
+        ),
+    ]:
+        status, out, err = run(capsys, "generate", *words, "--raw", "Tom has 3 red pens.")
+        assert status == 2 and said in err and err.count("\n") == 1, err
+
+
+def test_a_head_of_ones_own_drafts_for_the_embedded_target(capsys, head):
+    """One of another target, which is refused by all that is wrong."""
+    status, _, err = run(capsys, "generate", "--target", "embedded", "--draft", head, "--raw", "Tom has 3 red pens.")
+    assert status == 2 and "is no EAGLE-3 head of this target" in err and err.count("\n") == 1

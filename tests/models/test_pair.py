@@ -169,6 +169,11 @@ def test_the_embedded_pair(folders, tmp_path, monkeypatch):
         pair = ModelPair.embedded(dtype="bfloat16")
         assert pair.draft.dtype == jnp.bfloat16 and pair.eos == (1,)
         assert (pair.target_name, pair.draft_name) == ("embedded target", "embedded draft")
+        with pytest.raises(InputError, match="drafts embedded and embedded:head, not embedded:tail"):
+            ModelPair.embedded(draft="embedded:tail")
+        own = ModelPair.embedded(draft=folders[1])
+        assert own.draft is not None and own.draft_name == str(folders[1])
+        assert ModelPair.embedded(draft=None).draft_name == "none"
         shutil.rmtree(tmp_path / place)
 
 
