@@ -14,6 +14,7 @@ FORMATS = {
     "answers.jsonl": "evaluation.sweep.records.AnswerRecord",
     "examples.json": "evaluation.sweep.records.Example",
     "summary.json": "evaluation.sweep.records.SweepSummary",
+    "demo/summary.json": "evaluation.demo_record.DemoSummary",
     "bench.json": "evaluation.bench.records.BenchFigures",
     "calibration.json": "evaluation.calibration.run.CalibrationSummary",
     "harness.json": "evaluation.report.harness.HarnessFile",

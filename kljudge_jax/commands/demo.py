@@ -9,7 +9,7 @@ import time
 import click
 
 from kljudge_jax.commands.color import COLOR, is_coloured, legend, painted
-from kljudge_jax.commands.command import DIR, RULES, Whole, command, option
+from kljudge_jax.commands.command import DIR, EMBEDDED_HEAD, RULES, Whole, command, option
 from kljudge_jax.commands.options import MESH, note, status_of
 from kljudge_jax.commands.progress import Bar
 from kljudge_jax.results_folder import results_folder
@@ -22,7 +22,8 @@ from kljudge_jax.spec import split_specs
         option("--task", "what is asked", type=click.Choice(("arithmetic", "conversion")), default="arithmetic"),
         option("--problems", "how many go into the table", type=Whole(), default=200),
         option("--rules", "rules, with commas", type=RULES, default="none,exact,kl:0.4"),
-        option("--draft-length", "draft tokens a cycle", type=Whole(), default=8),
+        option("--draft-length", "draft tokens a cycle of the small model", type=Whole(), default=8),
+        option("--head-length", "the same of the head, which is in the table", type=Whole(), default=4),
         *MESH,
         option("--seed", "of the problems", default=7),
         option("--out", "where the table and the pictures go", type=DIR, default="results/demo"),
@@ -36,10 +37,12 @@ from kljudge_jax.spec import split_specs
 def demo(options) -> int:
     from kljudge_jax import ModelPair
     from kljudge_jax.evaluation import demo
+    from kljudge_jax.evaluation.demo_record import DemoSummary
     from kljudge_jax.evaluation.report.token_page import write_page, write_picture
     from kljudge_jax.machine import describe_machine
+    from kljudge_jax.records import write, write_text
     from kljudge_jax.tasks import load_task
-    from kljudge_jax.text_table import aligned
+    from kljudge_jax.text_table import aligned, markdown
     from kljudge_jax.verification import parse_verifier
 
     began = time.perf_counter()
@@ -52,7 +55,8 @@ def demo(options) -> int:
     prompt = problems[0].prompt
     assert isinstance(prompt, str)
     placed = {"mesh": options.mesh, "axes": options.axes, "draft_axes": options.draft_axes}
-    show = demo.Demo(ModelPair.embedded(**placed), task, rules, options.draft_length, problems)
+    pair, head = ModelPair.embedded(**placed), ModelPair.embedded(draft=EMBEDDED_HEAD, **placed)
+    show = demo.Demo(pair, task, rules, options.draft_length, problems, head, options.head_length)
 
     print(f"A problem that neither model was trained on ({options.task}):\n")
     print(_indented(prompt))
@@ -79,7 +83,7 @@ def demo(options) -> int:
     mesh = "".join(f" --{name.replace('_', '-')} {word}" for name, word in placed.items() if word)
     foot = (
         f"kljudge demo --task {options.task} --problems {options.problems} --rules {','.join(rules)} "
-        f"--draft-length {options.draft_length} --seed {options.seed}{mesh}; "
+        f"--draft-length {options.draft_length} --head-length {options.head_length} --seed {options.seed}{mesh}; "
         f"{machine.date}, {machine.processor}, {machine.cores} cores, {machine.device}, "
         f"jax {machine.versions['jax']}"
     )
@@ -95,10 +99,12 @@ def demo(options) -> int:
     with Bar() as bar:
         speeds = show.time_one_by_one(report=bar.show)
     with Bar() as bar:
-        rows = show.compare(bar.show)
-    cells = demo.table(rows, speeds)
+        rows = show.compare(speeds, bar.show)
+    cells = demo.table(rows)
     print(f"\n{options.problems} fresh problems:\n\n{aligned(cells)}\n")
-    demo.write(folder, cells, rows, speeds)
+    write_text(folder / "table.md", markdown(cells))
+    made = DemoSummary(task=task.name, n=len(problems), seed=options.seed, machine=machine, cells=tuple(rows))
+    write(folder / "summary.json", made)
     draw_page(cells)
     print(f"Pictures: {folder / 'answer.html'}, {folder / 'answer.png'}; table: {folder / 'table.md'}")
     note(f"{time.perf_counter() - began:.0f} s in all")

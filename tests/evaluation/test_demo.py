@@ -1,5 +1,6 @@
 """The demonstration on a tiny pair: what it counts and what it prints."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -8,8 +9,11 @@ from tiny_pairs import text_pair
 
 import kljudge_jax as kj
 from kljudge_jax.cli import main
+from kljudge_jax.errors import InputError
 from kljudge_jax.evaluation import demo
-from kljudge_jax.evaluation.demo import Demo, SpeedRatio, _speed_ratio
+from kljudge_jax.evaluation.demo import Demo, Way, _speed_ratio
+from kljudge_jax.evaluation.demo_record import DemoSummary, SpeedRatio
+from kljudge_jax.records import read
 from kljudge_jax.tasks.base import Problem
 from kljudge_jax.text_table import aligned, markdown
 
@@ -48,13 +52,12 @@ def test_the_shown_answer_is_what_generate_gives(shown):
 
 
 def test_the_table_compares_all_rules_on_all_problems(shown):
-    rows = shown.compare()
-    assert [row.rule for row in rows] == ["none", "exact", "all"]
+    rows = shown.compare([SpeedRatio(tokens_per_second=100.0, ratio=1.0, interval=(0.9, 1.1))] * 3)
+    assert [(row.rule, row.draft) for row in rows] == [("none", None), ("exact", "model"), ("all", "model")]
     assert all(row.n == 4 for row in rows)
     assert rows[0].mean_acceptance_length == 1.0 < rows[1].mean_acceptance_length
     assert rows[1].same_text == 4
-    speeds = {row.rule: SpeedRatio(100.0, 1.0, (0.9, 1.1)) for row in rows}
-    cells = demo.table(rows, speeds)
+    cells = demo.table(rows)
     assert len({len(row) for row in cells}) == 1 and len(cells) == 4
     assert markdown(cells).count("\n") == 5
     assert len({len(line) for line in aligned(cells).splitlines()}) == 1
@@ -62,15 +65,35 @@ def test_the_table_compares_all_rules_on_all_problems(shown):
 
 def test_single_answers_are_timed_under_every_rule(shown):
     speeds = shown.time_one_by_one(count=2, rounds=1)
-    assert set(speeds) == {"none", "exact", "all"}
-    assert speeds["none"].ratio == 1.0 == pytest.approx(speeds["none"].interval[0])
-    assert all(speed.tokens_per_second > 0 for speed in speeds.values())
+    assert len(speeds) == 3 and speeds[0].ratio == 1.0 == pytest.approx(speeds[0].interval[0])
+    assert all(speed.tokens_per_second > 0 for speed in speeds)
+
+
+def test_a_head_has_rows_of_its_own_beside_the_model(shown):
+    """Its rows are those of its pair at its length; rules that read the draft's states have none."""
+    headed = dataclasses.replace(
+        shown, rules=("none", "exact", "judge:embedded,threshold=0.2"), head=shown.pair, head_length=2
+    )
+    judge = headed.rules[2]
+    assert headed.ways == [
+        Way("none", None, 4),
+        Way("exact", "model", 4),
+        Way(judge, "model", 4),
+        Way("exact", "head", 2),
+    ]
+    headed = dataclasses.replace(headed, rules=("none", "exact"))
+    rows = headed.compare([SpeedRatio(tokens_per_second=100.0, ratio=1.0, interval=(0.9, 1.1))] * 3)
+    assert [(row.rule, row.draft, row.draft_length) for row in rows[1:]] == [
+        ("exact", "model", 4),
+        ("exact", "head", 2),
+    ]
+    assert rows[2].same_text == 4 and rows[1].target_passes_per_answer < rows[2].target_passes_per_answer
 
 
 def test_a_rule_that_is_twice_as_fast_everywhere_has_a_sharp_ratio():
-    tokens = {"none": np.array([10.0, 30.0]), "fast": np.array([10.0, 30.0])}
-    seconds = {"none": np.array([1.0, 4.0]), "fast": np.array([0.5, 2.0])}
-    speed = _speed_ratio(tokens, seconds, "fast", "none")
+    tokens = np.array([[10.0, 30.0], [10.0, 30.0]])
+    seconds = np.array([[1.0, 4.0], [0.5, 2.0]])
+    speed = _speed_ratio(tokens, seconds, 1)
     assert (speed.tokens_per_second, speed.ratio) == (16.0, 2.0) and speed.interval == pytest.approx((2.0, 2.0))
 
 
@@ -80,7 +103,8 @@ def test_the_command_shows_all_and_leaves_its_files(capsys, tmp_path, monkeypatc
     monkeypatch.setattr("kljudge_jax.tasks.load_task", lambda name: Letters())
     words = ["demo", "--problems", "4", "--rules", "exact,all", "--draft-length", "4", "--color", "always"]
     assert main([*words, "--mesh", "data=2", "--out", str(tmp_path / "out")]) == 0
-    assert asked == [{"mesh": "data=2", "axes": None, "draft_axes": None}]
+    placed = {"mesh": "data=2", "axes": None, "draft_axes": None}
+    assert asked == [placed, {"draft": "embedded:head", **placed}]
     assert "--mesh data=2" in (tmp_path / "out" / "answer.html").read_text(encoding="utf-8")
     out = capsys.readouterr().out
     assert "plain decoding" in out and "exact speculative" in out and "4 fresh problems" in out
@@ -91,9 +115,21 @@ def test_the_command_shows_all_and_leaves_its_files(capsys, tmp_path, monkeypatc
         "summary.json",
         "table.md",
     }
-    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
-    assert [cell["rule"] for cell in summary["cells"]] == ["none", "exact", "all"]
-    assert summary["machine"]["versions"]["jax"]
+    path = tmp_path / "out" / "summary.json"
+    summary = read(path, DemoSummary, exact=True)
+    assert [cell.rule for cell in summary.cells] == ["none", "exact", "all", "exact", "all"]
+    assert [cell.draft for cell in summary.cells] == [None, "model", "model", "head", "head"]
+    assert summary.machine.versions["jax"] and summary.schema == 2
+    for damage, said in [
+        (lambda kept: kept["cells"][3].update(draft="none"), r"summary\.json, field cells\[3\]\.draft: "),
+        (lambda kept: kept["cells"][1]["one_by_one"].pop("ratio"), r"field cells\[1\]\.one_by_one: .*ratio"),
+        (lambda kept: kept.update(schema=1), "is of schema 1, and this version reads 2"),
+    ]:
+        kept = json.loads(path.read_text())
+        damage(kept)
+        (tmp_path / "summary.json").write_text(json.dumps(kept))
+        with pytest.raises(InputError, match=said):
+            read(tmp_path / "summary.json", DemoSummary)
 
 
 def test_what_was_shown_is_kept_when_the_demo_is_stopped(capsys, tmp_path, monkeypatch):
