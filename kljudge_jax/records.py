@@ -29,6 +29,9 @@ T = TypeVar("T")
 # How many there are of something. No machine counts further, and an array holds it.
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 
+# "[os_error_code='28']" of TensorStore, "(os error 28)" of Rust.
+_ERROR_OF_SYSTEM = re.compile(r"os[_ ]error(?:_code=')?\s*(\d+)")
+
 # What a person can do about a damaged file that nothing more is known of.
 _ADVICE = "give an undamaged copy"
 
@@ -177,11 +180,21 @@ class LineWriter:
 
 @contextlib.contextmanager
 def named(path: Path) -> Iterator[Path]:
-    """Puts the file's name to an error that lacks it, as that of a full disk does."""
+    """Puts the file's name to an error that lacks it, as that of a full disk does.
+
+    TensorStore (under Orbax) and safetensors put a system's error into the text of one of theirs: it is made an
+    `OSError` again.
+    """
     try:
         yield path
     except OSError as error:
         raise OSError(error.errno, error.strerror or str(error), str(path)) from None
+    except Exception as error:
+        found = _ERROR_OF_SYSTEM.search(str(error))
+        if found is None:
+            raise
+        number = int(found[1])
+        raise OSError(number, os.strerror(number), str(path)) from None
 
 
 def schema(kind: type) -> dict[str, Any]:

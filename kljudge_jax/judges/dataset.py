@@ -25,7 +25,7 @@ import numpy as np
 from kljudge_jax.errors import InputError
 from kljudge_jax.generation.display import scrolling_html
 from kljudge_jax.parallel import hosts
-from kljudge_jax.records import Count, LineWriter, Record, plain, read, read_log, write
+from kljudge_jax.records import Count, LineWriter, Record, named, plain, read, read_log, write
 from kljudge_jax.results_folder import results_folder
 from kljudge_jax.verification.features import PRIMITIVES, SETUPS, judge_features
 from kljudge_jax.verification.head import PairIdentity
@@ -309,7 +309,7 @@ def _row_bytes(dtype: str, shape: Sequence[int]) -> int:
 
 def _write(path: Path, at: int, data: bytes) -> None:
     """Writes after the first `at` bytes of a file, in place of what a killed writer left there, down to the disk."""
-    with path.open("r+b" if path.exists() else "wb") as file:
+    with named(path), path.open("r+b" if path.exists() else "wb") as file:
         file.truncate(at)
         file.seek(at)
         file.write(data)

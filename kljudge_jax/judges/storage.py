@@ -21,7 +21,8 @@ from kljudge_jax.judges.training import TrainedJudge
 from kljudge_jax.models.orbax import check_destination
 from kljudge_jax.models.pair import ModelPair
 from kljudge_jax.models.shipped import shipped_folder
-from kljudge_jax.records import Count, Record, convert, read, write
+from kljudge_jax.records import Count, Record, convert, named, read, write
+from kljudge_jax.results_folder import results_folder
 from kljudge_jax.verification.features import SETUPS
 from kljudge_jax.verification.head import Head, PairIdentity
 
@@ -64,19 +65,19 @@ def save_judge(folder: str | Path, judge: TrainedJudge, origin: Mapping[str, Any
       origin: of the dataset it was fitted to: `Dataset.origin`.
 
     Raises:
-      InputError: the folder holds something, or cannot be written.
+      InputError: the folder holds something, or cannot be made.
+      OSError: it cannot be written, as on a full disk.
     """
     save_head(folder, judge.head, {"training": judge.to_json(), "data": dict(origin)})
 
 
 def save_head(folder: str | Path, head: Head, about: Mapping[str, Any]) -> None:
-    """Writes a head to a new folder, with plain JSON about it. Raises `InputError` as `save_judge` does."""
+    """Writes a head to a new folder, with plain JSON about it. Raises as `save_judge` does."""
     folder = check_destination(folder)
     arrays = {"mean": np.asarray(head.mean), "scale": np.asarray(head.scale)}
     for i, (kernel, bias) in enumerate(head.layers):
         arrays |= {f"layers.{i}.kernel": np.asarray(kernel), f"layers.{i}.bias": np.asarray(bias)}
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
+    with named(results_folder(folder)):
         with ocp.PyTreeCheckpointer() as checkpointer:
             checkpointer.save(folder / "weights", arrays)
         # Orbax notes the path it wrote to; a folder that will be handed on keeps it to itself.
@@ -91,8 +92,6 @@ def save_head(folder: str | Path, head: Head, about: Mapping[str, Any]) -> None:
         )
         # Last, so that a folder that was cut short is not taken for a judge.
         write(folder / _MANIFEST, structs.replace(manifest, manifest_sha256=_own_digest(manifest.to_dict())))
-    except OSError as error:
-        raise InputError(f"{folder} cannot be written: {error}") from error
 
 
 def load_head(folder: str | Path, pair: ModelPair | None = None) -> Head:

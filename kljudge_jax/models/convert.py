@@ -21,7 +21,8 @@ def convert(source: str | Path, destination: str | Path, dtype: str = "float32",
       revision: branch, tag or commit of a hub id.
 
     Raises:
-      InputError: the source cannot be opened, or the destination cannot be written.
+      InputError: the source cannot be opened, or the destination cannot be made.
+      OSError: it cannot be written, as on a full disk.
     """
     wanted = resolve_dtype(dtype)
     check_destination(destination)  # before minutes of reading

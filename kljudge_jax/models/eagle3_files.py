@@ -20,6 +20,7 @@ from kljudge_jax.models.eagle3 import Eagle3Config, Eagle3Head, abstract, defaul
 from kljudge_jax.models.linear import Storage
 from kljudge_jax.models.transformer import fill, parameters
 from kljudge_jax.models.weights import SafetensorsFolder, faults_of, read_parameters
+from kljudge_jax.records import named, write_text
 
 _LAYER_IDS = "eagle_aux_hidden_state_layer_ids"
 _MIDLAYER = re.compile(r"^(model\.)?(midlayer|layers\.0)\.")
@@ -187,7 +188,6 @@ def write_eagle3(
     known = np.zeros(decoder.vocab_size, bool)
     known[rows] = True
     tensors = {_their_name(name): np.ascontiguousarray(array) for name, array in values.items()}
-    save_file(tensors | {"d2t": rows - np.arange(len(rows)), "t2d": known}, str(folder / "model.safetensors"))
     rope = decoder.rope
     if rope.scaling not in ("none", "llama3", "linear") or rope.frequency_divisors is not None:
         raise InputError(f"a rope of scaling {rope.scaling!r} cannot be written to an EAGLE-3 config.json")
@@ -229,9 +229,12 @@ def write_eagle3(
         "torch_dtype": dtype,
         "vocab_size": decoder.vocab_size,
     }
-    (folder / "config.json").write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
+    with named(folder / "model.safetensors") as file:
+        save_file(tensors | {"d2t": rows - np.arange(len(rows)), "t2d": known}, str(file))
+    write_text(folder / "config.json", json.dumps(described, indent=2) + "\n")
     if tokenizer is not None:
-        tokenizer.save_pretrained(folder)
+        with named(folder):
+            tokenizer.save_pretrained(folder)
 
 
 _THEIRS = {

@@ -20,7 +20,8 @@ from kljudge_jax.errors import InputError
 from kljudge_jax.models.config import TransformerConfig
 from kljudge_jax.models.tokenizer import has_tokenizer, load_tokenizer
 from kljudge_jax.models.transformer import Transformer, parameters
-from kljudge_jax.records import Record, read, write
+from kljudge_jax.records import Record, named, read, write
+from kljudge_jax.results_folder import results_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -62,15 +63,15 @@ def save(
       eos: every id that ends a text.
 
     Raises:
-      InputError: the folder exists and is not empty, or cannot be written; or matrices are integers.
+      InputError: the folder exists and is not empty, or cannot be made; or matrices are integers.
+      OSError: it cannot be written, as on a full disk.
     """
     folder = check_destination(folder)
     if model.storage.bits is not None:
         raise InputError(f"{model.storage} weights cannot be saved: save the model that they were rounded from")
     if model.storage.head_rows is not None:
         raise InputError("a head that is cut to some tokens cannot be saved: save the whole model, and cut it again")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
+    with named(results_folder(folder)):
         with ocp.PyTreeCheckpointer() as checkpointer:
             # In chunks, so that a host of several reads little more than its own part of a tensor.
             chunked = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES), parameters(model))
@@ -86,8 +87,6 @@ def save(
         )
         # Last, so that a folder that was cut short is not taken for a model.
         write(folder / _MANIFEST, manifest)
-    except OSError as error:
-        raise InputError(f"{folder} cannot be written: {error}") from error
 
 
 def check_destination(folder: str | Path) -> Path:

@@ -18,7 +18,7 @@ from safetensors.numpy import save_file
 from kljudge_jax.core.target import consume, new_cache
 from kljudge_jax.errors import InputError
 from kljudge_jax.models.fingerprint import fingerprint
-from kljudge_jax.records import Count, Record, read, write
+from kljudge_jax.records import Count, Record, named, read, write
 from kljudge_jax.results_folder import results_folder
 from kljudge_jax.training.draft_corpus import CorpusLine
 
@@ -155,8 +155,9 @@ def compute_features(
                 "states": np.concatenate([found[i] for i in range(len(rows))]),
             }
             beside = folder / "unfinished"
-            save_file(tensors, str(beside))
-            os.replace(beside, _shard(folder, shard))
+            with named(_shard(folder, shard)) as file:
+                save_file(tensors, str(beside))
+                os.replace(beside, file)
         done += sum(len(sequences[i]) for i in rows)
         report(done, total)
     return Features(folder)

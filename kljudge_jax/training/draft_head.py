@@ -21,7 +21,7 @@ from kljudge_jax.errors import InputError
 from kljudge_jax.models.eagle3 import Eagle3Config, Eagle3Head, abstract
 from kljudge_jax.models.linear import Storage, is_matrix
 from kljudge_jax.models.transformer import fill
-from kljudge_jax.records import LineWriter, plain, read, read_log, write, write_text
+from kljudge_jax.records import LineWriter, named, plain, read, read_log, write, write_text
 from kljudge_jax.results_folder import results_folder
 from kljudge_jax.training.draft_features import Features
 from kljudge_jax.training.draft_rollout import HeadBatch, chains, loss_and_acceptance
@@ -242,7 +242,8 @@ def train_head(
                 report(line)
                 losses, began = [], time.perf_counter()
             if now % recipe.checkpoint_every == 0 or ends:
-                manager.save(now, args=ocp.args.StandardSave(state))
+                with named(folder / "checkpoints"):
+                    manager.save(now, args=ocp.args.StandardSave(state))
     return {**jax.device_get(state["params"]), _FROZEN: start[_FROZEN]}
 
 

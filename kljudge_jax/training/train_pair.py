@@ -17,6 +17,7 @@ from kljudge_jax.models.config import TransformerConfig
 from kljudge_jax.models.manifest import write_manifest
 from kljudge_jax.models.pair import ModelPair
 from kljudge_jax.models.transformer import Transformer, parameters
+from kljudge_jax.records import named
 from kljudge_jax.results_folder import results_folder
 from kljudge_jax.tasks.arithmetic import Arithmetic
 from kljudge_jax.tasks.conversion import Conversion, HardConversion
@@ -171,5 +172,7 @@ def _tokenizer(folder: Path, vocab_size: int) -> PreTrainedTokenizerFast:
     if not folder.exists():
         tasks = (Arithmetic(), HardConversion())  # the latter's wordings are all there are
         problems = [task.problem("train", 0, i) for task in tasks for i in range(_TOKENIZER_PROBLEMS)]
-        train_tokenizer((f"{p.prompt}{p.solution}" for p in problems), vocab_size).save_pretrained(str(folder))
+        made = train_tokenizer((f"{p.prompt}{p.solution}" for p in problems), vocab_size)
+        with named(folder):
+            made.save_pretrained(str(folder))
     return AutoTokenizer.from_pretrained(str(folder))

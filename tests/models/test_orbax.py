@@ -95,7 +95,7 @@ def test_a_folder_that_holds_something_is_not_written_over(folder, model):
 
 def test_a_folder_that_cannot_be_written_is_named(model, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="cannot be written"):
+    with pytest.raises(InputError, match="cannot be a folder of results"):
         save(tmp_path / "file" / "model", model)
 
 

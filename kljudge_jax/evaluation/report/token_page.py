@@ -14,7 +14,7 @@ import numpy as np
 from kljudge_jax.generation.detokenize import split
 from kljudge_jax.generation.display import COLOURS, legend_html, marked_html, table_html
 from kljudge_jax.generation.results import Generation
-from kljudge_jax.records import write_text
+from kljudge_jax.records import named, write_text
 
 _COLUMNS = 76  # characters a line of the picture
 
@@ -116,7 +116,8 @@ def write_picture(path: str | Path, answers: Sequence[Answer]) -> None:
         bars.tick_params(labelsize=7)
         bars.spines[["top", "right"]].set_visible(False)
         bars.set_xlabel(f"token   ({answer.note})" if answer.note else "token", fontsize=8)
-    figure.savefig(path)
+    with named(Path(path)):
+        figure.savefig(path)
 
 
 _DARK = {"draft": "#2e8b62", "relaxed": "#c98500", "target": "#3a74b8"}
