@@ -52,7 +52,7 @@ WRITERS = {
 
 
 @pytest.mark.parametrize("name", WRITERS)
-def test_whoever_writes_says_the_system_s_error(name, tmp_path):
+def test_whoever_writes_says_the_system_s_error(name, tmp_path, caplog):
     pair, folder = text_pair(), tmp_path / "folder"
     jax.block_until_ready(pair.target.logits(jnp.zeros((1, pair.target.config.hidden_size))))
     if name == "features":
@@ -60,6 +60,7 @@ def test_whoever_writes_says_the_system_s_error(name, tmp_path):
     with pytest.raises(OSError) as caught, no_file_beyond(600), named(folder):
         WRITERS[name](folder, pair)
     assert caught.value.errno == errno.EFBIG and str(folder) in str(caught.value.filename)
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
 def test_other_errors_stay_what_they_are(tmp_path):

@@ -18,10 +18,10 @@ from msgspec import structs
 
 from kljudge_jax.errors import InputError
 from kljudge_jax.judges.training import TrainedJudge
-from kljudge_jax.models.orbax import check_destination
+from kljudge_jax.models.orbax import check_destination, saving
 from kljudge_jax.models.pair import ModelPair
 from kljudge_jax.models.shipped import shipped_folder
-from kljudge_jax.records import Count, Record, convert, named, read, write
+from kljudge_jax.records import Count, Record, convert, read, write
 from kljudge_jax.results_folder import results_folder
 from kljudge_jax.verification.features import SETUPS
 from kljudge_jax.verification.head import Head, PairIdentity
@@ -77,7 +77,7 @@ def save_head(folder: str | Path, head: Head, about: Mapping[str, Any]) -> None:
     arrays = {"mean": np.asarray(head.mean), "scale": np.asarray(head.scale)}
     for i, (kernel, bias) in enumerate(head.layers):
         arrays |= {f"layers.{i}.kernel": np.asarray(kernel), f"layers.{i}.bias": np.asarray(bias)}
-    with named(results_folder(folder)):
+    with saving(results_folder(folder)):
         with ocp.PyTreeCheckpointer() as checkpointer:
             checkpointer.save(folder / "weights", arrays)
         # Orbax notes the path it wrote to; a folder that will be handed on keeps it to itself.

@@ -6,7 +6,10 @@ by dotted name; the tokenizer's files lie beside them as Transformers writes the
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -47,6 +50,25 @@ class ModelManifest(Record, frozen=True, kw_only=True):
     crc32: dict[str, Annotated[int, msgspec.Meta(ge=0, lt=2**32)]]
 
 
+@contextlib.contextmanager
+def saving(folder: Path) -> Iterator[None]:
+    """For what Orbax writes there: an error of the system is an `OSError` with the folder's name, and said once.
+
+    Orbax logs the traceback of what its threads raise, and raises it again.
+    """
+
+    def is_news(record: logging.LogRecord) -> bool:
+        return "_SignalingThread" not in record.getMessage()
+
+    log = logging.getLogger("absl")
+    log.addFilter(is_news)
+    try:
+        with named(folder):
+            yield
+    finally:
+        log.removeFilter(is_news)
+
+
 def is_ours(folder: str | Path) -> bool:
     return (Path(folder) / _MANIFEST).is_file()
 
@@ -71,7 +93,7 @@ def save(
         raise InputError(f"{model.storage} weights cannot be saved: save the model that they were rounded from")
     if model.storage.head_rows is not None:
         raise InputError("a head that is cut to some tokens cannot be saved: save the whole model, and cut it again")
-    with named(results_folder(folder)):
+    with saving(results_folder(folder)):
         with ocp.PyTreeCheckpointer() as checkpointer:
             # In chunks, so that a host of several reads little more than its own part of a tensor.
             chunked = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES), parameters(model))

@@ -20,8 +20,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from kljudge_jax.errors import InputError
 from kljudge_jax.models.config import TransformerConfig
+from kljudge_jax.models.orbax import saving
 from kljudge_jax.models.transformer import Transformer, assemble, parameters
-from kljudge_jax.records import LineWriter, named, plain, read, read_log, write, write_text
+from kljudge_jax.records import LineWriter, plain, read, read_log, write, write_text
 from kljudge_jax.results_folder import results_folder
 from kljudge_jax.training.accuracy import accuracy
 from kljudge_jax.training.batches import Curriculum, Mixture
@@ -147,7 +148,7 @@ def train(
                 report(progress)
                 losses, began = [], time.perf_counter()
             if now % recipe.checkpoint_every == 0 or now == recipe.steps:
-                with named(folder / "checkpoints"):
+                with saving(folder / "checkpoints"):
                     manager.save(now, args=ocp.args.StandardSave(state))
     return assemble(recipe.config, jax.device_get(state["params"]))
 
