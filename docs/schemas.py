@@ -29,6 +29,7 @@ FORMATS = {
     "recipe.json": "training.trainer.Recipe",
     "log.jsonl": "training.trainer.Progress",
     "draft.json": "training.train_draft.TrainedDraft",
+    "corpus.json": "training.draft_corpus.CorpusHead",
     "corpus.jsonl": "training.draft_corpus.CorpusLine",
     "features.json": "training.draft_features.FeaturesHead",
     "training/recipe.json": "training.draft_head.HeadRecipe",

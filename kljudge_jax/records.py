@@ -116,6 +116,12 @@ def convert(content: Any, kind: type[T], source: str, advice: str = _ADVICE, *, 
     return found
 
 
+def differing(one: Any, other: Any) -> str:
+    """The names of the fields, with commas, in which two records of a kind differ; "" if they are equal."""
+    ours, theirs = plain(one), plain(other)
+    return ", ".join(name for name in ours if ours[name] != theirs[name])
+
+
 def write(path: str | Path, record: Any) -> None:
     """Writes a record as JSON; a kill leaves all of it or what was there before.
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from kljudge_jax.errors import InputError
 from kljudge_jax.generation.generate import generate
 from kljudge_jax.generation.prompts import tokenize
+from kljudge_jax.models.fingerprint import fingerprint
 from kljudge_jax.models.pair import ModelPair
-from kljudge_jax.records import LineWriter, Record, read_log
+from kljudge_jax.records import Count, LineWriter, Record, differing, read, read_log, write
 from kljudge_jax.tasks.base import Problem
 
 # Prompts that are answered between two lines of the file: what a kill can lose.
@@ -34,6 +35,22 @@ class CorpusLine(Record, frozen=True, kw_only=True):
     answer: list[int]
 
 
+class CorpusHead(Record, frozen=True, kw_only=True):
+    """How the target wrote the answers of a corpus (`corpus.json`, beside `corpus.jsonl`).
+
+    Attributes:
+      target: fingerprint of the model.
+      eos: ids that end an answer.
+      max_new_tokens: the most of an answer.
+    """
+
+    format: Literal["kljudge_jax.corpus"] = "kljudge_jax.corpus"
+    version: Literal[1] = 1
+    target: str
+    eos: tuple[Count, ...]
+    max_new_tokens: Count
+
+
 def own_answers(
     pair: ModelPair,
     problems: Sequence[Problem],
@@ -51,16 +68,19 @@ def own_answers(
     Args:
       pair: whose target answers.
       problems: what is asked.
-      path: the file.
+      path: the file, `.jsonl`; a `.json` beside it says how the answers were written.
       max_new_tokens: the most of an answer.
       batch_size: how many are answered side by side.
       template_args: what the chat template is told beside the messages.
       report: told how many of how many answers there are.
 
     Raises:
-      InputError: the file holds answers to other problems or prompts, or cannot be written.
+      InputError: the file holds answers to other problems, or such as were written otherwise.
     """
+    path = Path(path)
+    head = CorpusHead(target=fingerprint(pair.target), eos=pair.eos, max_new_tokens=max_new_tokens)
     done = _done(path, pair, problems, template_args)
+    _claim(path.with_suffix(".json"), head, bool(done))
     for first in range(len(done), len(problems), _BLOCK):
         block = problems[first : first + _BLOCK]
         out = generate(
@@ -107,7 +127,20 @@ def _prompt(pair: ModelPair, problem: Problem, template_args: Any) -> list[int]:
     return tokenize(problem.prompt, pair.tokenizer, pair.target.vocab_size, where, template_args).tolist()
 
 
-def _done(path: str | Path, pair: ModelPair, problems: Sequence[Any], template_args: Any) -> list[CorpusLine]:
+def _claim(path: Path, head: CorpusHead, begun: bool) -> None:
+    """Says of what the answers are. Raises `InputError` if they are of something else, or nothing says of what."""
+    if not path.exists():
+        if begun:
+            raise InputError(f"{path.with_suffix('.jsonl')} holds answers without {path.name}: choose an empty folder")
+        write(path, head)
+        return
+    if others := differing(read(path, CorpusHead, _ADVICE), head):
+        raise InputError(
+            f"{path.parent} holds answers that differ in {others}: choose an empty folder, or ask for the same"
+        )
+
+
+def _done(path: Path, pair: ModelPair, problems: Sequence[Any], template_args: Any) -> list[CorpusLine]:
     done = read_log(path, CorpusLine, _ADVICE, mend=True)
     for line, problem in zip(done, problems, strict=False):
         if line.id != problem.id:

@@ -18,7 +18,7 @@ from safetensors.numpy import save_file
 from kljudge_jax.core.target import consume, new_cache
 from kljudge_jax.errors import InputError
 from kljudge_jax.models.fingerprint import fingerprint
-from kljudge_jax.records import Count, Record, named, read, write
+from kljudge_jax.records import Count, Record, differing, named, read, write
 from kljudge_jax.results_folder import results_folder
 from kljudge_jax.training.draft_corpus import CorpusLine
 
@@ -140,8 +140,10 @@ def compute_features(
         hidden_size=hidden.hidden.shape[-1],
     )
     path = folder / "features.json"
-    if path.exists() and read(path, FeaturesHead, _ADVICE) != head:
-        raise InputError(f"{folder} holds features of another target, corpus or layers: choose an empty folder")
+    if path.exists() and (others := differing(read(path, FeaturesHead, _ADVICE), head)):
+        raise InputError(
+            f"{folder} holds features that differ in {others}: choose an empty folder, or ask for the same"
+        )
     write(path, head)
     done = 0
     for shard in range(-(-len(sequences) // _SHARD)):

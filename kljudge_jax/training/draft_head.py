@@ -20,8 +20,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from kljudge_jax.errors import InputError
 from kljudge_jax.models.eagle3 import Eagle3Config, Eagle3Head, abstract
 from kljudge_jax.models.linear import Storage, is_matrix
+from kljudge_jax.models.orbax import saving
 from kljudge_jax.models.transformer import fill
-from kljudge_jax.records import LineWriter, named, plain, read, read_log, write, write_text
+from kljudge_jax.records import LineWriter, differing, plain, read, read_log, write, write_text
 from kljudge_jax.results_folder import results_folder
 from kljudge_jax.training.draft_features import Features
 from kljudge_jax.training.draft_rollout import HeadBatch, chains, loss_and_acceptance
@@ -194,8 +195,8 @@ def train_head(
     path = folder / "recipe.json"
     if not path.exists():
         write(path, recipe)
-    elif read(path, HeadRecipe, _ADVICE, exact=True) != recipe:
-        raise InputError(f"{folder} holds a run of another recipe: {_ADVICE}")
+    elif others := differing(read(path, HeadRecipe, _ADVICE, exact=True), recipe):
+        raise InputError(f"{folder} holds a run of another recipe, which differs in {others}: {_ADVICE}")
     mesh = Mesh(np.array(devices), ("data",))
     by_row, whole = NamedSharding(mesh, PartitionSpec("data")), NamedSharding(mesh, PartitionSpec())
     rows = jax.device_put(start[_FROZEN].astype(jnp.bfloat16), whole)
@@ -242,7 +243,7 @@ def train_head(
                 report(line)
                 losses, began = [], time.perf_counter()
             if now % recipe.checkpoint_every == 0 or ends:
-                with named(folder / "checkpoints"):
+                with saving(folder / "checkpoints"):
                     manager.save(now, args=ocp.args.StandardSave(state))
     return {**jax.device_get(state["params"]), _FROZEN: start[_FROZEN]}
 

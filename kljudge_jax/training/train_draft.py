@@ -89,7 +89,8 @@ def train_draft(
     Args:
       pair: the target; a draft is not needed.
       task: whose problems are asked, or the problems. The last `recipe.held_out` of them are never learnt.
-      folder: gets `corpus.jsonl`, `features/`, `training/`, `draft_vocab.txt`, `head/` and `draft.json`.
+      folder: gets `corpus.jsonl`, `corpus.json`, `features/`, `training/`, `draft_vocab.txt`, `head/` and
+        `draft.json`.
       recipe: how.
       split: of the task.
       n: how many of its problems.
@@ -136,7 +137,9 @@ def train_draft(
         ranked = read_draft_vocab(draft_vocab, target.vocab_size)
     listed = folder / "draft_vocab.txt"
     if (folder / "training").exists() and listed.exists() and read_draft_vocab(listed) != ranked:
-        raise InputError(f"{folder} holds the training of a head of other tokens: choose an empty folder")
+        raise InputError(
+            f"{folder} holds the training of a head of other tokens, as other answers have: choose an empty folder"
+        )
     write_draft_vocab(listed, ranked)
     rows = np.sort(np.asarray(ranked))
     made = TrainedDraft(

@@ -48,6 +48,30 @@ def test_a_folder_of_a_head_of_other_tokens_is_refused(trained, capsys):
     assert "the training of a head of other tokens" in capsys.readouterr().err
 
 
+def test_a_folder_that_was_begun_otherwise_is_refused_by_name(tmp_path, capsys):
+    """At each of its three stages; what it was begun with goes on."""
+    words = ["train-draft", str(tmp_path), *SMALL, "--max-new-tokens", "12", "--vocab-size", "200"]
+    assert main([*words, "--vocab-only"]) == 0  # answers alone
+    capsys.readouterr()
+
+    def refused(*changes, said):
+        assert main([*words, *changes]) == 2
+        err = capsys.readouterr().err
+        assert said in err and err.count("\n") == 1, err
+
+    refused("--max-new-tokens", "16", said="answers that differ in max_new_tokens: choose an empty folder")
+    refused("--seed", "1", said="holds an answer to arithmetic/train/0/")
+    refused("--bits", "8", said="answers that differ in target")
+    assert main(words) == 0
+    capsys.readouterr()
+    refused("--passes", "2", "--rate", "1e-3", said="another recipe, which differs in passes, rate")
+    refused("--layers", "1,2,3", said="features that differ in layers")
+    refused("--n", "20", said="a head of other tokens, as other answers have")
+    refused("--answers", "gold", said="a head of other tokens, as other answers have")
+    (tmp_path / "corpus.json").unlink()
+    refused(said="holds answers without corpus.json")
+
+
 def test_the_vocabulary_alone_is_what_draft_vocab_takes(tmp_path, capsys):
     words = ["train-draft", str(tmp_path), *SMALL, "--answers", "gold", "--vocab-only", "--vocab-size", "100"]
     assert main(words) == 0

@@ -95,7 +95,7 @@ def test_features_go_on_and_refuse_another_corpus(target, corpus, features, tmp_
         np.testing.assert_allclose(
             found[index].states.astype(np.float32), expected.states.astype(np.float32), atol=0.05
         )
-    with pytest.raises(InputError, match="another target, corpus or layers"):
+    with pytest.raises(InputError, match="features that differ in "):
         compute_features(target, corpus[:5], LAYERS, tmp_path)
     next(iter(before)).write_bytes(b"{}")
     with pytest.raises(InputError, match="compute the features again"):
