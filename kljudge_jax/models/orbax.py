@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import sys
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -54,19 +55,30 @@ class ModelManifest(Record, frozen=True, kw_only=True):
 def saving(folder: Path) -> Iterator[None]:
     """For what Orbax writes there: an error of the system is an `OSError` with the folder's name, and said once.
 
-    Orbax logs the traceback of what its threads raise, and raises it again.
+    Orbax raises what its threads and tasks raise, and that is logged as well, and so are writes that end after it.
     """
-
-    def is_news(record: logging.LogRecord) -> bool:
-        return "_SignalingThread" not in record.getMessage()
-
-    log = logging.getLogger("absl")
-    log.addFilter(is_news)
+    logs = [logging.getLogger(name) for name in ("absl", "asyncio")]
+    for log in logs:
+        log.addFilter(_is_news)
+    before = sys.unraisablehook
+    sys.unraisablehook = lambda found: None if _is_late(found.exc_value) else before(found)
     try:
         with named(folder):
             yield
     finally:
-        log.removeFilter(is_news)
+        sys.unraisablehook = before
+    # Not after an error: tasks that failed are logged when they are collected, at any time later.
+    for log in logs:
+        log.removeFilter(_is_news)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    said = record.getMessage()
+    return "_SignalingThread" not in said and "orbax/checkpoint" not in said
+
+
+def _is_late(error: BaseException | None) -> bool:
+    return isinstance(error, RuntimeError) and str(error) == "Event loop is closed"
 
 
 def is_ours(folder: str | Path) -> bool:
