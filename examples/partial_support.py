@@ -69,7 +69,7 @@ class TVJudge(_Divergence):
     divergence = staticmethod(total_variation)
 
 
-RULES = {"kl": kj.KLJudge, "js": JSJudge, "tv": TVJudge}
+RULES = {"kl": lambda threshold: kj.KLJudge(threshold, first=0), "js": JSJudge, "tv": TVJudge}
 
 
 def half_of_the_tokens(pair: kj.ModelPair, problems: int = 5000) -> tuple[list[int], float]:

@@ -40,7 +40,8 @@ class CascadeOpt(TokenRule):
     alpha: float = number(relaxes="up")
 
     spec_name = "cascade_opt"
-    source = "speculative cascades OPT, arXiv 2405.19261 (code); TV at temperature 1 is ours"
+    source = "speculative cascades OPT, arXiv 2405.19261 (code)"
+    ours = "that it reads TV at temperature 1"
     compares_drafts = True
     compared = "the draft's largest probability"
 

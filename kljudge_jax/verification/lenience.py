@@ -66,6 +66,7 @@ class Mentored(TokenRule):
 
     spec_name = "mentored"
     source = "mentored decoding, Tran-Thien 2023 (second-hand)"
+    ours = "its greedy form"
 
     def acceptance(self, inputs: VerifyInputs, odds: Odds) -> jax.Array:
         return _lenient(inputs, odds, 1.0 - self.alpha)

@@ -2,21 +2,8 @@
 
 from __future__ import annotations
 
-from kljudge_jax.verification.rule import RULES, Rule
+from kljudge_jax.verification.rule import RULES
 from kljudge_jax.verification.secure import Secure
-
-# Of rules whose class has no `ours` of its own.
-_OF_OTHERS = {
-    "MarginAcceptance": "its form when sampling",
-    "Mentored": "its greedy form",
-    "RelaxedThinking": "its form when sampling",
-    "TopKAcceptance": "its form when sampling",
-}
-
-
-def ours_of(rule: type[Rule]) -> str:
-    """What of a rule is ours, in a few words; empty where rule and source agree."""
-    return rule.ours or _OF_OTHERS.get(rule.__name__, "")
 
 
 def ours_in(spec: str, greedy: bool) -> str:
@@ -27,7 +14,7 @@ def ours_in(spec: str, greedy: bool) -> str:
         return ours_in(rest, greedy)
     name = name.partition(",")[0].strip()
     for rule in RULES:
-        said = ours_of(rule) if rule.spec_name == name else ""
+        said = rule.ours if rule.spec_name == name else ""
         forms = [form for form in ("greedy", "sampling") if form in said]
         if said and (len(forms) != 1 or (forms[0] == "greedy") == greedy):
             return said

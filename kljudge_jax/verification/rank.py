@@ -38,6 +38,7 @@ class TopKAcceptance(ThresholdRule):
 
     spec_name = "topk"
     source = "a common baseline (definition)"
+    ours = "its form when sampling"
     keeps_strict = False
 
     def passes(self, inputs: VerifyInputs) -> jax.Array:
@@ -109,6 +110,7 @@ class RelaxedThinking(_ThinkingRule):
 
     spec_name = "thinking"
     source = "TensorRT-LLM relaxed acceptance (code)"
+    ours = "its form when sampling"
 
     def passes(self, inputs: VerifyInputs) -> jax.Array:
         logits = inputs.raw_target_logits[: inputs.draft_tokens.shape[0]]
@@ -145,6 +147,7 @@ class RelaxedThinkingRatio(_ThinkingRule):
 
     spec_name = "thinking_ratio"
     source = "vLLM's proposed relaxed acceptance (second-hand)"
+    ours = "its form when sampling"
 
     def passes(self, inputs: VerifyInputs) -> jax.Array:
         logits = inputs.raw_target_logits[: inputs.draft_tokens.shape[0]]
@@ -178,6 +181,7 @@ class MarginAcceptance(ThresholdRule):
 
     spec_name = "margin"
     source = "MARS, arXiv 2601.15498 (second-hand)"
+    ours = "its form when sampling"
 
     def passes(self, inputs: VerifyInputs) -> jax.Array:
         logits = inputs.raw_target_logits[: inputs.draft_tokens.shape[0]]

@@ -14,7 +14,6 @@ import numpy as np
 
 from kljudge_jax.errors import InputError
 from kljudge_jax.spec import assigned, read_items, read_spec
-from kljudge_jax.verification.ours import ours_of
 from kljudge_jax.verification.parameters import Parameter, parameters_of
 from kljudge_jax.verification.rule import RULES, Rule
 from kljudge_jax.verification.secure import Secure, WrappedRule
@@ -168,7 +167,7 @@ def describe_rules() -> list[dict[str, Any]]:
                     for name, (parameter, default) in parameters_of(rule).items()
                 ],
                 "source": _aliases(rule).get(spec, rule.source),
-                "ours": ours_of(rule),
+                "ours": rule.ours,
                 "summary": summary if spec == rule.spec_name else f"Another name of {rule.spec_name}: {summary}",
             }
         )

@@ -23,7 +23,6 @@ from kljudge_jax.verification import (
     TopKAcceptance,
     TypicalAcceptance,
     describe_rules,
-    ours,
     parse_verifier,
 )
 from kljudge_jax.verification.ours import ours_in
@@ -289,7 +288,3 @@ def test_the_table_says_what_is_ours():
         ("hf:lookup:3", False, False),
     ):
         assert bool(ours_in(spec, greedy)) == marked, spec
-
-
-def test_what_is_said_of_rules_elsewhere_is_of_rules_that_there_are():
-    assert set(ours._OF_OTHERS) <= {rule.__name__ for rule in RULES if not rule.ours}
