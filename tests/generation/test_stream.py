@@ -13,7 +13,7 @@ from kljudge_jax.errors import InputError
 from kljudge_jax.generation import programs
 from kljudge_jax.generation.detokenize import decode
 
-SHARED = {"verifier": "kl:4.0", "draft_length": DRAFT_LENGTH, "max_new_tokens": 40}
+SHARED = {"verifier": "kl:4.0,first=0", "draft_length": DRAFT_LENGTH, "max_new_tokens": 40}
 
 
 @pytest.fixture
