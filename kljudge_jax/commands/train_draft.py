@@ -40,7 +40,9 @@ _NOT_READ = ("draft", "draft_revision", "draft_bits", "draft_axes", "draft_vocab
         *decoding_options("template_args"),
         option("--batch-size", "answers written side by side", type=Whole(), default=16),
         option(
-            "--vocab-size", "how many tokens it can draft: the most frequent of the answers", type=Whole(), default=8192
+            "--vocab-size",
+            "how many tokens it can draft, the most frequent of the answers: 8192, or all of fewer",
+            type=Whole(),
         ),
         flag(
             "--vocab-only",

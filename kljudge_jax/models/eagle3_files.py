@@ -163,6 +163,16 @@ def _layer_ids(options: dict[str, Any], where: str) -> tuple[int, ...] | None:
     return tuple(layers)
 
 
+def check_writable(decoder: TransformerConfig) -> None:
+    """Refuses a target whose head the public format has no words for."""
+    if decoder.rope.scaling not in ("none", "llama3", "linear"):
+        raise InputError(f"a rope of scaling {decoder.rope.scaling!r} cannot be written to an EAGLE-3 config.json")
+    if decoder.rope.frequency_divisors is not None:
+        raise InputError("a rope of divisors of its own cannot be written to an EAGLE-3 config.json")
+    if decoder.final_softcap:
+        raise InputError("a head of a target that caps its logits cannot be written to an EAGLE-3 config.json")
+
+
 def write_eagle3(
     folder: str | Path,
     config: Eagle3Config,
@@ -188,9 +198,8 @@ def write_eagle3(
     known = np.zeros(decoder.vocab_size, bool)
     known[rows] = True
     tensors = {_their_name(name): np.ascontiguousarray(array) for name, array in values.items()}
+    check_writable(decoder)
     rope = decoder.rope
-    if rope.scaling not in ("none", "llama3", "linear") or rope.frequency_divisors is not None:
-        raise InputError(f"a rope of scaling {rope.scaling!r} cannot be written to an EAGLE-3 config.json")
     scaling: dict[str, Any] | None = None
     if rope.scaling != "none":
         scaling = {"rope_type": rope.scaling, "factor": rope.factor}

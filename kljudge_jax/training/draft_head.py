@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -70,8 +71,9 @@ class HeadRecipe:
 
     def __post_init__(self) -> None:
         least_one = (self.steps_ahead, self.batch_size, self.held_out, self.evaluate_ahead)
-        if min(*least_one, self.evaluate_every, self.checkpoint_every) < 1 or self.passes <= 0 or self.rate <= 0:
-            raise InputError("a head's recipe has numbers from 1 on, and passes and a rate above 0")
+        positive = all(math.isfinite(x) and x > 0 for x in (self.passes, self.rate, self.decay))
+        if min(*least_one, self.evaluate_every, self.checkpoint_every) < 1 or not positive:
+            raise InputError("a head's recipe has numbers from 1 on, and passes, a rate and a decay above 0")
 
 
 @dataclasses.dataclass(frozen=True)

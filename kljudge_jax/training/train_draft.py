@@ -11,7 +11,7 @@ import numpy as np
 from msgspec import structs
 
 from kljudge_jax.errors import InputError
-from kljudge_jax.models.eagle3_files import described_for, write_eagle3
+from kljudge_jax.models.eagle3_files import check_writable, described_for, write_eagle3
 from kljudge_jax.models.pair import ModelPair
 from kljudge_jax.models.transformer import Transformer
 from kljudge_jax.progress_update import ProgressUpdate
@@ -64,6 +64,10 @@ class TrainedDraft(Record, frozen=True, kw_only=True):
         return self.curve[-1].mean_acceptance_length if self.curve else None
 
 
+# Tokens that a head can draft by default.
+_DRAFT_VOCAB = 8192
+
+
 def train_draft(
     pair: ModelPair,
     task: Task | Sequence[Problem],
@@ -74,7 +78,7 @@ def train_draft(
     n: int = 400,
     seed: int = 0,
     answers: str = "target",
-    draft_vocab: int | Sequence[int] = 8192,
+    draft_vocab: int | Sequence[int] | None = None,
     layers: tuple[int, ...] | None = None,
     vocab_only: bool = False,
     max_new_tokens: int = 256,
@@ -97,7 +101,7 @@ def train_draft(
       seed: of their order.
       answers: "target" for the target's own greedy answers, "gold" for the problems' solutions.
       draft_vocab: how many tokens the head can draft, the most frequent ones of the answers, and beyond those of the
-        task's questions and solutions; or their ids.
+        task's questions and solutions; or their ids. None is 8,192, or all of a smaller vocabulary.
       layers: of the target, to be read; None is 2, the middle one and the last but one.
       vocab_only: writes the list of tokens and trains nothing: what `draft_vocab=` of a model draft takes.
       max_new_tokens: the most of an answer of the target's.
@@ -121,11 +125,17 @@ def train_draft(
     layers = tuple(layers) if layers is not None else late_layers(target.num_layers)
     if len(layers) < 1 or not all(0 <= i <= target.num_layers for i in layers):
         raise InputError(f"layers lie from 0 to {target.num_layers}, the target's number, not {list(layers)}")
+    if not vocab_only:
+        check_writable(target.config)
+        if len(problems) <= recipe.held_out:
+            raise InputError(
+                f"{len(problems)} problems leave none to learn from: the recipe holds {recipe.held_out} out; give more"
+            )
+    if draft_vocab is None:
+        draft_vocab = min(_DRAFT_VOCAB, target.vocab_size)
+    if isinstance(draft_vocab, int) and not 1 <= draft_vocab <= target.vocab_size:
+        raise InputError(f"a draft_vocab is from 1 to the target's {target.vocab_size} tokens, not {draft_vocab}")
     corpus = _answered(pair, problems, folder, answers, max_new_tokens, batch_size, template_args, report)
-    if not vocab_only and len(corpus) <= recipe.held_out:
-        raise InputError(
-            f"{len(corpus)} problems leave none to learn from: the recipe holds {recipe.held_out} out; give more"
-        )
     learnt = corpus if vocab_only else corpus[: -recipe.held_out]
     counts = count_tokens([line.answer for line in learnt], None, target.vocab_size)
     if isinstance(draft_vocab, int):

@@ -89,7 +89,7 @@ def test_the_vocabulary_alone_is_what_draft_vocab_takes(tmp_path, capsys):
         (["--layers", "2,99"], "layers lie from 0 to 8"),
         (["--vocab-size", "641"], "641"),
         (["--held-out", "24"], "24 problems leave none to learn from"),
-        (["--passes", "0"], "passes and a rate above 0"),
+        (["--passes", "0"], "passes, a rate and a decay above 0"),
     ],
 )
 def test_bad_input_is_one_line(words, said, tmp_path, capsys):
