@@ -26,6 +26,17 @@ _LAYER_IDS = "eagle_aux_hidden_state_layer_ids"
 _MIDLAYER = re.compile(r"^(model\.)?(midlayer|layers\.0)\.")
 _TABLES = ("d2t", "t2d")
 
+# What some heads change in the forward pass, and the value that changes nothing; at the top or in eagle_config.
+_CHANGES: dict[str, Any] = {
+    "fc_norm": False,
+    "norm_before_fc": False,
+    "norm_output": False,
+    "parallel_draft_step": 1,
+    "use_input_layernorm_in_first_layer": True,
+    "use_last_layernorm": True,
+    "use_mtp_layernorm": False,
+}
+
 
 class Eagle3Folder(SafetensorsFolder):
     """A head's folder; no weight is read before `load`.
@@ -52,6 +63,14 @@ class Eagle3Folder(SafetensorsFolder):
             raise InputError(f"{self.where} reads the target's last states alone, as EAGLE-1: give an EAGLE-3 head")
         if self.config.num_layers != 1:
             raise InputError(f"{self.where} has {self.config.num_layers} layers: heads of one layer run here")
+        given = [(name, part.get(name)) for part in (self.options, eagle) for name in _CHANGES]
+        faults = [f"{name} {value!r}" for name, value in given if value is not None and value != _CHANGES[name]]
+        before = self.options.get("norm_before_residual", False)
+        if not isinstance(before, bool):
+            faults.append(f"norm_before_residual {before!r}")
+        if faults:
+            raise InputError(f"{self.where}: config.json: {', '.join(faults)}: no such head runs here")
+        self._before = before
         self.asked = above if after is None else after
 
     def _our_name(self, theirs: str) -> str | None:
@@ -93,10 +112,12 @@ class Eagle3Folder(SafetensorsFolder):
                 f"it has no embeddings of its own and a hidden size of {own.hidden_size}, and the target's is "
                 f"{target.hidden_size}"
             )
-        before = self.options.get("norm_before_residual", False)
+        wanted = self.options.get("target_hidden_size")
+        if wanted not in (None, target.hidden_size):
+            faults.append(f"it was made for a hidden size of {wanted}, and the target's is {target.hidden_size}")
         # Of what the file has for the target's sizes: those were compared above.
         width = fc[1] // len(layers) if len(fc) == 2 and fc[1] % len(layers) == 0 else target.hidden_size
-        config = Eagle3Config(own, layers, width, draft_vocab, before is True, own_embedding)
+        config = Eagle3Config(own, layers, width, draft_vocab, self._before, own_embedding)
         want = {name: leaf.shape for name, leaf in parameters(abstract(config)).items() if name != "ids"}
         faults += faults_of(want, {name: shape for name, shape in found.items() if name not in _TABLES})
         faults += self._faults_of_ids(config, found)
@@ -110,6 +131,8 @@ class Eagle3Folder(SafetensorsFolder):
             return [] if size == vocab else [f"d2t is missing, and it drafts {size} of {vocab} tokens"]
         if found["d2t"] != (size,):
             return [f"d2t is {list(found['d2t'])} instead of {[size]}"]
+        if self._table("d2t").dtype.kind not in "iu":
+            return [f"d2t is of {self._table('d2t').dtype} and names no tokens"]
         ids = self._ids(config)
         outside = int(np.sum((ids < 0) | (ids >= vocab)))
         if outside:

@@ -190,9 +190,21 @@ def test_ids_that_cannot_be_are_refused(tmp_path, change, said):
     assert said in refused(lambda: Eagle3Folder(head).fitted(TARGET))
 
 
+def test_what_changes_nothing_in_a_configuration_is_taken(tmp_path):
+    eagle = {"use_aux_hidden_state": True, "use_mtp_layernorm": False, "parallel_draft_step": 1, "norm_before_fc": None}
+    head = write_eagle3_folder(tmp_path / "head", eagle_config=eagle, target_hidden_size=TARGET.hidden_size)
+    assert Eagle3Folder(head).fitted(TARGET) == Eagle3Folder(write_eagle3_folder(tmp_path / "plain")).fitted(TARGET)
+
+
+def test_a_head_of_another_hidden_size_by_its_own_word_is_refused(tmp_path):
+    head = write_eagle3_folder(tmp_path / "head", target_hidden_size=4096)
+    assert "it was made for a hidden size of 4096" in refused(lambda: Eagle3Folder(head).fitted(TARGET))
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
+        (lambda x: x.update(d2t=x["d2t"] + 0.5), "d2t is of float64 and names no tokens"),
         (lambda x: x.pop("d2t"), "d2t is missing, and it drafts 8 of 64 tokens"),
         (lambda x: x.update(d2t=x["d2t"][:5].copy()), "d2t is [5] instead of [8]"),
     ],
@@ -228,6 +240,11 @@ def test_a_head_without_tensors_is_refused_with_all_that_are_missing(tmp_path):
         ({"eagle_aux_hidden_state_layer_ids": "2,3"}, "is no list of layers"),
         ({"eagle_config": {"use_aux_hidden_state": False}}, "as EAGLE-1: give an EAGLE-3 head"),
         ({"num_hidden_layers": 2}, "has 2 layers: heads of one layer run here"),
+        ({"norm_before_residual": "true"}, "norm_before_residual 'true': no such head runs here"),
+        (
+            {"norm_output": True, "eagle_config": {"norm_before_fc": True, "use_last_layernorm": False}},
+            "norm_output True, norm_before_fc True, use_last_layernorm False: no such head runs here",
+        ),
         (
             {
                 "eagle_aux_hidden_state_layer_ids": [1, 2, 4],
