@@ -238,6 +238,8 @@ def train_head(
             ends = now == data.steps
             if now % report_every == 0 or now % recipe.evaluate_every == 0 or ends:
                 mean = float(np.mean(jax.device_get(losses)))
+                if not math.isfinite(mean):
+                    raise InputError(f"the loss is no number at step {now}: choose an empty folder and a lower rate")
                 held = examined(state["params"]) if now % recipe.evaluate_every == 0 or ends else ()
                 line = HeadProgress(now, data.steps, tokens, mean, held, time.perf_counter() - began)
                 with LineWriter(folder / "log.jsonl") as log:

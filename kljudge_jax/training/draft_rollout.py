@@ -95,12 +95,13 @@ def chains(head: Eagle3Head, embeddings: jax.Array, batch: HeadBatch, anchors: i
         query = query.reshape(count, anchors, groups, heads // groups, dim)
         if j:
             chain.append((split(attention.key(joined), groups, at + j), plain(attention.value(joined))))
-        scores = [jnp.where(visible, jnp.einsum("bagrd,btgd->bgrat", query, keys), -jnp.inf)]
-        scores += [jnp.einsum("bagrd,bagd->bgra", query, key)[..., None] for key, _ in chain]
+        scores = [jnp.where(visible, _dot("bagrd,btgd->bgrat", query, keys), -jnp.inf)]
+        scores += [_dot("bagrd,bagd->bgra", query, key)[..., None] for key, _ in chain]
         weights = jax.nn.softmax(jnp.concatenate(scores, axis=-1), axis=-1)
-        mixed = jnp.einsum("bgrat,btgd->bagrd", weights[..., :width], values)
+        mixed = _dot("bgrat,btgd->bagrd", weights[..., :width].astype(values.dtype), values)
         for i, (_, value) in enumerate(chain):
-            mixed = mixed + weights[..., width + i].transpose(0, 3, 1, 2)[..., None] * value[:, :, :, None]
+            share = weights[..., width + i].transpose(0, 3, 1, 2)[..., None]
+            mixed = mixed + share * value[:, :, :, None].astype(share.dtype)
         attended = attention.out(mixed.reshape(count, anchors, heads * dim).astype(state.dtype))
         x, normed = block.mlp_norm.of_sum(residual, attended)
         state = x + block.mlp(normed)
@@ -111,6 +112,11 @@ def chains(head: Eagle3Head, embeddings: jax.Array, batch: HeadBatch, anchors: i
             jnp.take_along_axis(batch.tokens, jnp.clip(goal, 0, width - 1), axis=1),
             goal < batch.ends[:, None],
         )
+
+
+def _dot(subscripts: str, x: jax.Array, y: jax.Array) -> jax.Array:
+    """A product that is added up in float32, as those of attention are in decoding."""
+    return jnp.einsum(subscripts, x, y, preferred_element_type=jnp.float32)
 
 
 def loss_and_acceptance(

@@ -11,6 +11,7 @@ import numpy as np
 from msgspec import structs
 
 from kljudge_jax.errors import InputError
+from kljudge_jax.models.draft_vocab import with_ends
 from kljudge_jax.models.eagle3_files import check_writable, described_for, write_eagle3
 from kljudge_jax.models.pair import ModelPair
 from kljudge_jax.models.transformer import Transformer
@@ -144,7 +145,7 @@ def train_draft(
         around = count_tokens(texts, pair.tokenizer, target.vocab_size)
         ranked = most_frequent(_OWN * counts + around, draft_vocab, pair.eos)
     else:
-        ranked = read_draft_vocab(draft_vocab, target.vocab_size)
+        ranked = list(with_ends(read_draft_vocab(draft_vocab, target.vocab_size), pair.eos))
     listed = folder / "draft_vocab.txt"
     if (folder / "training").exists() and listed.exists() and read_draft_vocab(listed) != ranked:
         raise InputError(

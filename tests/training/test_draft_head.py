@@ -188,6 +188,25 @@ def test_a_folder_of_another_recipe_and_too_few_answers_are_refused(target, feat
                    devices=jax.devices()[:2])  # fmt: skip
 
 
+def test_a_loss_that_is_no_number_ends_the_run_before_a_head_is_kept(target, features, start, tmp_path):
+    config = described_for(target.config, len(IDS), layers=LAYERS)
+    broken = {**start, "fc.weight": np.full_like(start["fc.weight"], np.nan)}
+    with pytest.raises(InputError, match="the loss is no number at step 4: choose an empty folder and a lower rate"):
+        train_head(config, broken, IDS, data_of(target, features), tmp_path, report_every=4, devices=ONE)
+    assert not list((tmp_path / "checkpoints").glob("[0-9]*"))
+
+
+def test_a_chain_in_bfloat16_has_its_softmax_in_float32(target, features, start):
+    config = described_for(target.config, len(IDS), layers=LAYERS)
+    values = {name: jnp.asarray(x, jnp.bfloat16) for name, x in start.items()} | {"ids": jnp.asarray(IDS, jnp.int32)}
+    head = fill(abstract(config, Storage(jnp.bfloat16)), values)
+    batch, embeddings, anchors = data_of(target, features).at(0)
+    batch = HeadBatch(*(jnp.asarray(x) for x in dataclasses.astuple(batch)))
+    traced = jax.make_jaxpr(lambda e, b: [step.logits for step in chains(head, e, b, anchors, 2)])(embeddings, batch)
+    softmax = [line for line in str(traced).splitlines() if f",{embeddings.shape[1]}" in line and " = exp " in line]
+    assert softmax and not [line for line in softmax if "bf16" in line]
+
+
 def test_two_devices_learn_what_one_does(target, features, start, whole_run, tmp_path):
     config, expected, _ = whole_run
     values = train_head(config, start, IDS, data_of(target, features), tmp_path, devices=jax.devices()[:2])
