@@ -16,14 +16,13 @@ from kljudge_jax.core.drafting import check_drafter
 from kljudge_jax.core.prefill import enter_row, in_chunks, prefill
 from kljudge_jax.core.protocols import Drafter, Models, check_methods, layers_of
 from kljudge_jax.core.rows import repeated
-from kljudge_jax.core.rule_check import check_registered
+from kljudge_jax.core.rule_check import check_registered, is_ours
 from kljudge_jax.core.state import DONE, MAX_CYCLES, SLOTS, LoopState, Numbers, Shape
 from kljudge_jax.core.target import check_rollback, new_cache
 from kljudge_jax.core.verify import check_row_numbers, row_axes
 from kljudge_jax.errors import InputError
 from kljudge_jax.varying import varying_as
 from kljudge_jax.verification.base import Verifier
-from kljudge_jax.verification.secure import Secure
 
 # More than there are: cycles then run until the last row stops.
 UNBOUNDED = np.iinfo(np.int32).max
@@ -82,7 +81,7 @@ def init(
     _check(models, drafter, rule, shape)
     check_row_numbers(rule, len(prompts))
     given = prompts, lengths, keys, numbers, shape, slots, shared
-    if not all(map(_is_ours, (*models, drafter, rule))):
+    if not all(plug is None or is_ours(plug) for plug in (*models, drafter, rule)):
         # What others' parts do wrong in a cycle is said here, before anything compiles.
         jax.eval_shape(
             lambda: cycle(models, drafter, rule, _begin(models, drafter, rule, *given), numbers, shape=shape)
@@ -295,11 +294,6 @@ def _check(models: Models, drafter: Any, rule: Any, shape: Shape) -> None:
     if not callable(rule):
         raise InputError(f"{rule!r} is no verification rule: see kljudge_jax.Verifier")
     check_registered(rule)
-
-
-def _is_ours(plug: Any) -> bool:
-    plug = plug.rule if isinstance(plug, Secure) else plug
-    return plug is None or type(plug).__module__.startswith(__name__.partition(".")[0] + ".")
 
 
 def _new_carry(rule: Any, rows: jax.Array) -> Any:

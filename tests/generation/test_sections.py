@@ -17,6 +17,7 @@ from kljudge_jax.generation import programs
 from kljudge_jax.generation.prompts import tokenize
 from kljudge_jax.generation.run import Run
 from kljudge_jax.generation.sections import sections_for
+from kljudge_jax.verification.rule import RULES
 
 OPENS, CLOSES = 1, 5  # `PROMPTS` have both: some end inside a block, some outside
 
@@ -163,6 +164,22 @@ TEMPLATE = (
 )
 
 
+@kj.register
+@dataclasses.dataclass(frozen=True)
+class OwnThreshold(kj.ThresholdRule):
+    """A rule of somebody else, to be wrapped."""
+
+    threshold: float = 0.5
+    confidence: float = 1.0
+    spec_name, source = "own-threshold", "a test"
+
+    def passes(self, inputs):
+        return jnp.zeros(inputs.draft_tokens.shape, bool)
+
+
+RULES.remove(OwnThreshold)  # other tests look at all that there are
+
+
 def thinking_tokenizer(kind):
     """A tokenizer with <think> and </think>: words of the vocabulary, added ones, or special ones."""
     if kind == "words":
@@ -188,7 +205,8 @@ def test_they_are_found_where_a_rule_reads_them(kind, ids):
         assert sections_for(given, FreeInside(), tokenizer, VOCAB_SIZE) is None
     # What does not say that it reads them may all the same, but for rules whose source is known.
     assert sections_for(ids, FreeInside(), tokenizer, VOCAB_SIZE) == ids
-    for ignoring in (None, kj.KLJudge(0.4), kj.GreedyExact()):
+    assert sections_for(ids, kj.Secure(OwnThreshold(0.5)), tokenizer, VOCAB_SIZE) == ids
+    for ignoring in (None, kj.KLJudge(0.4), kj.GreedyExact(), kj.Secure(kj.KLJudge(0.4))):
         assert sections_for(ids, ignoring, tokenizer, VOCAB_SIZE) is None
 
 
