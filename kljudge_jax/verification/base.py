@@ -33,7 +33,8 @@ class VerifyInputs:
       position: int32 `[]`, tokens of this answer already committed; None where that is not known, never the first.
       remaining: int32 `[]`, tokens that may still be committed; None where that is not known.
       section: int32 `[K + 1]`, where draft token i would stand, counted over prompt and draft: 1 inside a thinking
-        block, 0 outside; None where no ids of one are given.
+        block, 0 outside; None where no ids of one are given. Ids are looked for only for a
+        rule that names "section" in `needs`.
       carry: the rule's own state of this answer, as its last `Verdict` left it; None from a rule without
         `init_carry`.
       judged_logits: f32 `[K + 1, V]`, the target's logits after a second view too, processed as `target_logits` are;

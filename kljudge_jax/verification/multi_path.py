@@ -61,6 +61,7 @@ class MultiPathBlock(BlockVerification):
 
     spec_name = "gbv"
     source = "arXiv 2602.16961 (code, proven by enumeration)"
+    ours = "when sampling, its order of the drafts"
     lossless = True
     scorer = "several drafts"
 

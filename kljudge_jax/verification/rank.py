@@ -110,7 +110,7 @@ class RelaxedThinking(_ThinkingRule):
 
     spec_name = "thinking"
     source = "TensorRT-LLM relaxed acceptance (code)"
-    ours = "its form when sampling"
+    ours = "its form when sampling, and section=all when greedy"
 
     def passes(self, inputs: VerifyInputs) -> jax.Array:
         logits = inputs.raw_target_logits[: inputs.draft_tokens.shape[0]]
@@ -147,7 +147,7 @@ class RelaxedThinkingRatio(_ThinkingRule):
 
     spec_name = "thinking_ratio"
     source = "vLLM's proposed relaxed acceptance (second-hand)"
-    ours = "its form when sampling"
+    ours = "its form when sampling, and section=all when greedy"
 
     def passes(self, inputs: VerifyInputs) -> jax.Array:
         logits = inputs.raw_target_logits[: inputs.draft_tokens.shape[0]]

@@ -24,7 +24,7 @@ class RegretBudget(GreedyRule):
     summed regret stays at or below the budget, of which something must be left before it, and at most `mismatches`
     pass in one draft. What was spent is the rule's carry: it goes from cycle to cycle, and is 0 for a new answer. A
     budget of 0, or of no mismatches, is the strict rule, ties included. Greedy decoding only; corrections are the
-    target's argmax.
+    target's argmax. A token that the target excludes never passes: no budget would be left.
 
     Maths:
       $$ r_i = \max_v z_i(v) - z_i(d_i), \quad r_i \frac{L}{L - i} \le g, \quad \sum_j r_j \le B $$
@@ -61,7 +61,7 @@ class RegretBudget(GreedyRule):
         before = jnp.append(0.0, after[:-1])
         affordable = (before < self.budget - spent) & (after <= self.budget - spent)
         few = jnp.cumsum((~match).astype(jnp.int32)) <= self.mismatches
-        return (match | ((regret <= self.gate * worth) & affordable & few)).astype(jnp.float32)
+        return (match | ((regret <= self.gate * worth) & jnp.isfinite(regret) & affordable & few)).astype(jnp.float32)
 
     def __call__(self, key: jax.Array, inputs: VerifyInputs) -> Verdict:
         verdict = super().__call__(key, inputs)
