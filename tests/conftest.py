@@ -126,3 +126,17 @@ def tiny_folders(tmp_path_factory):
     for name, model in {"target": pair.target, "draft": pair.draft, "broken": broken}.items():
         save(root / name, model, pair.tokenizer, pair.eos)
     return types.SimpleNamespace(target=root / "target", draft=root / "draft", broken=root / "broken")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Of a test marked `first_case` the first case stays, and the others are slow."""
+    seen = set()
+    for item in items:
+        if item.get_closest_marker("first_case") is None:
+            continue
+        test = item.path, item.originalname
+        if test in seen:
+            item.add_marker(pytest.mark.slow)
+        elif item.get_closest_marker("slow") is None:
+            seen.add(test)

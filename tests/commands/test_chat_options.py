@@ -81,6 +81,7 @@ def test_what_cannot_be_is_one_line(capsys, models, words, said):
     assert said in err and len(err.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_a_sweep_of_other_arguments_is_another(capsys, models, tmp_path):
     (tmp_path / "some.jsonl").write_text("".join(json.dumps({"question": q, "answer": "#### 2"}) + "\n" for q in "ab"))
     words = ["sweep", *models, "--task", f"gsm8k:{tmp_path / 'some.jsonl'}", "--split", "all", "--n", "2"]
@@ -106,6 +107,7 @@ def test_a_sweep_of_other_arguments_is_another(capsys, models, tmp_path):
     assert run(capsys, *words)[0] == 0
 
 
+@pytest.mark.slow
 def test_the_harness_is_told_of_chats_alone(capsys, models, tmp_path):
     words = ["evaluate", *models, "--harness-tasks", "sums", *DIRECT, "--out", tmp_path]
     status, _, err = run(capsys, *words)

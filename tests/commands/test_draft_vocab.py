@@ -14,6 +14,7 @@ def ids(tmp_path):
     return path
 
 
+@pytest.mark.slow
 def test_a_bench_names_the_tokens_that_the_draft_knows(tmp_path, ids, capsys):
     words = ["bench", "--target", "embedded", "--rules", "exact", "--prompts", "1", "--rounds", "1"]
     words += ["--max-new-tokens", "16", "--out", str(tmp_path / "out"), "--draft-vocab", str(ids)]

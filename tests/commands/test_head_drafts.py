@@ -34,6 +34,7 @@ def run(capsys, *words):
 
 
 @pytest.mark.parametrize("length", ["4", "adaptive:maximum=4"])
+@pytest.mark.first_case
 def test_generate_writes_the_plain_answer(capsys, words, length):
     asked = ["generate", *words, "--max-new-tokens", "24", "--raw", "--json", "hello"]
     answers = []
@@ -44,6 +45,7 @@ def test_generate_writes_the_plain_answer(capsys, words, length):
     assert answers[0]["text"] == answers[1]["text"]
 
 
+@pytest.mark.slow
 def test_a_sweep_names_the_head_and_goes_on_with_no_other(capsys, words, tiny_folders, tmp_path):
     lines = [json.dumps({"prompt": f"text {i}", "answer": "a"}) for i in range(4)]
     (tmp_path / "problems.jsonl").write_text("\n".join(lines))
@@ -65,6 +67,7 @@ def test_a_sweep_names_the_head_and_goes_on_with_no_other(capsys, words, tiny_fo
     assert status == 2 and "the cells draft decode with the draft alone, and an EAGLE-3 head cannot" in err
 
 
+@pytest.mark.slow
 def test_a_calibration_runs_with_a_head(capsys, words, tmp_path):
     (tmp_path / "prompts.txt").write_text("".join(f"text {i}\n" for i in range(8)))
     asked = ["--task", f"prompts:{tmp_path / 'prompts.txt'}", "--without-answers", "--split", "all", "--n", "8"]
@@ -132,6 +135,7 @@ def test_loading_is_refused_by_what_a_head_takes_and_no_more(capsys, words, monk
     assert held[0].target_weights == parameter_bytes(target)
 
 
+@pytest.mark.slow
 def test_the_embedded_head_is_asked_for_by_name(capsys, tiny_folders):
     asked = ["generate", "--target", "embedded", "--max-new-tokens", "24", "--raw", "--json", "Tom has 3 red pens."]
     answers = []

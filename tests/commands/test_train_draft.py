@@ -48,6 +48,7 @@ def test_a_folder_of_a_head_of_other_tokens_is_refused(trained, capsys):
     assert "the training of a head of other tokens" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_folder_that_was_begun_otherwise_is_refused_by_name(tmp_path, capsys):
     """At each of its three stages; what it was begun with goes on."""
     words = ["train-draft", str(tmp_path), *SMALL, "--max-new-tokens", "12", "--vocab-size", "200"]

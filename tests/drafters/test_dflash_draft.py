@@ -73,6 +73,7 @@ def test_greedy_tokens_are_those_of_plain_decoding(made, family):
 @pytest.mark.parametrize(
     "length", [kj.Adaptive(1, 4, cost=0.1), kj.Adaptive(0, 4, cost=0.3), kj.Adaptive(1, 4, confidence=0.5, cost=0.0)]
 )
+@pytest.mark.first_case
 def test_greedy_tokens_are_those_of_any_length(made, length):
     pair = pair_of(*made(FEW)[1:])
     out = answers(pair, draft_length=length)
@@ -126,6 +127,7 @@ def test_streams_end_in_the_same_answer(made):
     ],
     ids=["exact", "adaptive", "block", "several"],
 )
+@pytest.mark.first_case
 def test_sampling_draws_from_the_target(made, options):
     model, target, head = made(LEAST)
     prompt, sampling = [3, 5, 2], {"temperature": 0.8, "top_k": 5, "top_p": 0.9}

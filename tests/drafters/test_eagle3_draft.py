@@ -51,6 +51,7 @@ def answers(pair, verifier="exact", **options):
 
 
 @pytest.mark.parametrize("family", ["llama3", "qwen2", pytest.param("qwen3", marks=pytest.mark.slow)])
+@pytest.mark.first_case
 def test_greedy_tokens_are_those_of_plain_decoding(made, family):
     pair = pair_of(*made(FEW, family)[1:])
     plain = tokens_of(answers(pair, None))
@@ -66,6 +67,7 @@ def test_greedy_tokens_are_those_of_plain_decoding(made, family):
 @pytest.mark.parametrize(
     "length", [kj.Adaptive(0, 4, cost=0.3), kj.Adaptive(1, 4, confidence=0.5, cost=0.0)], ids=["plain-too", "confident"]
 )
+@pytest.mark.first_case
 def test_greedy_tokens_are_those_of_any_length(made, length):
     pair = pair_of(*made(FEW)[1:])
     out = answers(pair, draft_length=length)
@@ -106,6 +108,7 @@ def test_an_answer_is_the_same_in_a_batch_and_in_a_slot(made):
     ],
     ids=["exact", "adaptive", "block", "several"],
 )
+@pytest.mark.first_case
 def test_sampling_draws_from_the_target(made, options):
     model, target, head = made(LEAST)
     prompt, sampling = [3, 5, 2], {"temperature": 0.8, "top_k": 6, "top_p": 0.95}

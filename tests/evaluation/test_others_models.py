@@ -102,6 +102,7 @@ def answers_in(folder):
 
 
 @pytest.mark.parametrize("pair", slowly("protocol", "logits"), indirect=True)
+@pytest.mark.first_case
 def test_a_sweep(pair, tmp_path):
     found = kj.sweep(
         pair, Letters(), ["none", "exact"], draft_lengths=[LENGTH], n=2, batch=2, max_new_tokens=NEW,
@@ -152,6 +153,7 @@ def test_a_calibration(pair):
     assert (tested.right, tested.plain_right, tested.failed) == (8, 8, 0) and tested.mean_acceptance_length > 1
 
 
+@pytest.mark.first_case
 def test_mining_a_judge_and_decoding_with_it(seeing, tmp_path):
     data = mine(seeing, LetterParity(), tmp_path / "data", n=12, options=Options(NEW, batch=6, gap_tokens=5))
     assert len(data) > 4 and {record.status for record in data.questions} == {"mined"}

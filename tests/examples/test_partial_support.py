@@ -38,6 +38,7 @@ def test_the_rules_are_exact_below_zero_and_the_mask_alone_without_a_bound(examp
     assert not np.allclose(middle[0], middle[1]) and not np.allclose(middle[1], middle[2])
 
 
+@pytest.mark.slow
 def test_a_run_of_two_problems(example, tmp_path, monkeypatch):
     monkeypatch.setattr(example, "THRESHOLDS", {name: values[-1:] for name, values in example.THRESHOLDS.items()})
     pair = kj.ModelPair.embedded()

@@ -52,6 +52,7 @@ def test_a_row_is_the_same_alone_and_in_a_batch(pair):
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3])
+@pytest.mark.first_case
 def test_a_prompt_that_waited_has_a_budget_of_its_own(pair, batch_size):
     budgets = [24, 9, 24, 3, 24, 17, 24]
     whole = answer(pair, RULE, MANY, max_new_tokens=budgets)

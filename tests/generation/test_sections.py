@@ -68,6 +68,7 @@ THINKING = [kj.RelaxedThinking(20, 1.0, section="thinking"), kj.RelaxedThinkingR
 
 
 @pytest.mark.parametrize("rule", THINKING, ids=lambda rule: type(rule).__name__)
+@pytest.mark.first_case
 def test_relaxed_thinking_relaxes_inside_a_block_alone(pair, rule):
     out = answer(pair, rule, section_ids=(OPENS, CLOSES))
     for prompt, tokens, origin in zip(PROMPTS, tokens_of(out), out.origin, strict=True):

@@ -28,6 +28,7 @@ def tokens_before(tokenizer, tokens, at):
 
 @pytest.mark.parametrize("which", ["text_pair", "chunk_pair"])
 @pytest.mark.parametrize("rule", ["exact", None])
+@pytest.mark.first_case
 def test_every_piece_of_an_answer_can_stop_it(request, which, rule):
     pair = request.getfixturevalue(which)
     free = answer(pair, rule, max_new_tokens=LENGTH)

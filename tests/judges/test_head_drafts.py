@@ -30,6 +30,7 @@ def of_models(headed):
 
 
 @pytest.mark.parametrize("setup", ["DT", "pivot"])
+@pytest.mark.first_case
 def test_a_judge_on_the_target_alone_runs_with_a_head(headed, of_models, setup, tmp_path):
     save_head(tmp_path / "judge", random_head(setup, pair=of_models), {})
     head = load_head(tmp_path / "judge", headed)
@@ -55,6 +56,7 @@ def test_a_judge_that_reads_the_draft_is_refused_by_name(headed, of_models, setu
         random_head(setup, pair=of_models).check_pair(dataclasses.replace(headed, draft_name="a head"))
 
 
+@pytest.mark.slow
 def test_a_judge_on_the_target_alone_runs_with_looked_up_drafts(headed, of_models):
     alone = dataclasses.replace(headed, draft=None)
     head = random_head("DT", pair=of_models)

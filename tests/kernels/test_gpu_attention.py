@@ -59,6 +59,7 @@ def stale(slots, start, time):
         ((3, 64, 2, 1, 16, 128), (1, 40, 126), {"softcap": 5.0}),  # so many heads that none is split
     ],
 )
+@pytest.mark.first_case
 def test_it_is_the_einsum_and_stale_slots_reach_no_query(shape, starts, options):
     options = {"dtype": jnp.bfloat16} | options
     dtype = options.pop("dtype")

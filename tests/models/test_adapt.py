@@ -92,6 +92,7 @@ def answer(target, draft, verifier="exact", prompts=foreign.PROMPTS, **options):
 
 
 @pytest.mark.parametrize("kind", MAKE)
+@pytest.mark.first_case
 def test_greedy_decoding_is_the_models_own(kind):
     """Two rows of different lengths, a third prompt that waits; a draft that is always right, and one that never is."""
     make, own = MAKE[kind], own_greedy(kind)

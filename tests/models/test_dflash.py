@@ -32,6 +32,7 @@ def made(request, tmp_path_factory):
 
 
 @pytest.mark.parametrize(("length", "chunk"), [(4, 4), (5, 16)])
+@pytest.mark.first_case
 def test_drafts_are_those_of_the_published_pass(made, length, chunk):
     model, target, head = made
     pair = pair_of(target, head)
@@ -48,6 +49,7 @@ def test_the_length_of_a_draft_changes_none_of_its_tokens(made):
 @pytest.mark.parametrize(
     ("options", "near"), [({"draft_bits": 8}, 0.05), ({"draft_bits": 4}, 0.5), ({"cache_bits": 8}, 0.05)]
 )
+@pytest.mark.first_case
 def test_quantized_heads_and_caches_are_near_the_whole_ones(made, options, near):
     whole, rounded = pair_of(*made[1:]), pair_of(*made[1:], **options)
     if "cache_bits" in options:
@@ -61,6 +63,7 @@ def test_quantized_heads_and_caches_are_near_the_whole_ones(made, options, near)
     assert 0 < error < near
 
 
+@pytest.mark.first_case
 def test_bfloat16_is_near_float32(made):
     whole, rounded = (pair_of(*made[1:], dtype=dtype) for dtype in ("float32", "bfloat16"))
     (_, exact), (_, found) = (next(drafts_of(pair, PROMPTS, KEPT[:1], 4, 4)) for pair in (whole, rounded))

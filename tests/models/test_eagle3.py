@@ -48,6 +48,7 @@ def targets(tmp_path_factory):
     ],
     ids=["llama", "qwen2.5", "qwen3", "blocks-named", "tied-layers-named"],
 )
+@pytest.mark.first_case
 def test_drafts_are_those_of_the_published_pass(targets, tmp_path, family, options, blocks):
     model, folder = targets(family)
     head = write_eagle3_folder(tmp_path / "head", **options)
@@ -63,6 +64,7 @@ def test_prompts_may_come_in_one_piece(targets, tmp_path):
 @pytest.mark.parametrize(
     ("options", "near"), [({"draft_bits": 8}, 0.05), ({"draft_bits": 4}, 0.5), ({"dtype": "bfloat16"}, 0.2)]
 )
+@pytest.mark.first_case
 def test_rounded_heads_are_near_the_whole_one(targets, tmp_path, options, near):
     _, folder = targets("llama3")
     head = write_eagle3_folder(tmp_path / "head")
@@ -76,6 +78,7 @@ def test_rounded_heads_are_near_the_whole_one(targets, tmp_path, options, near):
     assert 0 < error < near * np.abs(np.asarray(exact.raw_logits)).max()
 
 
+@pytest.mark.slow
 def test_its_cache_may_be_of_8_bits(targets, tmp_path):
     _, folder = targets("llama3")
     pair = pair_of(folder, write_eagle3_folder(tmp_path / "head"), cache_bits=8)

@@ -93,6 +93,7 @@ def test_what_it_takes_is_what_its_parameters_take(tmp_path):
 
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("embedding", [False, True])
+@pytest.mark.first_case
 def test_a_head_that_is_written_is_the_head_that_was_read(target, tmp_path, bias, embedding):
     model, folder = target
     head = write_eagle3_folder(

@@ -71,6 +71,7 @@ def kernels(cache, new, starts):
 @pytest.mark.parametrize(
     ("length", "sees"), [(1, {}), (9, {"window": 200}), (9, {"softcap": 5.0})], ids=["one", "window", "softcap"]
 )
+@pytest.mark.first_case
 def test_a_long_cache_of_a_tpu_is_read_as_xla_reads_it(kind, length, sees):
     new = given(length=length)
     ours, theirs = (filled(cache_of(kind, platform=platform)) for platform in ("tpu", "gpu"))
@@ -91,6 +92,7 @@ def test_short_caches_and_other_platforms_are_read_whole():
 @pytest.mark.parametrize(
     ("mesh", "kind", "batch"), [("data=2,tensor=2", "float32", 4), ("tensor=4", "int8", 4), ("tensor=4", "float32", 1)]
 )
+@pytest.mark.first_case
 def test_each_device_of_a_mesh_reads_the_rows_and_heads_that_it_holds(mesh, kind, batch):
     layout = Layout.create(mesh_from_spec(mesh), parse_axes(None), CONFIG)
     new, starts = given(batch), STARTS[:batch]

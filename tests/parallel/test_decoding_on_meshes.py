@@ -49,6 +49,7 @@ def answers():
 
 
 @pytest.mark.parametrize(("family", "mesh"), PLACED)
+@pytest.mark.first_case
 def test_a_pair_on_a_mesh_writes_what_it_writes_on_one_device(family, mesh, answers):
     pair = spread(family_pair(family), mesh)
     for rule in ("exact", "kl:1.0"):

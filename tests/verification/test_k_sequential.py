@@ -80,6 +80,7 @@ def test_enumeration_finds_the_target_at_five_tokens(drafts):
     np.testing.assert_allclose(joint, expected, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_more_drafts_are_longer_on_average():
     means = [joint_and_mean("random", drafts, 2, 3)[2] for drafts in (1, 2, 3)]
     assert means[0] < means[1] - 0.01 and means[1] < means[2] - 0.01

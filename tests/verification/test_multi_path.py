@@ -71,6 +71,7 @@ def test_enumeration_finds_the_target_at_five_tokens(drafts):
 
 
 @pytest.mark.parametrize("drafts", [2, 3])
+@pytest.mark.first_case
 def test_enumeration_finds_the_target_where_tokens_tie(drafts):
     """Of four tokens two have one ratio: which is the greater must be said alike of drafts and of sums."""
     target, draft = models(np.random.default_rng(9), "random", 2, 4)
@@ -118,6 +119,7 @@ def test_the_distribution_of_the_greatest_draft_is_that_of_counting(drafts, leng
             np.testing.assert_allclose(row, expected / expected.sum(), atol=2e-6)
 
 
+@pytest.mark.slow
 def test_more_drafts_are_longer_where_models_differ_and_shorter_where_they_are_close():
     """One draft is block verification. Means over six pairs, exactly, as the rule's own page says it."""
     for noise, longer in ((2.0, True), (0.3, False)):

@@ -299,6 +299,7 @@ def test_what_a_head_is_told_costs_as_much_at_any_length():
     assert model.draft_step == 2.0
 
 
+@pytest.mark.slow
 def test_a_draft_may_be_the_shape_of_a_head(quick):
     pair = tiny_pair(num_layers=4)
     made = bench_models.with_random_draft(pair, "eagle3:vocab=64", Placement.parse(None), 8)

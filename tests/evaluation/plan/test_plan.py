@@ -44,6 +44,7 @@ RULES.remove(InThought)  # no other test meets it
 
 
 @pytest.mark.parametrize(("rule", "told"), [(InThought(0.4), True), (kj.KLJudge(0.4), False)])
+@pytest.mark.first_case
 def test_a_rule_that_reads_sections_is_told_of_some(rule, told):
     pair = abstract_pair(tiny_config(), tiny_config(), Placement.parse(None, None, None), jax.devices()[:1])
     config = kj.DecodingConfig(8, draft_length=2, batch=1)
@@ -63,6 +64,7 @@ def test_a_plan_says_what_the_compiler_says():
     assert "| cycle@64 |" in str(found) and "fits; the largest batch that fits is" in str(found)
 
 
+@pytest.mark.slow
 def test_a_floor_counts_what_a_drafter_reads():
     asked = ASKED | {"topology": "v5e:1x1", "kinds": ("cycle",)}
     plain = kj.plan("small", **asked)
@@ -77,6 +79,7 @@ def test_a_floor_counts_what_a_drafter_reads():
         kj.plan("small", drafter="lookup:3", **asked)
 
 
+@pytest.mark.slow
 def test_a_cut_head_is_planned_with_its_rows_alone():
     asked = ASKED | {"topology": "v5e:1x1", "kinds": ("cycle",)}
     whole = kj.plan("small", "small:layers=1", **asked)
@@ -109,6 +112,7 @@ def test_a_head_is_planned_with_what_it_reads():
     assert more == pytest.approx(2 * token + told, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_a_head_is_planned_over_a_mesh():
     found = kj.plan("four", "eagle3:vocab=64", mesh="data=2,tensor=2", **ASKED)
     assert [program.name for program in found.programs] == ["prefill@64", "cycle@64", "refill@64"]
