@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import gc
 import json
 import resource
 
@@ -60,6 +61,15 @@ def test_whoever_writes_says_the_system_s_error(name, tmp_path, caplog):
     with pytest.raises(OSError) as caught, no_file_beyond(600), named(folder):
         WRITERS[name](folder, pair)
     assert caught.value.errno == errno.EFBIG and str(folder) in str(caught.value.filename)
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+def test_what_is_collected_later_is_said_by_nobody(tmp_path, caplog):
+    pair = text_pair()
+    with pytest.raises(OSError), no_file_beyond(600):
+        save(tmp_path / "failed", pair.target, pair.tokenizer)
+    save(tmp_path / "kept", pair.target, pair.tokenizer)
+    gc.collect()
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 

@@ -6,7 +6,6 @@ import numbers
 from collections.abc import Sequence
 from typing import Any, Literal, TypeAlias
 
-from kljudge_jax.core.rule_check import is_ours
 from kljudge_jax.errors import InputError
 
 # "auto", "none", two ids or two texts, also in one string: "3,4". See `read_section_ids`.
@@ -87,6 +86,8 @@ def sections_for(section_ids: Any, verifier: Any, tokenizer: Any, vocab_size: in
         raise InputError(f"section_ids are {tuple(tokens)}, outside the vocabulary of {vocab_size}")
     if tokens[0] == tokens[1]:
         raise InputError(f"section_ids {asked[0]!r} and {asked[1]!r} are one token, {tokens[0]}: name two")
+    from kljudge_jax.core.rule_check import is_ours  # a configuration is read, and helped with, without JAX
+
     return (tokens[0], tokens[1]) if needed or not (verifier is None or is_ours(verifier)) else None
 
 

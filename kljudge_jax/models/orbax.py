@@ -34,6 +34,9 @@ _MANIFEST = "model.json"
 _ADVICE = "convert or copy the model again, or upgrade kljudge_jax"
 _CHUNK_BYTES = 1 << 26
 
+# Whether a write of Orbax has failed in this process.
+_failed = False
+
 
 class ModelManifest(Record, frozen=True, kw_only=True):
     """What a model is (`model.json`).
@@ -56,7 +59,9 @@ def saving(folder: Path) -> Iterator[None]:
     """For what Orbax writes there: an error of the system is an `OSError` with the folder's name, and said once.
 
     Orbax raises what its threads and tasks raise, and that is logged as well, and so are writes that end after it.
+    Tasks that failed are logged when they are collected, at any time later: from a first error on they stay silent.
     """
+    global _failed
     logs = [logging.getLogger(name) for name in ("absl", "asyncio")]
     for log in logs:
         log.addFilter(_is_news)
@@ -65,16 +70,19 @@ def saving(folder: Path) -> Iterator[None]:
     try:
         with named(folder):
             yield
+    except BaseException:
+        _failed = True
+        raise
     finally:
         sys.unraisablehook = before
-    # Not after an error: tasks that failed are logged when they are collected, at any time later.
-    for log in logs:
-        log.removeFilter(_is_news)
+        if not _failed:
+            for log in logs:
+                log.removeFilter(_is_news)
 
 
 def _is_news(record: logging.LogRecord) -> bool:
     said = record.getMessage()
-    return "_SignalingThread" not in said and "orbax/checkpoint" not in said
+    return not any(part in said for part in ("_SignalingThread", "orbax/checkpoint", "[os_error_code="))
 
 
 def _is_late(error: BaseException | None) -> bool:
