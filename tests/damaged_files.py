@@ -57,8 +57,8 @@ def good_files(folder):
     """Puts a good file of every format into a folder; by its place there, what reads it."""
     from kljudge_jax.evaluation.report.write import read_metadata
     from kljudge_jax.evaluation.result_store import ResultStore
+    from kljudge_jax.evaluation.sweep.claim import read_records
     from kljudge_jax.evaluation.sweep.examples import _read
-    from kljudge_jax.evaluation.sweep.run import read_records
     from kljudge_jax.evaluation.sweep.summary import csv_table, summarise
     from kljudge_jax.judges.dataset import read_dataset
     from kljudge_jax.judges.storage import read_manifest

@@ -87,6 +87,7 @@ class FLy(Rule):
     spec_name = "fly"
     source = "FLy, arXiv 2511.22972, as in vLLM (code)"
     ours = "its form when sampling with entropy=full"
+    earlier = ("entropy=full",)
     reads_length = True
     first = 0
 

@@ -57,6 +57,7 @@ class KLJudge(ThresholdRule):
     spec_name = "kl"
     source = "JuDi, arXiv 2601.04766 (paper and code); its forms when sampling and on a part of the vocabulary are ours"
     ours = "its form when sampling, and on a draft that knows a part of the vocabulary"
+    earlier = ("first=0",)
     compares_drafts = True
 
     def passes(self, inputs: VerifyInputs) -> jax.Array:

@@ -66,6 +66,7 @@ class LinearJudge(ThresholdRule):
     spec_name = "judge"
     source = "AutoJudge, arXiv 2504.20039 (code); Judge Decoding, arXiv 2501.19309 (second-hand)"
     ours = "its form when sampling"
+    earlier = ("first=0",)
 
     @property
     def needs(self) -> frozenset[str]:  # type: ignore[override]  # known with the head, not with the class

@@ -80,6 +80,8 @@ class Rule:
       reads_length: its test hangs on K itself, so that no row may be scored in a shorter draft than another.
       ours: which of its forms its source does not have, in a few words; they name "greedy" or "sampling" where it is
         one of the two. Empty where rule and source agree.
+      earlier: what its spec string would have to add to say what it said in earlier versions, oldest first. Results
+        note how many there were (`verification.meaning`), so that answers of two meanings are not mixed.
       first: so many first tokens of an answer the strict rule decides alone; a field of some rules, and 0 of others.
         None is of a rule that does not decide token by token.
     """
@@ -92,6 +94,7 @@ class Rule:
     compares_drafts: ClassVar[bool] = False
     reads_length: ClassVar[bool] = False
     ours: ClassVar[str] = ""
+    earlier: ClassVar[tuple[str, ...]] = ()
     first: Any = None
 
     def __post_init__(self):

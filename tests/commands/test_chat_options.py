@@ -9,7 +9,7 @@ from command_lines import commands, parsed
 import kljudge_jax as kj
 from kljudge_jax.cli import main
 from kljudge_jax.commands.options import decoding_config
-from kljudge_jax.evaluation.sweep.run import read_claim
+from kljudge_jax.evaluation.sweep.claim import read_claim
 
 TEMPLATE = (
     "{% for m in messages %}{{ m.content }}{% endfor %}"

@@ -12,8 +12,8 @@ import msgspec
 
 from kljudge_jax.evaluation.report.pareto import draw_positions, draw_tradeoff, svg
 from kljudge_jax.evaluation.report.token_page import Answer, render
+from kljudge_jax.evaluation.sweep.claim import read_claim
 from kljudge_jax.evaluation.sweep.records import SweepRow, SweepSummary, TaskRow
-from kljudge_jax.evaluation.sweep.run import read_claim
 from kljudge_jax.evaluation.sweep.summary import csv_table, markdown_table, note, table
 from kljudge_jax.generation.display import scrolling_html
 from kljudge_jax.machine import Machine

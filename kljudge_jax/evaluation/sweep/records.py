@@ -64,10 +64,16 @@ class AnswerRecord(Record, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class CellRecord(Record, frozen=True, kw_only=True):
-    """Rule and draft length of a cell."""
+    """Rule and draft length of a cell.
+
+    Attributes:
+      rule, draft_length: of the cell.
+      meaning: the number of the rule's meaning (`verification.meaning`); files of 0.1.0 lack it, and have the first.
+    """
 
     rule: str
     draft_length: Count | str
+    meaning: Count = 1
 
 
 class SweepPlan(DecodingRecord, frozen=True, kw_only=True):

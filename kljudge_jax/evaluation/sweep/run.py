@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -16,33 +14,26 @@ from kljudge_jax.core.controller import Adaptive
 from kljudge_jax.drafters.specs import spec_of
 from kljudge_jax.errors import InputError
 from kljudge_jax.evaluation.baselines import Answer, Request, answers_of, check_baselines, parse_baseline
-from kljudge_jax.evaluation.sweep.records import KIND, SCHEMA, AnswerRecord, SweepClaim, SweepPlan
+from kljudge_jax.evaluation.sweep.claim import ANSWERS, PLAN, claim, note_machine, read_records
+from kljudge_jax.evaluation.sweep.records import KIND, SCHEMA, AnswerRecord, SweepPlan
 from kljudge_jax.generation.arguments import check_compared
 from kljudge_jax.generation.config import DecodingConfig, configured
 from kljudge_jax.generation.generate import generate
 from kljudge_jax.generation.results import Generation
 from kljudge_jax.generation.sections import sections_for
-from kljudge_jax.machine import describe_machine
-from kljudge_jax.models.fingerprint import fingerprints
-from kljudge_jax.models.leaves import head_kind, is_head, layout_of
+from kljudge_jax.models.leaves import head_kind, is_head
 from kljudge_jax.models.pair import ModelPair
 from kljudge_jax.models.transformer import Transformer
-from kljudge_jax.parallel.axes import LOGICAL
 from kljudge_jax.parallel.hosts import share
-from kljudge_jax.parallel.mesh import mesh_sizes
 from kljudge_jax.progress_update import ProgressUpdate
-from kljudge_jax.records import LineWriter, convert, plain, read, read_log, write
+from kljudge_jax.records import LineWriter, convert, plain
 from kljudge_jax.results_folder import results_folder
 from kljudge_jax.tasks.base import Problem, Task
 from kljudge_jax.verification import Verifier, parse_verifier
+from kljudge_jax.verification.meaning import meaning_of
 from kljudge_jax.verification.specs import spec_of as rule_name
 
 __all__ = ["KIND", "SCHEMA", "Cell", "Part", "Plan", "answer", "decode", "grid", "parts", "pooled", "run_sweep"]
-
-_ADVICE = "delete that line and repeat the command, which answers it again"
-
-# Of a claim: what a run that goes on may have otherwise.
-_NOT_ASKED = ("machine", "later_machines")
 
 # In one turn a cell answers so many problems a slot: the last answers of a turn leave slots empty, and cells that take
 # turns often are compared best.
@@ -101,7 +92,10 @@ class Plan:
     def to_json(self) -> dict[str, Any]:
         """Everything that a run that goes on has to have the same."""
         own = {one.name: getattr(self, one.name) for one in dataclasses.fields(self) if one.name != "config"}
-        own["cells"] = [{"rule": cell.rule, "draft_length": cell.draft_length} for cell in self.cells]
+        own["cells"] = [
+            {"rule": cell.rule, "draft_length": cell.draft_length, "meaning": meaning_of(cell.rule)}
+            for cell in self.cells
+        ]
         return own | {name: value for name, value in self.config.to_json().items() if name != "draft_length"}
 
     def to_record(self) -> SweepPlan:
@@ -218,9 +212,9 @@ def run_sweep(
             sections_for(plan.config.section_ids, rule, pair.tokenizer, pair.target.vocab_size)
     problems = task.problems(split=plan.split, n=plan.n, seed=plan.config.seed)
     folder = results_folder(folder)
-    share(folder, "plan.json", "answers.jsonl")
-    _claim(folder / "plan.json", pair, task, plan, problems)
-    path = folder / "answers.jsonl"
+    share(folder, PLAN, ANSWERS)
+    claim(folder, pair, task, plan.to_record(), problems)
+    path = folder / ANSWERS
     records = read_records(path)
     done = {(r.rule, r.draft_length, r.problem) for r in records}
     asked = list(plan.cells if cells is None else cells)
@@ -239,7 +233,7 @@ def run_sweep(
                 if not left:
                     continue
                 if done and not noted:
-                    _note_machine(folder / "plan.json")
+                    note_machine(folder)
                 noted = True
                 answers = answer(pair, task, plan, cell, [problems[i] for i in left], left, first, keep)
                 file.sync()
@@ -326,77 +320,3 @@ def answer(
 def _row_keys(seed: int, places: Sequence[int]) -> jax.Array:
     """The keys of some problems of a sweep: `fold_in(key(seed), i)`, whatever is decoded together."""
     return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jax.numpy.asarray(places))
-
-
-def _placed(pair: ModelPair) -> dict:
-    """Where a pair lies: another mesh adds in another order, and its answers are not to be mixed with these."""
-    models = {"target": pair.target, "draft": pair.draft}
-    layouts = {role: layout for role, model in models.items() if (layout := layout_of(model)) is not None}
-    return {
-        "sizes": mesh_sizes(layouts["target"].mesh),
-        **{role: dict(zip(LOGICAL, map(list, layout.axes), strict=True)) for role, layout in layouts.items()},
-    }
-
-
-def problems_digest(problems: Sequence[Problem]) -> str:
-    """16 hexadecimal digits of what is asked and of what is right: ids are places, the same in every file of a task."""
-    asked = [{name: value for name, value in vars(problem).items() if name != "solution"} for problem in problems]
-    return hashlib.sha256(json.dumps(asked, default=repr).encode()).hexdigest()[:16]
-
-
-def _claim(path: Path, pair: ModelPair, task: Task, plan: Plan, problems: Sequence[Problem]) -> None:
-    asked = SweepClaim(
-        target=pair.target_name,
-        draft=pair.draft_name,
-        dtype=pair.precision,
-        mesh=None if layout_of(pair.target) is None else plain(_placed(pair)),
-        task=task.name,
-        weights=fingerprints(pair),
-        problems=problems_digest(problems),
-        plan=plan.to_record(),
-        machine=describe_machine(),
-    )
-    if not path.exists():
-        write(path, asked)
-        return
-    found = read_claim(path)
-    ours, theirs = asked.to_dict(), found.to_dict()
-    differing = [name for name in ours if name not in _NOT_ASKED and ours[name] != theirs[name]]
-    in_plan = [name for name in ours["plan"] if ours["plan"][name] != theirs["plan"][name]]
-    if found.weights is None and found.problems is None and set(differing) == {"weights", "problems"}:
-        raise InputError(
-            f"{path.parent} was begun by a version that did not note weights and problems, so that nothing says whether"
-            " they are these: name a new folder"
-        )
-    # A difference that follows from another one is not named: numbers of other bits, problems of another seed.
-    if "dtype" in differing or {"target", "draft"} & set(differing):
-        differing = [name for name in differing if name != "weights"]
-    if "plan" in differing or "task" in differing:
-        differing = [name for name in differing if name != "problems"]
-    if differing:
-        named = ", ".join(f"plan ({', '.join(in_plan)})" if name == "plan" else name for name in differing)
-        raise InputError(
-            f"{path.parent} holds another sweep (its {named} differs): name a new folder, or repeat "
-            "its options to go on with it"
-        )
-
-
-def _note_machine(path: Path) -> None:
-    """Adds the machine and date of a run that goes on to the claim, where they are others than those noted."""
-    claim, machine = read_claim(path), describe_machine()
-    if machine not in (claim.machine, *claim.later_machines):
-        write(path, msgspec.structs.replace(claim, later_machines=(*claim.later_machines, machine)))
-
-
-def read_claim(path: Path) -> SweepClaim:
-    """What a `plan.json` says. Raises `InputError` if it cannot be read."""
-    return read(path, SweepClaim, "name a new folder")
-
-
-def read_records(path: Path) -> list[AnswerRecord]:
-    """The records of an answers file; a last line that a kill cut short is dropped from the file.
-
-    Raises:
-      InputError: another line is no record.
-    """
-    return read_log(path, AnswerRecord, _ADVICE, mend=True)

@@ -11,7 +11,8 @@ from kljudge_jax.errors import InputError
 from kljudge_jax.evaluation.calibration import run as module
 from kljudge_jax.evaluation.calibration import text as calibration_text
 from kljudge_jax.evaluation.calibration.run import PLAIN, Check, Plan, calibrate, check, chosen, summary, write
-from kljudge_jax.evaluation.sweep.run import Cell, read_records
+from kljudge_jax.evaluation.sweep.claim import read_records
+from kljudge_jax.evaluation.sweep.run import Cell
 from kljudge_jax.generation.config import DecodingConfig
 from kljudge_jax.judges.calibration import Outcome, p_value, upper_bound
 from kljudge_jax.tasks import Problem
@@ -116,6 +117,15 @@ def test_a_folder_holds_one_plan(finished, pair, change):
         calibrate(pair, Bare(), dataclasses.replace(PLAN, **change), finished[0])
 
 
+def test_a_folder_of_an_earlier_meaning_is_refused_before_an_answer_is_made(finished, pair, tmp_path):
+    found = json.loads((finished[0] / "plan.json").read_text())
+    assert [cell.pop("meaning") for cell in found["plan"]["cells"]] == [1, 2, 2, 2, 2]
+    (tmp_path / "plan.json").write_text(json.dumps(found))  # as 0.1.0 wrote it, killed at once
+    with pytest.raises(InputError, match=r"to which kl:-1\.0, kl:th.* meant what kl:-1\.0,first=0, .*: name a new"):
+        calibrate(pair, Bare(), PLAN, tmp_path, lambda line: pytest.fail("an answer was made"))
+    assert [path.name for path in tmp_path.iterdir()] == ["plan.json"]
+
+
 def test_with_answers_it_counts_what_was_lost_and_won(finished, pair, tmp_path):
     plan = dataclasses.replace(PLAN, cells=(PLAIN, *PLAN.cells[3:]), without_answers=False, budget=0.9)
     found = calibrate(pair, Letters(), plan, tmp_path)
@@ -145,6 +155,7 @@ def test_the_summary_is_json_that_says_what_to_use(finished, tmp_path):
     told = json.loads((tmp_path / "new" / "calibration.json").read_text())
     assert (told["schema"], told["kind"]) == (1, "calibrate")
     assert told["verifier"] == RULES[1] and told["threshold"] == 0.5 and told["check"] is None
+    assert [cell["meaning"] for cell in told["plan"]["cells"]] == [1, 2, 2, 2, 2]
     assert told["plan"]["budget"] == 0.4 and told["machine"]["backend"] == "cpu" and told["command"][1] == "--n"
     assert told["tested"][2]["outcome"]["lost"] == found[2].outcome.lost and told["smallest_n"] == 6
     nothing = summary("pair", PLAN, [], [], None)

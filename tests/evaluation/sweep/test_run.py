@@ -9,8 +9,10 @@ from sweep_records import Letters, record
 from tiny_pairs import rounded, text_pair
 
 from kljudge_jax.errors import InputError
+from kljudge_jax.evaluation.sweep import claim as claims
 from kljudge_jax.evaluation.sweep import run as sweep
-from kljudge_jax.evaluation.sweep.run import Cell, Plan, grid, parts, pooled, read_records, run_sweep
+from kljudge_jax.evaluation.sweep.claim import read_records
+from kljudge_jax.evaluation.sweep.run import Cell, Plan, grid, parts, pooled, run_sweep
 from kljudge_jax.evaluation.sweep.summary import summarise
 from kljudge_jax.generation.config import DecodingConfig
 from kljudge_jax.generation.generate import generate
@@ -101,8 +103,8 @@ def test_a_run_that_goes_on_elsewhere_notes_its_machine_once(finished, pair, tmp
     lines = (folder / "answers.jsonl").read_bytes().splitlines(True)
     (tmp_path / "plan.json").write_bytes((folder / "plan.json").read_bytes())
     (tmp_path / "answers.jsonl").write_bytes(b"".join(lines[:-2]))
-    here = sweep.describe_machine()
-    monkeypatch.setattr(sweep, "describe_machine", lambda: structs.replace(here, processor="another"))
+    here = claims.describe_machine()
+    monkeypatch.setattr(claims, "describe_machine", lambda: structs.replace(here, processor="another"))
     for _ in range(2):  # the second run answers nothing
         run_sweep(pair, Letters(), PLAN, tmp_path)
     claim = json.loads((tmp_path / "plan.json").read_text())
