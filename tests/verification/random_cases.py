@@ -1,5 +1,6 @@
 """Random and adversarial inputs of a rule: batches of sequences, garbage past each one's draft."""
 
+import dataclasses
 import functools
 
 import jax
@@ -9,6 +10,9 @@ import numpy as np
 from kljudge_jax.verification import VerifyInputs
 
 KINDS = ("close", "far", "sharp", "ties", "holes", "one_hot_draft", "one_hot_target", "equal")
+
+# Two best tokens of some last bits apart, and a draft that knows a part of the vocabulary.
+ADVERSARIAL = (*KINDS, "near_ties", "partial_draft")
 
 
 # One shape for most tests: a rule is compiled for it once.
@@ -35,8 +39,8 @@ def as_inputs(tokens, count, draft, target, raw_draft, raw_target, greedy) -> Ve
 
 
 def batch_axes(inputs: VerifyInputs) -> VerifyInputs:
-    """in_axes for `jax.vmap` over a batch of `random_cases`."""
-    return VerifyInputs(0, 0, 0, 0, 0, 0, None, None, None)
+    """in_axes for `jax.vmap` over a batch of `random_cases`, with whatever else it was given a value a sequence of."""
+    return dataclasses.replace(jax.tree.map(lambda _: 0, inputs), greedy=None)
 
 
 def rows(inputs: VerifyInputs):
@@ -98,6 +102,12 @@ def _case(rng, kind: str, length: int, vocab: int, greedy: bool):
     if kind == "holes":
         target[:, 1:][rng.random((length + 1, vocab - 1)) < 0.4] = -np.inf
         draft[:, 1:][rng.random((length, vocab - 1)) < 0.4] = -np.inf
+    if kind == "near_ties":
+        ids = np.argmax(target, axis=-1)
+        near = target.max(axis=-1) * (1 + rng.choice([-3e-7, -1e-7, 0.0, 1e-7], size=length + 1))
+        target[np.arange(length + 1), (ids + rng.integers(1, vocab, size=length + 1)) % vocab] = near
+    if kind == "partial_draft":
+        draft[:, (vocab + 2) // 2 :] = -np.inf
     if kind == "one_hot_draft":
         draft = _one_hot(rng.integers(vocab, size=length), vocab)
     if kind == "one_hot_target":

@@ -1,31 +1,12 @@
-"""The lenient odds against their definitions, their ends and their order."""
+"""The lenient odds: their ends and their order."""
 
 import numpy as np
 import pytest
 from random_cases import KINDS, expected_lengths, never_shorter, random_cases
-from transcription import above, check, excess, target
 
 from kljudge_jax.verification import Lenience, Mentored, SpeculativeSampling
 
 UNTIED = [kind for kind in KINDS if kind != "ties"]
-
-
-def lenient(factor):
-    def accept(position):
-        token = position.token
-        if position.greedy:
-            ratio = position.raw_p[token] / position.raw_p.max()
-            less, near = above(factor, ratio)
-            return 1.0 - less, near if ratio < 1 else 1.0
-        p, q = position.p[token], position.q[token]
-        return (0.0 if p == 0 else 1.0 if q == 0 else min(1.0, p / (factor * q))), 1.0
-
-    return accept
-
-
-@pytest.mark.parametrize("rule, factor, residual", [(Lenience(0.4), 0.4, excess), (Mentored(0.3), 0.7, target)])
-def test_agrees_with_a_float64_transcription(rule, factor, residual):
-    check(rule, lenient(factor), residual)
 
 
 @pytest.mark.parametrize("rule", [Lenience(1.0), Mentored(0.0)])

@@ -1,4 +1,4 @@
-"""The regret budget against a float64 transcription, draft by draft and over whole answers."""
+"""The regret budget: its ends, its edges, and what it remembers."""
 
 import dataclasses
 import functools
@@ -7,32 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from random_cases import LENGTH, SIZE, as_inputs, batch_axes, expected_lengths, never_shorter, random_cases, rows
+from random_cases import as_inputs, batch_axes, expected_lengths, never_shorter, random_cases
 
 from kljudge_jax.verification import GreedyExact, RegretBudget
-
-
-def by_hand(rule, case, spent):
-    """How many are kept, the regret spent after them, and how near a bound any was, token by token in float64."""
-    tokens, count, _, target = case[:4]
-    passed, kept, slack = 0, 0, 1.0
-    left = rule.budget - spent
-    spent_here = 0.0
-    for i in range(count):
-        best = int(np.argmax(target[i]))
-        if tokens[i] != best:
-            regret = target[i][best] - target[i][tokens[i]]
-            worth = (count - i) / count
-            bounds = [(regret / worth, rule.gate), (spent_here + regret, left)]
-            slack = min([slack, *(abs(a - b) for a, b in bounds if np.isfinite(a))])
-            if not (regret / worth <= rule.gate and spent_here < left and spent_here + regret <= left):
-                break
-            passed += 1
-            if passed > rule.mismatches:
-                break
-            spent_here += regret
-        kept += 1
-    return kept, spent + spent_here, slack
 
 
 @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
@@ -40,39 +17,6 @@ def verdicts(rule, inputs, carry):
     axes = dataclasses.replace(batch_axes(inputs), carry=0)
     keys = jax.random.split(jax.random.key(0), carry.shape[0])
     return jax.vmap(rule, in_axes=(0, axes))(keys, dataclasses.replace(inputs, carry=carry))
-
-
-RULES = [
-    RegretBudget(3.0, 1.0, 1),
-    RegretBudget(3.0, 1.0, 2),
-    RegretBudget(8.0, 2.06, 4),
-    RegretBudget(1.0, 100.0, 100),
-    RegretBudget(100.0, 0.5, 100),
-    RegretBudget(100.0, 100.0, 3),
-]
-
-
-@pytest.mark.parametrize("rule", RULES, ids=str)
-def test_agrees_with_a_float64_transcription(rule):
-    left_out = relaxed = 0
-    for seed in range(5):
-        inputs = random_cases(seed, True)
-        spent = np.random.default_rng(seed).choice([0.0, 0.7, 2.5, 3.0, 50.0], size=SIZE)
-        result = verdicts(rule, inputs, jnp.asarray(spent, jnp.float32))
-        found = zip(result.num_accepted, result.carry, result.relaxed, result.next_token, strict=True)
-        for case, before, (kept, after, passed, token) in zip(rows(inputs), spent, found, strict=True):
-            wanted, charged, slack = by_hand(rule, case, float(np.float32(before)))
-            if slack < 1e-4:
-                left_out += 1
-                continue
-            assert int(kept) == wanted
-            np.testing.assert_allclose(after, charged, rtol=1e-5, atol=1e-5)
-            best = np.argmax(case[3][: case[1] + 1], axis=-1)
-            assert int(token) == best[wanted]
-            mismatch = (case[0][:wanted] != best[:wanted]).tolist() + [False] * (LENGTH - wanted)
-            assert np.asarray(passed).tolist() == mismatch
-            relaxed += sum(mismatch)
-    assert relaxed > 50 and left_out < SIZE / 2
 
 
 @pytest.mark.parametrize("rule", [RegretBudget(0.0, 1e9, 100), RegretBudget(1e9, 1e9, 0)], ids=str)
