@@ -40,5 +40,6 @@ def rules(options) -> int:
         print(paragraph(row["summary"]))
         for parameter in row["parameters"]:
             print(paragraph(f"{parameter['name']}: {parameter['allowed']}"))
-        print(paragraph(f"Source: {row['source']}." + (f" Ours: {row['ours']}." if row["ours"] else "")))
+        ours = "; ".join(filter(None, (row["ours"], row["ours_with"])))
+        print(paragraph(f"Source: {row['source']}." + (f" Ours: {ours}." if ours else "")))
     return OK

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from kljudge_jax.verification.base import VerifyInputs
 from kljudge_jax.verification.parameters import probability
-from kljudge_jax.verification.rule import Odds, TokenRule, register
+from kljudge_jax.verification.rule import ALL_OURS, Odds, TokenRule, register
 
 
 @register
@@ -23,7 +23,7 @@ class AcceptAll(TokenRule):
 
     spec_name = "all"
     source = "a control of ours"
-    ours = "all of it"
+    ours = ALL_OURS
 
     def acceptance(self, inputs: VerifyInputs, odds: Odds) -> jax.Array:
         return jnp.ones_like(odds.log_target)
@@ -48,7 +48,7 @@ class RandomAcceptance(TokenRule):
 
     spec_name = "random"
     source = "a control of ours"
-    ours = "all of it"
+    ours = ALL_OURS
 
     def acceptance(self, inputs: VerifyInputs, odds: Odds) -> jax.Array:
         strict = odds.strict()
@@ -73,7 +73,7 @@ class SyntheticAcceptance(TokenRule):
 
     spec_name = "synthetic"
     source = "a control of ours"
-    ours = "all of it"
+    ours = ALL_OURS
 
     def acceptance(self, inputs: VerifyInputs, odds: Odds) -> jax.Array:
         return jnp.full_like(odds.log_target, self.rate)

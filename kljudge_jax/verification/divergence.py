@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import jax
 
@@ -94,6 +96,7 @@ class RelaxedFuzzy(ThresholdRule):
 
     spec_name = "rfuzzy"
     source = "R-fuzzy, after FSD, arXiv 2502.20704 (second-hand)"
+    source_has: ClassVar[Mapping[str, tuple[Any, ...]]] = {"divergence": ("js",)}
 
     @property
     def compares_drafts(self) -> bool:  # type: ignore[override]  # known with the divergence, not with the class

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +13,7 @@ import jax.numpy as jnp
 from kljudge_jax.verification.base import VerifyInputs
 from kljudge_jax.verification.distributions import Normaliser, entropy, is_argmax, token_probability
 from kljudge_jax.verification.parameters import choice, integer, number, probability
-from kljudge_jax.verification.rule import Odds, Rule, ThresholdRule, register
+from kljudge_jax.verification.rule import ALL_OURS, Odds, Rule, ThresholdRule, register
 
 
 @register
@@ -39,7 +41,7 @@ class EntropyThreshold(ThresholdRule):
 
     spec_name = "entropy"
     source = "a baseline of ours"
-    ours = "all of it"
+    ours = ALL_OURS
 
     def passes(self, inputs: VerifyInputs) -> jax.Array:
         if self.model == "draft":
@@ -90,6 +92,10 @@ class FLy(Rule):
     earlier = ("entropy=full",)
     reads_length = True
     first = 0
+
+    @classmethod
+    def form_of_ours(cls, greedy: bool, values: Mapping[str, Any]) -> str:
+        return cls.ours if values.get("entropy") == "full" and not greedy else ""
 
     def accept(self, uniforms: jax.Array, inputs: VerifyInputs, odds: Odds) -> tuple[jax.Array, jax.Array]:
         strict = uniforms < odds.strict()

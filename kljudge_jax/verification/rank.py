@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -51,6 +52,12 @@ class _ThinkingRule(ThresholdRule):
 
     keeps_strict = False
     section: Any  # a field of the concrete rule
+
+    @classmethod
+    def form_of_ours(cls, greedy: bool, values: Mapping[str, Any]) -> str:
+        if greedy:
+            return "" if values.get("section") == "thinking" else "section=all"
+        return "its form when sampling"
 
     @property
     def needs(self) -> frozenset[str]:  # type: ignore[override]  # known with the section, not with the class

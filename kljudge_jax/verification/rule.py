@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple, cast
 
 import jax
@@ -66,6 +67,10 @@ class Odds(NamedTuple):
         return jnp.minimum(1.0, self.ratio())
 
 
+ALL_OURS = "all of it"
+"""`Rule.ours` of a rule that nobody else has."""
+
+
 class Rule:
     """A rule as two pure functions, `acceptance_distribution` and `correction`; calling it draws from the two.
 
@@ -82,6 +87,8 @@ class Rule:
         one of the two. Empty where rule and source agree.
       earlier: what its spec string would have to add to say what it said in earlier versions, oldest first. Results
         note how many there were (`verification.meaning`), so that answers of two meanings are not mixed.
+      source_has: of parameters that the source does not have as freely, the values that it has; with another one the
+        rule is ours. A mask by `confidence` is where it is off by default: no source has one but `KLJudge`'s.
       first: so many first tokens of an answer the strict rule decides alone; a field of some rules, and 0 of others.
         None is of a rule that does not decide token by token.
     """
@@ -95,6 +102,7 @@ class Rule:
     reads_length: ClassVar[bool] = False
     ours: ClassVar[str] = ""
     earlier: ClassVar[tuple[str, ...]] = ()
+    source_has: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
     first: Any = None
 
     def __post_init__(self):
@@ -104,6 +112,12 @@ class Rule:
             if isinstance(value, int) and not parameter.integer:
                 # A threshold of 2 and one of 2.5 are numbers of one type, or the loop would compile for each.
                 object.__setattr__(self, name, float(value))
+
+    @classmethod
+    def form_of_ours(cls, greedy: bool, values: Mapping[str, Any]) -> str:
+        """What of `ours` concerns runs of this kind, with these values of its parameters; empty if nothing does."""
+        forms = [form for form in ("greedy", "sampling") if form in cls.ours]
+        return "" if len(forms) == 1 and (forms[0] == "greedy") != greedy else cls.ours
 
     def acceptance_distribution(self, inputs: VerifyInputs) -> jax.Array:
         """Distribution of the accepted length, given the draft: f32 `[K + 1]`, zero past `draft_count`."""
@@ -171,6 +185,15 @@ class Rule:
             lambda: sample(token_key, jnp.log(distribution)),
         )
         return Verdict(num_accepted, next_token.astype(jnp.int32), relaxed)
+
+
+def source_values(rule: type[Rule]) -> dict[str, tuple[Any, ...]]:
+    """`Rule.source_has`, and of a mask by `confidence` that is off by default that it is off."""
+    if rule.ours == ALL_OURS:
+        return {}
+    parameters = parameters_of(rule)
+    masks = "confidence" in parameters and parameters["confidence"][1] == 1.0
+    return {**rule.source_has, **({"confidence": (1.0,)} if masks else {})}
 
 
 class TokenRule(Rule):

@@ -15,7 +15,7 @@ import numpy as np
 from kljudge_jax.errors import InputError
 from kljudge_jax.spec import assigned, read_items, read_spec
 from kljudge_jax.verification.parameters import Parameter, parameters_of
-from kljudge_jax.verification.rule import RULES, Rule
+from kljudge_jax.verification.rule import RULES, Rule, source_values
 from kljudge_jax.verification.secure import Secure, WrappedRule
 
 _PLAIN = "none"
@@ -37,7 +37,7 @@ def parse_verifier(spec: str, greedy: bool) -> Rule | None:
             raise InputError(f"write {_PLAIN!r} alone: plain decoding takes no parameters, not {rest!r}")
         return None
     if name == Secure.spec_name:
-        inner, first = _wrapped(rest)
+        inner, first = wrapped_spec(rest)
         wrapped = parse_verifier(inner, greedy)
         if wrapped is None:
             raise InputError(f"give {name!r} a rule such as 'kl:0.4', for {_PLAIN!r} is plain decoding")
@@ -68,6 +68,18 @@ def spec_of(rule: Any) -> str:
     leaves, structure = jax.tree.flatten(rule)
     held = b"".join(np.asarray(leaf).tobytes() for leaf in leaves) + str(structure).encode()
     return f"{type(rule).__name__}-{hashlib.sha256(held).hexdigest()[:8]}"
+
+
+def called(rule: Any) -> str:
+    """What a message calls a rule: its class; one that wraps another by its spec string, which says what it wraps."""
+    if not isinstance(rule, Secure):
+        return type(rule).__name__
+    if all(isinstance(leaf, int | float) for leaf in jax.tree.leaves(rule)):
+        spec = spec_of(rule)
+        # Its own `first` may be left out where no other one would be taken for it.
+        short = spec.removesuffix(f",first={parameters_of(Secure)['first'][1]}")
+        return spec if "first=" in short else short
+    return f"{type(rule).__name__} of {called(rule.rule)}"
 
 
 def _written_out(rule: Any) -> str | None:
@@ -107,7 +119,7 @@ def threshold_specs(spec: str, values: Sequence[str], greedy: bool) -> list[str]
     if name == _PLAIN:
         raise InputError(f"choose a relaxed rule such as 'kl', for {_PLAIN!r} is plain decoding")
     if name == Secure.spec_name:
-        inner, first = _wrapped(given)
+        inner, first = wrapped_spec(given)
         found = [f"{name}:{one},first={first.get('first', 1)}" for one in threshold_specs(inner, values, greedy)]
         parse_verifier(found[0], greedy)  # what it refuses to wrap
         return found
@@ -144,7 +156,7 @@ def describe_rules() -> list[dict[str, Any]]:
     """One row a rule and one an alias, sorted by spec name, read off the classes; every value is plain JSON.
 
     Keys: name, spec, usage, lossless, greedy_only, parameters (name, allowed, default), source, ours (what of it is not
-    its source's, or ""), summary.
+    its source's, or ""), ours_with (which values of parameters are ours beside that, or ""), summary.
     """
     named = [(rule.spec_name, rule) for rule in RULES]
     named += [(alias, rule) for rule in RULES for alias in _aliases(rule)]
@@ -168,13 +180,16 @@ def describe_rules() -> list[dict[str, Any]]:
                 ],
                 "source": _aliases(rule).get(spec, rule.source),
                 "ours": rule.ours,
+                "ours_with": ", ".join(
+                    f"{name} other than {' or '.join(map(str, known))}" for name, known in source_values(rule).items()
+                ),
                 "summary": summary if spec == rule.spec_name else f"Another name of {rule.spec_name}: {summary}",
             }
         )
     return rows
 
 
-def _wrapped(text: str) -> tuple[str, dict[str, Any]]:
+def wrapped_spec(text: str) -> tuple[str, dict[str, Any]]:
     """What follows `secure:`, as the spec of the wrapped rule, and the `first` that is its own, if that is said."""
     items = read_items(text)
     own = max((i for i, item in enumerate(items) if item.key == "first"), default=None)
@@ -190,13 +205,18 @@ def _wrapped(text: str) -> tuple[str, dict[str, Any]]:
 def _read(spec: str, greedy: bool) -> tuple[type[Rule], dict[str, object]]:
     """The rule of a spec, and the parameters that the spec gives."""
     name, _ = read_spec(spec)
-    rule = _find(name, greedy)
+    rule = find_rule(name, greedy)
     parameters = parameters_of(rule)
     texts = assigned(spec, parameters, _usage(rule, name))
     return rule, {key: parameters[key][0].parse(repr(name), key, text) for key, text in texts.items()}
 
 
-def _find(name: str, greedy: bool) -> type[Rule]:
+def find_rule(name: str, greedy: bool) -> type[Rule]:
+    """The rule of that name, or of which it is an alias.
+
+    Raises:
+      InputError: no such rule, or it is one of greedy decoding alone and this is not.
+    """
     # A rule of one's own may have the name that is another's alias.
     namesakes = [rule for rule in RULES if rule.spec_name == name]
     namesakes = namesakes or [rule for rule in RULES if name in _aliases(rule)]

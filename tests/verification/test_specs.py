@@ -286,5 +286,45 @@ def test_the_table_says_what_is_ours():
         ("exact", True, False),
         ("none", True, False),
         ("hf:lookup:3", False, False),
+        ("KLJudge-0a1b2c3d", False, False),
     ):
         assert bool(ours_in(spec, greedy)) == marked, spec
+
+
+@pytest.mark.parametrize(
+    ("spec", "greedy", "says"),
+    [
+        ("fly", False, ""),
+        ("fly:entropy=full", False, "its form when sampling with entropy=full"),
+        ("fly:entropy=full", True, ""),
+        ("thinking:section=thinking", True, ""),
+        ("thinking", True, "section=all"),
+        ("thinking_ratio:section=thinking", False, "its form when sampling"),
+        ("rfuzzy:0.3", True, ""),
+        ("rfuzzy:0.3,js", False, ""),
+        ("rfuzzy:0.3,tv", True, "its divergence"),
+        ("rfuzzy:0.3,divergence=tv,confidence=0.9", True, "its divergence, and its confidence"),
+        ("fuzzy:tv,0.3", True, ""),
+        ("fuzzy:tv,0.3,confidence=1", True, ""),
+        ("fuzzy:js,0.3,confidence=0.9", False, "its confidence"),
+        ("topk:2,confidence=0.9", True, "its confidence"),
+        ("topk:2,confidence=0.9", False, "its form when sampling, and its confidence"),
+        ("secure:fuzzy:js,0.3,confidence=0.9,first=2", True, "its confidence"),
+        ("kl:0.4,confidence=0.5", True, ""),  # the mask is its source's
+        ("entropy:1.0,confidence=0.5", True, "all of it"),
+        ("judge:no/such/folder,0.5", True, ""),  # nothing is read
+        ("judge:no/such/folder,0.5,0.9", True, "its confidence"),
+        # A name that another source gave to a rule that has one: both of its forms are published, as `lenience`.
+        ("adaptive:0.3", True, ""),
+        ("adaptive:0.3", False, ""),
+    ],
+)
+def test_what_is_ours_hangs_on_the_parameters(spec, greedy, says):
+    assert ours_in(spec, greedy) == says
+
+
+def test_the_table_says_which_values_are_ours():
+    said = {row["spec"]: row["ours_with"] for row in describe_rules()}
+    assert said["rfuzzy"] == "divergence other than js, confidence other than 1.0"
+    assert said["fuzzy"] == said["topk"] == "confidence other than 1.0"
+    assert said["kl"] == said["entropy"] == said["adaptive"] == said["exact"] == ""
