@@ -16,6 +16,7 @@ from kljudge_jax.core.target import alike
 from kljudge_jax.errors import InputError
 from kljudge_jax.verification.base import Verdict, Verifier, VerifyInputs
 from kljudge_jax.verification.distributions import is_distribution, kl_on_support
+from kljudge_jax.verification.specs import called
 
 
 class Outcome(NamedTuple):
@@ -96,7 +97,7 @@ def judge_drafts(
     tokens = draft.tokens[:, :width]
     if draft.raw_logits is None and getattr(verifier, "compares_drafts", False):
         raise InputError(
-            f"{type(verifier).__name__} reads {compared_by(verifier)}, and the drafter gives no distributions "
+            f"{called(verifier)} reads {compared_by(verifier)}, and the drafter gives no distributions "
             "(Draft.raw_logits is None): draft with a model, or use another rule"
         )
     draft_logits, raw_draft_logits = draft.distributions(width, vocab)
@@ -117,7 +118,7 @@ def judge_drafts(
         if needed not in needs:
             return None
         if hidden is None:
-            raise InputError(f"{type(verifier).__name__} reads {needed}, and that model gives logits alone")
+            raise InputError(f"{called(verifier)} reads {needed}, and that model gives logits alone")
         return hidden
 
     target_hidden = scores.features.hidden
@@ -144,11 +145,10 @@ def judge_drafts(
         verdict, branch = _over_rows(lambda rule, key, row: rule.choose(key, row), verifier, keys, one)
 
     if not isinstance(verdict, Verdict):
-        raise InputError(f"{type(verifier).__name__} returns a {type(verdict).__name__}: return a kljudge_jax.Verdict")
+        raise InputError(f"{called(verifier)} returns a {type(verdict).__name__}: return a kljudge_jax.Verdict")
     if not alike(progress.carry, verdict.carry):
         raise InputError(
-            f"{type(verifier).__name__} returns a Verdict.carry of other shapes, dtypes or structure than its "
-            "init_carry() has"
+            f"{called(verifier)} returns a Verdict.carry of other shapes, dtypes or structure than its init_carry() has"
         )
 
     def followed(x):  # [B D, ...] to [B, ...]
@@ -229,9 +229,7 @@ def check_row_numbers(rule: Any, batch: int) -> None:
     """Refuses numbers of a rule that are one a row of another batch."""
     for axis, leaf in zip(row_axes(rule), jax.tree.leaves(rule), strict=True):
         if axis == 0 and jnp.shape(leaf) != (batch,):
-            raise InputError(
-                f"{type(rule).__name__} has {jnp.size(leaf)} numbers for {batch} rows: give it one, or one a row"
-            )
+            raise InputError(f"{called(rule)} has {jnp.size(leaf)} numbers for {batch} rows: give it one, or one a row")
 
 
 def check_on_policy(rule: Any, off_policy: bool = False) -> None:
@@ -246,7 +244,7 @@ def check_on_policy(rule: Any, off_policy: bool = False) -> None:
     """
     if not getattr(rule, "lossless", False) and not off_policy:
         raise InputError(
-            f"{type(rule).__name__} keeps tokens that the target would not have drawn, so that the target's "
+            f"{called(rule)} keeps tokens that the target would not have drawn, so that the target's "
             "log-probabilities are not those of the answers: use a lossless rule such as SpeculativeSampling(), or say "
             "off_policy=True"
         )

@@ -23,6 +23,7 @@ from kljudge_jax.errors import InputError
 from kljudge_jax.generation.costs import estimate
 from kljudge_jax.generation.sections import SectionIds, reads_sections, sections_for
 from kljudge_jax.verification import GreedyExact, SpeculativeSampling, Verifier, parse_verifier
+from kljudge_jax.verification.specs import called
 from kljudge_jax.verification.states import state_of
 
 
@@ -61,7 +62,7 @@ def plan(pair, verifier, drafter, draft_length, sampling: Sampling, section_ids:
     if verifier is None:
         strict = GreedyExact() if sampling.greedy else SpeculativeSampling()
         return Plan(strict, None, None, 0, None, 0.0, DraftScorer(), told)
-    name = type(verifier).__name__
+    name = called(verifier)
     if not callable(verifier) or isinstance(verifier, type):
         raise InputError(f"a verifier is a rule such as KLJudge(0.4) or a spec such as 'kl:0.4', got {verifier!r}")
     check_registered(verifier)
@@ -134,7 +135,7 @@ def check_compared(verifier: Any, drafter: Any) -> None:
     none: it would be the strict rule, or accept everything, and not say so."""
     if getattr(verifier, "compares_drafts", False) and not getattr(drafter, "draws", True):
         raise InputError(
-            f"{type(verifier).__name__} reads {compared_by(verifier)}, and {type(drafter).__name__} has no "
+            f"{called(verifier)} reads {compared_by(verifier)}, and {type(drafter).__name__} has no "
             "distribution, all is at its token: draft with a model, or use a rule such as exact, typical, topk:2 or "
             "fuzzy:divergence=js"
         )
@@ -150,16 +151,12 @@ def _scorer(verifier, drafter, pair, sampling: Sampling) -> Scorer:
         return DraftScorer(1 if sampling.greedy or not getattr(drafter, "draws", True) else verifier.drafts)
     if wanted == "reflection":
         if pair.tokenizer is None:
-            raise InputError(
-                f"{type(verifier).__name__} has a prompt of its own, and the pair has no tokenizer: add one"
-            )
+            raise InputError(f"{called(verifier)} has a prompt of its own, and the pair has no tokenizer: add one")
         ids = pair.tokenizer(verifier.prompt, add_special_tokens=False)["input_ids"]
         if not ids:
-            raise InputError(f"give {type(verifier).__name__} a prompt that has tokens, not {verifier.prompt!r}")
+            raise InputError(f"give {called(verifier)} a prompt that has tokens, not {verifier.prompt!r}")
         return ReflectionScorer(tuple(int(i) for i in ids))
-    raise InputError(
-        f"{type(verifier).__name__} names the scorer {wanted!r}: choose one of draft, several drafts, reflection"
-    )
+    raise InputError(f"{called(verifier)} names the scorer {wanted!r}: choose one of draft, several drafts, reflection")
 
 
 def stop_strings(stop, pair) -> tuple[str, ...]:

@@ -64,7 +64,9 @@ def sections_for(section_ids: Any, verifier: Any, tokenizer: Any, vocab_size: in
       InputError: a text that is no single token, an id outside the vocabulary, or a rule that needs sections and is
         told of none.
     """
-    asked, needed, name = read_section_ids(section_ids), reads_sections(verifier), type(verifier).__name__
+    from kljudge_jax.verification.specs import called  # a configuration is read, and helped with, without JAX
+
+    asked, needed, name = read_section_ids(section_ids), reads_sections(verifier), called(verifier)
     if asked is None:
         if needed:
             raise InputError(
@@ -86,7 +88,7 @@ def sections_for(section_ids: Any, verifier: Any, tokenizer: Any, vocab_size: in
         raise InputError(f"section_ids are {tuple(tokens)}, outside the vocabulary of {vocab_size}")
     if tokens[0] == tokens[1]:
         raise InputError(f"section_ids {asked[0]!r} and {asked[1]!r} are one token, {tokens[0]}: name two")
-    from kljudge_jax.core.rule_check import is_ours  # a configuration is read, and helped with, without JAX
+    from kljudge_jax.core.rule_check import is_ours
 
     return (tokens[0], tokens[1]) if needed or not (verifier is None or is_ours(verifier)) else None
 

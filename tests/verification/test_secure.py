@@ -11,9 +11,11 @@ import pytest
 from heads import random_head
 from random_cases import as_inputs, lengths_and_corrections, random_cases, rows, verdicts
 from test_exact import continuation, enumerated, models
-from tiny_pairs import answer, tiny_pair, tokens_of
+from tiny_pairs import PROMPTS, answer, tiny_pair, tokens_of
 
+import kljudge_jax as kj
 from kljudge_jax.errors import InputError
+from kljudge_jax.generation.arguments import check_compared
 from kljudge_jax.verification import (
     AcceptAll,
     BlockVerification,
@@ -36,8 +38,10 @@ from kljudge_jax.verification import (
     TopKAcceptance,
     TypicalAcceptance,
     Verdict,
+    parse_verifier,
 )
 from kljudge_jax.verification.rule import RULES, Odds, TokenRule, register
+from kljudge_jax.verification.specs import called
 
 
 @jax.tree_util.register_dataclass
@@ -315,3 +319,28 @@ def test_fly_passes_nothing_among_the_first():
 
     _, relaxed = run(uniforms, inputs)
     assert not np.asarray(relaxed)[:, :2].any() and np.asarray(relaxed)[:, 2:].any()
+
+
+@pytest.mark.parametrize(
+    ("rule", "says"),
+    [
+        (Secure(KLJudge(0.4)), "secure:kl:0.4"),
+        (Secure(KLJudge(0.4), first=2), "secure:kl:0.4,first=2"),
+        (Secure(KLJudge(0.4, first=0)), "secure:kl:0.4,first=0,first=1"),
+        (Secure(KLJudge(jnp.array([0.1, 2.0]))), "Secure of KLJudge"),
+        (Secure(LinearJudge(random_head("DT"), 0.5)), "Secure of LinearJudge"),
+        (KLJudge(0.4), "KLJudge"),
+    ],
+)
+def test_a_message_names_the_rule_that_is_wrapped(rule, says):
+    assert called(rule) == says
+
+
+@pytest.mark.parametrize("spec", ["secure:kl:0.4", "secure:cascade_opt:0.5", "secure:fuzzy:kl_target_draft,0.3"])
+def test_a_refusal_with_prompt_lookup_names_the_rule_as_it_is_written(spec):
+    rule = parse_verifier(spec, True)
+    with pytest.raises(InputError, match=f"^{spec}[^:]* reads .* PromptLookup has no distribution") as error:
+        check_compared(rule, kj.PromptLookup())
+    assert "Secure" not in str(error.value)
+    with pytest.raises(InputError, match=f"^{spec}"):
+        kj.generate(tiny_pair(3), PROMPTS[0][None], verifier=spec, drafter="lookup", max_new_tokens=2)
