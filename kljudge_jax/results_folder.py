@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from kljudge_jax.errors import InputError
+from kljudge_jax.records import named
 
 
 def results_folder(folder: str | Path) -> Path:
@@ -25,6 +26,44 @@ def results_folder(folder: str | Path) -> Path:
     if not os.access(folder, os.W_OK | os.X_OK):
         raise InputError(f"{folder} cannot be a folder of results: nothing can be written there")
     return folder
+
+
+class FolderLock:
+    """Holds a folder for one writer until it is closed or the process ends, however it ends. A context manager.
+
+    A system without `fcntl`, and a file system without locks, go without.
+
+    Args:
+      folder: which is there; gets a file `lock`, which says nothing by itself and stays.
+
+    Raises:
+      InputError: another writer holds it.
+      OSError: nothing can be written there; names the file.
+    """
+
+    def __init__(self, folder: Path):
+        path = folder / "lock"
+        with named(path):
+            self._file = path.open("w")
+        try:
+            import fcntl
+
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._file.close()
+            raise InputError(f"another process writes to {folder}: wait for it, or name a new folder") from None
+        except (ImportError, OSError):
+            pass
+
+    def __enter__(self) -> FolderLock:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Lets another writer have the folder."""
+        self._file.close()
 
 
 @contextlib.contextmanager

@@ -26,7 +26,7 @@ from kljudge_jax.errors import InputError
 from kljudge_jax.generation.display import scrolling_html
 from kljudge_jax.parallel import hosts
 from kljudge_jax.records import Count, LineWriter, Record, named, plain, read, read_log, write
-from kljudge_jax.results_folder import results_folder
+from kljudge_jax.results_folder import FolderLock, results_folder
 from kljudge_jax.verification.features import PRIMITIVES, SETUPS, judge_features
 from kljudge_jax.verification.head import PairIdentity
 
@@ -212,10 +212,10 @@ class DatasetWriter:
         self.folder = results_folder(folder)
         self._schema = columns_of(pair, gap_tokens)
         self._asked: list[str] = []
-        self._lock = None
+        self._lock: FolderLock | None = None
         results_folder(self.folder / "columns")
         head = DatasetHead(pair=pair, origin=plain(dict(origin)), columns=self._schema)
-        self._lock = _lock(self.folder)
+        self._lock = FolderLock(self.folder)
         hosts.share(self.folder, "dataset.json", "questions.jsonl")
         self._claim(head)
         self.records = _committed(self.folder, mend=True)
@@ -320,18 +320,3 @@ def _write(path: Path, at: int, data: bytes) -> None:
 def _committed(folder: Path, mend: bool = False) -> list[QuestionRecord]:
     """The records of finished questions."""
     return read_log(folder / "questions.jsonl", QuestionRecord, _ADVICE, mend=mend)
-
-
-def _lock(folder: Path):
-    """Holds the folder until the process ends, however it ends. A system without `fcntl` goes without."""
-    try:
-        import fcntl
-    except ImportError:
-        return None
-    file = (folder / "lock").open("w")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        file.close()
-        raise InputError(f"another process writes to {folder}: wait for it, or name a new folder") from None
-    return file
