@@ -1,7 +1,8 @@
-"""Which weights a model has, in a few letters: what tells two checkpoints of one name apart."""
+"""Which model it is, by weights and configuration, in a few letters: what tells two checkpoints of one name apart."""
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from typing import Any
 
@@ -17,7 +18,29 @@ from kljudge_jax.parallel.hosts import fetch
 _MOST_PLACES = 32  # along an axis
 
 
+# Fields of a configuration that change nothing of what a model computes.
+_NOT_COMPUTED = frozenset({"max_position"})
+
+
 def fingerprint(model: Any) -> str:
+    """The digest of a model's weights, a dash, and 8 hexadecimal digits of its configuration.
+
+    Models of equal weights compute something else with another rope, another epsilon or another number of heads. How
+    long a sequence may be is no part of it. Of others' models it is the digest of their weights alone: what else they
+    hold need not print alike in two processes.
+    """
+    weights = weights_digest(model)
+    if not isinstance(model, Transformer):
+        return weights
+    return f"{weights}-{hashlib.sha256(repr(_settings(model.config)).encode()).hexdigest()[:8]}"
+
+
+def same_model(found: str, asked: str) -> bool:
+    """Whether a fingerprint in a file is that of a model: early versions noted the weights' digest alone."""
+    return found in (asked, asked.partition("-")[0])
+
+
+def weights_digest(model: Any) -> str:
     """16 hexadecimal digits of some numbers of every parameter: the same on any mesh, and in float32 and bfloat16.
 
     Up to 32 x 32 numbers of a matrix count, as bfloat16 has them: training changes some of them, rounding a model to
@@ -33,8 +56,30 @@ def fingerprint(model: Any) -> str:
 
 
 def fingerprints(pair: ModelPair) -> dict[str, str | None]:
-    """Of both models; None for a draft that is not there."""
-    return {"target": fingerprint(pair.target), "draft": None if pair.draft is None else fingerprint(pair.draft)}
+    """The digests of both models' weights, without their configurations: what sweeps, datasets and results hold.
+
+    None for a draft that is not there.
+    """
+    return {"target": weights_digest(pair.target), "draft": None if pair.draft is None else weights_digest(pair.draft)}
+
+
+def _settings(config: Any) -> list[tuple[str, Any]]:
+    """What a configuration says beside its defaults, which fields that later versions add will have in older models."""
+    found = []
+    for field in dataclasses.fields(config):
+        value = _plain(getattr(config, field.name))
+        if field.name not in _NOT_COMPUTED and value != _plain(field.default):
+            found.append((field.name, value))
+    return found
+
+
+def _plain(value: Any) -> Any:
+    """A setting as it prints in any version; numbers as a device has them: a .gguf file holds them in float32."""
+    if dataclasses.is_dataclass(value):
+        return _settings(value)
+    if isinstance(value, tuple | list):
+        return [_plain(one) for one in value]
+    return float(np.float32(value)) if isinstance(value, float) else value
 
 
 def _named(model: Any) -> list[tuple[str, Any]]:

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from msgspec import structs
 
 from kljudge_jax.errors import InputError
 from kljudge_jax.generation.generate import generate
 from kljudge_jax.generation.prompts import tokenize
-from kljudge_jax.models.fingerprint import fingerprint
+from kljudge_jax.models.fingerprint import fingerprint, same_model
 from kljudge_jax.models.pair import ModelPair
 from kljudge_jax.records import Count, LineWriter, Record, differing, read, read_log, write
 from kljudge_jax.tasks.base import Problem
@@ -39,7 +40,7 @@ class CorpusHead(Record, frozen=True, kw_only=True):
     """How the target wrote the answers of a corpus (`corpus.json`, beside `corpus.jsonl`).
 
     Attributes:
-      target: fingerprint of the model.
+      target: fingerprint of the model; of early versions' files, of its weights alone.
       eos: ids that end an answer.
       max_new_tokens: the most of an answer.
     """
@@ -134,20 +135,24 @@ def _claim(path: Path, head: CorpusHead, begun: bool) -> None:
             raise InputError(f"{path.with_suffix('.jsonl')} holds answers without {path.name}: choose an empty folder")
         write(path, head)
         return
-    if others := differing(read(path, CorpusHead, _ADVICE), head):
+    found = read(path, CorpusHead, _ADVICE)
+    if same_model(found.target, head.target):
+        found = structs.replace(found, target=head.target)
+    if others := differing(found, head):
         raise InputError(
             f"{path.parent} holds answers that differ in {others}: choose an empty folder, or ask for the same"
         )
+    write(path, head)
 
 
 def _done(path: Path, pair: ModelPair, problems: Sequence[Any], template_args: Any) -> list[CorpusLine]:
     done = read_log(path, CorpusLine, _ADVICE, mend=True)
     for line, problem in zip(done, problems, strict=False):
         if line.id != problem.id:
-            raise InputError(f"{path} holds an answer to {line.id}, and {problem.id} was asked: choose another file")
+            raise InputError(f"{path} holds an answer to {line.id}, and {problem.id} was asked: choose an empty folder")
         if line.prompt != _prompt(pair, problem, template_args):
             raise InputError(
                 f"{path} holds an answer to {problem.id} by other template_args or another tokenizer: "
-                "choose another file"
+                "choose an empty folder"
             )
     return done[: len(problems)]

@@ -13,11 +13,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors
+from msgspec import structs
 from safetensors.numpy import save_file
 
 from kljudge_jax.core.target import consume, new_cache
 from kljudge_jax.errors import InputError
-from kljudge_jax.models.fingerprint import fingerprint
+from kljudge_jax.models.fingerprint import fingerprint, same_model
 from kljudge_jax.records import Count, Record, differing, named, read, write
 from kljudge_jax.results_folder import results_folder
 from kljudge_jax.training.draft_corpus import CorpusLine
@@ -33,11 +34,12 @@ class FeaturesHead(Record, frozen=True, kw_only=True):
     """What a folder of features holds (`features.json`).
 
     Attributes:
-      target: fingerprint of the model.
+      target: fingerprint of the model; of early versions' files, of its weights alone.
       layers: whose states, as `Model.__call__` counts them; the last of a row are those after the final norm.
       corpus: SHA-256 of the token ids, in order.
       sequences, tokens: how many.
       hidden_size: of a state.
+      ids: the distinct token ids, ascending; None in files of early versions.
     """
 
     format: Literal["kljudge_jax.features"] = "kljudge_jax.features"
@@ -48,6 +50,7 @@ class FeaturesHead(Record, frozen=True, kw_only=True):
     sequences: Count
     tokens: Count
     hidden_size: Count
+    ids: list[Count] | None = None
 
 
 class Learnt(NamedTuple):
@@ -88,6 +91,14 @@ class Features:
         rows = slice(first, first + int(self.lengths[index]))
         file = self._open(shard)
         return Learnt(file.get_slice("tokens")[rows], int(self.answers[index]), file.get_slice("states")[rows])
+
+    @functools.cached_property
+    def ids(self) -> np.ndarray:
+        """The distinct token ids, int32, ascending."""
+        if self.head.ids is not None:
+            return np.asarray(self.head.ids, np.int32)
+        shards = -(-self.head.sequences // _SHARD)
+        return np.unique(np.concatenate([self._open(i).get_tensor("tokens") for i in range(shards)]))
 
     def _open(self, shard: int) -> Any:
         path = _shard(self.folder, shard)
@@ -138,12 +149,18 @@ def compute_features(
         sequences=len(corpus),
         tokens=total,
         hidden_size=hidden.hidden.shape[-1],
+        ids=np.unique(np.concatenate(sequences)).tolist(),
     )
     path = folder / "features.json"
-    if path.exists() and (others := differing(read(path, FeaturesHead, _ADVICE), head)):
-        raise InputError(
-            f"{folder} holds features that differ in {others}: choose an empty folder, or ask for the same"
-        )
+    if path.exists():
+        found = read(path, FeaturesHead, _ADVICE)
+        if same_model(found.target, head.target):
+            found = structs.replace(found, target=head.target)
+        # What the corpus says: early versions did not note it.
+        if others := differing(structs.replace(found, ids=head.ids), head):
+            raise InputError(
+                f"{folder} holds features that differ in {others}: choose an empty folder, or ask for the same"
+            )
     write(path, head)
     done = 0
     for shard in range(-(-len(sequences) // _SHARD)):

@@ -108,6 +108,15 @@ class HeadProgress:
         return f"step {self.step:,} of {self.steps:,}, {self.tokens:,} tokens, loss {self.loss:.3f}{ends}"
 
 
+def check_divides(recipe: HeadRecipe, devices: int) -> None:
+    """Raises `InputError` if a batch of the recipe cannot be spread evenly over so many devices."""
+    if recipe.batch_size % devices:
+        raise InputError(
+            f"{recipe.batch_size} answers of an optimizer step do not divide over {devices} devices: choose a "
+            f"multiple of {devices} (batch_size of the recipe, --train-batch)"
+        )
+
+
 class HeadData:
     """Batches of a run: a function of the step, so that it resumes to the same data."""
 
@@ -116,8 +125,7 @@ class HeadData:
             raise InputError(f"{len(features)} sequences leave no batch to learn from: {recipe.held_out} are held out")
         self.features, self.recipe = features, recipe
         self.learnt = len(features) - recipe.held_out
-        every = np.unique(np.concatenate([features[i].tokens for i in range(len(features))]))
-        self.used, self.table = every, embed(every)
+        self.used, self.table = features.ids, embed(features.ids)
 
     @property
     def steps(self) -> int:
@@ -128,6 +136,14 @@ class HeadData:
         """The batch of a step, the embeddings of its tokens f32 `[B, T, H]`, and its anchors."""
         per_pass = max(1, self.learnt // self.recipe.batch_size)
         return self._batch(self._rows(step // per_pass)[step % per_pass])
+
+    def answer_tokens(self, steps: int) -> int:
+        """Of so many steps from the first on; no state is read."""
+        # The first two tokens of a sequence are nobody's answer: a head has drafted nothing there.
+        counts = np.maximum(self.features.lengths - np.maximum(2, self.features.answers), 0)
+        passes, rest = divmod(steps, max(1, self.learnt // self.recipe.batch_size))
+        whole = sum(int(counts[self._rows(number)].sum()) for number in range(passes))
+        return whole + int(counts[self._rows(passes)[:rest]].sum())
 
     def _rows(self, number: int) -> list[list[int]]:
         """The sequences of each batch of a pass; those of a batch have answers that are about equally long."""
@@ -191,8 +207,7 @@ def train_head(
     """
     recipe = data.recipe
     devices = jax.devices() if devices is None else devices
-    if recipe.batch_size % len(devices):
-        raise InputError(f"choose a batch size that is a multiple of {len(devices)}, the number of devices")
+    check_divides(recipe, len(devices))
     folder = results_folder(Path(folder).absolute())
     path = folder / "recipe.json"
     if not path.exists():
@@ -226,11 +241,9 @@ def train_head(
             state = manager.restore(done, args=ocp.args.StandardRestore(state))
         lines = [line for line in read_log(folder / "log.jsonl", HeadProgress, _ADVICE) if line.step <= done]
         write_text(folder / "log.jsonl", "".join(f"{json.dumps(plain(one))}\n" for one in lines))
-        tokens = sum(_answer_tokens(data.at(index)[0]) for index in range(done)) if done else 0
         losses, began = [], time.perf_counter()
         for index in range(done, data.steps):
             given = data.at(index)
-            tokens += _answer_tokens(given[0])
             part, anchors = placed(given)
             state, loss = _step(config, recipe, data.steps, anchors, state, fixed, *part)
             losses.append(loss)
@@ -241,7 +254,7 @@ def train_head(
                 if not math.isfinite(mean):
                     raise InputError(f"the loss is no number at step {now}: choose an empty folder and a lower rate")
                 held = examined(state["params"]) if now % recipe.evaluate_every == 0 or ends else ()
-                line = HeadProgress(now, data.steps, tokens, mean, held, time.perf_counter() - began)
+                line = HeadProgress(now, data.steps, data.answer_tokens(now), mean, held, time.perf_counter() - began)
                 with LineWriter(folder / "log.jsonl") as log:
                     log.append(line)
                 report(line)
@@ -250,10 +263,6 @@ def train_head(
                 with saving(folder / "checkpoints"):
                     manager.save(now, args=ocp.args.StandardSave(state))
     return {**jax.device_get(state["params"]), _FROZEN: start[_FROZEN]}
-
-
-def _answer_tokens(batch: HeadBatch) -> int:
-    return int(np.maximum(batch.ends - batch.starts, 0).sum())
 
 
 def _optimizer(recipe: HeadRecipe, steps: int) -> optax.GradientTransformation:

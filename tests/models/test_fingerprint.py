@@ -9,17 +9,37 @@ from spread_pairs import spread
 from tiny_pairs import rounded, tiny_model, tiny_pair, with_parameters
 
 from kljudge_jax.models import fingerprint as module
-from kljudge_jax.models.fingerprint import fingerprint, fingerprints
+from kljudge_jax.models.fingerprint import fingerprint, fingerprints, same_model, weights_digest
 from kljudge_jax.models.transformer import parameters
 
 
 def test_the_same_weights_have_one_fingerprint_and_others_another():
     model = tiny_model(0)
     assert fingerprint(model) == fingerprint(tiny_model(0)) != fingerprint(tiny_model(1))
-    assert len(fingerprint(model)) == 16
+    assert len(weights_digest(model)) == 16 and fingerprint(model).startswith(weights_digest(model) + "-")
     for changed in parameters(model):  # any parameter that training moves is seen
         moved = with_parameters(model, lambda name, x, changed=changed: x * 1.02 if name == changed else x)
         assert fingerprint(moved) != fingerprint(model)
+
+
+def test_equal_weights_of_another_configuration_are_another_model(monkeypatch):
+    model = tiny_model(0)
+    known, config = fingerprint(model), model.config
+
+    def of(**changes):
+        monkeypatch.setattr(model, "config", dataclasses.replace(config, **changes))
+        return fingerprint(model)
+
+    changes = [{"norm_eps": 1e-5}, {"num_heads": 2 * config.num_heads}, {"qk_norm": True}, {"activation": "gelu"}]
+    changes += [{"rope": dataclasses.replace(config.rope, **rope)} for rope in ({"theta": 5e5}, {"factor": 2.0})]
+    found = [of(**change) for change in changes]
+    assert len({known, *found}) == 7 and {one.partition("-")[0] for one in found} == {weights_digest(model)}
+    # A longer limit computes nothing else, and a .gguf file has numbers in float32.
+    assert of(max_position=2 * config.max_position) == known
+    assert of(norm_eps=float(np.float32(config.norm_eps))) == known
+    for one in found:
+        assert same_model(known, known) and not same_model(known, one)
+        assert same_model(weights_digest(model), one), "an early version noted the weights alone"
 
 
 def test_a_model_in_bfloat16_is_the_same_and_one_in_integers_is_not():
@@ -48,7 +68,7 @@ def test_only_some_numbers_of_a_large_matrix_are_read():
 
 def test_a_pair_has_one_of_each_model():
     pair = tiny_pair()
-    assert fingerprints(pair) == {"target": fingerprint(pair.target), "draft": fingerprint(pair.draft)}
+    assert fingerprints(pair) == {"target": weights_digest(pair.target), "draft": weights_digest(pair.draft)}
     assert fingerprints(dataclasses.replace(pair, draft=None))["draft"] is None
 
 

@@ -1,11 +1,13 @@
 """What a draft is trained on, where the prompts are chats whose template is told something."""
 
 import dataclasses
+import json
 
 import pytest
 from tiny_pairs import byte_tokenizer
 
 from kljudge_jax.errors import InputError
+from kljudge_jax.models.fingerprint import weights_digest
 from kljudge_jax.tasks.base import Problem
 from kljudge_jax.training.draft_corpus import gold_answers, own_answers
 
@@ -27,5 +29,22 @@ def test_the_prompts_are_those_of_the_arguments_and_others_are_refused(chat_pair
     assert own_answers(chat_pair, PROBLEMS, tmp_path / "corpus.jsonl", **given) == lines
     with pytest.raises(InputError, match="holds an answer to 0 by other template_args"):
         own_answers(chat_pair, PROBLEMS, tmp_path / "corpus.jsonl", max_new_tokens=8)
+    with pytest.raises(InputError, match="holds an answer to 0, and 1 was asked: choose an empty folder"):
+        own_answers(chat_pair, PROBLEMS[1:], tmp_path / "corpus.jsonl", **given)
     gold = gold_answers(chat_pair, PROBLEMS, {"brief": True})
     assert [line.prompt for line in gold] == [line.prompt for line in lines]
+
+
+def test_answers_of_another_configuration_are_refused_and_those_of_an_early_version_go_on(
+    chat_pair, tmp_path, monkeypatch
+):
+    path = tmp_path / "corpus.json"
+    lines = own_answers(chat_pair, PROBLEMS, tmp_path / "corpus.jsonl", max_new_tokens=8)
+    new = json.loads(path.read_text())
+    path.write_text(json.dumps(new | {"target": weights_digest(chat_pair.target)}))
+    assert own_answers(chat_pair, PROBLEMS, tmp_path / "corpus.jsonl", max_new_tokens=8) == lines
+    assert json.loads(path.read_text()) == new
+    config = dataclasses.replace(chat_pair.target.config, norm_eps=1e-3)
+    monkeypatch.setattr(chat_pair.target, "config", config)
+    with pytest.raises(InputError, match="answers that differ in target: choose an empty folder"):
+        own_answers(chat_pair, PROBLEMS, tmp_path / "corpus.jsonl", max_new_tokens=8)

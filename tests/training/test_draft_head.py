@@ -1,6 +1,7 @@
 """A head's training: what it computes is what a draft computes, it learns, and a killed run comes to the same."""
 
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ import kljudge_jax as kj
 from kljudge_jax.errors import InputError
 from kljudge_jax.models.eagle3 import Eagle3Head, abstract
 from kljudge_jax.models.eagle3_files import described_for, write_eagle3
+from kljudge_jax.models.fingerprint import weights_digest
 from kljudge_jax.models.linear import Storage
 from kljudge_jax.models.transformer import fill
 from kljudge_jax.training.draft_corpus import CorpusLine
@@ -151,6 +153,33 @@ def test_it_learns_and_leaves_the_targets_rows(target, whole_run, start):
     assert all(1 >= a >= b >= c >= 0 for a, b, c in [line.held_out for line in seen])
     np.testing.assert_array_equal(values["head.weight"], output_rows(target, IDS))
     assert any(np.any(values[name] != start[name]) for name in values)
+
+
+def test_what_a_run_counts_is_read_off_the_record(target, features, monkeypatch):
+    """And is what the batches hold: states are read for the batch of a step alone."""
+    data = data_of(target, features)
+    assert data.used.tolist() == sorted({token for i in range(len(features)) for token in features[i].tokens.tolist()})
+    counts = [int(np.maximum(batch.ends - batch.starts, 0).sum()) for batch, *_ in map(data.at, range(data.steps))]
+    monkeypatch.setattr(Features, "_open", lambda *_: pytest.fail("a file was opened"))
+    again = data_of(target, features)
+    assert [again.answer_tokens(step) for step in range(data.steps + 1)] == [0, *np.cumsum(counts).tolist()]
+
+
+def test_features_of_an_early_version_go_on_and_are_noted_anew(target, corpus, tmp_path, monkeypatch):
+    made = compute_features(target, corpus, LAYERS, tmp_path, batch_size=4)
+    path = tmp_path / "features.json"
+    new = json.loads(path.read_text())
+    old = {name: value for name, value in new.items() if name != "ids"} | {"target": weights_digest(target)}
+    path.write_text(json.dumps(old))
+    assert Features(tmp_path).ids.tolist() == made.ids.tolist() == new["ids"]
+    monkeypatch.setattr("kljudge_jax.training.draft_features._states", lambda *_: pytest.fail("computed again"))
+    compute_features(target, corpus, LAYERS, tmp_path)
+    assert json.loads(path.read_text()) == new
+    # From then on, and of a new folder, a target of the same weights and another rope is another one.
+    rope = dataclasses.replace(target.config.rope, theta=5e5)
+    monkeypatch.setattr(target, "config", dataclasses.replace(target.config, rope=rope))
+    with pytest.raises(InputError, match="features that differ in target: choose an empty folder"):
+        compute_features(target, corpus, LAYERS, tmp_path)
 
 
 @pytest.mark.parametrize("killed_at", [4, 8])
