@@ -25,7 +25,7 @@ from kljudge_jax.commands.progress import Bar
     "Choose a relaxed rule's threshold so that, but for a risk of --delta, it loses at most --budget points of "
     "accuracy against the target's own answers, on prompts from the same source.",
     [
-        *model_options(),
+        *model_options(hosts=False),
         option("--task", "arithmetic, conversion, gsm8k:FILE, prompts:FILE, ...", required=True),
         option("--rule", "a relaxed rule's spec string, less its threshold: kl, fuzzy:js", type=RULE, default="kl"),
         option(

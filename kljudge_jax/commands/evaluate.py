@@ -26,7 +26,7 @@ from kljudge_jax.spec import split_specs
 @command(
     "Run tasks of lm-evaluation-harness under several rules (needs the extra `harness`).",
     [
-        *model_options(),
+        *model_options(hosts=False),
         option("--harness-tasks", "tasks of the harness, with commas", metavar="NAMES", required=True),
         option("--include-path", "a folder of your own tasks (YAML)", type=DIR),
         option(

@@ -79,9 +79,12 @@ def dtype_option(default: str = "auto", help: str = "of the weights") -> Option:
     return option("--dtype", help, group="Models", type=click.Choice(choices), default=default)
 
 
-def model_options(required: bool = True) -> tuple[Option, ...]:
-    """Which models, in what precision, and where: what `load_pair` reads."""
-    group = "Models"
+def model_options(required: bool = True, hosts: bool = True) -> tuple[Option, ...]:
+    """Which models, in what precision, and where: what `load_pair` reads.
+
+    A command that runs on one host, without `hosts`, does not show the options of several, which it refuses.
+    """
+    group, several = "Models", {"group": "Models", "hidden": not hosts}
     return (
         option(
             "--target",
@@ -115,11 +118,11 @@ def model_options(required: bool = True) -> tuple[Option, ...]:
             "--hosts",
             "run on several hosts, each with this command: auto where the cluster says which (TPU pod, Slurm, "
             "Kubernetes), or how many, with --coordinator and --host; name a --mesh of all their devices",
-            group=group,
+            **several,
         ),
-        option("--coordinator", "of the first host", group=group, metavar="ADDRESS:PORT"),
-        option("--host", "which host this is, from 0", group=group, type=int),
-        option("--patience", "seconds after which a silent host ends the run", group=group, type=Whole(), default=60),
+        option("--coordinator", "of the first host", metavar="ADDRESS:PORT", **several),
+        option("--host", "which host this is, from 0", type=int, **several),
+        option("--patience", "seconds after which a silent host ends the run", type=Whole(), default=60, **several),
     )
 
 

@@ -25,7 +25,7 @@ _NOT_READ = ("draft", "draft_revision", "draft_bits", "draft_axes", "draft_vocab
     "Train an EAGLE-3 head that drafts for a target, on the target's own answers, and write it in the public format.",
     [
         argument("folder", "where to; repeat the command to go on after a kill", type=DIR),
-        *(made for made in model_options() if made.name not in _NOT_READ),
+        *(made for made in model_options(hosts=False) if made.name not in _NOT_READ),
         option("--task", "whose prompts: arithmetic, conversion, gsm8k:FILE, ...", required=True),
         RUN_CODE,
         option("--split", "of the task", type=click.Choice(SPLITS), default="train"),
@@ -62,8 +62,10 @@ _NOT_READ = ("draft", "draft_revision", "draft_bits", "draft_axes", "draft_vocab
     "answers, features and the last checkpoint are in {folder}: repeat the command to go on",
 )
 def train_draft(options) -> int:
+    import jax
+
     from kljudge_jax.generation.chat_template import TemplateArgs
-    from kljudge_jax.training.draft_head import HeadRecipe
+    from kljudge_jax.training.draft_head import HeadRecipe, check_divides
     from kljudge_jax.training.train_draft import train_draft
 
     recipe = HeadRecipe(
@@ -74,6 +76,8 @@ def train_draft(options) -> int:
         held_out=options.held_out,
         seed=options.seed,
     )
+    if not options.vocab_only:
+        check_divides(recipe, len(jax.devices()))
     layers = None
     if options.layers is not None:
         parts = options.layers.split(",")

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from msgspec import structs
@@ -17,12 +18,12 @@ from kljudge_jax.models.pair import ModelPair
 from kljudge_jax.models.transformer import Transformer
 from kljudge_jax.progress_update import ProgressUpdate
 from kljudge_jax.records import Record, read_log, write
-from kljudge_jax.results_folder import results_folder
+from kljudge_jax.results_folder import FolderLock, results_folder
 from kljudge_jax.tasks.base import Problem, Task
 from kljudge_jax.tasks.files import FileTask
 from kljudge_jax.training.draft_corpus import gold_answers, own_answers
 from kljudge_jax.training.draft_features import compute_features
-from kljudge_jax.training.draft_head import HeadData, HeadProgress, HeadRecipe, train_head
+from kljudge_jax.training.draft_head import HeadData, HeadProgress, HeadRecipe, check_divides, train_head
 from kljudge_jax.training.draft_start import starting_values
 from kljudge_jax.training.draft_vocab import (
     count_tokens,
@@ -94,8 +95,8 @@ def train_draft(
     Args:
       pair: the target; a draft is not needed.
       task: whose problems are asked, or the problems. The last `recipe.held_out` of them are never learnt.
-      folder: gets `corpus.jsonl`, `corpus.json`, `features/`, `training/`, `draft_vocab.txt`, `head/` and
-        `draft.json`.
+      folder: gets `corpus.jsonl`, `corpus.json`, `features/`, `training/`, `draft_vocab.txt`, `head/`, `draft.json`
+        and `lock`: one call at a time writes there.
       recipe: how.
       split: of the task.
       n: how many of its problems.
@@ -111,15 +112,14 @@ def train_draft(
       report: called with what was done.
 
     Raises:
-      InputError: the target cannot be read or asked, the problems have no answers to learn from, or the folder holds
-        something else.
+      InputError: the target cannot be read or asked, the problems have no answers to learn from, the batch does not
+        divide over the devices, or the folder holds something else or is written to by another process.
     """
     if answers not in ANSWERS:
         raise InputError(f"answers are {' or '.join(ANSWERS)}, not {answers!r}")
     problems = task if isinstance(task, Sequence) else task.problems(split=split, n=n, seed=seed)
     if not problems:
         raise InputError("there is nothing to learn from: give at least one problem")
-    folder = results_folder(folder)
     target = pair.target
     if not isinstance(target, Transformer):
         raise InputError("a head is trained for a model of ours: its layer begins as one of the target's")
@@ -127,63 +127,71 @@ def train_draft(
     if len(layers) < 1 or not all(0 <= i <= target.num_layers for i in layers):
         raise InputError(f"layers lie from 0 to {target.num_layers}, the target's number, not {list(layers)}")
     if not vocab_only:
+        check_divides(recipe, len(jax.devices()))
         check_writable(target.config)
-        if len(problems) <= recipe.held_out:
+        least = recipe.held_out + recipe.batch_size
+        if len(problems) < least:
             raise InputError(
-                f"{len(problems)} problems leave none to learn from: the recipe holds {recipe.held_out} out; give more"
+                f"{len(problems)} problems leave no batch to learn from: the recipe holds {recipe.held_out} out and "
+                f"takes {recipe.batch_size} at a time; give at least {least}"
             )
     if draft_vocab is None:
         draft_vocab = min(_DRAFT_VOCAB, target.vocab_size)
     if isinstance(draft_vocab, int) and not 1 <= draft_vocab <= target.vocab_size:
         raise InputError(f"a draft_vocab is from 1 to the target's {target.vocab_size} tokens, not {draft_vocab}")
-    corpus = _answered(pair, problems, folder, answers, max_new_tokens, batch_size, template_args, report)
-    learnt = corpus if vocab_only else corpus[: -recipe.held_out]
-    counts = count_tokens([line.answer for line in learnt], None, target.vocab_size)
-    if isinstance(draft_vocab, int):
-        held_out = {line.id for line in corpus[len(learnt) :]}
-        texts = _texts(task, problems, split, seed, held_out) if pair.tokenizer is not None else []
-        around = count_tokens(texts, pair.tokenizer, target.vocab_size)
-        ranked = most_frequent(_OWN * counts + around, draft_vocab, pair.eos)
-    else:
-        ranked = list(with_ends(read_draft_vocab(draft_vocab, target.vocab_size), pair.eos))
-    listed = folder / "draft_vocab.txt"
-    if (folder / "training").exists() and listed.exists() and read_draft_vocab(listed) != ranked:
-        raise InputError(
-            f"{folder} holds the training of a head of other tokens, as other answers have: choose an empty folder"
+    listed_ids = None
+    if not isinstance(draft_vocab, int):
+        listed_ids = list(with_ends(read_draft_vocab(draft_vocab, target.vocab_size), pair.eos))
+    folder = results_folder(folder)
+    with FolderLock(folder):
+        corpus = _answered(pair, problems, folder, answers, max_new_tokens, batch_size, template_args, report)
+        learnt = corpus if vocab_only else corpus[: -recipe.held_out]
+        counts = count_tokens([line.answer for line in learnt], None, target.vocab_size)
+        if listed_ids is not None:
+            ranked = listed_ids
+        else:
+            held_out = {line.id for line in corpus[len(learnt) :]}
+            texts = _texts(task, problems, split, seed, held_out) if pair.tokenizer is not None else []
+            around = count_tokens(texts, pair.tokenizer, target.vocab_size)
+            ranked = most_frequent(_OWN * counts + around, draft_vocab, pair.eos)
+        listed = folder / "draft_vocab.txt"
+        if (folder / "training").exists() and listed.exists() and read_draft_vocab(listed) != ranked:
+            raise InputError(
+                f"{folder} holds the training of a head of other tokens, as other answers have: choose an empty folder"
+            )
+        write_draft_vocab(listed, ranked)
+        rows = np.sort(np.asarray(ranked))
+        made = TrainedDraft(
+            head=None,
+            draft_vocab=len(rows),
+            covered=share_covered(counts, ranked),
+            sequences=len(learnt),
+            tokens=int(counts.sum()),
+            curve=[],
         )
-    write_draft_vocab(listed, ranked)
-    rows = np.sort(np.asarray(ranked))
-    made = TrainedDraft(
-        head=None,
-        draft_vocab=len(rows),
-        covered=share_covered(counts, ranked),
-        sequences=len(learnt),
-        tokens=int(counts.sum()),
-        curve=[],
-    )
-    if vocab_only:
+        if vocab_only:
+            write(folder / "draft.json", made)
+            return made
+
+        def read(done: int, total: int) -> None:
+            report(ProgressUpdate(f"features of {done:,} of {total:,} tokens", done, total))
+
+        features = compute_features(target, corpus, layers, folder / "features", report=read)
+        config = described_for(target.config, len(rows), layers=layers)
+        start = starting_values(target, config, rows, recipe.seed)
+        data = HeadData(features, recipe, lambda tokens: np.asarray(target.embed(jnp.asarray(tokens)), np.float32))
+
+        def learned(progress: HeadProgress) -> None:
+            report(ProgressUpdate(str(progress), progress.step, progress.steps))
+
+        values = train_head(config, start, rows, data, folder / "training", learned)
+        # In bfloat16, as published heads are.
+        values = {name: x.astype(jnp.bfloat16) for name, x in values.items()}
+        write_eagle3(folder / "head", config, values, rows.tolist(), pair.tokenizer)
+        curve = read_log(folder / "training" / "log.jsonl", HeadProgress)
+        made = structs.replace(made, head=str(folder / "head"), curve=curve)
         write(folder / "draft.json", made)
         return made
-
-    def read(done: int, total: int) -> None:
-        report(ProgressUpdate(f"features of {done:,} of {total:,} tokens", done, total))
-
-    features = compute_features(target, corpus, layers, folder / "features", report=read)
-    config = described_for(target.config, len(rows), layers=layers)
-    start = starting_values(target, config, rows, recipe.seed)
-    data = HeadData(features, recipe, lambda tokens: np.asarray(target.embed(jnp.asarray(tokens)), np.float32))
-
-    def learned(progress: HeadProgress) -> None:
-        report(ProgressUpdate(str(progress), progress.step, progress.steps))
-
-    values = train_head(config, start, rows, data, folder / "training", learned)
-    # In bfloat16, as published heads are.
-    values = {name: x.astype(jnp.bfloat16) for name, x in values.items()}
-    write_eagle3(folder / "head", config, values, rows.tolist(), pair.tokenizer)
-    curve = read_log(folder / "training" / "log.jsonl", HeadProgress)
-    made = structs.replace(made, head=str(folder / "head"), curve=curve)
-    write(folder / "draft.json", made)
-    return made
 
 
 def _texts(task: Task | Sequence[Problem], problems: Sequence[Problem], split: str, seed: int, held_out: set[str]):

@@ -8,6 +8,7 @@ import kljudge_jax as kj
 from kljudge_jax.cli import main
 from kljudge_jax.models.shipped import shipped_folder
 from kljudge_jax.records import read
+from kljudge_jax.results_folder import FolderLock
 from kljudge_jax.training.train_draft import TrainedDraft
 
 SMALL = ["--target", "embedded", "--task", "arithmetic", "--n", "24", "--held-out", "8", "--train-batch", "8"]
@@ -89,7 +90,7 @@ def test_the_vocabulary_alone_is_what_draft_vocab_takes(tmp_path, capsys):
         (["--layers", "2,x"], "--layers are whole numbers"),
         (["--layers", "2,99"], "layers lie from 0 to 8"),
         (["--vocab-size", "641"], "641"),
-        (["--held-out", "24"], "24 problems leave none to learn from"),
+        (["--held-out", "24"], "24 problems leave no batch to learn from"),
         (["--passes", "0"], "passes, a rate and a decay above 0"),
     ],
 )
@@ -97,3 +98,29 @@ def test_bad_input_is_one_line(words, said, tmp_path, capsys):
     assert main(["train-draft", str(tmp_path), *SMALL, "--answers", "gold", *words]) == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "loaded in" not in line]
     assert said in line
+
+
+def test_a_batch_that_the_devices_do_not_divide_is_refused_before_anything_is_read(tmp_path, capsys, monkeypatch):
+    for name in ("load_pair", "load_checked_task"):
+        monkeypatch.setattr(f"kljudge_jax.commands.train_draft.{name}", lambda *_: pytest.fail("it was read"))
+    assert main(["train-draft", str(tmp_path / "made"), *SMALL, "--train-batch", "3"]) == 2
+    assert "3 answers of an optimizer step do not divide over 8 devices" in capsys.readouterr().err
+    assert not (tmp_path / "made").exists()
+
+
+def test_a_second_run_in_one_folder_is_refused_in_one_line(tmp_path, capsys):
+    with FolderLock(tmp_path):
+        assert main(["train-draft", str(tmp_path), *SMALL]) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "loaded in" not in line]
+    assert f"another process writes to {tmp_path}: wait for it, or name a new folder" in line
+    assert [path.name for path in tmp_path.iterdir()] == ["lock"]
+
+
+def test_help_shows_what_it_takes(capsys):
+    assert main(["train-draft", "--help"]) == 0
+    shown = capsys.readouterr().out.partition("examples:")[0]
+    assert "--target" in shown and "--mesh" in shown
+    for name in ("--hosts", "--coordinator", "--host ", "--patience", "--draft ", "--draft-bits", "--draft-axes"):
+        assert name not in shown, name
+    assert main(["train-draft", "made", *SMALL, "--hosts", "auto"]) == 2
+    assert "train-draft runs on one host: leave out --hosts" in capsys.readouterr().err

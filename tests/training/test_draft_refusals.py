@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 
 import kljudge_jax as kj
+from kljudge_jax.results_folder import FolderLock
 
 
 @pytest.fixture
@@ -14,14 +15,34 @@ def pair(monkeypatch):
 
 
 def refused(pair, tmp_path, says, **options):
-    problems = kj.load_task("arithmetic").problems(split="train", n=4, seed=0)
+    problems = kj.load_task("arithmetic").problems(split="train", n=10, seed=0)
+    recipe = kj.HeadRecipe(held_out=2, batch_size=8)
     with pytest.raises(kj.InputError, match=says) as error:
-        kj.train_draft(pair, problems, tmp_path / "made", **{"recipe": kj.HeadRecipe(held_out=2), **options})
+        kj.train_draft(pair, problems, tmp_path / "made", **{"recipe": recipe, **options})
     assert "\n" not in str(error.value)
+    assert not (tmp_path / "made").exists()
 
 
-def test_too_few_problems(pair, tmp_path):
-    refused(pair, tmp_path, "4 problems leave none to learn from", recipe=kj.HeadRecipe(held_out=4))
+@pytest.mark.parametrize("held_out", [3, 10])
+def test_too_few_problems(pair, tmp_path, held_out):
+    recipe = kj.HeadRecipe(held_out=held_out, batch_size=8)
+    refused(pair, tmp_path, f"10 problems leave no batch .* at least {held_out + 8}$", recipe=recipe)
+
+
+def test_a_batch_that_the_devices_do_not_divide(pair, tmp_path):
+    recipe = kj.HeadRecipe(held_out=2, batch_size=3)
+    refused(pair, tmp_path, "3 answers of an optimizer step do not divide over 8 devices", recipe=recipe)
+
+
+def test_a_list_of_tokens_that_the_target_does_not_have(pair, tmp_path):
+    refused(pair, tmp_path, "640", draft_vocab=[1, 640])
+
+
+def test_a_folder_that_another_call_writes_to(pair, tmp_path):
+    (tmp_path / "made").mkdir()
+    problems = kj.load_task("arithmetic").problems(split="train", n=10, seed=0)
+    with FolderLock(tmp_path / "made"), pytest.raises(kj.InputError, match=r"another process writes to .*made: wait"):
+        kj.train_draft(pair, problems, tmp_path / "made", kj.HeadRecipe(held_out=2, batch_size=8))
 
 
 def test_more_tokens_than_the_target_has(pair, tmp_path):
