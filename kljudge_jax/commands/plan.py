@@ -27,7 +27,8 @@ _BITS = click.Choice((8, 4))
     [
         option(
             "--target",
-            "a published shape such as llama-3.1-8b, a hub id, a folder or a .gguf file; of its weights none is read",
+            "a published shape such as llama-3.1-8b, a hub id, a folder, a .gguf file, or `embedded`, the package's; "
+            "of its weights none is read",
             type=MODEL,
         ),
         option(

@@ -54,6 +54,13 @@ def kind_of(folder: Path) -> str | None:
     return None
 
 
+def check_no_head_below(folder: Path, name: str | Path) -> None:
+    """Raises `InputError` for a folder of `train-draft`, and says where in it the head lies."""
+    head = folder / "head"
+    if not (folder / "config.json").exists() and (kind := kind_of(head)) is not None:
+        raise InputError(f"{name} is neither a model nor a head: did you mean {Path(name) / 'head'}, an {kind} head?")
+
+
 def _tensors(folder: Path) -> set[str]:
     """The names of what a folder of one file holds; none where it is broken, which is said when it is opened."""
     file = folder / "model.safetensors"

@@ -8,10 +8,11 @@ from pathlib import Path
 
 from kljudge_jax.errors import InputError
 from kljudge_jax.models.config import TransformerConfig
-from kljudge_jax.models.draft_heads import HeadConfig, kind_of, open_head
+from kljudge_jax.models.draft_heads import HeadConfig, check_no_head_below, kind_of, open_head
 from kljudge_jax.models.families import config_from_hf
 from kljudge_jax.models.json_file import read_foreign
 from kljudge_jax.models.shapes import HEADS, SHAPES, head_shape, is_head_shape, shape_config
+from kljudge_jax.models.shipped import shipped_draft, shipped_folder
 from kljudge_jax.models.sources import download, looks_like_path, open_checkpoint
 
 
@@ -19,12 +20,15 @@ def named_config(name: str | Path, revision: str | None = None) -> TransformerCo
     """What a model is, of which no weight is read or downloaded.
 
     Args:
-      name: a published shape such as "llama-3.1-8b" or "llama-3.1-8b:layers=4", a folder, a .gguf file or a hub id.
+      name: a published shape such as "llama-3.1-8b" or "llama-3.1-8b:layers=4", a folder, a .gguf file, a hub id, or
+        "embedded" for the package's target.
       revision: branch, tag or commit of a hub id.
 
     Raises:
       InputError: there is no such model, or none that runs here.
     """
+    if name == "embedded":
+        return named_config(shipped_folder() / "target")
     path = Path(os.path.expanduser(name))
     if str(name).partition(":")[0].strip() in SHAPES and not path.exists():
         return shape_config(str(name))
@@ -55,15 +59,18 @@ def named_draft(name: str | Path, target: TransformerConfig) -> TransformerConfi
     """What a draft is, a model or a head of that target, of which no weight is read or downloaded.
 
     Args:
-      name: as `named_config` takes it, the folder of a head, or a head's shape such as "eagle3:vocab=32000".
+      name: as `named_config` takes it, the folder of a head, a head's shape such as "eagle3:vocab=32000", or a draft of
+        the package, "embedded" or "embedded:head".
       target: the target's configuration, with its whole vocabulary.
 
     Raises:
       InputError: there is no such draft, or it is a head of another target.
     """
+    name = shipped_draft(name)[0] or name
     path = Path(os.path.expanduser(name))
     if path.is_dir() and kind_of(path) is not None:
         return open_head(path).fitted(target)
+    check_no_head_below(path, name)
     return head_shape(str(name), target) if is_head_shape(str(name)) and not path.exists() else named_config(name)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from kljudge_jax.errors import InputError
-from kljudge_jax.models.draft_heads import HeadSource, kind_of, open_head
+from kljudge_jax.models.draft_heads import HeadSource, check_no_head_below, kind_of, open_head
 from kljudge_jax.models.tokenizer import load_tokenizer
 from kljudge_jax.models.weights import SafetensorsFolder, TensorSource
 
@@ -65,6 +65,7 @@ def open_draft(name: str | Path, revision: str | None = None) -> Checkpoint | He
     path = _located(name, revision)
     if path.is_dir() and kind_of(path) is not None:
         return open_head(path)
+    check_no_head_below(path, name)
     return open_checkpoint(path)
 
 

@@ -1,6 +1,7 @@
 """Commands with a head as the draft: what they write names it, and what it cannot do is refused in one line."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -87,15 +88,32 @@ def test_a_calibration_runs_with_a_head(capsys, words, tmp_path):
         (["plan", "--target", "HEAD"], "is an EAGLE-3 head, which is no model of its own: give it as the draft"),
         (["plan", "--target", "llama-3.2-1b", "--draft", "HEAD"], "is no EAGLE-3 head of this target"),
         (["plan", "--target", "TARGET", "--draft", "HEAD", "--draft-vocab", "9"], "is a head of its own: leave it out"),
+        (["generate", "--target", "TARGET", "--draft", "ABOVE", "x"], "did you mean ABOVE/head, an EAGLE-3 head?"),
+        (["plan", "--target", "TARGET", "--draft", "ABOVE"], "did you mean ABOVE/head, an EAGLE-3 head?"),
         (["bench", "--target", "HEAD"], "is a head (EAGLE-3), which is no model of its own"),
     ],
 )
 def test_what_a_head_cannot_do_is_one_line_and_status_2(capsys, words, tiny_folders, head, tmp_path, asked, says):
     (tmp_path / "ids.txt").write_text("1\n2\n")
     names = {"HEAD": [head], "TARGET": [tiny_folders.target], "PAIR": words, "OUT": [tmp_path / "out"]}
-    names["IDS"] = [tmp_path / "ids.txt"]
+    names["IDS"], names["ABOVE"] = [tmp_path / "ids.txt"], [tmp_path / "trained"]
+    shutil.copytree(head, tmp_path / "trained" / "head")
     status, _, err = run(capsys, *(word for name in asked for word in names.get(name, [name])))
+    says = says.replace("ABOVE", str(tmp_path / "trained"))
     assert status == 2 and says in err and err.count("\n") == 1
+
+
+def test_the_packages_pair_is_planned_by_its_name(capsys):
+    for draft in ("embedded", "embedded:head"):
+        pair = kj.ModelPair.embedded(draft=draft)
+        models = planned("embedded", draft, None, "float32")
+        plan = plan_memory(*models, Workload(batch=1))
+        assert (plan.target_weights, plan.draft_weights) == (parameter_bytes(pair.target), parameter_bytes(pair.draft))
+        asked = ["--target", "embedded", "--draft", draft, "--max-new-tokens", "64", "--prompt-tokens", "64"]
+        status, out, _ = run(capsys, "plan", *asked, "--memory", "1")
+        assert status == 0 and "a batch of 8 fits" in out
+    status, _, err = run(capsys, "plan", "--target", "embedded", "--draft", "embedded:other")
+    assert status == 2 and "the package has the drafts embedded and embedded:head" in err
 
 
 def test_a_head_is_no_target_and_no_model(head, tiny_folders):
