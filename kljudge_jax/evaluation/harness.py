@@ -82,7 +82,8 @@ class KLJudgeLM(TemplateLM):
       **decoding: fields of the configuration, such as `draft_length=4`, in place of those of `config`.
 
     Raises:
-      InputError: the pair has no tokenizer, or a number is out of its range.
+      InputError: the pair has no tokenizer, template_args are given and it has no chat template, or a number is out of
+        its range.
     """
 
     def __init__(
@@ -101,6 +102,8 @@ class KLJudgeLM(TemplateLM):
         if batch_size is not None:
             decoding["batch"] = batch_size
         config = configured("evaluate", config, decoding)
+        if config.template_args and not getattr(pair.tokenizer, "chat_template", None):
+            raise InputError("template_args are told to a chat template, and the tokenizer has none: leave them out")
         drafts = verifier not in (None, "none") and getattr(config.drafter, "uses_draft_model", False)
         models = [model for model in (pair.target, pair.draft if drafts else None) if model is not None]
         most = shortest_limit(*models) or sys.maxsize  # where no model names one, a context is never cut

@@ -172,6 +172,11 @@ def test_a_chat_is_filled_into_the_template(pair):
     assert isinstance(lm.tokenizer_name, str)
 
 
+def test_template_arguments_without_a_template_are_refused(pair):
+    with pytest.raises(InputError, match=r"the tokenizer has none: leave them out$"):
+        needs_harness().KLJudgeLM(pair, template_args={"enable_thinking": False})
+
+
 def test_template_arguments_are_read_by_the_chat(pair):
     told = dataclasses.replace(pair, tokenizer=byte_tokenizer())
     told.tokenizer.chat_template = "{{ messages[0].content }}{% if brief %}ab{% endif %}"
