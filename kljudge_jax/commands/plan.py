@@ -53,7 +53,9 @@ _BITS = click.Choice((8, 4))
         option("--memory", "GB of one device, in place of --device", type=float),
         option("--verifier", "the rule", type=RULE, default="kl:0.4", group="Decoding"),
         *decoding_options("batch", call="plan"),
-        option("--prompt-tokens", "of the longest prompt", type=Whole(), default=512),
+        option(
+            "--prompt-tokens", "of the longest prompt: 512, or what the models take beside the answer", type=Whole()
+        ),
         option("--context", "tokens of a row that attention reads, with --topology", type=Whole(), default=None),
         *decoding_options("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "draft_length", "drafter"),
         flag("--table", "print the table of published pairs and machines instead"),
@@ -66,7 +68,7 @@ _BITS = click.Choice((8, 4))
 )
 def plan(options) -> int:
     from kljudge_jax.evaluation.memory_table import memory_table
-    from kljudge_jax.generation.memory_plan import DEVICES, Workload
+    from kljudge_jax.generation.memory_plan import DEVICES, USUAL_PROMPT, Workload
 
     config = decoding_config(options)
     reads_draft = getattr(config.drafter, "uses_draft_model", True)
@@ -74,7 +76,7 @@ def plan(options) -> int:
         options.draft = None
     workload = Workload(
         config.batch or 1,
-        options.prompt_tokens,
+        options.prompt_tokens or USUAL_PROMPT,
         config.max_new_tokens,
         config.longest if options.draft is not None or not reads_draft else 0,
         sampling=not config.greedy,
@@ -139,16 +141,25 @@ def _vocab(options) -> str | int | None:
 
 def _worked_out(options, workload) -> int:
     from kljudge_jax.evaluation.memory_table import planned
-    from kljudge_jax.generation.memory_plan import DEVICES, gigabytes, largest_batch, plan_memory, platform_of
+    from kljudge_jax.generation.memory_plan import (
+        DEVICES,
+        gigabytes,
+        largest_batch,
+        plan_memory,
+        platform_of,
+        usual_prompt,
+    )
     from kljudge_jax.parallel.free_memory import USABLE
 
     names = ("target", "draft", "mesh", "dtype", "axes", "draft_axes", "bits", "draft_bits", "cache_bits")
     platform = platform_of(options.device) if options.device else None
     models = planned(platform=platform, draft_vocab=_vocab(options), **{name: getattr(options, name) for name in names})
-    tokens = workload.prompt_tokens + workload.max_new_tokens
     # A head is as long as the target: it turns by rope.
     configs = [model.config for model in models if model is not None and model.config is model.decoder]
     most_tokens = min(config.max_position for config in configs)
+    if options.prompt_tokens is None:
+        workload = dataclasses.replace(workload, prompt_tokens=usual_prompt(most_tokens, workload.max_new_tokens))
+    tokens = workload.prompt_tokens + workload.max_new_tokens
     if tokens > most_tokens:
         raise InputError(f"--prompt-tokens and --max-new-tokens make {tokens}, and the models take {most_tokens}")
     plan = plan_memory(*models, workload)

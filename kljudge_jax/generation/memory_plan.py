@@ -31,6 +31,15 @@ def platform_of(device: str) -> str:
     return "tpu" if device.startswith("v") else "gpu"
 
 
+# Tokens of the longest prompt, where nobody says.
+USUAL_PROMPT = 512
+
+
+def usual_prompt(most_tokens: int, max_new_tokens: int) -> int:
+    """`USUAL_PROMPT`, or what models of that many tokens take beside the answer where that is less; at least 1."""
+    return max(1, min(USUAL_PROMPT, most_tokens - max_new_tokens))
+
+
 _SLOT_BUCKET = 64  # caches are allocated in steps of this many slots
 _FLOAT32 = 4
 
@@ -56,7 +65,7 @@ class Workload:
     """
 
     batch: int = 8
-    prompt_tokens: int = 512
+    prompt_tokens: int = USUAL_PROMPT
     max_new_tokens: int = 256
     draft_length: int = 8
     sampling: bool = False

@@ -109,11 +109,15 @@ def test_the_packages_pair_is_planned_by_its_name(capsys):
         models = planned("embedded", draft, None, "float32")
         plan = plan_memory(*models, Workload(batch=1))
         assert (plan.target_weights, plan.draft_weights) == (parameter_bytes(pair.target), parameter_bytes(pair.draft))
-        asked = ["--target", "embedded", "--draft", draft, "--max-new-tokens", "64", "--prompt-tokens", "64"]
-        status, out, _ = run(capsys, "plan", *asked, "--memory", "1")
+        # The models take 512 tokens: the prompt that is planned leaves room for the answer.
+        status, out, _ = run(capsys, "plan", "--target", "embedded", "--draft", draft, "--memory", "1")
         assert status == 0 and "a batch of 8 fits" in out
+        asked = ["--prompt-tokens", "256", "--memory", "1"]
+        assert run(capsys, "plan", "--target", "embedded", "--draft", draft, *asked)[1] == out
     status, _, err = run(capsys, "plan", "--target", "embedded", "--draft", "embedded:other")
     assert status == 2 and "the package has the drafts embedded and embedded:head" in err
+    status, _, err = run(capsys, "plan", "--target", "embedded", "--max-new-tokens", "512")
+    assert status == 2 and "make 513, and the models take 512" in err
 
 
 def test_a_head_is_no_target_and_no_model(head, tiny_folders):

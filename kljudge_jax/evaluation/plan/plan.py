@@ -16,7 +16,15 @@ from kljudge_jax.evaluation.plan.programs import KINDS, Compiled, abstract_pair,
 from kljudge_jax.generation.arguments import drafter_for
 from kljudge_jax.generation.config import DecodingConfig, DecodingFields, configured
 from kljudge_jax.generation.costs import bytes_read, drafter_reads
-from kljudge_jax.generation.memory_plan import DEVICES, Model, Workload, check_fits, largest_batch, plan_memory
+from kljudge_jax.generation.memory_plan import (
+    DEVICES,
+    Model,
+    Workload,
+    check_fits,
+    largest_batch,
+    plan_memory,
+    usual_prompt,
+)
 from kljudge_jax.generation.score import PREFILL_CHUNK
 from kljudge_jax.kernels.quantize import stored_bits
 from kljudge_jax.models.cache import Positions
@@ -175,7 +183,7 @@ def plan(
     cache_bits: int | None = None,
     draft_vocab: DraftVocab | int | None = None,
     verifier: Verifier | str | None = "kl:0.4",
-    prompt_tokens: int = 512,
+    prompt_tokens: int | None = None,
     context: int | None = None,
     kinds: Collection[str] = KINDS,
     config: DecodingConfig | None = None,
@@ -187,8 +195,8 @@ def plan(
     Nothing is executed, and no weight is read. It says no time: that is not known before a program runs.
 
     Args:
-      target: a published shape such as "llama-3.1-8b", a hub id, a folder or a .gguf file; `llama-3.1-8b:layers=4` is
-        the first layers of a shape.
+      target: a published shape such as "llama-3.1-8b", a hub id, a folder, a .gguf file, or "embedded";
+        `llama-3.1-8b:layers=4` is the first layers of a shape.
       draft: the same of the draft, the folder of a head, or the shape of one, such as "eagle3:vocab=32000", of the
         target's sizes; None is plain decoding.
       topology: the devices, such as "v5e:2x4".
@@ -201,7 +209,7 @@ def plan(
       cache_bits: 8, for a quantized KV cache.
       draft_vocab: the tokens that the draft's head is cut to, as `ModelPair.from_pretrained` takes them, or how many.
       verifier: the rule; without a draft there is none.
-      prompt_tokens: of the longest prompt.
+      prompt_tokens: of the longest prompt; None is 512, or what the models take beside the answer where that is less.
       context: tokens of a row that are taken to be in its caches when traffic is counted, where attention reads those
         and no more: on GPUs, and on TPUs from 4,096 slots on. None is the prompt and half an answer.
       kinds: which programs: "prefill", "cycle" and "refill".
@@ -218,10 +226,13 @@ def plan(
     needs_draft = getattr(settings.drafter, "uses_draft_model", True)
     if draft is None and needs_draft and (draft_axes, draft_bits, draft_vocab) != (None, None, None):
         raise InputError("draft_axes, draft_bits and draft_vocab are of a draft, and there is none: name it")
-    _check(kinds, (bits, draft_bits), cache_bits, prompt_tokens)
+    _check(kinds, (bits, draft_bits), cache_bits, 1 if prompt_tokens is None else prompt_tokens)
     configs = named_pair(target, draft if needs_draft else None)
+    if prompt_tokens is None:
+        prompt_tokens = usual_prompt(_most_tokens(configs), settings.max_new_tokens)
     tokens = prompt_tokens + settings.max_new_tokens
-    _check_length(configs, tokens)
+    if tokens > _most_tokens(configs):
+        raise InputError(f"prompt_tokens and max_new_tokens make {tokens}, and the models take {_most_tokens(configs)}")
     if context is None:
         context = prompt_tokens + settings.max_new_tokens // 2
     if not 1 <= context <= tokens:
@@ -278,10 +289,9 @@ def _check(kinds: Collection[str], bits: Sequence[int | None], cache_bits: int |
         raise InputError(f"prompt_tokens starts at 1, got {prompt_tokens}")
 
 
-def _check_length(configs, tokens: int) -> None:
-    most = min(config.max_position for config in configs if isinstance(config, TransformerConfig))  # heads turn by rope
-    if tokens > most:
-        raise InputError(f"prompt_tokens and max_new_tokens make {tokens}, and the models take {most}")
+def _most_tokens(configs) -> int:
+    """What the models take; heads turn by rope."""
+    return min(config.max_position for config in configs if isinstance(config, TransformerConfig))
 
 
 def _read(program: Compiled, pair: ModelPair, drafter: Any, draft_length: int, context: int) -> ProgramPlan:
