@@ -179,7 +179,8 @@ def load_pair(options, **changes: Any):
         if options.tokenizer or options.revision or draft_revision:
             raise InputError("--target embedded brings its own tokenizer, and has no revisions: name but a --draft")
         dtype = "float32" if options.dtype == "auto" else options.dtype
-        return ModelPair.embedded(draft=draft or EMBEDDED, dtype=dtype, **loaded)
+        usual = EMBEDDED if hasattr(options, "draft") else None
+        return ModelPair.embedded(draft=draft or usual, dtype=dtype, **loaded)
     if draft in (EMBEDDED, EMBEDDED_HEAD) and not Path(draft).exists():
         raise InputError(f"{draft} drafts for --target embedded alone: name a draft of {options.target}")
     began = time.perf_counter()

@@ -50,7 +50,11 @@ _NOT_READ = ("draft", "draft_revision", "draft_bits", "draft_axes", "draft_vocab
         ),
         option("--layers", "of the target, that it reads: such as 2,14,25; by default 2, n/2 and n-1"),
         option("--passes", "over the answers", type=float, default=1.0),
-        option("--train-batch", "answers of an optimizer step; a multiple of the devices", type=Whole(), default=4),
+        option(
+            "--train-batch",
+            "answers of an optimizer step, a multiple of the devices: 4, or as many more as that takes",
+            type=Whole(),
+        ),
         option("--steps-ahead", "draft tokens that it learns to write with its own output", type=Whole(), default=3),
         option("--rate", "Adam's learning rate at its peak", type=float, default=3e-4),
         option("--held-out", "answers that are never learnt", type=Whole(), default=32),
@@ -68,16 +72,17 @@ def train_draft(options) -> int:
     from kljudge_jax.training.draft_head import HeadRecipe, check_divides
     from kljudge_jax.training.train_draft import train_draft
 
+    devices = len(jax.devices())
     recipe = HeadRecipe(
         steps_ahead=options.steps_ahead,
-        batch_size=options.train_batch,
+        batch_size=options.train_batch or -(-HeadRecipe.batch_size // devices) * devices,
         passes=options.passes,
         rate=options.rate,
         held_out=options.held_out,
         seed=options.seed,
     )
     if not options.vocab_only:
-        check_divides(recipe, len(jax.devices()))
+        check_divides(recipe, devices)
     layers = None
     if options.layers is not None:
         parts = options.layers.split(",")

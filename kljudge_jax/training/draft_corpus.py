@@ -130,11 +130,11 @@ def _prompt(pair: ModelPair, problem: Problem, template_args: Any) -> list[int]:
 
 def _claim(path: Path, head: CorpusHead, begun: bool) -> None:
     """Says of what the answers are. Raises `InputError` if they are of something else, or nothing says of what."""
-    if not path.exists():
-        if begun:
-            raise InputError(f"{path.with_suffix('.jsonl')} holds answers without {path.name}: choose an empty folder")
+    if not begun:  # a first call that was refused, or killed before it had answers, binds no other
         write(path, head)
         return
+    if not path.exists():
+        raise InputError(f"{path.with_suffix('.jsonl')} holds answers without {path.name}: choose an empty folder")
     found = read(path, CorpusHead, _ADVICE)
     if same_model(found.target, head.target):
         found = structs.replace(found, target=head.target)

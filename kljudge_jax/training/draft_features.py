@@ -152,7 +152,7 @@ def compute_features(
         ids=np.unique(np.concatenate(sequences)).tolist(),
     )
     path = folder / "features.json"
-    if path.exists():
+    if path.exists() and any(folder.glob("*.safetensors")):
         found = read(path, FeaturesHead, _ADVICE)
         if same_model(found.target, head.target):
             found = structs.replace(found, target=head.target)

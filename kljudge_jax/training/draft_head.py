@@ -117,6 +117,11 @@ def check_divides(recipe: HeadRecipe, devices: int) -> None:
         )
 
 
+def has_begun(folder: Path) -> bool:
+    """Whether a training's folder holds a checkpoint: until then nothing is lost with another recipe."""
+    return any((folder / "checkpoints").glob("[0-9]*"))
+
+
 class HeadData:
     """Batches of a run: a function of the step, so that it resumes to the same data."""
 
@@ -210,7 +215,7 @@ def train_head(
     check_divides(recipe, len(devices))
     folder = results_folder(Path(folder).absolute())
     path = folder / "recipe.json"
-    if not path.exists():
+    if not path.exists() or not has_begun(folder):
         write(path, recipe)
     elif others := differing(read(path, HeadRecipe, _ADVICE, exact=True), recipe):
         raise InputError(f"{folder} holds a run of another recipe, which differs in {others}: {_ADVICE}")
@@ -252,7 +257,7 @@ def train_head(
             if now % report_every == 0 or now % recipe.evaluate_every == 0 or ends:
                 mean = float(np.mean(jax.device_get(losses)))
                 if not math.isfinite(mean):
-                    raise InputError(f"the loss is no number at step {now}: choose an empty folder and a lower rate")
+                    raise InputError(f"the loss is no number at step {now}: delete {folder} and choose a lower rate")
                 held = examined(state["params"]) if now % recipe.evaluate_every == 0 or ends else ()
                 line = HeadProgress(now, data.steps, data.answer_tokens(now), mean, held, time.perf_counter() - began)
                 with LineWriter(folder / "log.jsonl") as log:

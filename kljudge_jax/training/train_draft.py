@@ -23,7 +23,7 @@ from kljudge_jax.tasks.base import Problem, Task
 from kljudge_jax.tasks.files import FileTask
 from kljudge_jax.training.draft_corpus import gold_answers, own_answers
 from kljudge_jax.training.draft_features import compute_features
-from kljudge_jax.training.draft_head import HeadData, HeadProgress, HeadRecipe, check_divides, train_head
+from kljudge_jax.training.draft_head import HeadData, HeadProgress, HeadRecipe, check_divides, has_begun, train_head
 from kljudge_jax.training.draft_start import starting_values
 from kljudge_jax.training.draft_vocab import (
     count_tokens,
@@ -155,7 +155,7 @@ def train_draft(
             around = count_tokens(texts, pair.tokenizer, target.vocab_size)
             ranked = most_frequent(_OWN * counts + around, draft_vocab, pair.eos)
         listed = folder / "draft_vocab.txt"
-        if (folder / "training").exists() and listed.exists() and read_draft_vocab(listed) != ranked:
+        if has_begun(folder / "training") and listed.exists() and read_draft_vocab(listed) != ranked:
             raise InputError(
                 f"{folder} holds the training of a head of other tokens, as other answers have: choose an empty folder"
             )

@@ -105,6 +105,15 @@ def test_a_batch_that_the_devices_do_not_divide_is_refused_before_anything_is_re
         monkeypatch.setattr(f"kljudge_jax.commands.train_draft.{name}", lambda *_: pytest.fail("it was read"))
     assert main(["train-draft", str(tmp_path / "made"), *SMALL, "--train-batch", "3"]) == 2
     assert "3 answers of an optimizer step do not divide over 8 devices" in capsys.readouterr().err
+    monkeypatch.undo()
+    seen = []
+    monkeypatch.setattr("kljudge_jax.training.train_draft.train_draft", lambda *given, **_: seen.append(given) or 1 / 0)
+    words = SMALL[: SMALL.index("--train-batch")]
+    with pytest.raises(ZeroDivisionError):
+        main(["train-draft", str(tmp_path / "made"), *words])
+    ((pair, _, _, recipe),) = seen
+    assert recipe.batch_size == 8, "the least that divides, where nobody says"
+    assert pair.draft is None, "no draft is loaded"
     assert not (tmp_path / "made").exists()
 
 

@@ -23,6 +23,8 @@ def chat_pair(text_pair):
 
 def test_the_prompts_are_those_of_the_arguments_and_others_are_refused(chat_pair, tmp_path):
     given = {"max_new_tokens": 8, "template_args": {"brief": True}}
+    with pytest.raises(InputError, match="lower max_new_tokens"):  # which binds no call after it
+        own_answers(chat_pair, PROBLEMS, tmp_path / "corpus.jsonl", max_new_tokens=10**6)
     lines = own_answers(chat_pair, PROBLEMS, tmp_path / "corpus.jsonl", **given)
     assert [chat_pair.tokenizer.decode(line.prompt) for line in lines] == ["abc!", "de!"]
     assert all(len(line.answer) for line in lines)

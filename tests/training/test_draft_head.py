@@ -16,6 +16,7 @@ from kljudge_jax.models.eagle3_files import described_for, write_eagle3
 from kljudge_jax.models.fingerprint import weights_digest
 from kljudge_jax.models.linear import Storage
 from kljudge_jax.models.transformer import fill
+from kljudge_jax.records import write
 from kljudge_jax.training.draft_corpus import CorpusLine
 from kljudge_jax.training.draft_features import Features, compute_features
 from kljudge_jax.training.draft_head import HeadData, train_head
@@ -86,6 +87,10 @@ def test_features_go_on_and_refuse_another_corpus(target, corpus, features, tmp_
     def kill(done, total):
         raise Killed
 
+    with pytest.MonkeyPatch.context() as patch:  # killed before it has a file, of which another call need not be
+        patch.setattr("kljudge_jax.training.draft_features._states", lambda *_: kill(0, 0))
+        with pytest.raises(Killed):
+            compute_features(target, corpus[:5], (1,), tmp_path)
     with pytest.raises(Killed):
         compute_features(target, corpus, LAYERS, tmp_path, report=kill)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.safetensors")}
@@ -205,6 +210,7 @@ def test_resumes_to_the_same_head(target, features, start, whole_run, tmp_path, 
 def test_a_folder_of_another_recipe_and_too_few_answers_are_refused(target, features, start, tmp_path):
     config = described_for(target.config, len(IDS), layers=LAYERS)
     data = data_of(target, features)
+    write(tmp_path / "recipe.json", dataclasses.replace(RECIPE, rate=1.0))  # of a run that came to no checkpoint
     train_head(
         config, start, IDS, data_of(target, features, dataclasses.replace(RECIPE, passes=0.3)), tmp_path, devices=ONE
     )
@@ -220,7 +226,7 @@ def test_a_folder_of_another_recipe_and_too_few_answers_are_refused(target, feat
 def test_a_loss_that_is_no_number_ends_the_run_before_a_head_is_kept(target, features, start, tmp_path):
     config = described_for(target.config, len(IDS), layers=LAYERS)
     broken = {**start, "fc.weight": np.full_like(start["fc.weight"], np.nan)}
-    with pytest.raises(InputError, match="the loss is no number at step 4: choose an empty folder and a lower rate"):
+    with pytest.raises(InputError, match=f"the loss is no number at step 4: delete {tmp_path} and choose a lower rate"):
         train_head(config, broken, IDS, data_of(target, features), tmp_path, report_every=4, devices=ONE)
     assert not list((tmp_path / "checkpoints").glob("[0-9]*"))
 
