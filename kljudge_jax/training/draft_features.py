@@ -153,11 +153,11 @@ def compute_features(
     )
     path = folder / "features.json"
     if path.exists() and any(folder.glob("*.safetensors")):
-        found = read(path, FeaturesHead, _ADVICE)
-        if same_model(found.target, head.target):
-            found = structs.replace(found, target=head.target)
+        known = read(path, FeaturesHead, _ADVICE)
+        if same_model(known.target, head.target):
+            known = structs.replace(known, target=head.target)
         # What the corpus says: early versions did not note it.
-        if others := differing(structs.replace(found, ids=head.ids), head):
+        if others := differing(structs.replace(known, ids=head.ids), head):
             raise InputError(
                 f"{folder} holds features that differ in {others}: choose an empty folder, or ask for the same"
             )

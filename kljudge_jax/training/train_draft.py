@@ -139,16 +139,16 @@ def train_draft(
         draft_vocab = min(_DRAFT_VOCAB, target.vocab_size)
     if isinstance(draft_vocab, int) and not 1 <= draft_vocab <= target.vocab_size:
         raise InputError(f"a draft_vocab is from 1 to the target's {target.vocab_size} tokens, not {draft_vocab}")
-    listed_ids = None
+    given = []
     if not isinstance(draft_vocab, int):
-        listed_ids = list(with_ends(read_draft_vocab(draft_vocab, target.vocab_size), pair.eos))
+        given = list(with_ends(read_draft_vocab(draft_vocab, target.vocab_size), pair.eos))
     folder = results_folder(folder)
     with FolderLock(folder):
         corpus = _answered(pair, problems, folder, answers, max_new_tokens, batch_size, template_args, report)
         learnt = corpus if vocab_only else corpus[: -recipe.held_out]
         counts = count_tokens([line.answer for line in learnt], None, target.vocab_size)
-        if listed_ids is not None:
-            ranked = listed_ids
+        if not isinstance(draft_vocab, int):
+            ranked = given
         else:
             held_out = {line.id for line in corpus[len(learnt) :]}
             texts = _texts(task, problems, split, seed, held_out) if pair.tokenizer is not None else []
