@@ -11,11 +11,8 @@ from kljudge_jax.tasks.answers import final_number, parse_number
 from kljudge_jax.tasks.base import Problem
 from kljudge_jax.tasks.files import FileTask, ask, read_problems
 
-_REQUEST = (
-    "{question}\n\n"
-    "Reason step by step in short sentences, one calculation in each, without code. "
-    "End with a line '#### ' followed by the final answer as a single number."
-)
+# The request of Qwen's model cards. Asked for short sentences instead, a small model answers briefly and errs more.
+_REQUEST = "{question}\n\nPlease reason step by step, and put your final answer within \\boxed{{}}."
 
 
 class GSM8KRecord(Record, frozen=True, kw_only=True):

@@ -23,7 +23,7 @@ def test_asks_for_steps_and_a_marked_answer(path):
     ((turn),) = problem.prompt
     assert turn["role"] == "user"
     assert turn["content"].startswith(RECORD["question"])
-    assert "step by step" in turn["content"] and "####" in turn["content"]
+    assert "step by step" in turn["content"] and "\\boxed{}" in turn["content"]
     assert problem.answer == "26"
     assert problem.solution == "She sells 16-3=13 eggs.\nThat is 13*2=$26.\n#### 26"
 
