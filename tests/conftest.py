@@ -15,12 +15,14 @@ os.environ["XLA_FLAGS"] += " --xla_cpu_collective_call_terminate_timeout_seconds
 os.environ["XLA_FLAGS"] += " --xla_cpu_collective_timeout_seconds=600"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 if os.environ["JAX_PLATFORMS"] == "cpu" and not os.environ.get("KLJUDGE_MODELS"):
-    # Most of a run of tiny models is compilation, and most programs run once. LLVM optimises less than for users, and
+    # Much of a run of tiny models is compilation, and most programs run once. LLVM optimises less than for users, and
     # fusions are emitted by XLA's elemental emitter, in half the time. What XLA makes of a program differs in how it
     # fuses. `XLA_FLAGS="--xla_backend_optimization_level=3 --xla_cpu_use_fusion_emitters=true"` tests what users run,
     # and so do the tests marked `real`.
     _CHEAPER = ["--xla_backend_optimization_level=0", "--xla_llvm_disable_expensive_passes=true"]
     _CHEAPER += compile_cache.known("--xla_cpu_use_fusion_emitters=false")
+    # Split, a program compiles on all processors and takes a third more of their time, which other workers want.
+    _CHEAPER += compile_cache.known("--xla_cpu_parallel_codegen_split_count=1")
     os.environ["XLA_FLAGS"] = " ".join([*_CHEAPER, os.environ["XLA_FLAGS"]])
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # What is compiled is kept, for the other workers and for the next run, which takes half the time. Programs are of one
@@ -30,6 +32,9 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 import hypothesis
 import pytest
+
+# Tracing makes many small objects that live, and looking through them for garbage took a tenth of a run.
+gc.set_threshold(50_000, 10, 10)
 
 # A shared machine may stall any example, and a failure of CI must come back when it is run again.
 hypothesis.settings.register_profile("reproducible", deadline=None, derandomize=True)
