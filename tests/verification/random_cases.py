@@ -60,7 +60,12 @@ def lengths_and_corrections(rule, inputs: VerifyInputs):
 
 def verdicts(rule, inputs: VerifyInputs, seed: int = 0):
     """A verdict a sequence, each drawn with a key of its own."""
-    return _verdicts(rule, jax.random.split(jax.random.key(seed), inputs.draft_tokens.shape[0]), inputs)
+    return _verdicts(rule, _keys(seed, inputs.draft_tokens.shape[0]), inputs)
+
+
+@functools.cache
+def _keys(seed, size):
+    return jax.random.split(jax.random.key(seed), size)
 
 
 def expected_lengths(rule, inputs: VerifyInputs) -> np.ndarray:

@@ -68,7 +68,7 @@ def enumerated(rule, target, draft, count, length, vocab):
     counts = np.full(len(drafts), count)
     inputs = as_inputs(tokens, counts, draft_logits, target_logits, draft_logits, target_logits, False)
     distributions, corrections = lengths_and_corrections(rule, inputs)
-    joint = np.zeros((vocab,) * (count + 1))
+    joint, rest = np.zeros((vocab,) * (count + 1)), continuations(target, count + 1, vocab)
     for drafted, distribution, correction in zip(drafts[: vocab**count], distributions, corrections, strict=False):
         drawn = np.prod([softmax(draft[drafted[:i]])[token] for i, token in enumerate(drafted)])
         if drawn == 0:
@@ -78,7 +78,7 @@ def enumerated(rule, target, draft, count, length, vocab):
             emitted = drawn * distribution[n] * correction[n]
             for token in range(vocab):
                 prefix = (*drafted[:n], token)
-                joint[prefix] += emitted[token] * continuation(target, prefix, count + 1)
+                joint[prefix] += emitted[token] * rest[prefix]
     return joint
 
 
@@ -88,6 +88,12 @@ def continuation(target, prefix, size):
         return np.ones(())
     p = softmax(target[prefix])
     return np.stack([p[v] * continuation(target, (*prefix, v), size) for v in range(len(p))])
+
+
+def continuations(target, size, vocab):
+    """`continuation` of every prefix of 1 to `size` tokens."""
+    prefixes = (prefix for n in range(1, size + 1) for prefix in itertools.product(range(vocab), repeat=n))
+    return {prefix: continuation(target, prefix, size) for prefix in prefixes}
 
 
 @pytest.mark.parametrize("kind", KINDS_OF_MODELS)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from random_cases import as_inputs, random_cases, verdicts
 from scipy import stats
-from test_exact import KINDS_OF_MODELS, continuation, models
+from test_exact import KINDS_OF_MODELS, continuation, continuations, models
 from transcription import softmax
 
 from kljudge_jax.errors import InputError
@@ -55,7 +55,7 @@ def joint_and_mean(kind, drafts, length, vocab, seed=5):
     target, draft = models(np.random.default_rng(seed), kind, length, vocab)
     sets, inputs, drawn = several(target, draft, drafts, length, vocab)
     distributions, corrections = (np.asarray(x, np.float64) for x in lengths_and_corrections(inputs))
-    joint = np.zeros((vocab,) * (length + 1))
+    joint, rest = np.zeros((vocab,) * (length + 1)), continuations(target, length + 1, vocab)
     for chosen, weight, distribution, correction in zip(sets, drawn, distributions, corrections, strict=True):
         if weight == 0:
             continue
@@ -63,7 +63,7 @@ def joint_and_mean(kind, drafts, length, vocab, seed=5):
         for j, n in zip(*np.nonzero(distribution), strict=True):
             for token, p in enumerate(correction[j, n]):
                 prefix = (*chosen[j][:n], token)
-                joint[prefix] += weight * distribution[j, n] * p * continuation(target, prefix, length + 1)
+                joint[prefix] += weight * distribution[j, n] * p * rest[prefix]
     return joint, continuation(target, (), length + 1), drawn @ distributions.sum(axis=1) @ np.arange(length + 1)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from random_cases import as_inputs, random_cases, verdicts
 from scipy import stats
-from test_exact import KINDS_OF_MODELS, continuation, drafted_length, models
+from test_exact import KINDS_OF_MODELS, continuation, continuations, drafted_length, models
 from test_k_sequential import AXES, several
 from transcription import softmax
 
@@ -40,7 +40,7 @@ def joint_and_mean(target, draft, drafts, length, vocab):
     """Joint distribution of the first length + 1 tokens, and the mean accepted length."""
     sets, inputs, drawn = several(target, draft, drafts, length, vocab)
     branches, distributions, corrections, _ = (np.asarray(x, np.float64) for x in outcomes(inputs))
-    joint = np.zeros((vocab,) * (length + 1))
+    joint, rest = np.zeros((vocab,) * (length + 1)), continuations(target, length + 1, vocab)
     for chosen, weight, j, distribution, correction in zip(
         sets, drawn, branches, distributions, corrections, strict=True
     ):
@@ -50,7 +50,7 @@ def joint_and_mean(target, draft, drafts, length, vocab):
         for n, token in itertools.product(range(length + 1), range(vocab)):
             prefix = (*chosen[int(j)][:n], token)
             emitted = weight * distribution[n] * correction[n, token]
-            joint[prefix] += emitted * continuation(target, prefix, length + 1)
+            joint[prefix] += emitted * rest[prefix]
     return joint, drawn @ distributions @ np.arange(length + 1)
 
 
@@ -163,14 +163,20 @@ def test_a_large_vocabulary_and_many_drafts_stay_distributions():
 def test_both_ways_to_sum_what_is_below_agree_with_float64(vocab):
     rng = np.random.default_rng(vocab)
     target, draft = jnp.asarray(6 * rng.normal(size=(2, vocab)), jnp.float32)
-    draft = jnp.where(jnp.arange(vocab) % 7 == 3, -jnp.inf, draft)
-    order = multi_path._Order.of(target, draft)
-    drawn = jnp.exp(order.log_q)
-    keys = np.asarray(order.key)
+    keys, drawn, *found = (np.asarray(x) for x in both_ways(target, draft))
     assert len(set(keys.tolist())) == vocab
     wanted = np.array([np.asarray(drawn, np.float64)[keys < key].sum() for key in keys])
-    for ways in (multi_path._below_by_scatter, multi_path._below_by_sorts):
-        np.testing.assert_allclose(ways(order.key, drawn), wanted, atol=1e-6)
+    for below in found:
+        np.testing.assert_allclose(below, wanted, atol=1e-6)
+
+
+@compiled
+def both_ways(target, draft):
+    draft = jnp.where(jnp.arange(draft.shape[0]) % 7 == 3, -jnp.inf, draft)
+    order = multi_path._Order.of(target, draft)
+    drawn = jnp.exp(order.log_q)
+    ways = multi_path._below_by_scatter, multi_path._below_by_sorts
+    return order.key, drawn, *(way(order.key, drawn) for way in ways)
 
 
 @compiled

@@ -1,6 +1,7 @@
 """What holds for every rule: its range, its garbage rows, its draws, its tree of numbers."""
 
 import dataclasses
+import functools
 import itertools
 
 import chex
@@ -8,8 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from random_cases import LENGTH, SIZE, VOCAB, lengths_and_corrections, random_cases, rows, verdicts
 from scipy import stats
 from transcription import softmax
@@ -100,10 +99,13 @@ def test_every_rule_is_looked_at():
 
 
 @every_rule
-@settings(max_examples=4, deadline=None, derandomize=True)
-@given(seed=st.integers(0, 2**32 - 1), greedy=st.booleans(), key=st.integers(0, 2**31 - 1))
-def test_verdicts_stay_in_range_and_read_no_garbage(rule, seed, greedy, key):
-    inputs = random_cases(seed, greedy)
+def test_verdicts_stay_in_range_and_read_no_garbage(rule):
+    for seed, greedy in itertools.product((0, 9041), (True, False)):
+        check_range_and_garbage(rule, seed, greedy)
+
+
+def check_range_and_garbage(rule, seed, greedy):
+    inputs, key = random_cases(seed, greedy), seed + 1
     result = verdicts(rule, inputs, key)
     chex.assert_shape((result.num_accepted, result.next_token), (SIZE,))
     chex.assert_shape(result.relaxed, (SIZE, LENGTH))
@@ -124,11 +126,13 @@ def test_verdicts_stay_in_range_and_read_no_garbage(rule, seed, greedy, key):
         for case, n in zip(rows(inputs), lengths, strict=True):
             assert all(case[3][i, case[0][i]] > -np.inf for i in range(n))
 
-    chex.assert_trees_all_equal(verdicts(rule, other_garbage(inputs), key), result)
+    chex.assert_trees_all_equal(verdicts(rule, other_garbage(seed, greedy), key), result)
 
 
-def other_garbage(inputs):
-    """The same batch, zeros where it had NaN, infinities and wild ids."""
+@functools.cache
+def other_garbage(seed, greedy):
+    """The batch of these `random_cases`, zeros where it had NaN, infinities and wild ids."""
+    inputs = random_cases(seed, greedy)
     counts = np.asarray(inputs.draft_count)[:, None]
     drafted, scored = np.arange(LENGTH) < counts, np.arange(LENGTH + 1) <= counts
     real = {
