@@ -60,7 +60,7 @@ def folder(problems, tmp_path_factory):
     (root / "sums.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     shared = f"""
 dataset_path: json
-dataset_kwargs: {{data_files: {{test: {root / "sums.jsonl"}}}, cache_dir: {root / "cache"}}}
+dataset_kwargs: {{data_files: {{test: {root / "sums.jsonl"}}}, cache_dir: {tmp_path_factory.mktemp("cache")}}}
 test_split: test
 doc_to_text: "{{{{question}}}}"
 """
