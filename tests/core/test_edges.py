@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from foreign import VOCAB, Scalar, greedy_by_hand, keys, padded, rows_of
+from foreign import VOCAB, Scalar, begin, enter, go_on, greedy_by_hand, keys, padded, rows_of
 from jax.sharding import PartitionSpec
 from tiny_pairs import tiny_pair
 
@@ -24,18 +24,16 @@ def model():
     return Scalar.random(0)
 
 
-def begun(model, drafter, shape, budget=8, **options):
-    prompts, lengths = padded(PROMPTS)
-    given = core.numbers(budget)
-    models = core.Models(model, None if drafter is None or not hasattr(drafter, "reads") else model)
-    return models, given, core.init(models, drafter, RULE, prompts, lengths, keys(2), given, shape=shape, **options)
+def begun(model, drafter, shape, budget=8):
+    models, given = core.Models(model), core.numbers(budget)
+    return models, given, begin(models, RULE, *padded(PROMPTS), keys(2), given, drafter=drafter, shape=shape)
 
 
 @dataclasses.dataclass(frozen=True)
 class Padding:
-    """Proposes one token, and pads its draft with an id that is none."""
+    """Proposes one token, and pads its draft with ids that are none, each row with others first."""
 
-    pad: int
+    pads: tuple[int, ...]
     uses_draft_model: ClassVar[bool] = False
 
     def init(self, models: Any, batch: int, slots: int) -> Any:
@@ -45,27 +43,32 @@ class Padding:
         return state
 
     def propose(self, models, target_cache, state, context, request):
-        tokens = jnp.full((context.consumed.shape[0], request.draft_length), self.pad, jnp.int32).at[:, 0].set(2)
+        rows, length = context.consumed.shape[0], request.draft_length
+        at = jnp.arange(rows)[:, None] + jnp.arange(length - 1)[None]
+        padding = jnp.asarray(self.pads, jnp.int32)[at % len(self.pads)]
+        tokens = jnp.concatenate([jnp.full((rows, 1), 2, jnp.int32), padding], axis=1)
         return core.Draft(tokens, jnp.ones_like(context.consumed)), target_cache, state
 
 
-@pytest.mark.parametrize("pad", [VOCAB, 2**31 - 1, -1])
-def test_what_stands_after_a_draft_is_never_read(model, pad):
-    shape = core.Shape(3, 8)
-    models, given, state = begun(model, Padding(pad), shape)
-    result = core.result(core.decode(models, Padding(pad), RULE, state, given, shape=shape))
-    assert rows_of(result) == [greedy_by_hand(model, prompt, 8) for prompt in PROMPTS]
+def test_what_stands_after_a_draft_is_never_read(model):
+    """Each id right after the draft of one row, and at the end of another's."""
+    shape, drafter = core.Shape(3, 8), Padding((VOCAB, 2**31 - 1, -1))
+    prompts = [*PROMPTS, [2, 7, 1]]
+    models, given = core.Models(model), core.numbers(8)
+    state = begin(models, RULE, *padded(prompts), keys(3), given, drafter=drafter, shape=shape)
+    result = core.result(go_on(models, RULE, state, given, drafter=drafter, shape=shape))
+    assert rows_of(result) == [greedy_by_hand(model, prompt, 8) for prompt in prompts]
 
 
 def test_a_row_longer_than_its_sequence_waits_for_room(model):
     """However large the caches have grown."""
     shape = core.Shape(0, 8)
     models, given, state = begun(model, None, shape, budget=1)
-    state = core.decode(models, None, RULE, state, given, shape=shape)
+    state = go_on(models, RULE, state, given, drafter=None, shape=shape)
     wide = core.Entries(jnp.ones((2, 7), jnp.int32), jnp.full(2, 7), keys(2), jnp.full(2, 8), jnp.arange(2))
-    state = core.admit(models, None, RULE, state, wide, given, shape=shape)
+    state = enter(models, RULE, state, wide, given, None, drafter=None, shape=shape)
     state = dataclasses.replace(state, cache=state.cache.resized(64))
-    state = core.decode(models, None, RULE, state, given, shape=shape)
+    state = go_on(models, RULE, state, given, drafter=None, shape=shape)
     assert state.finish.tolist() == [core.SLOTS] * 2
     known = core.result(state)
     want = greedy_by_hand(model, [1] * 7, 8)
@@ -89,7 +92,8 @@ def test_a_draft_that_slept_catches_up_in_a_cache_of_few_slots():
 
 def test_a_state_made_outside_of_a_trace_may_be_donated(model):
     shape = core.Shape(0, 8, trace=True)
-    models, given, state = begun(model, None, shape)
+    models, given = core.Models(model), core.numbers(8)
+    state = core.init(models, None, RULE, *padded(PROMPTS), keys(2), given, shape=shape)
     decode = jax.jit(lambda state: core.decode(models, None, RULE, state, given, shape=shape), donate_argnums=0)
     assert rows_of(core.result(decode(state))) == [greedy_by_hand(model, prompt, 8) for prompt in PROMPTS]
 
@@ -144,6 +148,7 @@ def test_what_a_rule_remembers_begins_with_its_own_rows_number(model):
     rule, shape = Countdown(jnp.array([10.0, 20.0])), core.Shape(0, 3)
     prompts, lengths = padded(PROMPTS)
     models, given = core.Models(model), core.numbers(3)
+    # Outside of any trace, operation by operation.
     state = core.init(models, None, rule, prompts, lengths, keys(2), given, shape=shape)
     assert state.carry.tolist() == [10, 20]
     state = core.decode(models, None, rule, state, given, shape=shape)
@@ -159,4 +164,4 @@ def test_layers_that_are_no_tuple_are_refused(model):
         layers = [1]  # noqa: RUF012 - that is what is refused
 
     with pytest.raises(kj.InputError, match=r"Listed.layers are \[1\]: give a tuple"):
-        begun(model, Listed(0), core.Shape(3, 8))
+        begun(model, Listed((0,)), core.Shape(3, 8))

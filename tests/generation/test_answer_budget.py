@@ -91,7 +91,11 @@ def test_a_state_that_is_put_down_after_every_cycle_goes_on_where_it_was(pair):
     def decoded(models, state, most):
         return core.decode(models, drafter, rule, state, given, shape=shape, max_cycles=most)
 
-    state = core.init(models, drafter, rule, prompts, lengths, keys, given, shape=shape)
+    @jax.jit
+    def begun(models, prompts, lengths, keys):
+        return core.init(models, drafter, rule, prompts, lengths, keys, given, shape=shape)
+
+    state = begun(models, prompts, lengths, keys)
     whole = decoded(models, state, None)
     for _ in range(24):
         state = decoded(models, jax.tree.map(lambda x: x if is_key(x) else jnp.asarray(np.asarray(x)), state), 1)

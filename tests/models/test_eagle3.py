@@ -90,10 +90,11 @@ def test_a_step_after_the_other_is_one_pass(targets, tmp_path):
     _, folder = targets("qwen2")
     head = pair_of(folder, write_eagle3_folder(tmp_path / "head", bias=True)).draft
     features, embeddings = (jax.random.normal(jax.random.key(i), (2, 5, 32)) for i in range(2))
-    whole, _ = head(features, embeddings, head.init_cache(2, 8))
+    passed = jax.jit(lambda head, *given: head(*given))
+    whole, _ = passed(head, features, embeddings, head.init_cache(2, 8))
     cache = head.init_cache(2, 8)
     for i in range(5):
-        states, cache = head(features[:, i : i + 1], embeddings[:, i : i + 1], cache)
+        states, cache = passed(head, features[:, i : i + 1], embeddings[:, i : i + 1], cache)
         np.testing.assert_allclose(states, whole[:, i : i + 1], atol=1e-5)
 
 

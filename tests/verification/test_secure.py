@@ -82,7 +82,13 @@ WRAPPED = [
     TopKAcceptance(2),
     TypicalAcceptance(),
 ]
-named = pytest.mark.parametrize("rule", WRAPPED, ids=lambda rule: type(rule).__name__)
+# Of rules that define the same methods of a rule one stays in the fast suite, which `test_rule` shows all of them.
+FEW = (AcceptAll, Cactus, KLJudge, Mentored, Reflective, SpeculativeSampling, TopKAcceptance)
+named = pytest.mark.parametrize(
+    "rule",
+    [rule if type(rule) in FEW else pytest.param(rule, marks=pytest.mark.slow) for rule in WRAPPED],
+    ids=lambda rule: type(rule).__name__,
+)
 
 
 @named

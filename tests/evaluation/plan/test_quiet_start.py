@@ -3,8 +3,6 @@
 import subprocess
 import sys
 
-import pytest
-
 NOISE = """\
 WARNING: All log messages before absl::InitializeLog() is called are written to STDERR
 I0000 00:00:1796056790.169513     723 cudart_stub.cc:31] Could not find cuda drivers on your machine, GPU will not be used.
@@ -27,16 +25,15 @@ def test_known_lines_are_left_out_and_others_come_through_in_their_order():
     assert done.stderr == f"first\none\ntwo\nthree\nfour\n{NOISE}"
 
 
-@pytest.mark.parametrize(
-    "line",
-    [
+def test_what_is_not_known_word_by_word_is_passed_on():
+    lines = [
         "E0000 00:00:1796056924.921647    2289 cuda_platform.cc:52] failed call to cuInit: out of memory",
         "W0000 00:00:1796056924.9 22 a.cc:1] Could not find cuda drivers on your machine, GPU will not be used. So",
         "Fatal: learning/45eac/tfrc/runtime/libtpu_init_utils.cc:327",
-    ],
-)
-def test_what_is_not_known_word_by_word_is_passed_on(line):
-    assert run(f"with quiet_start():\n    write({line!r} + '\\n')").stderr == line + "\n"
+    ]
+    # Each in a block of its own.
+    done = run("\n".join(f"with quiet_start():\n    write({line!r} + '\\n')" for line in lines))
+    assert done.stderr == "".join(line + "\n" for line in lines)
 
 
 def test_the_last_words_of_a_process_that_is_aborted_are_passed_on():
