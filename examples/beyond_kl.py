@@ -244,7 +244,7 @@ def main() -> None:
     options = parser.parse_args()
     pair = kj.ModelPair.embedded()
     counts = options.n or {"validation": (8000, 1900), "test": (8000, 3000)}[options.split]
-    seed = options.seed or {"validation": 19, "test": 29}[options.split]
+    seed = {"validation": 19, "test": 29}[options.split] if options.seed is None else options.seed
     for (task, chosen), n in zip(CHOSEN.items(), counts, strict=True):
         rules = chosen if options.split == "test" else {**known(task), **tries(pair)}
         where = options.folder / options.split / task

@@ -11,7 +11,7 @@ from kljudge_jax.commands.command import OK, command, flag
 _KEY = (
     "p and q are the target's and the draft's distributions, d is the draft token, and the strict rule is greedy "
     "matching, or speculative sampling's draw when sampling. Values are given in order or by name: "
-    "kl:0.4 is kl:threshold=0.4."
+    "kl:0.4 is kl:threshold=0.4. What secure wraps follows its colon: secure:kl:0.4."
 )
 
 

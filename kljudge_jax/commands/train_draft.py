@@ -58,7 +58,12 @@ _NOT_READ = ("draft", "draft_revision", "draft_bits", "draft_axes", "draft_vocab
         option("--steps-ahead", "draft tokens that it learns to write with its own output", type=Whole(), default=3),
         option("--rate", "Adam's learning rate at its peak", type=float, default=3e-4),
         option("--held-out", "answers that are never learnt", type=Whole(), default=32),
-        option("--seed", "of the problems, of the order, and of what no layer of the target begins", default=0),
+        option(
+            "--seed",
+            "of the problems, of the order, and of what no layer of the target begins",
+            type=Whole(0),
+            default=0,
+        ),
     ],
     "  kljudge train-draft head --target big.gguf --bits file --task gsm8k:train.jsonl --n 1000 --passes 3\n"
     "  kljudge generate --target big.gguf --bits file --draft head/head --draft-bits 4 'What is two and two?'\n"

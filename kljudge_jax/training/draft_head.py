@@ -72,8 +72,10 @@ class HeadRecipe:
     def __post_init__(self) -> None:
         least_one = (self.steps_ahead, self.batch_size, self.held_out, self.evaluate_ahead)
         positive = all(math.isfinite(x) and x > 0 for x in (self.passes, self.rate, self.decay))
-        if min(*least_one, self.evaluate_every, self.checkpoint_every) < 1 or not positive:
-            raise InputError("a head's recipe has numbers from 1 on, and passes, a rate and a decay above 0")
+        if min(*least_one, self.evaluate_every, self.checkpoint_every) < 1 or not positive or self.seed < 0:
+            raise InputError(
+                "a head's recipe has numbers from 1 on, a seed from 0 on, and passes, a rate and a decay above 0"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,7 +121,8 @@ def check_divides(recipe: HeadRecipe, devices: int) -> None:
 
 def has_begun(folder: Path) -> bool:
     """Whether a training's folder holds a checkpoint: until then nothing is lost with another recipe."""
-    return any((folder / "checkpoints").glob("[0-9]*"))
+    # One that is being written, or that a killed run left, has a longer name.
+    return any(path.name.isdecimal() for path in (folder / "checkpoints").glob("*"))
 
 
 class HeadData:

@@ -124,8 +124,10 @@ def train_draft(
     if not isinstance(target, Transformer):
         raise InputError("a head is trained for a model of ours: its layer begins as one of the target's")
     layers = tuple(layers) if layers is not None else late_layers(target.num_layers)
-    if len(layers) < 1 or not all(0 <= i <= target.num_layers for i in layers):
-        raise InputError(f"layers lie from 0 to {target.num_layers}, the target's number, not {list(layers)}")
+    if not layers or len(set(layers)) < len(layers) or not all(0 <= i <= target.num_layers for i in layers):
+        raise InputError(
+            f"layers lie from 0 to {target.num_layers}, the target's number, each once, not {list(layers)}"
+        )
     if not vocab_only:
         check_divides(recipe, len(jax.devices()))
         check_writable(target.config)
@@ -144,6 +146,10 @@ def train_draft(
         given = list(with_ends(read_draft_vocab(draft_vocab, target.vocab_size), pair.eos))
     folder = results_folder(folder)
     with FolderLock(folder):
+        if vocab_only and has_begun(folder / "training"):
+            raise InputError(
+                f"{folder} holds the training of a head: choose an empty folder for a list of tokens alone"
+            )
         corpus = _answered(pair, problems, folder, answers, max_new_tokens, batch_size, template_args, report)
         learnt = corpus if vocab_only else corpus[: -recipe.held_out]
         counts = count_tokens([line.answer for line in learnt], None, target.vocab_size)

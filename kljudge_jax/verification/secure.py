@@ -27,7 +27,7 @@ class WrappedRule(Parameter):
             raise InputError(f"give {owner} a rule such as KLJudge(0.4) as its {name}, not {value!r}")
         kind = type(value).__name__
         if isinstance(value, Secure):
-            raise InputError(f"give {owner} the rule that {kind} wraps, and say first once")
+            raise InputError(f"{owner} wraps no {kind}: wrap what is in it, as in 'secure:kl:0.4', and say first once")
         if getattr(value, "scorer", "draft") == "several drafts":
             raise InputError(f"{owner} wraps no {kind}, which chooses among several drafts and is lossless as it is")
         if value.first is None:

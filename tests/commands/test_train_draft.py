@@ -92,6 +92,8 @@ def test_the_vocabulary_alone_is_what_draft_vocab_takes(tmp_path, capsys):
         (["--vocab-size", "641"], "641"),
         (["--held-out", "24"], "24 problems leave no batch to learn from"),
         (["--passes", "0"], "passes, a rate and a decay above 0"),
+        (["--layers", "2,2"], "layers lie from 0 to 8, the target's number, each once"),
+        (["--seed", "-1"], "--seed"),
     ],
 )
 def test_bad_input_is_one_line(words, said, tmp_path, capsys):

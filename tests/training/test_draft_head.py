@@ -212,6 +212,7 @@ def test_a_folder_of_another_recipe_and_too_few_answers_are_refused(target, feat
     config = described_for(target.config, len(IDS), layers=LAYERS)
     data = data_of(target, features)
     write(tmp_path / "recipe.json", dataclasses.replace(RECIPE, rate=1.0))  # of a run that came to no checkpoint
+    (tmp_path / "checkpoints" / "4.orbax-checkpoint-tmp").mkdir(parents=True)  # killed as it wrote its first
     train_head(
         config, start, IDS, data_of(target, features, dataclasses.replace(RECIPE, passes=0.3)), tmp_path, devices=ONE
     )

@@ -34,6 +34,18 @@ def test_a_batch_that_the_devices_do_not_divide(pair, tmp_path):
     refused(pair, tmp_path, "3 answers of an optimizer step do not divide over 8 devices", recipe=recipe)
 
 
+def test_a_seed_below_0():
+    with pytest.raises(kj.InputError, match="a seed from 0 on"):
+        kj.HeadRecipe(seed=-1)
+
+
+def test_a_list_alone_where_a_head_was_begun(pair, tmp_path):
+    (tmp_path / "training" / "checkpoints" / "50").mkdir(parents=True)
+    problems = kj.load_task("arithmetic").problems(split="train", n=10, seed=0)
+    with pytest.raises(kj.InputError, match="holds the training of a head: choose an empty folder for a list"):
+        kj.train_draft(pair, problems, tmp_path, vocab_only=True)
+
+
 def test_a_list_of_tokens_that_the_target_does_not_have(pair, tmp_path):
     refused(pair, tmp_path, "640", draft_vocab=[1, 640])
 

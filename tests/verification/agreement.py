@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
+import sys
 from pathlib import Path
 from typing import Any, Literal
 
@@ -294,6 +295,7 @@ def run(cases: int, seed: int = 0) -> Agreement:
     rules = []
     described = {row["name"]: row for row in describe_rules() if row["spec"] in {rule.spec_name for rule in RULES}}
     for kind in sorted(RULES, key=lambda rule: (rule.spec_name, rule.__name__)):
+        print(kind.__name__, file=sys.stderr, flush=True)
         oracles = [oracle for oracle in ORACLES if type(oracle.rule) is kind]
         row = described[kind.__name__]
         rules.append(
@@ -302,7 +304,7 @@ def run(cases: int, seed: int = 0) -> Agreement:
                 spec=kind.spec_name,
                 aliases=tuple(getattr(kind, "aliases", ())),
                 source=row["source"],
-                ours=row["ours"],
+                ours="; ".join(filter(None, (row["ours"], row["ours_with"]))),
                 definition=oracles[0].written_in,
                 settings=tuple(measure(oracle, cases, seed) for oracle in oracles),
                 lossless=enumerate_outcomes(oracles[0].rule),

@@ -197,7 +197,7 @@ def test_it_has_what_the_wrapped_rule_has():
     [
         (BlockVerification(), "Secure wraps no BlockVerification, which decides on a draft as a whole"),
         (KSequential(2), "Secure wraps no KSequential, which chooses among several drafts"),
-        (Secure(KLJudge(0.4)), "give Secure the rule that Secure wraps"),
+        (Secure(KLJudge(0.4)), "Secure wraps no Secure: wrap what is in it, as in 'secure:kl:0.4'"),
         ("kl:0.4", "a rule such as KLJudge.0.4. as its rule, not 'kl:0.4'"),
         (None, "not None"),
         (KLJudge, "a rule such as KLJudge"),

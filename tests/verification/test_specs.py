@@ -131,7 +131,7 @@ def test_exact_follows_the_temperature_and_none_is_plain():
         ("secure:kl:0.4,first=few", "'secure' a whole number from 0 as its first, not 'few'"),
         ("secure:block", "Secure wraps no BlockVerification, which decides on a draft as a whole"),
         ("secure:kseq:2", "Secure wraps no KSequential, which chooses among several drafts"),
-        ("secure:secure:kl:0.4", "give Secure the rule that Secure wraps"),
+        ("secure:secure:kl:0.4", "wrap what is in it, as in 'secure:kl:0.4'"),
         ("kl:0.4,threshold=0.4", "its threshold once, not twice"),
         ("kl:high", "a number as its threshold, not 'high'"),
         ("kl:nan", "a number as its threshold, not nan"),
