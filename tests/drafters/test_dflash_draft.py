@@ -89,11 +89,18 @@ def test_a_head_that_breaks_leaves_the_target_alone(made):
     assert out.stats.draft_failed == 5 and not out.stats.failed
 
 
-@pytest.mark.parametrize("mesh", ["tensor=2", pytest.param("data=2", marks=pytest.mark.slow)])
-def test_greedy_tokens_are_those_on_a_mesh(made, mesh):
+@pytest.mark.parametrize(
+    ("mesh", "rule", "alone"),
+    [
+        ("tensor=2", "exact", None),
+        pytest.param("tensor=2", "kl:0.5", "kl:0.5", marks=pytest.mark.slow),
+        pytest.param("data=2", "exact", None, marks=pytest.mark.slow),
+        pytest.param("data=2", "kl:0.5", "kl:0.5", marks=pytest.mark.slow),
+    ],
+)
+def test_greedy_tokens_are_those_on_a_mesh(made, mesh, rule, alone):
     whole, spread = pair_of(*made(FEW)[1:]), pair_of(*made(FEW)[1:], mesh=mesh)
-    assert tokens_of(answers(spread)) == tokens_of(answers(whole, None))
-    assert tokens_of(answers(spread, "kl:0.5")) == tokens_of(answers(whole, "kl:0.5"))
+    assert tokens_of(answers(spread, rule)) == tokens_of(answers(whole, alone))
 
 
 def test_a_prompt_may_begin_as_another_does(made):

@@ -114,7 +114,14 @@ def test_rules_that_compare_distributions_are_refused_by_name(pair, rule):
         jax.eval_shape(lambda: decoded(pair, rule))
 
 
-@pytest.mark.parametrize("rule", ["fuzzy:divergence=js,threshold=0.4", "entropy:1.0,model=draft", "typical", "exact"])
+@pytest.mark.parametrize(
+    "rule",
+    [
+        "fuzzy:divergence=js,threshold=0.4",
+        "entropy:1.0,model=draft",
+        *(pytest.param(rule, marks=pytest.mark.slow) for rule in ("typical", "exact")),  # which read no draft's
+    ],
+)
 def test_rules_that_mean_something_without_a_distribution_are_not(pair, rule):
     assert answer(pair, rule, drafter="lookup:2").stats.failed == 0
 

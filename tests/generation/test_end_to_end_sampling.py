@@ -78,7 +78,7 @@ def test_speculative_sampling_draws_from_the_target(hf_target, draft, rate):
             marks=pytest.mark.slow,
         ),
         (kj.KSequential(3), {}, (0.5, 0.95)),
-        (kj.MultiPathBlock(3), {}, (0.3, 0.95)),
+        pytest.param(kj.MultiPathBlock(3), {}, (0.3, 0.95), marks=pytest.mark.slow),
         pytest.param("block", {}, (0.3, 0.9), marks=pytest.mark.slow),
         ("block", {"drafter": kj.PromptLookup(1)}, (0.05, 0.6)),
     ],
