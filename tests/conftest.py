@@ -57,7 +57,7 @@ def _strict(request):
 
 
 # Linux gives a process 65,530 mappings of memory, and every compiled program takes some: past them it is aborted.
-_MANY_MAPPINGS = 35_000
+_MANY_MAPPINGS = 25_000
 
 
 @pytest.fixture(autouse=True, scope="module")
