@@ -32,7 +32,7 @@ SMALLER = [
     ("n=100, batch=25", "n=2, batch=1"),
     ('"none", "exact", "kl:0.02", "kl:0.1", "kl:0.4", "overlap:0.9", "overlap:0.7", "overlap:0.5", "random:0.8"',
      '"none", "overlap:0.7"'),
-    ("max_new_tokens=160", "max_new_tokens=64"),
+    ("max_new_tokens=160", "max_new_tokens=24"),
 ]  # fmt: skip
 
 

@@ -4,15 +4,16 @@ import copy
 import json
 
 import pytest
-from sweep_records import Letters, answers
-from tiny_pairs import text_pair
+from sweep_records import answers
 
 import kljudge_jax as kj
 from kljudge_jax.cli import main
 from kljudge_jax.errors import InputError
-from kljudge_jax.evaluation.bench import limits
+from kljudge_jax.evaluation.bench.call import Bench
+from kljudge_jax.evaluation.bench.records import BenchFigures
 from kljudge_jax.evaluation.report.compare import Comparison, differences, read_result
 from kljudge_jax.evaluation.sweep.summary import summarise
+from kljudge_jax.records import read
 
 TIME = {"seconds": 0.002, "low": 0.001, "high": 0.003, "rounds": 5, "repetitions": 9, "compile_seconds": 0.1}
 MACHINE = {"backend": "cpu", "device": "cpu", "devices": 1, "processor": "Made Up", "cores": 2}
@@ -180,14 +181,8 @@ def test_a_bench_and_a_sweep_are_never_compared(tmp_path, capsys):
     assert "compare one kind" in capsys.readouterr().err
 
 
-@pytest.fixture(scope="module")
-def measured():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(limits, "matmul_size", lambda: 32)
-        return kj.bench(text_pair(), Letters(), ["exact"], draft_length=4, prompts=1, max_new_tokens=24, rounds=1)
-
-
-def test_what_is_saved_can_be_compared(measured, tmp_path):
+def test_what_is_saved_can_be_compared(tmp_path):
+    measured = Bench(read(kj.shipped_bench(), BenchFigures))
     here = measured.save(tmp_path / "here")
     assert (tmp_path / "here" / "table.md").read_text() == measured.markdown()
     other = json.loads(here.read_text()) | {"machine": measured.figures.machine.to_dict() | {"processor": "<Other>"}}
