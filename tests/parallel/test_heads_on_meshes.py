@@ -6,7 +6,7 @@ from tiny_heads import headed_pair, on_mesh
 from tiny_pairs import PROMPTS, tokens_of
 
 import kljudge_jax as kj
-from kljudge_jax.evaluation.sweep.run import _placed
+from kljudge_jax.evaluation.sweep.claim import _placed
 from kljudge_jax.generation.arguments import drafter_for
 from kljudge_jax.generation.costs import draft_cost
 

@@ -94,7 +94,9 @@ def test_outside_a_thinking_block_the_strict_rule_decides_and_corrects(rule, gre
     assert (ours[0] != relaxed[0])[real].any() and (ours[0] != strict[0])[real].any()
     scored = np.arange(LENGTH + 1) <= np.asarray(inputs.draft_count)[:, None]
     expected = np.where(inside[:, :, None], relaxed[1], strict[1])
-    np.testing.assert_array_equal(ours[1][scored], expected[scored])
+    # Three programs, of which XLA may round each in its own way.
+    np.testing.assert_allclose(ours[1][scored], expected[scored], rtol=0, atol=1e-6)
+    assert greedy or (np.abs(relaxed[1] - strict[1])[scored] > 1e-2).any()
 
 
 @pytest.mark.parametrize("rule", SECTIONED, ids=lambda rule: type(rule).__name__)
